@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all the set-up they need on a fresh machine with Python >= 3.11.
+PYTHON ?= python3
+ACCEL ?= cpu
+BIN = .venv/bin
+
+JAX_cpu = jax
+JAX_cuda12 = jax[cuda12]
+JAX_cuda13 = jax[cuda13]
+JAX_tpu = jax[tpu]
+ifndef JAX_$(ACCEL)
+$(error ACCEL must be cpu, cuda12, cuda13 or tpu, not '$(ACCEL)')
+endif
+
+.PHONY: venv demo test test-slow lint format clean
+
+venv: .venv/.ready-$(ACCEL)
+
+.venv/.ready-$(ACCEL): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; say PYTHON=python3.12, or where yours is"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check "$(JAX_$(ACCEL))" -e .
+	@touch $@
+
+.venv/.ready-test: requirements-test.txt .venv/.ready-$(ACCEL)
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+# The main job: scenes, SFT, GRPO, evaluation, a table and a page of pictures in runs/demo.
+# QUICK=1 takes about three minutes and shows only that everything moves.
+demo: venv
+	$(BIN)/python scripts/demo.py --workdir=runs/demo $(if $(QUICK),--quick) $(DEMO_FLAGS)
+
+test: .venv/.ready-test lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.ready-test
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.ready-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs tests/.jax_cache

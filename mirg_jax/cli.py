@@ -1,0 +1,46 @@
+"""The shared start of every binary: flags in, one line and status 2 out on bad input."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from mirg_jax.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Parses the flags and runs `main`; does not return.
+
+    Bad flags and a `UserError` end the program with status 2 and one line on stderr. Any other
+    exception is a bug of ours and keeps its traceback.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            _fail(error)
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            # A config file that is not there shows only when its value is first touched.
+            getattr(flags.FLAGS.config, "lock", None)
+    except (flags.Error, OSError) as error:
+        _fail(f"{error}; see --help")
+    except AttributeError as error:  # how config_flags rejects --config.no_such_field
+        _fail(f"the config has no field {error}; its fields are in the file named by --config")
+    if rest[1:]:
+        _fail(f"unexpected argument {rest[1]!r}: everything is given by flags, see --help")
+    return rest
+
+
+def _fail(reason: object) -> None:
+    program = os.path.basename(sys.argv[0])
+    print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,133 @@
+"""Encoded examples → arrays of a few static shapes.
+
+Every distinct shape is a compilation, so rows, image slots and patches a slot are padded up to the
+next of a few sizes. SFT packs several examples into a row; GRPO keeps a prompt a row.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mirg_jax.data.images import PATCH_BYTES, ImagePatches
+from mirg_jax.data.prompts import Encoded
+from mirg_jax.errors import DataError
+from mirg_jax.types import Images, Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The sizes that arrays may take, each in ascending order; the last is the limit.
+
+    Attributes:
+      lengths: tokens a row.
+      slots: images a row.
+      patches: patches an image (four make a visual token).
+    """
+
+    lengths: tuple[int, ...]
+    slots: tuple[int, ...]
+    patches: tuple[int, ...]
+
+    def check(self, encoded: Encoded, images: Sequence[ImagePatches]) -> None:
+        """Raises DataError if an example doesn't fit; nothing is ever cut."""
+        largest = max((len(image.patches) for image in images), default=0)
+        for what, size, limits, field in (
+            ("tokens", len(encoded.tokens), self.lengths, "lengths"),
+            ("images", len(images), self.slots, "slots"),
+            ("patches in an image", largest, self.patches, "patches"),
+        ):
+            if size > limits[-1]:
+                raise DataError(
+                    f"{size} {what} are more than the limit of {limits[-1]}; "
+                    f"raise data.shapes.{field} or lower data.max_pixels"
+                )
+
+
+def _next(sizes: Sequence[int], size: int) -> int:
+    return next(limit for limit in sizes if limit >= size)
+
+
+class Item(NamedTuple):
+    """An encoded example with its images."""
+
+    encoded: Encoded
+    images: tuple[ImagePatches, ...]
+
+
+class PackedBatch(NamedTuple):
+    """Rows of packed examples. `labels` marks the tokens to be learned."""
+
+    text: Text
+    images: Images
+    labels: Bool[np.ndarray, "B T"]
+
+
+def pack(items: Sequence[Item], shapes: Shapes) -> list[list[int]]:
+    """Groups examples into rows, longest first, each into the first row with room (FFD)."""
+    rows: list[list[int]] = []
+    free: list[list[int]] = []  # tokens and slots left in each row
+    for index in sorted(range(len(items)), key=lambda i: (-len(items[i].encoded.tokens), i)):
+        tokens, slots = len(items[index].encoded.tokens), len(items[index].images)
+        fits = (i for i, room in enumerate(free) if room[0] >= tokens and room[1] >= slots)
+        row = next(fits, len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append([shapes.lengths[-1], shapes.slots[-1]])
+        rows[row].append(index)
+        free[row][0] -= tokens
+        free[row][1] -= slots
+    return rows
+
+
+def collate(items: Sequence[Item], rows: Sequence[Sequence[int]], shapes: Shapes) -> PackedBatch:
+    """Lays rows of examples out in arrays just large enough, among the allowed sizes."""
+    length = max((sum(len(items[i].encoded.tokens) for i in row) for row in rows), default=1)
+    slots = max((sum(len(items[i].images) for i in row) for row in rows), default=1)
+    used = [image for row in rows for i in row for image in items[i].images]
+    patches = max((len(image.patches) for image in used), default=4)
+    B, T = len(rows), _next(shapes.lengths, length)
+    S, P = _next(shapes.slots, slots), _next(shapes.patches, patches)
+
+    tokens = np.zeros((B, T), np.int32)
+    positions = np.zeros((B, T, 3), np.int32)
+    segments = np.zeros((B, T), np.int32)
+    visual_index = np.full((B, T), -1, np.int32)
+    labels = np.zeros((B, T), bool)
+    pixels = np.zeros((B, S, P, PATCH_BYTES), np.uint8)
+    grid = np.full((B, S, P, 2), -1, np.int32)
+    for b, row in enumerate(rows):
+        at, slot = 0, 0
+        for segment, index in enumerate(row, start=1):
+            encoded, images = items[index]
+            span = slice(at, at + len(encoded.tokens))
+            tokens[b, span] = encoded.tokens
+            positions[b, span] = encoded.positions
+            segments[b, span] = segment
+            labels[b, at + encoded.prompt_length : span.stop] = True
+            for start, image in zip(encoded.image_starts, images, strict=True):
+                count = len(image.patches)
+                pixels[b, slot, :count] = image.patches
+                grid[b, slot, :count] = patch_positions(image.grid)
+                visual = slice(at + start, at + start + count // 4)
+                visual_index[b, visual] = slot * (P // 4) + np.arange(count // 4)
+                slot += 1
+            at = span.stop
+    text = Text(tokens, positions, segments, visual_index)
+    return PackedBatch(text, Images(pixels, grid), labels)
+
+
+def collate_prompts(items: Sequence[Item], shapes: Shapes, size: int) -> PackedBatch:
+    """One prompt a row; empty rows fill up to `size`."""
+    rows = [[i] for i in range(len(items))] + [[] for _ in range(size - len(items))]
+    return collate(items, rows, shapes)
+
+
+def patch_positions(grid: tuple[int, int]) -> Int[np.ndarray, "P 2"]:
+    """(row, column) of an image's patches, in their 2×2 merge-block order."""
+    rows, columns = grid
+    where = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    where = where.reshape(rows // 2, 2, columns // 2, 2, 2).transpose(0, 2, 1, 3, 4)
+    return where.reshape(-1, 2).astype(np.int32)

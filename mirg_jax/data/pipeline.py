@@ -1,0 +1,139 @@
+"""Examples → prepared examples → batches: a grain pipeline whose state can be saved."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+
+import grain
+
+from mirg_jax.data.batching import Item, Shapes
+from mirg_jax.data.examples import Example, Rejected
+from mirg_jax.data.images import load_image, patchify
+from mirg_jax.data.prompts import PromptStyle, Tokenizer, encode
+from mirg_jax.errors import DataError
+from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, GroundedObject, format_answer
+
+
+class RejectedLog:
+    """Counts rows that can't be used and lists them, each once, in a JSONL file."""
+
+    def __init__(self, path: pathlib.Path | None = None):
+        self._path, self._lock, self._seen = path, threading.Lock(), set()
+        if path and path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self._seen.add((row["source"], row["id"]))
+
+    def add(self, rejected: Rejected) -> None:
+        with self._lock:
+            if (rejected.source, rejected.id) in self._seen:
+                return
+            self._seen.add((rejected.source, rejected.id))
+            if self._path:
+                with self._path.open("a") as file:
+                    file.write(json.dumps(dataclasses.asdict(rejected)) + "\n")
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+
+def response_of(example: Example) -> str:
+    """The text to learn: the trajectory, or the true objects alone in an answer block.
+
+    Raises:
+      DataError: for an example with neither.
+    """
+    if example.response is not None:
+        return example.response
+    if not example.targets:
+        raise DataError("there is neither a response nor a target to learn")
+    numbers = collections.Counter()
+    objects = []
+    for target in example.targets:
+        numbers[target.image] += 1
+        number = None if target.image is None else numbers[target.image]
+        objects.append(GroundedObject(target.box, target.image, number, target.label))
+    return f"{ANSWER_START}{format_answer(objects)}{ANSWER_END}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparer:
+    """Reads and encodes one example; the work of the pipeline's threads.
+
+    Attributes:
+      with_response: encode the response too (SFT); prompts alone otherwise.
+      min_pixels, max_pixels: the range an image is resized into.
+    """
+
+    image_root: str
+    tokenizer: Tokenizer
+    style: PromptStyle
+    shapes: Shapes
+    min_pixels: int
+    max_pixels: int
+    with_response: bool
+
+    def __call__(self, example: Example) -> Item:
+        """Raises DataError, naming the row, for an example that can't be used."""
+        try:
+            images = tuple(
+                patchify(load_image(self.image_root, path), self.min_pixels, self.max_pixels)
+                for path in example.images
+            )
+            grids = [(image.grid[0] // 2, image.grid[1] // 2) for image in images]
+            response = response_of(example) if self.with_response else None
+            encoded = encode(example, grids, self.tokenizer, self.style, response)
+            self.shapes.check(encoded, images)
+        except DataError as error:
+            raise DataError(f"{example.source or example.id}: {error}") from None
+        return Item(encoded, images)
+
+
+def batches(
+    examples: Sequence[Example],
+    prepare: Callable[[Example], Item],
+    rejected: RejectedLog,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+) -> grain.DatasetIterator:
+    """Endless batches of `(example, item)` lists, reshuffled each epoch.
+
+    Rows that can't be used are left out, logged, and replaced by the next. The order depends on
+    the seed alone, and the iterator's `get_state`/`set_state` resume it exactly. Each process
+    reads every `process_count`-th example of the one global order.
+
+    Args:
+      batch_size: examples a batch in this process.
+
+    Raises:
+      DataError: when no example is left.
+    """
+    if not examples:
+        raise DataError("the data set is empty; look at data.train_json and rejected.jsonl")
+    state = {"bad_in_a_row": 0}
+
+    def load(index: int) -> tuple[Example, Item] | None:
+        example = examples[index]
+        try:
+            item = prepare(example)
+        except DataError as error:
+            rejected.add(Rejected(source=example.source, id=example.id, reason=str(error)))
+            state["bad_in_a_row"] += 1
+            if state["bad_in_a_row"] > 2 * len(examples):
+                raise DataError(f"no example can be used; the last: {error}") from None
+            return None
+        state["bad_in_a_row"] = 0
+        return example, item
+
+    dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
+    dataset = dataset[process_index::process_count] if process_count > 1 else dataset
+    dataset = dataset.map(load).filter(lambda pair: pair is not None)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
+    return iter(dataset.to_iter_dataset(options).batch(batch_size, batch_fn=list))

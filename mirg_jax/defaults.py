@@ -1,0 +1,101 @@
+"""Every setting of a run, with its default. Recipes in `configs/` change what they must.
+
+Where the paper (MIRG-RL) leaves a value open, the default is that of its closest open peer,
+UniVG-R1 (arXiv 2505.14231), and marked "open".
+"""
+
+from ml_collections import ConfigDict
+
+
+def _common() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "num_steps": 1000,
+            "batch_size": 128,  # examples (SFT) or prompts (GRPO) a step
+            "init_from": "",  # run, checkpoint, HF folder or hub name to start from; "": model.path
+            "freeze": ("visual",),  # parts not trained: "visual", "decoder", …; open
+            "model": {
+                "path": "Qwen/Qwen2-VL-7B-Instruct",  # Hugging Face folder or hub name
+                "compute_dtype": "bfloat16",
+                "param_dtype": "float32",  # the masters that the optimizer moves
+                "remat": True,  # recompute layers in the backward pass instead of keeping them
+            },
+            "data": {
+                "train_json": "",  # MGrounding-630k JSON, MIG-Bench JSON or trajectory JSONL
+                "image_root": "",
+                "min_pixels": 3136,
+                "max_pixels": 401408,  # open
+                # Sizes that arrays are padded to (mirg_jax/data/batching.py); the last is the
+                # limit, and each combination met is one compilation.
+                "shapes": {"lengths": (6000,), "slots": (8,), "patches": (2048,)},
+                "threads": 2,
+            },
+            "prompt": {  # wording around the question; open
+                "system": "You are a helpful assistant.",
+                "image_label": "Image-{n}: ",
+                "instruction": "",
+            },
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 0.0,
+                "schedule": "cosine",  # open
+                "warmup_ratio": 0.015,  # open
+                "final_ratio": 0.0,
+                "weight_decay": 0.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip_norm": 1.0,
+                "adam_ratio": 1.0,  # muon: Adam's rate for embeddings, norms and biases over muon's
+            },
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: the devices that the others leave
+            "cpu_devices": 0,  # split the CPU into so many devices (tests, demo); 0: leave it
+            "checkpoint": {"every": 100, "keep": 2},
+            "evaluation": {"batch_size": 16, "max_tokens": 1024},
+        }
+    )
+
+
+def sft() -> ConfigDict:
+    """Trajectory SFT (the paper's stage 1): 10k samples, batch 128, learning rate 2e-5."""
+    config = _common()
+    config.num_steps = 78  # one epoch of 10k; open
+    config.optimizer.learning_rate = 2e-5
+    config.rows_per_micro_batch = 8  # packed rows computed at a time; gradients are accumulated
+    config.logprob_chunk = 1024  # tokens whose logits exist at a time
+    return config
+
+
+def grpo() -> ConfigDict:
+    """Image-aware GRPO (the paper's stage 2): 7k samples, learning rate 5e-6, equation 5."""
+    config = _common()
+    config.num_steps = 437  # one epoch of 7k prompts at 16 a step; open
+    config.batch_size = 16  # prompts; × group = the paper's 128 if that counts completions; open
+    config.optimizer.learning_rate = 5e-6
+    config.prompts_per_micro_batch = 8
+    config.logprob_chunk = 1024
+    config.grpo = ConfigDict(
+        {
+            "group": 8,  # completions a prompt, the paper's N; open
+            "updates": 1,  # optimizer steps on each rollout
+            "temperature": 1.0,  # open
+            "top_p": 1.0,
+            "max_tokens": 1024,  # of a completion; open
+            "completion_lengths": (1024,),  # sizes that completions are padded to in the loss
+            "max_objects": 8,  # boxes of an answer that are looked at
+            "beta": 0.04,  # weight of the KL penalty, the paper's λ; open
+            "kl": "k3",  # k1, k2, k3, or exact (over the whole vocabulary)
+            "kl_clamp": 10.0,
+            "clip_low": 0.2,  # open
+            "clip_high": 0.2,
+            "normalisation": "sequence",  # sequence (equation 5), token, constant
+            "advantage_scale": "std",  # std (equation 4), none
+            "advantage_epsilon": 1e-4,
+            # Weights of equation 3. Others: "object_gated", or "module:function".
+            "rewards": {"format": 1.0, "image": 1.0, "object": 1.0},
+            "log_groups_every": 20,  # steps between groups written out to be read
+            "log_groups": 4,
+        }
+    )
+    return config

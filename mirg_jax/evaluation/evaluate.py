@@ -1,0 +1,117 @@
+"""A model and a benchmark file → predictions, scores and a report in one folder."""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mirg_jax.data.examples import Example, Rejected
+from mirg_jax.data.pipeline import RejectedLog
+from mirg_jax.errors import ConfigError
+from mirg_jax.evaluation import report, scoring
+from mirg_jax.evaluation.predict import predict
+from mirg_jax.training import checkpoint as load
+from mirg_jax.training import setup
+
+
+def _examples(rows: list[scoring.Row], name: str) -> list[tuple[int, Example]]:
+    return [
+        (
+            index,
+            Example(
+                id=str(index),
+                task=row["task"],
+                images=tuple(row["images"]),
+                question=row["question"],
+                targets=(),
+                source=f"{name} row {index}",
+            ),
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def _claim(folder: pathlib.Path, what: dict) -> None:
+    """Refuses to mix predictions of two models or benchmarks in one folder."""
+    path = folder / "run.json"
+    if path.exists() and json.loads(path.read_text()) != what:
+        raise ConfigError(
+            f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
+            "or delete it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(what, indent=1) + "\n")
+
+
+def run(
+    config: ConfigDict,
+    *,
+    checkpoint: str,
+    benchmark: str,
+    image_root: str,
+    output_dir: pathlib.Path,
+    protocol: scoring.Protocol = "answer",
+    limit: int = 0,
+) -> scoring.Scores:
+    """Predicts what isn't predicted yet, scores everything, and writes the report.
+
+    Args:
+      checkpoint: what `checkpoint.load_model` takes.
+      limit: evaluate only so many rows, spread evenly over the file; 0 for all.
+
+    Raises:
+      UserError: for a benchmark, checkpoint or setting that can't be used.
+    """
+    rows = scoring.load_benchmark(benchmark)
+    if limit and limit < len(rows):
+        rows = [rows[i * len(rows) // limit] for i in range(limit)]
+    mesh = setup.use_devices(config)
+    step = load.find_run(checkpoint)
+    _claim(
+        output_dir,
+        {
+            "model": str(checkpoint),
+            "step": step and step[1],
+            "benchmark": benchmark,
+            "rows": len(rows),
+        },
+    )
+    path = output_dir / "predictions.jsonl"
+    responses: list[str | None] = [None] * len(rows)
+    if path.exists() and path.stat().st_size:
+        responses = scoring.load_predictions(path, len(rows))
+
+    open_rows = [(i, e) for i, e in _examples(rows, benchmark) if responses[i] is None]
+    if open_rows:
+        model = load.load_model(checkpoint, mesh, precision=setup.precision(config))
+        tokenizer = setup.load_tokenizer(model.folder)
+        config.data.image_root = image_root
+        preparer = setup.make_preparer(config, tokenizer, with_response=False)
+        rejected = RejectedLog(output_dir / "rejected.jsonl")
+        answers = predict(
+            model,
+            tokenizer,
+            preparer,
+            mesh,
+            open_rows,
+            batch_size=config.evaluation.batch_size,
+            max_tokens=config.evaluation.max_tokens,
+        )
+        with path.open("a") as file:
+            for answer in tqdm(answers, total=len(open_rows), unit="row", desc="evaluate"):
+                if answer.response is None:
+                    rejected.add(
+                        Rejected(f"{benchmark} row {answer.index}", str(answer.index), answer.error)
+                    )
+                    continue
+                responses[answer.index] = answer.response
+                line = {"index": answer.index, "response": answer.response}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    scores = scoring.score(rows, responses, protocol)
+    (output_dir / "scores.json").write_text(json.dumps(scores.to_json(), indent=1) + "\n")
+    title = f"{pathlib.Path(checkpoint).name} on {pathlib.Path(benchmark).name}"
+    runs = {pathlib.Path(checkpoint).name: report.Run(responses, scores)}
+    report.write_report(output_dir / "report.html", title, rows, runs, image_root)
+    return scores

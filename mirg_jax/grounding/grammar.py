@@ -1,0 +1,348 @@
+"""The language of the answers: formatting and parsing from one definition.
+
+    <think>thoughts</think><answer>objects</answer>
+
+An object, where it is first mentioned, is its id, its name and its box:
+
+    <bbox_id>[N-M]</bbox_id><|object_ref_start|>name<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>
+
+N is the image and M the object inside that image, both from 1; a later mention is the id alone.
+Boxes follow `boxes.py`. Text must be decoded with special tokens kept: the grammar is made of them.
+
+Parsing never raises and takes time linear in the text, whatever a policy samples: the text is cut
+at the tokens, and every piece between two tokens is looked at a fixed number of times.
+"""  # noqa: E501
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mirg_jax.grounding.boxes import Box, is_valid
+
+THINK_START = "<think>"
+THINK_END = "</think>"
+ANSWER_START = "<answer>"
+ANSWER_END = "</answer>"
+ID_START = "<bbox_id>"
+ID_END = "</bbox_id>"
+OBJECT_START = "<|object_ref_start|>"
+OBJECT_END = "<|object_ref_end|>"
+BOX_START = "<|box_start|>"
+BOX_END = "<|box_end|>"
+END_OF_TURN = "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+
+_BLOCKS = (THINK_START, THINK_END, ANSWER_START, ANSWER_END)
+_BLOCK = re.compile("|".join(map(re.escape, _BLOCKS)))
+_END_OF = {ID_START: ID_END, OBJECT_START: OBJECT_END, BOX_START: BOX_END}
+_PART = re.compile("(" + "|".join(map(re.escape, (*_END_OF, *_END_OF.values()))) + ")")
+_TOKEN = re.compile(f"{_BLOCK.pattern}|{_PART.pattern}")
+_WORD = re.compile(r"\w")
+_POINT = r"\s*\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)\s*"
+_BOX = re.compile(f"{_POINT},{_POINT}", re.ASCII)
+_ID = re.compile(r"\s*\[\s*(\d{1,4})\s*-\s*(\d{1,4})\s*\]\s*", re.ASCII)
+
+ORDINALS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+)
+_LAST = ("last", "final")
+_SOURCE = "source"  # region questions give "a source image followed by its several regions"
+_WORDS = "|".join((*ORDINALS, *_LAST, _SOURCE))
+_IMAGE = r"(?:image|picture|photo|frame)"
+_WORDING = re.compile(
+    rf"\b(?:(?P<word>{_WORDS})|(?P<suffixed>\d{{1,3}})(?:st|nd|rd|th))\s{{1,2}}{_IMAGE}\b"
+    rf"|\b{_IMAGE}[\s#_-]{{0,2}}(?P<number>\d{{1,3}})\b",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class GroundedObject:
+    """A box, where known with its image (from 1), its number in that image (from 1), its name."""
+
+    box: Box
+    image: int | None = None
+    number: int | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model's text says.
+
+    thinking, answer: the text inside the blocks, None where there is no such block.
+    mentions: the objects with a box inside the thoughts.
+    objects: the objects of the answer. Their `image` is None or one of 1..num_images.
+    format_ok: one think block, then one answer block with a valid box, nothing else around them,
+        and no image index outside 1..num_images.
+    problems: what is wrong, a line each.
+    """
+
+    thinking: str | None
+    answer: str | None
+    mentions: tuple[GroundedObject, ...]
+    objects: tuple[GroundedObject, ...]
+    format_ok: bool
+    problems: tuple[str, ...]
+
+
+def format_id(image: int, number: int) -> str:
+    return f"{ID_START}[{image}-{number}]{ID_END}"
+
+
+def format_box(box: Box) -> str:
+    """The box between its tokens. Raises ValueError for a box that could not be read back."""
+    if not is_valid(box):
+        raise ValueError(f"not a box on the grid: {box}")
+    x1, y1, x2, y2 = box
+    return f"{BOX_START}({x1},{y1}),({x2},{y2}){BOX_END}"
+
+
+def format_object(obj: GroundedObject) -> str:
+    """A first mention: the id where image and number are known, the name where given, the box.
+
+    Raises ValueError for an invalid box and for a name that holds a token of the grammar.
+    """
+    if _TOKEN.search(obj.label):
+        raise ValueError(f"object name holds a token of the grammar: {obj.label!r}")
+    known = obj.image is not None and obj.number is not None
+    identity = format_id(obj.image, obj.number) if known else ""
+    name = f"{OBJECT_START}{obj.label}{OBJECT_END}" if obj.label else ""
+    return identity + name + format_box(obj.box)
+
+
+def format_answer(objects: Iterable[GroundedObject]) -> str:
+    """The text inside the answer block."""
+    return " ".join(map(format_object, objects))
+
+
+def format_response(thinking: str, answer: str) -> str:
+    return f"{THINK_START}{thinking}{THINK_END}{ANSWER_START}{answer}{ANSWER_END}"
+
+
+def find_image_index(text: str, num_images: int | None = None) -> int | None:
+    """The image (from 1) that the wording names last, None where it names none that exists.
+
+    Reads "the third image", "the 3rd image", "2th image", "Image-3", "image 3", "the source image"
+    (the first) and, when `num_images` is given, "the last image". Questions name last the
+    image to look in: "the object marked in the first image ... locate it in the second image".
+    """
+    named = _last_wording(text, num_images)
+    return named if named is not None and _exists(named, num_images) else None
+
+
+def find_objects(
+    text: str, num_images: int | None = None
+) -> tuple[tuple[GroundedObject, ...], tuple[str, ...]]:
+    """The objects with a valid box in any text, such as a plain MGrounding answer, and the
+    problems of those left out, a line each."""
+    scan = _Scan(text, num_images)
+    return tuple(scan.objects()), tuple(scan.problems)
+
+
+def parse_response(text: str, num_images: int | None = None) -> Response:
+    """Reads a model's text, decoded with special tokens kept.
+
+    Objects of the answer are its boxes in order, and the ids in it that were given a box in the
+    thoughts. A box without an id takes its image from the wording before it. Where there is no
+    answer block the objects are those of the text after the thoughts. Boxes that are inverted,
+    off the grid or unreadable are left out and named in `problems`.
+
+    Args:
+      text: any string.
+      num_images: number of images of the prompt, to check indices and to resolve "the last image".
+    """
+    text = _without_ending(text)
+    tags = list(_BLOCK.finditer(text))
+    thinking, answer, rest = _blocks(text, tags)
+    problems = _structure_problems(text, tags)
+
+    thoughts = _Scan(thinking or "", num_images)
+    said = _Scan(rest if answer is None else answer, num_images)
+    mentions = tuple(thoughts.objects())
+    objects = tuple(said.objects(known=mentions))
+    if not objects:
+        problems.append("the answer holds no valid box")
+    format_ok = not problems and thoughts.images_exist and said.images_exist
+    problems += thoughts.problems + said.problems
+    return Response(thinking, answer, mentions, objects, format_ok, tuple(problems))
+
+
+def _without_ending(text: str) -> str:
+    """Cuts the end-of-turn tokens and white space off the end."""
+    end = len(text)
+    while end:
+        endings = (END_OF_TURN, END_OF_TEXT)
+        if ending := next((token for token in endings if text.endswith(token, 0, end)), None):
+            end -= len(ending)
+        elif text[end - 1].isspace():
+            end -= 1
+        else:
+            break
+    return text[:end]
+
+
+def _blocks(text: str, tags: list[re.Match]) -> tuple[str | None, str | None, str]:
+    """The thoughts, the answer, and the text after the thoughts.
+
+    A block that is not closed runs to the end (thoughts: to the answer), so that the boxes of
+    thoughts cut short never pass for an answer. Without an opening tag the thoughts start at the
+    beginning: chat templates may put that tag into the prompt.
+    """
+
+    def find(tag: str, start: int = 0) -> re.Match | None:
+        return next((match for match in tags if match[0] == tag and match.start() >= start), None)
+
+    opening = find(THINK_START)
+    begin = opening.end() if opening else 0
+    closing = find(THINK_END, begin)
+    thinking, after = None, 0
+    if closing:
+        thinking, after = text[begin : closing.start()], closing.end()
+    elif opening:
+        cut = find(ANSWER_START, begin)
+        after = cut.start() if cut else len(text)
+        thinking = text[begin:after]
+
+    answer = None
+    if opening := find(ANSWER_START, after) or find(ANSWER_START):
+        closing = find(ANSWER_END, opening.end())
+        answer = text[opening.end() : closing.start() if closing else len(text)]
+    return thinking, answer, text[after:]
+
+
+def _structure_problems(text: str, tags: list[re.Match]) -> list[str]:
+    """Empty for exactly one think block and one answer block with nothing around them."""
+    if [match[0] for match in tags] != list(_BLOCKS):
+        return ["not one think block followed by one answer block"]
+    think_start, think_end, answer_start, answer_end = tags
+    around = (
+        text[: think_start.start()],
+        text[think_end.end() : answer_start.start()],
+        text[answer_end.end() :],
+    )
+    return ["text outside the think and answer blocks"] if any(map(str.strip, around)) else []
+
+
+class _Scan:
+    """One pass over a text: its objects and bare ids, in order, and what was wrong with it.
+
+    An id and a name belong to the box that follows them with nothing but space and punctuation
+    between; an id followed by anything else is bare, a later mention.
+    """
+
+    def __init__(self, text: str, num_images: int | None):
+        self.problems: list[str] = []
+        self.images_exist = True
+        self._num_images = num_images
+        self._found: list[GroundedObject | tuple[int, int]] = []
+        self._identity: tuple[int | None, int | None] | None = None  # waits for its box
+        self._label = ""  # waits for its box
+        self._image: int | None = None  # from the wording so far
+
+        pieces = _PART.split(text)  # prose, token, prose, token, ..., prose
+        self._prose(pieces[0])
+        i = 1
+        while i < len(pieces):
+            token, content = pieces[i : i + 2]
+            if pieces[i + 2 : i + 3] == [_END_OF.get(token)]:
+                self._part(token, content)
+                self._prose(pieces[i + 3])
+                i += 4
+            else:
+                self.problems.append(f"{token} without its counterpart")
+                self._release()
+                self._prose(content)
+                i += 2
+        self._release()
+
+    def objects(self, known: Iterable[GroundedObject] = ()) -> Iterable[GroundedObject]:
+        """The objects; a bare id is that of an object among those `known` or of this text.
+
+        An id that repeats an object of this text is not a second object.
+        """
+        by_id: dict[tuple[int | None, int | None], GroundedObject] = {}
+        for obj in known:
+            by_id.setdefault((obj.image, obj.number), obj)
+        given = set()
+        for item in self._found:
+            if isinstance(item, GroundedObject):
+                given.add((item.image, item.number))
+                yield item
+            elif item not in given:
+                given.add(item)
+                if item in by_id:
+                    yield by_id[item]
+                else:
+                    self.problems.append(f"id [{item[0]}-{item[1]}] was not given a box before")
+
+    def _prose(self, text: str) -> None:
+        if _WORD.search(text):
+            self._release()
+            named = _last_wording(text, self._num_images)
+            self._image = self._image if named is None else named
+
+    def _part(self, token: str, content: str) -> None:
+        if token == OBJECT_START:
+            self._label = content.strip()
+        elif token == ID_START:
+            self._release()
+            match = _ID.fullmatch(content)
+            image, number = (int(match[1]), int(match[2])) if match else (0, 0)
+            if number > 0 and _exists(image, self._num_images):
+                self._identity = image, number
+            else:
+                self._identity = None, None
+                self._no_image(f"not the id of an image and an object: {_quote(content)}")
+        else:
+            if box := _read_box(content):
+                image, number = self._identity or (self._image, None)
+                if image is not None and not _exists(image, self._num_images):
+                    self._no_image(f"a box is said to be in image {image}, which is not there")
+                    image = None
+                self._found.append(GroundedObject(box, image, number, self._label))
+            else:
+                self.problems.append(f"not a box on the grid: {_quote(content)}")
+            self._identity, self._label = None, ""
+
+    def _release(self) -> None:
+        """Ends the wait for a box."""
+        if self._identity not in (None, (None, None)):
+            self._found.append(self._identity)
+        self._identity, self._label = None, ""
+
+    def _no_image(self, problem: str) -> None:
+        self.images_exist = False
+        self.problems.append(problem)
+
+
+def _read_box(content: str) -> Box | None:
+    match = _BOX.fullmatch(content)
+    # Python refuses to convert thousands of digits, and no coordinate has more than four.
+    if match is None or max(map(len, match.groups())) > 4:
+        return None
+    x1, y1, x2, y2 = map(int, match.groups())
+    return (x1, y1, x2, y2) if is_valid((x1, y1, x2, y2)) else None
+
+
+def _last_wording(text: str, num_images: int | None) -> int | None:
+    """The image index named last, in range or not."""
+    match = None
+    for match in _WORDING.finditer(text):  # noqa: B007
+        pass
+    if match is None:
+        return None
+    if number := match["suffixed"] or match["number"]:
+        return int(number)
+    word = match["word"].lower()
+    if word in _LAST:
+        return num_images
+    return 1 if word == _SOURCE else ORDINALS.index(word) + 1
+
+
+def _exists(image: int, num_images: int | None) -> bool:
+    return image >= 1 and (num_images is None or image <= num_images)
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

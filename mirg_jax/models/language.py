@@ -1,0 +1,194 @@
+"""The decoder of Qwen2-VL: grouped-query attention, SwiGLU, M-RoPE; layers stacked and scanned."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mirg_jax.models import rope
+from mirg_jax.models.attention import attend
+from mirg_jax.models.config import TextConfig
+from mirg_jax.models.layers import Precision, linear, rms_norm, scan, stack
+from mirg_jax.types import KeyValues
+
+
+class Cache(NamedTuple):
+    """Keys and values of the completions while they are sampled; `length` tokens are written."""
+
+    keys: Float[Array, "layers B K G L D"]
+    values: Float[Array, "layers B K G L D"]
+    length: Int[Array, ""]
+
+
+class Attention(nnx.Module):
+    """Projections of grouped-query attention."""
+
+    def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
+        self.num_kv_heads, self.head_dim = config.num_kv_heads, config.head_dim
+        dim, kv_dim = config.hidden_size, config.num_kv_heads * config.head_dim
+        make = {"precision": precision, "rngs": rngs}
+        self.q_proj = linear(dim, dim, ("embed", "heads"), bias=True, **make)
+        self.k_proj = linear(dim, kv_dim, ("embed", "kv_heads"), bias=True, **make)
+        self.v_proj = linear(dim, kv_dim, ("embed", "kv_heads"), bias=True, **make)
+        self.o_proj = linear(dim, dim, ("heads", "embed"), bias=False, **make)
+
+    def project(
+        self, x: Float[Array, "B G T M"], angles: Float[Array, "B G T half"]
+    ) -> tuple[Float[Array, "B K G R T D"], Float[Array, "B K G T D"], Float[Array, "B K G T D"]]:
+        """Rotated queries and keys, and values, heads first."""
+        B, G, T, _ = x.shape
+        split = (B, G, T, -1, self.head_dim)
+        q = rope.rotate(self.q_proj(x).reshape(split), angles)
+        k = rope.rotate(self.k_proj(x).reshape(split), angles)
+        v = self.v_proj(x).reshape(split)
+        q = q.reshape(B, G, T, self.num_kv_heads, -1, self.head_dim)
+        return (
+            q.transpose(0, 3, 1, 4, 2, 5),
+            k.transpose(0, 3, 1, 2, 4),
+            v.transpose(0, 3, 1, 2, 4),
+        )
+
+    def merge_heads(self, out: Float[Array, "B K G R T D"]) -> Float[Array, "B G T M"]:
+        B, _, G, _, T, _ = out.shape
+        return self.o_proj(out.transpose(0, 2, 4, 1, 3, 5).reshape(B, G, T, -1))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
+        dim, hidden, epsilon = config.hidden_size, config.intermediate_size, config.rms_norm_eps
+        make = {"bias": False, "precision": precision, "rngs": rngs}
+        self.input_norm = rms_norm(dim, epsilon, precision, rngs)
+        self.attention = Attention(config, precision=precision, rngs=rngs)
+        self.post_norm = rms_norm(dim, epsilon, precision, rngs)
+        self.gate_proj = linear(dim, hidden, ("embed", "mlp"), **make)
+        self.up_proj = linear(dim, hidden, ("embed", "mlp"), **make)
+        self.down_proj = linear(hidden, dim, ("mlp", "embed"), **make)
+
+    def __call__(self, x, angles, attend_to):
+        """One layer; `attend_to(q, k, v)` says which keys the queries see.
+
+        Returns:
+          The layer's output [B, G, T, M] and whatever else `attend_to` returned.
+        """
+        q, k, v = self.attention.project(self.input_norm(x), angles)
+        out, extra = attend_to(q, k, v)
+        x = x + self.attention.merge_heads(out)
+        h = self.post_norm(x)
+        x = x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h))
+        return x, extra
+
+
+class Decoder(nnx.Module):
+    """All layers and the last norm. Rows come in branches: x is [B, G, T, M], G = 1 for prompts."""
+
+    def __init__(self, config: TextConfig, *, precision: Precision, remat: bool, rngs: nnx.Rngs):
+        self.config, self.precision, self.remat = config, precision, remat
+        self.layers = stack(
+            lambda rngs: DecoderLayer(config, precision=precision, rngs=rngs),
+            config.num_layers,
+            rngs,
+        )
+        self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, precision, rngs)
+
+    def _angles(self, positions: Int[Array, "B G T 3"]) -> Float[Array, "B G T half"]:
+        return rope.mrope_angles(positions, self.config.mrope_section, self.config.rope_theta)
+
+    def __call__(
+        self,
+        x: Float[Array, "B G T M"],
+        positions: Int[Array, "B G T 3"],
+        segments: Int[Array, "B G T"],
+        prefix: KeyValues | None = None,
+    ) -> Float[Array, "B G T M"]:
+        """Hidden states of whole sequences, causal, after the last norm.
+
+        Args:
+          prefix: keys and values of a prompt that all G branches of a row continue.
+        """
+        angles = self._angles(positions)
+        own = functools.partial(attend, q_segments=segments, k_segments=segments, causal=True)
+
+        def body(layer, x, layer_prefix):
+            if layer_prefix is None:
+                return layer(x, angles, lambda q, k, v: (own(q, k, v), None))
+            keys, values = layer_prefix
+            shared = functools.partial(
+                own, prefix_k=keys, prefix_v=values, prefix_segments=prefix.segments
+            )
+            return layer(x, angles, lambda q, k, v: (shared(q, k, v), None))
+
+        inputs = None if prefix is None else (prefix.keys, prefix.values)
+        x, _ = scan(body, x, self.layers, inputs, remat=self.remat)
+        return self.norm(x)
+
+    def prefill(
+        self,
+        x: Float[Array, "B T M"],
+        positions: Int[Array, "B T 3"],
+        segments: Int[Array, "B T"],
+    ) -> tuple[Float[Array, "B T M"], KeyValues]:
+        """Hidden states of prompts and the keys and values that completions look back on."""
+        angles = self._angles(positions)[:, None]
+
+        def attend_to(q, k, v):
+            out = attend(q, k, v, segments[:, None], segments[:, None], causal=True)
+            return out, (k[:, :, 0], v[:, :, 0])
+
+        def body(layer, x, _):
+            return layer(x, angles, attend_to)
+
+        x, (keys, values) = scan(body, x[:, None], self.layers, remat=self.remat)
+        return self.norm(x)[:, 0], KeyValues(keys, values, segments)
+
+    def init_cache(self, batch: int, group: int, length: int) -> Cache:
+        config = self.config
+        shape = (config.num_layers, batch, config.num_kv_heads, group, length, config.head_dim)
+        zeros = jnp.zeros(shape, self.precision.compute)
+        return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+
+    def step(
+        self,
+        x: Float[Array, "B G M"],
+        positions: Int[Array, "B G 3"],
+        prefix: KeyValues,
+        cache: Cache,
+    ) -> tuple[Float[Array, "B G M"], Cache]:
+        """Hidden states of one new token a branch, and the cache with it written."""
+        angles = self._angles(positions)[:, :, None]
+        B, _, G, L, _ = cache.keys.shape[1:]
+        ones = jnp.ones((B, G, 1), jnp.int32)
+        written = jnp.broadcast_to((jnp.arange(L) <= cache.length).astype(jnp.int32), (B, G, L))
+
+        def body(layer, carry, inputs):
+            x, keys, values = carry  # all layers' caches are carried, so they are updated in place
+            index, prefix_k, prefix_v = inputs
+            where = (index, 0, 0, 0, cache.length, 0)
+
+            def attend_to(q, k, v):
+                all_k = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), where)
+                all_v = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), where)
+                out = attend(
+                    q,
+                    jax.lax.dynamic_index_in_dim(all_k, index, keepdims=False),
+                    jax.lax.dynamic_index_in_dim(all_v, index, keepdims=False),
+                    ones,
+                    written,
+                    causal=False,
+                    prefix_k=prefix_k,
+                    prefix_v=prefix_v,
+                    prefix_segments=prefix.segments,
+                )
+                return out, (all_k, all_v)
+
+            x, (all_k, all_v) = layer(x, angles, attend_to)
+            return (x, all_k, all_v), None
+
+        inputs = (jnp.arange(self.config.num_layers), prefix.keys, prefix.values)
+        carry = (x[:, :, None], cache.keys, cache.values)
+        (x, keys, values), _ = scan(body, carry, self.layers, inputs, remat=False)
+        return self.norm(x)[:, :, 0], Cache(keys, values, cache.length + 1)

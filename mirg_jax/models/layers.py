@@ -1,0 +1,94 @@
+"""Building blocks shared by the vision tower and the decoder."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Precision(NamedTuple):
+    """What the model computes in and what its parameters are kept in."""
+
+    compute: Any = jnp.float32
+    params: Any = jnp.float32
+
+
+FLOAT32 = Precision()
+
+
+def linear(
+    in_dim: int,
+    out_dim: int,
+    axes: tuple[str | None, str | None],
+    *,
+    bias: bool,
+    precision: Precision,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A dense layer whose kernel `[in_dim, out_dim]` carries the logical axes `axes`."""
+    return nnx.Linear(
+        in_dim,
+        out_dim,
+        use_bias=bias,
+        dtype=precision.compute,
+        param_dtype=precision.params,
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
+        rngs=rngs,
+    )
+
+
+def rms_norm(dim: int, epsilon: float, precision: Precision, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        dim,
+        epsilon=epsilon,
+        dtype=precision.compute,
+        param_dtype=precision.params,
+        scale_metadata={"axes": (None,)},
+        rngs=rngs,
+    )
+
+
+def layer_norm(dim: int, precision: Precision, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+        dim,
+        epsilon=1e-6,
+        use_fast_variance=False,
+        dtype=precision.compute,
+        param_dtype=precision.params,
+        scale_metadata={"axes": (None,)},
+        bias_metadata={"axes": (None,)},
+        rngs=rngs,
+    )
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x · sigmoid(1.702 x), the activation of CLIP and of Qwen2-VL's tower."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` copies of a layer in one module, parameters stacked on a leading axis.
+
+    Args:
+      make: builds one layer from its `nnx.Rngs`.
+    """
+    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=depth))
+
+
+def scan(body, carry, layers: nnx.Module, inputs: Any = None, *, remat: bool):
+    """Runs `body(layer, carry, layer's inputs) -> (carry, outputs)` over stacked layers.
+
+    One traced layer, whatever the depth. With `remat` the backward pass recomputes each layer
+    from its carry, so only the carries are kept.
+    """
+    graph, params = nnx.split(layers)
+
+    def step(carry, xs):
+        layer_params, layer_inputs = xs
+        return body(nnx.merge(graph, layer_params), carry, layer_inputs)
+
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)
+    return jax.lax.scan(step, carry, (params, inputs))

@@ -1,0 +1,144 @@
+"""Qwen2-VL: vision tower, decoder, and the embedding and head that tie them to tokens."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.language import Cache, Decoder
+from mirg_jax.models.layers import FLOAT32, Precision, linear
+from mirg_jax.models.vision import VisionTower
+from mirg_jax.types import Images, KeyValues, Rollout, Text
+
+
+class Qwen2VL(nnx.Module):
+    """The whole model. Split it once (`nnx.split`) and use it as a function of its parameters."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        precision: Precision = FLOAT32,
+        remat: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.precision = config, precision
+        text = config.text
+        self.visual = VisionTower(config.vision, precision=precision, remat=remat, rngs=rngs)
+        self.embed_tokens = nnx.Embed(
+            text.vocab_size,
+            text.hidden_size,
+            dtype=precision.compute,
+            param_dtype=precision.params,
+            embedding_init=nnx.initializers.normal(0.02),
+            embedding_metadata={"axes": ("vocab", "embed")},
+            rngs=rngs,
+        )
+        self.decoder = Decoder(text, precision=precision, remat=remat, rngs=rngs)
+        if not text.tie_word_embeddings:
+            self.lm_head = linear(
+                text.hidden_size,
+                text.vocab_size,
+                ("embed", "vocab"),
+                bias=False,
+                precision=precision,
+                rngs=rngs,
+            )
+
+    def head(self) -> Float[Array, "M vocab"]:
+        """The matrix that turns hidden states into logits, in the compute dtype."""
+        tied = self.config.text.tie_word_embeddings
+        kernel = self.embed_tokens.embedding[...].T if tied else self.lm_head.kernel[...]
+        return kernel.astype(self.precision.compute)
+
+    def embed(
+        self, text: Text, visual: Float[Array, "B V M"] | None = None
+    ) -> Float[Array, "B T M"]:
+        """Token embeddings, with the visual tokens put where `visual_index` points."""
+        x = self.embed_tokens(text.tokens)
+        if visual is None:
+            return x
+        index = text.visual_index[..., None]
+        image = jnp.take_along_axis(visual, jnp.maximum(index, 0), axis=1)
+        return jnp.where(index >= 0, image.astype(x.dtype), x)
+
+    def hidden(self, text: Text, visual: Float[Array, "B V M"] | None) -> Float[Array, "B T M"]:
+        """Hidden states of packed rows."""
+        x = self.embed(text, visual)
+        return self.decoder(x[:, None], text.positions[:, None], text.segments[:, None])[:, 0]
+
+    def prefill(
+        self, text: Text, visual: Float[Array, "B V M"] | None
+    ) -> tuple[Float[Array, "B T M"], KeyValues]:
+        """Hidden states of prompts (segment 1), and what their completions look back on."""
+        return self.decoder.prefill(self.embed(text, visual), text.positions, text.segments)
+
+    def continue_prompts(
+        self,
+        tokens: Int[Array, "B G L"],
+        mask: Int[Array, "B G L"],
+        prompt: Text,
+        prefix: KeyValues,
+    ) -> Float[Array, "B G L M"]:
+        """Hidden states of G completions of each prompt, the prompt computed once."""
+        positions = completion_positions(prompt, jnp.arange(tokens.shape[-1]))
+        positions = jnp.broadcast_to(positions[:, None], (*tokens.shape, 3))
+        return self.decoder(
+            self.embed_tokens(tokens), positions, mask.astype(jnp.int32), prefix=prefix
+        )
+
+    def completion_hidden(
+        self, prompt: Text, images: Images | None, rollout: Rollout
+    ) -> Float[Array, "B G L M"]:
+        """The hidden states that predict each completion token.
+
+        The images and the prompt are computed once for the whole group. The first token is
+        predicted by the prompt's last, every other by the one before it.
+        """
+        visual = None if images is None else self.visual(images)
+        hidden, prefix = self.prefill(prompt, visual)
+        after = self.continue_prompts(rollout.tokens, rollout.mask, prompt, prefix)
+        first = last_token(prompt, hidden)[:, None, None]
+        first = jnp.broadcast_to(first, (*after.shape[:2], 1, after.shape[-1]))
+        return jnp.concatenate([first, after[:, :, :-1]], axis=2)
+
+    def step(
+        self, tokens: Int[Array, "B G"], prompt: Text, prefix: KeyValues, cache: Cache
+    ) -> tuple[Float[Array, "B G M"], Cache]:
+        """Hidden states after one more token of each completion."""
+        positions = completion_positions(prompt, cache.length[None])
+        positions = jnp.broadcast_to(positions, (*tokens.shape, 3))
+        return self.decoder.step(self.embed_tokens(tokens), positions, prefix, cache)
+
+    def __call__(self, text: Text, images: Images | None) -> Float[Array, "B T vocab"]:
+        """Logits of every token, in float32: for tests and short texts. Training chunks them."""
+        hidden = self.hidden(text, None if images is None else self.visual(images))
+        return jnp.matmul(hidden, self.head(), preferred_element_type=jnp.float32)
+
+
+def completion_positions(prompt: Text, offsets: Int[Array, " L"]) -> Int[Array, "B L 3"]:
+    """M-RoPE positions of completion tokens: they go on from the prompt's largest position."""
+    positions = jnp.where(prompt.segments[..., None] > 0, prompt.positions, -1)
+    start = positions.max(axis=(1, 2)) + 1
+    return jnp.broadcast_to((start[:, None] + offsets)[..., None], (len(start), len(offsets), 3))
+
+
+def last_token(prompt: Text, hidden: Float[Array, "B T M"]) -> Float[Array, "B M"]:
+    """The hidden state of each prompt's last token (prompts are padded at the end)."""
+    last = jnp.maximum((prompt.segments > 0).sum(axis=1) - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def create(
+    config: ModelConfig, seed: int = 0, *, precision: Precision = FLOAT32, remat: bool = True
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model with random weights, split into its graph and its parameters."""
+    return nnx.split(Qwen2VL(config, precision=precision, remat=remat, rngs=nnx.Rngs(seed)))
+
+
+def abstract(
+    config: ModelConfig, *, precision: Precision = FLOAT32, remat: bool = True
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The same with shapes in place of arrays: nothing is allocated."""
+    make = lambda: Qwen2VL(config, precision=precision, remat=remat, rngs=nnx.Rngs(0))  # noqa: E731
+    return nnx.split(nnx.eval_shape(make))

@@ -1,0 +1,157 @@
+"""Sampling completions: prompts prefilled once, their completions decoded side by side."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mirg_jax.models.language import Cache
+from mirg_jax.models.qwen2_vl import last_token
+from mirg_jax.rl.logprobs import log_softmax
+from mirg_jax.types import Images, Rollout, Text
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn.
+
+    Attributes:
+      group: completions a prompt.
+      max_tokens: length limit of a completion, its stop token included.
+      temperature: of the softmax; 0 takes the likeliest token.
+      top_p: draw from the smallest set of tokens that holds this much probability. Log-probs are
+        of the whole distribution, so training keeps it at 1.
+      stop_tokens: ids that end a completion.
+    """
+
+    group: int = 1
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_tokens: tuple[int, ...] = ()
+
+
+class _State(NamedTuple):
+    tokens: Int[Array, "B G L"]
+    logprobs: Float[Array, "B G L"]
+    mask: Bool[Array, "B G L"]
+    done: Bool[Array, "B G"]
+    next_logprobs: Float[Array, "B G vocab"]
+    cache: Cache
+
+
+def sample_keys(key: Key[Array, ""], prompts: Int[Array, " B"], group: int) -> Key[Array, "B G"]:
+    """A random key for each completion, of its prompt's number and its own alone.
+
+    So the tokens don't depend on how prompts are batched or padded.
+    """
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.vmap(fold, in_axes=(0, None))(fold(key, prompts), jnp.arange(group))
+
+
+def top_p_filter(logprobs: Float[Array, "*B vocab"], top_p: float) -> Float[Array, "*B vocab"]:
+    """−inf outside the smallest set of likeliest tokens whose probability reaches `top_p`."""
+    ordered = jnp.sort(logprobs, axis=-1, descending=True)
+    before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
+    kept = (before < top_p).sum(axis=-1, keepdims=True)
+    threshold = jnp.take_along_axis(ordered, kept - 1, axis=-1)
+    return jnp.where(logprobs >= threshold, logprobs, -jnp.inf)
+
+
+def sample(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    prompt: Text,
+    images: Images | None,
+    keys: Key[Array, "B G"],
+    forbidden: Bool[Array, " vocab"],
+    config: SamplingConfig,
+) -> Rollout:
+    """Draws `config.group` completions of each prompt; a pure function, to be jitted.
+
+    Each image is encoded and each prompt prefilled once, whatever the group. Rows without a token
+    are padding and are not sampled. Decoding ends when all completions have.
+
+    Args:
+      prompt: one prompt a row, segment 1, padded at the end.
+      keys: from `sample_keys`.
+      forbidden: tokens that are never drawn (vision tokens: a sampled `<|image_pad|>` would ask
+        for an image that isn't there).
+    """
+    model = nnx.merge(graph, params)
+    B, G, L = prompt.tokens.shape[0], config.group, config.max_tokens
+    greedy = config.temperature == 0
+    temperature = 1.0 if greedy else config.temperature
+    stops = jnp.array(config.stop_tokens or (-1,))
+    head = model.head()
+
+    def distribution(hidden):
+        return log_softmax(hidden, head, temperature=temperature, forbidden=forbidden)
+
+    visual = None if images is None else model.visual(images)
+    hidden, prefix = model.prefill(prompt, visual)
+    first = distribution(last_token(prompt, hidden))
+    empty = prompt.segments.max(axis=1) == 0
+    state = _State(
+        tokens=jnp.zeros((B, G, L), jnp.int32),
+        logprobs=jnp.zeros((B, G, L), jnp.float32),
+        mask=jnp.zeros((B, G, L), bool),
+        done=jnp.broadcast_to(empty[:, None], (B, G)),
+        next_logprobs=jnp.broadcast_to(first[:, None], (B, G, first.shape[-1])),
+        cache=model.decoder.init_cache(B, G, L),
+    )
+
+    def draw(logprobs, position):
+        if greedy:
+            return logprobs.argmax(axis=-1)
+        if config.top_p < 1:
+            logprobs = top_p_filter(logprobs, config.top_p)
+        at = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)), in_axes=(0, None))
+        return jax.vmap(jax.vmap(jax.random.categorical))(at(keys, position), logprobs)
+
+    def body(state):
+        position = state.cache.length
+        token = jnp.where(state.done, 0, draw(state.next_logprobs, position).astype(jnp.int32))
+        logprob = jnp.take_along_axis(state.next_logprobs, token[..., None], axis=-1)[..., 0]
+        live = ~state.done
+        done = state.done | (token[..., None] == stops).any(axis=-1)
+        hidden, cache = nnx.merge(graph, params).step(token, prompt, prefix, state.cache)
+        return _State(
+            tokens=state.tokens.at[:, :, position].set(token),
+            logprobs=state.logprobs.at[:, :, position].set(jnp.where(live, logprob, 0.0)),
+            mask=state.mask.at[:, :, position].set(live),
+            done=done,
+            next_logprobs=distribution(hidden),
+            cache=cache,
+        )
+
+    state = jax.lax.while_loop(lambda s: (s.cache.length < L) & ~s.done.all(), body, state)
+    return Rollout(state.tokens, state.mask, state.logprobs)
+
+
+# What a completion must not hold: an image that isn't there, or another turn.
+_FORBIDDEN = (
+    "<|im_start|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+_STOPS = ("<|im_end|>", "<|endoftext|>")
+
+
+def stop_ids(tokenizer) -> tuple[int, ...]:
+    """The tokens that end a completion."""
+    return tuple(tokenizer.convert_tokens_to_ids(list(_STOPS)))
+
+
+def forbidden_ids(tokenizer, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
+    """A mask of the tokens that are never drawn: control tokens, and rows that no token has."""
+    mask = np.arange(vocab_size) >= len(tokenizer)
+    mask[tokenizer.convert_tokens_to_ids(list(_FORBIDDEN))] = True
+    return mask

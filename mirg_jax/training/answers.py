@@ -1,0 +1,61 @@
+"""Completions and true objects → the fixed-shape arrays that rewards are computed from (host)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mirg_jax.data.examples import Example
+from mirg_jax.data.prompts import Tokenizer
+from mirg_jax.grounding.boxes import GRID
+from mirg_jax.grounding.grammar import parse_response
+from mirg_jax.rl.rewards import Answers, Targets
+
+
+def decode(
+    tokenizer: Tokenizer, tokens: Int[np.ndarray, "*B L"], mask: Bool[np.ndarray, "*B L"]
+) -> list[str]:
+    """The texts of completions, special tokens kept: boxes are made of them."""
+    flat, held = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
+    return [
+        tokenizer.decode(row[keep].tolist(), skip_special_tokens=False)
+        for row, keep in zip(flat, held, strict=True)
+    ]
+
+
+def _fill(objects, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    boxes = np.zeros((size, 4), np.float32)
+    images = np.zeros(size, np.int32)
+    valid = np.zeros(size, bool)
+    for i, found in enumerate(objects[:size]):
+        boxes[i] = np.asarray(found.box, np.float32) / GRID
+        images[i] = found.image or 0
+        valid[i] = True
+    return boxes, images, valid
+
+
+def answer_arrays(
+    texts: Sequence[str], examples: Sequence[Example], mask: Bool[np.ndarray, "B G L"], size: int
+) -> Answers:
+    """Parses the completions of each example.
+
+    Args:
+      texts: B·G completions, those of one prompt together.
+      size: how many boxes of an answer are looked at.
+    """
+    B, G, _ = mask.shape
+    parsed = [parse_response(text, len(examples[i // G].images)) for i, text in enumerate(texts)]
+    boxes, images, valid = zip(*(_fill(p.objects, size) for p in parsed), strict=True)
+    return Answers(
+        boxes=np.stack(boxes).reshape(B, G, size, 4),
+        images=np.stack(images).reshape(B, G, size),
+        valid=np.stack(valid).reshape(B, G, size),
+        format_ok=np.array([p.format_ok for p in parsed]).reshape(B, G),
+        lengths=mask.sum(-1).astype(np.int32),
+    )
+
+
+def target_arrays(examples: Sequence[Example], group: int, size: int) -> Targets:
+    """The true objects of each example, repeated for its group."""
+    arrays = zip(*(_fill(example.targets, size) for example in examples), strict=True)
+    return Targets(*(np.repeat(np.stack(a)[:, None], group, axis=1) for a in arrays))

@@ -1,0 +1,210 @@
+"""Checkpoints: everything a run needs to go on, and everything a model needs to be used.
+
+A run's folder holds `model/` (config.json, tokenizer), `checkpoints/STEP/` (Orbax: `params`,
+`train`, `data`) and its logs. Where a model is asked for, any of these will do: such a folder, one
+of its checkpoints, a Hugging Face folder, or a hub name.
+"""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from mirg_jax import sharding
+from mirg_jax.errors import CheckpointError
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.layers import FLOAT32, Precision
+from mirg_jax.models.qwen2_vl import abstract
+from mirg_jax.training.state import TrainState
+from mirg_jax.weights import hf
+
+
+class Model(NamedTuple):
+    """A model ready to run."""
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    params: nnx.State
+    folder: pathlib.Path  # its config.json and tokenizer
+
+
+def _with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
+    shardings = sharding.parameter_shardings(state, mesh)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        state,
+        shardings,
+    )
+
+
+def find_run(source: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
+    """The run folder and step that `source` means, if it is a run or one of its checkpoints."""
+    path = pathlib.Path(source).absolute()
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    if (path / "checkpoints").is_dir():
+        steps = ocp.utils.checkpoint_steps(path / "checkpoints")
+        if steps:
+            return path, max(steps)
+    return None
+
+
+def model_folder(source: str | pathlib.Path) -> pathlib.Path:
+    """The folder with config.json and tokenizer of anything that names a model.
+
+    Raises:
+      CheckpointError: if it is neither a folder with a model nor a hub name that can be had.
+    """
+    if run := find_run(source):
+        return run[0] / "model"
+    path = pathlib.Path(source)
+    if (path / "config.json").is_file():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path}: no config.json and no checkpoints in this folder")
+    try:
+        return pathlib.Path(snapshot_download(str(source)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise CheckpointError(
+            f"{source}: not a folder here, and not to be had from the Hugging Face hub"
+        ) from None
+
+
+def load_model(
+    source: str | pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    precision: Precision = FLOAT32,
+    remat: bool = True,
+) -> Model:
+    """Loads a model from a run, a checkpoint, a Hugging Face folder or a hub name.
+
+    Raises:
+      CheckpointError: if there is none, or its tensors don't fit its config.json.
+    """
+    folder = model_folder(source)
+    config = ModelConfig.from_folder(folder)
+    graph, state = abstract(config, precision=precision, remat=remat)
+    state = _with_shardings(state, mesh)
+    if run := find_run(source):
+        state = _restore_params(run[0] / "checkpoints" / str(run[1]), state)
+    else:
+        state = hf.load(folder, state, config)
+    return Model(config, graph, state, folder)
+
+
+def _restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            pure = checkpointer.restore(checkpoint / "params", nnx.to_pure_dict(state))
+    except (ValueError, FileNotFoundError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{checkpoint}: the checkpoint doesn't fit this model ({reason}); "
+            "give the run's own model folder or another checkpoint"
+        ) from None
+    return _from_pure(state, pure)
+
+
+def _from_pure(state: nnx.State, pure: Any) -> nnx.State:
+    leaves, structure = jax.tree.flatten(state)
+    restored = jax.tree.leaves(pure)
+    if len(leaves) != len(restored):
+        raise CheckpointError("the checkpoint holds another set of parameters")
+    return jax.tree.unflatten(structure, restored)
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
+        options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
+        self._manager = ocp.CheckpointManager(
+            (workdir / "checkpoints").absolute(),
+            options=options,
+            item_names=("params", "train", "data"),
+        )
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, frozen: nnx.State, data: dict, *, force=False) -> None:
+        """Saves if this step is due, or `force`d: whole parameters, optimizer, key, data order."""
+        step = int(jax.device_get(state.step))
+        if self._manager.latest_step() == step or not (force or self._manager.should_save(step)):
+            return
+        params = nnx.merge_state(state.params, frozen)
+        train = state._replace(params=None)._asdict()
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(nnx.to_pure_dict(params)),
+                train=ocp.args.PyTreeSave(train),
+                data=ocp.args.JsonSave(data),
+            ),
+            force=force,
+        )
+
+    def restore(self, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State, dict]:
+        """The latest checkpoint, in the shapes and shardings of a fresh `state`.
+
+        Raises:
+          CheckpointError: when it is of another model or optimizer.
+        """
+        params = nnx.merge_state(state.params, frozen)
+        train = state._replace(params=None)._asdict()
+        as_abstract = lambda tree: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)  # noqa: E731
+        step = self.latest()
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(as_abstract(nnx.to_pure_dict(params))),
+                    train=ocp.args.PyTreeRestore(
+                        as_abstract(train),
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(
+                            as_abstract(train)
+                        ),
+                    ),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{self._manager.directory}/{step}: doesn't fit this config ({reason}); "
+                "use the config it was made with, or another --workdir"
+            ) from None
+        loaded = _from_pure(params, restored["params"])
+        trained = set(nnx.to_flat_state(state.params).paths)
+        params, frozen = nnx.split_state(loaded, lambda path, _: tuple(path) in trained, ...)
+        return (
+            TrainState(**(dict(restored["train"]) | {"params": params})),
+            frozen,
+            restored["data"],
+        )
+
+    def close(self) -> None:
+        """Waits until what is being written is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_params(workdir: pathlib.Path, params: nnx.State) -> None:
+    """Writes parameters alone as step 0 of a run's folder: a model to start from."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        where = workdir.absolute() / "checkpoints" / "0" / "params"
+        checkpointer.save(where, nnx.to_pure_dict(params))
+
+
+def write_model_folder(workdir: pathlib.Path, model: Model, config: Any) -> None:
+    """Puts config.json, the tokenizer's files and the run's own config into the run's folder."""
+    folder = workdir / "model"
+    hf.copy_processor(model.folder, folder)
+    (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")

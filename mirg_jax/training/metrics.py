@@ -1,0 +1,64 @@
+"""Where a run's numbers go: a line a step in metrics.jsonl, TensorBoard, and a progress bar."""
+
+import collections
+import contextlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Metrics:
+    """Writes the scalars of each step."""
+
+    def __init__(self, workdir: pathlib.Path, *, step: int, num_steps: int, name: str):
+        """Continues after `step`: later lines of an interrupted run are dropped, not doubled."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                    if json.loads(line)["step"] <= step:  # a torn last line is left out
+                        kept.append(line + "\n")
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", mininterval=1)
+        self._seconds = collections.Counter()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time inside towards `seconds[name]` of the step under way."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
+
+    def write(self, step: int, scalars: dict[str, float], shown: tuple[str, ...]) -> None:
+        """Ends a step. `shown` are put on the progress bar. NaN is written as null."""
+        scalars = {name: float(value) for name, value in scalars.items()}
+        row = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+        seconds = {name: round(value, 4) for name, value in self._seconds.items()}
+        self._file.write(json.dumps({"step": step, **row, "seconds": seconds}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        for name, value in seconds.items():
+            self._board.add_scalar(f"seconds/{name}", value, step)
+        self._bar.set_postfix({name: f"{scalars[name]:.3g}" for name in shown}, refresh=False)
+        self._bar.update()
+        self._seconds.clear()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+
+def read(workdir: str | pathlib.Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").open()]

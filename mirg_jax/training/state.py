@@ -1,0 +1,124 @@
+"""What a training run carries from step to step, and the optimizer that moves it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+from ml_collections import ConfigDict
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes. `params` are the trained ones only."""
+
+    step: Int[Array, ""]
+    key: UInt32[Array, "2"]  # the run's random key; each step folds its number into it
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+def split_trainable(params: nnx.State, freeze: tuple[str, ...]) -> tuple[nnx.State, nnx.State]:
+    """Divides parameters into trained and frozen by their path's first name (`visual`).
+
+    Raises:
+      ValueError: for a name that no parameter begins with.
+    """
+    for name in freeze:
+        if name not in params:
+            raise ValueError(f"config.freeze: {name!r} is none of {', '.join(map(str, params))}")
+    frozen, trained = nnx.split_state(params, lambda path, _: path[0] in freeze, ...)
+    return trained, frozen
+
+
+def schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to `final_ratio` of the peak, or constant."""
+    warmup = round(config.warmup_ratio * num_steps)
+    peak = config.learning_rate
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), config.final_ratio)
+    elif config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        raise ValueError(f"optimizer.schedule {config.schedule!r} is neither cosine nor constant")
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _name(path) -> str:
+    """The last name of a parameter's path: kernel, bias, scale, embedding."""
+    return next(str(part.key) for part in reversed(path) if hasattr(part, "key"))
+
+
+def _is_matrix(path) -> bool:
+    return _name(path) in ("kernel", "embedding")
+
+
+def _muon_axes(params):
+    """Muon moves the matrices inside the towers; embeddings, norms and biases get Adam."""
+
+    def one(path, leaf):
+        inner = _name(path) == "kernel" and "lm_head" not in jax.tree_util.keystr(path)
+        axes = optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+        return axes if inner else None
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """AdamW, or Muon with Adam for what isn't a hidden matrix, behind a clip of the global norm.
+
+    Weights decay, biases and norms don't.
+    """
+    rate = schedule(config, num_steps)
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
+
+    if config.name == "adamw":
+        step = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        )
+    elif config.name == "muon":
+        step = optax.contrib.muon(
+            rate,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            weight_decay=config.weight_decay,
+            adam_learning_rate=lambda count: config.adam_ratio * rate(count),
+            muon_weight_dimension_numbers=_muon_axes,
+        )
+    else:
+        raise ValueError(f"optimizer.name {config.name!r} is neither adamw nor muon")
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), step)
+
+
+def init_state(params: nnx.State, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Step 0. The optimizer's moments lie where their parameters lie."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(jax.random.key(seed)),
+        params=params,
+        opt_state=optimizer.init(params),
+    )
+
+
+def apply_gradients(
+    state: TrainState, grads: nnx.State, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One optimizer step; returns the gradients' global norm beside the new state."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(
+        step=state.step + 1, params=params, opt_state=opt_state
+    ), optax.global_norm(grads)
+
+
+def add(total: Any, grads: Any) -> Any:
+    """Sums gradients of micro-batches."""
+    return jax.tree.map(jnp.add, total, grads)

@@ -1,0 +1,59 @@
+"""Scores the predictions of any system on MIG-Bench.
+
+    python scripts/score.py --benchmark=MIG_data.json --predictions=out.jsonl --output=scores.json
+
+A prediction is one line of JSON, `{"index": i, "response": "…"}`, with i the row in the benchmark
+from 0. Prints the paper's table; the JSON file also has every threshold and every row.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from mirg_jax import cli
+from mirg_jax.errors import ConfigError
+from mirg_jax.evaluation import scoring
+
+_BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "Responses, JSONL.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write the scores, JSON.", required=True)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol",
+    "answer",
+    ["answer", "authors"],
+    "answer: the box of <answer>. authors: the first box anywhere, as the benchmark's authors do.",
+)
+_SKIP_IMPOSSIBLE = flags.DEFINE_bool(
+    "skip_impossible", False, "Leave out rows whose own answer is inverted and cannot be hit."
+)
+_MIGICIAN_SCALING = flags.DEFINE_bool(
+    "migician_scaling", False, "Stretch y as the benchmark's authors do for their own model."
+)
+
+
+def main(_):
+    rows = scoring.load_benchmark(_BENCHMARK.value)
+    responses = scoring.load_predictions(_PREDICTIONS.value, len(rows))
+    scores = scoring.score(
+        rows, responses, _PROTOCOL.value, _SKIP_IMPOSSIBLE.value, _MIGICIAN_SCALING.value
+    )
+    interval = scoring.bootstrap([row.hit for row in scores.rows])
+    result = scores.to_json() | {"hit_rate_95": [interval.low, interval.high]}
+    output = pathlib.Path(_OUTPUT.value)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+
+    print(scoring.format_table({pathlib.Path(_PREDICTIONS.value).stem: scores}))
+    print(
+        f"{scores.protocol} protocol, {scores.overall.n} rows, {scores.missing} without a response;"
+        f" hit rate over all rows {100 * interval.mean:.2f} %"
+        f" (95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f})"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

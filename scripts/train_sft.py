@@ -1,0 +1,27 @@
+"""Trajectory SFT: the paper's stage 1. Run again with the same --workdir to resume.
+
+    python scripts/train_sft.py --config=configs/sft_qwen2_vl_7b.py --workdir=runs/sft \\
+        --config.data.train_json=train.json --config.data.image_root=images
+
+Every setting and its default is in mirg_jax/defaults.py; --config.NAME=VALUE changes one.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from mirg_jax import cli
+from mirg_jax.training import sft
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and logs.", required=True)
+flags.mark_flag_as_required("config")
+
+
+def main(_):
+    sft.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,168 @@
+"""Rewards against plain Python in float64."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mirg_jax.rl import rewards
+from mirg_jax.rl.rewards import Answers, Targets
+
+iou = jax.jit(rewards.iou)
+object_reward = jax.jit(rewards.object_reward)
+image_reward = jax.jit(rewards.image_reward)
+COORDINATES = st.lists(st.integers(0, 1000), min_size=4, max_size=4)
+
+
+def iou_by_counting(a, b) -> float:
+    """IoU of integer boxes by counting unit cells."""
+
+    def cells(box):
+        return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
+
+    a, b = cells(a), cells(b)
+    return len(a & b) / len(a | b) if a and b else 0.0
+
+
+def greedy(answers, targets):
+    """The matching in plain Python: best pair first, by IoU + right image."""
+    left_a, left_t = dict(enumerate(answers)), dict(enumerate(targets))
+    pairs = []
+    while left_a and left_t:
+
+        def merit(pair):
+            (box, image), (true_box, true_image) = left_a[pair[0]], left_t[pair[1]]
+            return iou64(box, true_box) + float(image == true_image or true_image == 0)
+
+        i, j = max(itertools.product(left_a, left_t), key=merit)
+        (box, image), (true_box, true_image) = left_a.pop(i), left_t.pop(j)
+        pairs.append((iou64(box, true_box), float(image == true_image or true_image == 0)))
+    count = max(len(answers), len(targets), 1)
+    return sum(p[0] for p in pairs) / count, sum(p[1] for p in pairs) / count
+
+
+def iou64(a, b) -> float:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    if width <= 0 or height <= 0:
+        return 0.0
+    area = lambda box: max(box[2] - box[0], 0) * max(box[3] - box[1], 0)  # noqa: E731
+    if not area(a) or not area(b):
+        return 0.0
+    return width * height / (area(a) + area(b) - width * height)
+
+
+def arrays(objects, size=4):
+    boxes, images, valid = np.zeros((size, 4)), np.zeros(size, int), np.zeros(size, bool)
+    for i, (box, image) in enumerate(objects):
+        boxes[i], images[i], valid[i] = box, image, True
+    return boxes, images, valid
+
+
+def make(answers, targets, format_ok=True):
+    a, t = arrays(answers), arrays(targets)
+    return Answers(*map(jnp.array, a), jnp.array(format_ok), jnp.array(9)), Targets(
+        *map(jnp.array, t)
+    )
+
+
+@given(st.lists(st.integers(0, 12), min_size=8, max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_iou_counts_cells(values):
+    a, b = values[:4], values[4:]
+    assert float(iou(jnp.array(a, float), jnp.array(b, float))) == pytest.approx(
+        iou_by_counting(a, b), abs=1e-6
+    )
+
+
+@given(COORDINATES, COORDINATES)
+@settings(max_examples=200, deadline=None)
+def test_iou_matches_float64(a, b):
+    found = iou(jnp.array(a) / 1000.0, jnp.array(b) / 1000.0)
+    assert float(found) == pytest.approx(iou64(a, b), abs=2e-5)
+    assert 0 <= float(found) <= 1.0001
+
+
+OBJECTS = st.lists(
+    st.tuples(
+        st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(5, 9), st.integers(5, 9)).map(
+            lambda b: tuple(v / 9 for v in b)
+        ),
+        st.integers(1, 3),
+    ),
+    max_size=4,
+)
+
+
+@given(OBJECTS, OBJECTS.filter(bool))
+@settings(max_examples=150, deadline=None)
+def test_several_objects_are_matched_one_to_one(answers, targets):
+    a, t = make(answers, targets)
+    box, image = greedy(answers, targets)
+    # Ties may pair differently; the sum that the policy is rewarded with may not.
+    total = float(object_reward(a, t) + rewards.image_reward(a, t))
+    assert total == pytest.approx(box + image, abs=1e-5)
+
+
+def test_single_object_is_the_papers_rule():
+    truth = ((0.1, 0.1, 0.5, 0.5), 2)
+    a, t = make([((0.1, 0.1, 0.5, 0.3), 2)], [truth])
+    assert float(object_reward(a, t)) == pytest.approx(0.5)
+    assert float(image_reward(a, t)) == 1
+    a, t = make([((0.1, 0.1, 0.5, 0.5), 1)], [truth])  # the right box in the wrong image
+    assert float(object_reward(a, t)) == 1  # the paper's sum is not gated
+    assert float(rewards.gated_object_reward(a, t)) == 0
+    assert float(image_reward(a, t)) == 0
+
+
+def test_no_answer_earns_nothing_and_extra_boxes_cost():
+    truth = [((0.1, 0.1, 0.5, 0.5), 1)]
+    a, t = make([], truth, format_ok=False)
+    assert (
+        float(rewards.total(rewards.resolve({"format": 1, "image": 1, "object": 1}), a, t)[0]) == 0
+    )
+    a, t = make(truth + [((0.6, 0.6, 0.9, 0.9), 1)], truth)
+    assert float(object_reward(a, t)) == pytest.approx(0.5)
+
+
+def test_unknown_target_image_accepts_any():
+    a, t = make([((0.1, 0.1, 0.5, 0.5), 3)], [((0.1, 0.1, 0.5, 0.5), 0)])
+    assert float(image_reward(a, t)) == 1
+
+
+def test_batched_equals_single():
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.random((3, 5, 4, 2, 2)), axis=-2).reshape(3, 5, 4, 4)
+    images, valid = rng.integers(1, 4, (3, 5, 4)), rng.random((3, 5, 4)) < 0.7
+    answers = Answers(
+        *map(jnp.array, (boxes, images, valid)), jnp.ones((3, 5), bool), jnp.ones((3, 5), int)
+    )
+    targets = Targets(*map(jnp.array, (boxes[:, ::-1], images[:, ::-1], valid[:, ::-1])))
+    together = object_reward(answers, targets)
+    for i, j in np.ndindex(3, 5):
+        one = object_reward(
+            Answers(*(x[i, j] for x in answers)), Targets(*(x[i, j] for x in targets))
+        )
+        assert float(one) == pytest.approx(float(together[i, j]), abs=1e-6)
+
+
+def brevity(answers, targets):
+    """A reward of a user's own."""
+    return (answers.lengths < 10).astype(jnp.float32)
+
+
+def test_a_users_own_reward_by_name():
+    own = rewards.resolve({"format": 1.0, "test_rewards:brevity": 0.5})
+    a, t = make([], [((0, 0, 1, 1), 1)])
+    total, parts = rewards.total(own, a, t)
+    assert float(total) == 1.5 and set(parts) == {"format", "test_rewards:brevity"}
+
+
+@pytest.mark.parametrize("name", ["fromat", "no_such_module:f", "math:no_such_function", ""])
+def test_unknown_rewards_are_named(name):
+    with pytest.raises(ValueError, match="rewards"):
+        rewards.resolve({name: 1.0})

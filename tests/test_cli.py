@@ -1,0 +1,79 @@
+"""How every binary ends: status 2 and one line for bad input, a traceback for a bug of ours."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+BINARY = """
+from absl import flags
+from ml_collections import config_flags
+from mirg_jax import cli
+from mirg_jax.errors import ConfigError, DataError
+
+_CONFIG = config_flags.DEFINE_config_file("config")
+_RAISE = flags.DEFINE_string("raise", None, "")
+
+def main(_):
+    if _RAISE.value:
+        raise {"data": DataError, "config": ConfigError, "bug": KeyError}[_RAISE.value](
+            "rows.json row 3:\\n no images")
+    print(_CONFIG.value.seed)
+
+if __name__ == "__main__":
+    cli.run(main)
+"""
+CONFIG = """
+import ml_collections
+def get_config():
+    return ml_collections.ConfigDict({"seed": 1})
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "binary.py").write_text(BINARY)
+    (tmp_path / "good.py").write_text(CONFIG)
+
+    def run(*flags):
+        return subprocess.run(
+            [sys.executable, "binary.py", *flags],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_flags_reach_main(run):
+    result = run("--config=good.py", "--config.seed=7")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "7\n", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=good.py", "--raise=data"], "binary.py: rows.json row 3: no images"),
+        (["--config=good.py", "--raise=config"], "binary.py: rows.json row 3: no images"),
+        (["--config=missing.py"], "missing.py"),
+        (["--config=good.py", "--config.sed=7"], "no field"),
+        (["--config=good.py", "--config.seed=seven"], "--config.seed=seven"),
+        (["--confg=good.py"], "Unknown command line flag 'confg'"),
+        (["--config=good.py", "seed=7"], "unexpected argument 'seed=7'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, flags, message):
+    result = run(*flags)
+    assert result.returncode == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(run):
+    result = run("--config=good.py", "--raise=bug")
+    assert result.returncode == 1 and "Traceback" in result.stderr
