@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from mirg_jax.errors import UserError
 
@@ -17,6 +17,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """
 
     def guarded(argv: Sequence[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
         try:
             main(argv)
         except UserError as error:

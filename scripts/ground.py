@@ -8,12 +8,12 @@ import pathlib
 
 import jax
 from absl import flags
-from mirg_jax.data.examples import Example
-from mirg_jax.data.images import load_image
 from ml_collections import config_flags
 from PIL import Image
 
 from mirg_jax import cli
+from mirg_jax.data.examples import Example
+from mirg_jax.data.images import load_image
 from mirg_jax.errors import DataError
 from mirg_jax.evaluation.predict import predict
 from mirg_jax.evaluation.report import Drawing, draw_boxes
@@ -37,7 +37,7 @@ def main(_):
     mesh = setup.use_devices(config)
     model = checkpoint.load_model(_CHECKPOINT.value, mesh, precision=setup.precision(config))
     tokenizer = setup.load_tokenizer(model.folder)
-    paths = [pathlib.Path(path).absolute() for path in _IMAGES.value]
+    paths = [pathlib.Path(path).resolve() for path in _IMAGES.value]
     config.data.image_root = "/"
     preparer = setup.make_preparer(config, tokenizer, with_response=False)
     images = tuple(str(path.relative_to("/")) for path in paths)

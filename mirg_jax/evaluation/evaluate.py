@@ -44,6 +44,12 @@ def _claim(folder: pathlib.Path, what: dict) -> None:
     path.write_text(json.dumps(what, indent=1) + "\n")
 
 
+def _drop_torn_line(path: pathlib.Path) -> None:
+    """Cuts what a killed run had begun to write behind the last whole line."""
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
 def run(
     config: ConfigDict,
     *,
@@ -79,8 +85,10 @@ def run(
     )
     path = output_dir / "predictions.jsonl"
     responses: list[str | None] = [None] * len(rows)
-    if path.exists() and path.stat().st_size:
-        responses = scoring.load_predictions(path, len(rows))
+    if path.exists():
+        _drop_torn_line(path)
+        if path.stat().st_size:
+            responses = scoring.load_predictions(path, len(rows))
 
     open_rows = [(i, e) for i, e in _examples(rows, benchmark) if responses[i] is None]
     if open_rows:
@@ -107,7 +115,7 @@ def run(
                     continue
                 responses[answer.index] = answer.response
                 line = {"index": answer.index, "response": answer.response}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line) + "\n")
 
     scores = scoring.score(rows, responses, protocol)
     (output_dir / "scores.json").write_text(json.dumps(scores.to_json(), indent=1) + "\n")

@@ -71,10 +71,7 @@ MGROUNDING_TYPES: dict[str, str] = {
     "region_train": "region",
 }
 
-# Longest first, so that "view_diff" is not read as "diff".
-_TASK_IN_ID = re.compile(
-    "(?<![a-z])(?:" + "|".join(sorted(MIG_BENCH_TASKS, key=len, reverse=True)) + ")(?![a-z])"
-)
+_TASK_IN_ID = re.compile(f"(?<![a-z])(?:{'|'.join(MIG_BENCH_TASKS)})(?![a-z])")
 
 
 def task_of_mgrounding(row: Mapping[str, Any]) -> str:

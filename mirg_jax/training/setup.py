@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
@@ -134,8 +133,8 @@ def start(
     if first_step:
         state, frozen, data_state = checkpoints.restore(state, frozen)
         data.set_state(data_state)
-        logging.info("resumed from step %d", first_step)
-    logging.info("%d examples, %d rows left out", len(examples), len(rejected))
+        print(f"resumed from step {first_step}", flush=True)
+    print(f"{len(examples)} examples, {len(rejected)} rows left out", flush=True)
     return Run(
         model=model,
         tokenizer=tokenizer,

@@ -1,0 +1,165 @@
+"""The reference: transformers' Qwen2-VL in torch, of test size, with lively random weights."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from mirg_jax.data.batching import Item
+from mirg_jax.data.images import patchify
+from mirg_jax.data.prompts import Encoded, mrope_positions
+from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+
+torch.set_num_threads(1)  # the models are small and the machine may be shared
+
+MIN_PIXELS, MAX_PIXELS = 28 * 28, 140 * 140
+IDS = {
+    "image_token_id": 210,
+    "video_token_id": 211,
+    "vision_start_token_id": 212,
+    "vision_end_token_id": 213,
+    "bos_token_id": 214,
+    "eos_token_id": 215,
+}
+WORDS = 200  # ids below are plain words
+
+
+def small_config(
+    *,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    hidden: int,
+    layers: int,
+    section: tuple[int, int, int],
+    tied: bool,
+    theta: float,
+    vision: VisionConfig,
+) -> ModelConfig:
+    text = TextConfig(
+        vocab_size=224,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        rope_theta=theta,
+        mrope_section=section,
+        tie_word_embeddings=tied,
+    )
+    return ModelConfig(text=text, vision=vision, **IDS)
+
+
+CONFIGS = {
+    # Qwen2-VL-2B in small: grouped queries, tied.
+    "tied": small_config(
+        width=64,
+        heads=4,
+        kv_heads=2,
+        hidden=160,
+        layers=3,
+        section=(2, 3, 3),
+        tied=True,
+        theta=1e6,
+        vision=VisionConfig(depth=2, embed_dim=32, num_heads=2, mlp_ratio=4, out_dim=64),
+    ),
+    # The 7B's seven queries a key, with a head size that is no power of two.
+    "untied": small_config(
+        width=168,
+        heads=7,
+        kv_heads=1,
+        hidden=192,
+        layers=2,
+        section=(4, 4, 4),
+        tied=False,
+        theta=1e4,
+        vision=VisionConfig(depth=3, embed_dim=48, num_heads=4, mlp_ratio=2, out_dim=168),
+    ),
+    # The published head sizes and sections, and a key for every query.
+    "wide": small_config(
+        width=256,
+        heads=2,
+        kv_heads=2,
+        hidden=128,
+        layers=2,
+        section=(16, 24, 24),
+        tied=False,
+        theta=1e6,
+        vision=VisionConfig(depth=2, embed_dim=160, num_heads=2, mlp_ratio=3, out_dim=256),
+    ),
+}
+
+
+def torch_model(config: ModelConfig, seed: int = 0) -> Qwen2VLForConditionalGeneration:
+    """Weights that keep every part at work: logits of order one, attention neither flat nor hard,
+    biases and norms away from their trivial values."""
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config.to_hf())).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "embed_tokens" in name:
+                tied = config.text.tie_word_embeddings
+                scale = 0.5 * config.text.hidden_size**-0.5 if tied else 1.0  # else it echoes
+                parameter.copy_(scale * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            elif parameter.ndim == 1:  # norms
+                parameter.copy_(1 + 0.2 * noise)
+            else:
+                fan_in = math.prod(parameter.shape[1:])
+                gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.0
+                parameter.copy_(gain * fan_in**-0.5 * noise)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def sample(
+    rng: np.random.Generator, sizes: Sequence[tuple[int, int]], response: int
+) -> tuple[Item, list[Image.Image]]:
+    """Random words before, between and after random images, then a response.
+
+    Args:
+      sizes: width and height of each image.
+      response: how many of the last tokens are to be learned.
+    """
+    images = [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in sizes
+    ]
+    patches = tuple(patchify(image, MIN_PIXELS, MAX_PIXELS) for image in images)
+    grids = [(p.grid[0] // 2, p.grid[1] // 2) for p in patches]
+    tokens, starts = list(rng.integers(0, WORDS, rng.integers(1, 6))), []
+    for rows, columns in grids:
+        starts.append(len(tokens) + 1)
+        tokens += [IDS["vision_start_token_id"], *[IDS["image_token_id"]] * (rows * columns)]
+        tokens += [IDS["vision_end_token_id"], *rng.integers(0, WORDS, rng.integers(0, 5))]
+    tokens += list(rng.integers(0, WORDS, 2))
+    prompt_length = len(tokens)
+    tokens = np.array([*tokens, *rng.integers(0, WORDS, response)], np.int32)
+    encoded = Encoded(
+        tokens=tokens,
+        positions=mrope_positions(tokens, grids, IDS["image_token_id"]),
+        image_starts=tuple(starts),
+        prompt_length=prompt_length,
+    )
+    return Item(encoded, patches), images
+
+
+def torch_inputs(tokens: np.ndarray, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    """What transformers' processor would make of one example."""
+    processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
+    )
+    ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == IDS["image_token_id"]).int(),
+        **processor(images=list(images), return_tensors="pt"),
+    }

@@ -1,0 +1,132 @@
+"""The sampler: its log-probs are the learner's, and what it may not draw it doesn't."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.models.qwen2_vl import create
+from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.sampling.sampler import SamplingConfig, sample, sample_keys, top_p_filter
+from mirg_jax.types import Images, Text
+
+VOCAB, STOP = 60, 7
+FORBIDDEN = np.arange(VOCAB) % 6 == 5
+CONFIG = ModelConfig(
+    text=TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2), tie_word_embeddings=True),
+    vision=VisionConfig(1, 16, 2, 2, 32),
+)
+
+
+def prompts(lengths, width, seed=0):
+    """Random prompts; the first four tokens of each are an image."""
+    rng = np.random.default_rng(seed)
+    B = len(lengths)
+    tokens = rng.integers(0, VOCAB, (B, 40))[:, :width]
+    segments = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int32)
+    positions = np.repeat(np.arange(width)[None, :, None], B, 0).repeat(3, -1)
+    visual = np.where(np.arange(width) < 4, np.arange(width), -1)[None].repeat(B, 0)
+    grid = np.stack(np.divmod(np.arange(16), 4), -1)[None, None].repeat(B, 0)
+    pixels = np.random.default_rng(1).integers(0, 255, (B, 1, 16, 588)).astype(np.uint8)
+    return Text(tokens, positions, segments, visual), Images(pixels, grid)
+
+
+@pytest.fixture(scope="module")
+def model():
+    graph, params = create(CONFIG, 0)
+    # Sharper than at initialisation, so that completions of one prompt differ from another's.
+    return graph, jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params)
+
+
+def run(model, lengths=(9, 12), width=12, key=0, **options):
+    config = SamplingConfig(**({"group": 3, "max_tokens": 10, "stop_tokens": (STOP,)} | options))
+    graph, params = model
+    text, images = prompts(lengths, width)
+    keys = sample_keys(jax.random.key(key), jnp.arange(len(lengths)), config.group)
+    function = jax.jit(functools.partial(sample, graph, forbidden=FORBIDDEN, config=config))
+    return text, images, jax.device_get(function(params, text, images, keys))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_are_the_learners(model, temperature):
+    text, images, rollout = run(model, temperature=temperature)
+    network = nnx.merge(*model)
+    logprobs = token_logprobs(
+        network.completion_hidden(text, images, rollout),
+        network.head(),
+        rollout.tokens,
+        temperature=temperature,
+        forbidden=FORBIDDEN,
+        chunk=7,
+    )
+    difference = np.abs(np.where(rollout.mask, logprobs - rollout.logprobs, 0))
+    assert difference.max() < 1e-4  # the bar is 1e-3
+    assert (rollout.logprobs[rollout.mask] < 0).all()
+
+
+def test_completions_end_at_the_stop_token(model):
+    _, _, rollout = run(model, group=16, max_tokens=24)
+    stopped = 0
+    for tokens, mask in zip(
+        rollout.tokens.reshape(-1, 24), rollout.mask.reshape(-1, 24), strict=True
+    ):
+        length = int(mask.sum())
+        assert mask[:length].all()
+        assert (tokens[: length - 1] != STOP).all()
+        assert tokens[length - 1] == STOP or length == 24
+        stopped += tokens[length - 1] == STOP
+    assert stopped > 0
+
+
+def test_forbidden_tokens_are_never_drawn(model):
+    _, _, rollout = run(model, group=32, max_tokens=16, temperature=3.0)
+    assert not FORBIDDEN[rollout.tokens[rollout.mask]].any()
+    assert len(np.unique(rollout.tokens[rollout.mask])) > VOCAB // 3
+
+
+def test_tokens_do_not_depend_on_padding_or_batch(model):
+    _, _, together = run(model, lengths=(9, 12), width=16)
+    _, _, alone = run(model, lengths=(9,), width=12)
+    np.testing.assert_array_equal(together.tokens[:1], alone.tokens)
+    _, _, other = run(model, lengths=(9, 12), width=16, key=1)
+    assert (together.tokens != other.tokens).any()
+
+
+def test_padding_rows_are_not_sampled(model):
+    _, _, rollout = run(model, lengths=(9, 0))
+    assert rollout.mask[0].any() and not rollout.mask[1].any()
+
+
+def test_greedy_takes_the_likeliest_token(model):
+    text, images, rollout = run(model, group=2, temperature=0.0)
+    np.testing.assert_array_equal(rollout.tokens[:, 0], rollout.tokens[:, 1])
+    network = nnx.merge(*model)
+    logits = network.completion_hidden(text, images, rollout) @ network.head()
+    best = np.where(FORBIDDEN, -np.inf, logits).argmax(-1)
+    np.testing.assert_array_equal(best[rollout.mask], rollout.tokens[rollout.mask])
+
+
+def test_samples_follow_the_distribution(model):
+    """Frequencies of the first token of many samples against its probabilities."""
+    text, images, rollout = run(model, lengths=(9,), group=4000, max_tokens=1)
+    network = nnx.merge(*model)
+    hidden = network.completion_hidden(text, images, jax.tree.map(lambda x: x[:, :1], rollout))
+    logits = np.where(FORBIDDEN, -np.inf, np.asarray(hidden[0, 0, 0] @ network.head(), np.float64))
+    expected = np.exp(logits - np.logaddexp.reduce(logits))
+    found = np.bincount(rollout.tokens.reshape(-1), minlength=VOCAB) / 4000
+    assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / 4000)
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.7, 0.95, 1.0])
+def test_top_p_keeps_the_smallest_sufficient_set(top_p):
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(9), 20)
+    kept = np.isfinite(np.asarray(top_p_filter(jnp.log(probabilities), top_p)))
+    for row, mask in zip(probabilities, kept, strict=True):
+        order = np.sort(row)[::-1]
+        count = int(np.searchsorted(np.cumsum(order), top_p - 1e-6)) + 1
+        assert mask.sum() == min(count, 9)
+        assert row[mask].min() >= row[~mask].max(initial=0)
