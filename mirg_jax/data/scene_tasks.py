@@ -60,7 +60,7 @@ class Puzzle:
     """
 
     task: str
-    images: tuple[UInt8[np.ndarray, "height width 3"], ...]
+    images: tuple[UInt8[np.ndarray, "56 56 3"], ...]
     things: tuple[tuple[Thing, ...], ...]
     question: str
     look_up: str

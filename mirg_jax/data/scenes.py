@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from mirg_jax.grounding.boxes import GRID, Box
 
@@ -161,14 +162,14 @@ def close_up(
     image: UInt8[np.ndarray, "56 56 3"],
     things: Sequence[Thing],
     number: int,
-) -> tuple[UInt8[np.ndarray, "side side 3"], Thing] | None:
-    """A square cut out around one thing, which holds nothing of the others.
+) -> tuple[UInt8[np.ndarray, "56 56 3"], Thing] | None:
+    """A square cut out around one thing, which holds nothing of the others, enlarged.
 
     Args:
       number: index of the thing.
 
     Returns:
-      The cut and the thing with its box in it, or None if the others are too near.
+      The close-up and the thing with its box in it, or None if the others are too near.
     """
     box = np.asarray(things[number].box)
     side = int(np.ceil((box[2] - box[0]) / GRID * SIDE * rng.uniform(1.2, 1.6)))
@@ -182,5 +183,6 @@ def close_up(
         if all((o[:2] >= cut[2:]).any() or (o[2:] <= cut[:2]).any() for o in others):
             inside = (box - np.tile(cut[:2], 2)) / (side * GRID / SIDE) * GRID
             thing = dataclasses.replace(things[number], box=snap(inside))
-            return image[y : y + side, x : x + side], thing
+            picture = Image.fromarray(image[y : y + side, x : x + side])
+            return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), thing
     return None
