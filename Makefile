@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ACCEL ?= cpu
 BIN = .venv/bin
+# What XLA has compiled once is not compiled again.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
 
 JAX_cpu = jax
 JAX_cuda12 = jax[cuda12]

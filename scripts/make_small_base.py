@@ -62,7 +62,7 @@ PATTERN_WEIGHT = flags.DEFINE_float("pattern_weight", 0.2, "Weight of the attent
 SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
 START = flags.DEFINE_string("init_from", "", "Folder of an earlier base to go on from.")
 
-LENGTH, SLOTS = 256, 4
+LENGTH, SLOTS = 184, 2
 SHAPES_OF_ARRAYS = Shapes(lengths=(LENGTH,), slots=(SLOTS,), patches=(16,))
 BINS = GRID // STEP + 1
 _OUTPUTS = 1 + len(COLOURS) + len(SHAPES) + 4 * BINS  # of a probe, for one thing
@@ -172,12 +172,14 @@ class Source:
         while True:
             self._queue.put(self._batch())
 
-    def _conversation(self, turns: int) -> tuple[Item, np.ndarray, list[Picture]]:
+    def _conversation(self, turns: int) -> tuple[Item, np.ndarray, dict[int, Picture]]:
         """An item, which of its tokens are learned, and its pictures; 0 turns: a look-up."""
         rng = self._rng
+        first = int(rng.integers(1, 5 - max(turns, 1)))
         chosen = [self._pictures[i] for i in rng.integers(len(self._pictures), size=turns)]
         if turns:
-            conversation = base_turns.single_image(rng, [picture.things for picture in chosen])
+            scenes = [picture.things for picture in chosen]
+            conversation = base_turns.single_image(rng, scenes, first)
         else:
             conversation = [base_turns.look_up_in_list(rng)]
         ids, labels = [], []
@@ -192,12 +194,16 @@ class Source:
         tokens, labels = np.repeat(ids, counts), np.repeat(labels, counts)
         positions = mrope_positions(tokens, [(2, 2)] * turns, self._pad)
         encoded = Encoded(tokens, positions, tuple(starts.tolist()), 0)
-        return Item(encoded, tuple(p.patches for p in chosen)), labels, chosen
+        return (
+            Item(encoded, tuple(p.patches for p in chosen)),
+            labels,
+            dict(enumerate(chosen, first)),
+        )
 
     def _batch(self) -> Batch:
         items, rows, labels, codes, seen = [], [], [], [], []
         for _ in range(self._rows):
-            plan = [(2, 0), (3,), (0, 0)][self._rng.choice(3, p=[0.65, 0.2, 0.15])]
+            plan = (2,) if self._rng.random() < 0.4 else (1, 0)
             row, room = [], LENGTH
             learned, queries, keys = (
                 np.zeros(LENGTH, bool),
@@ -210,10 +216,10 @@ class Source:
                     continue
                 at = slice(LENGTH - room, LENGTH - room + len(marks))
                 learned[at] = marks
-                code = self._annotate(item.encoded.tokens, [p.things for p in chosen])
+                code = self._annotate(item.encoded.tokens, {n: p.things for n, p in chosen.items()})
                 queries[:, at], keys[:, at] = code
                 room -= len(marks)
-                shown += [picture.seen for picture in chosen]
+                shown += [picture.seen for picture in chosen.values()]
                 row.append(len(items))
                 items.append(item)
             rows.append(row)
@@ -286,25 +292,27 @@ def decode_with_patterns(model, batch: Batch, visual) -> tuple[jax.Array, jax.Ar
     T = x.shape[2]
     segments = text.segments
     visible = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((T, T), bool))
+    hidden_from = jnp.where(visible, 0.0, -1e30)
     graph, stacked = nnx.split(decoder.layers)
     losses = {}
 
     def attend_to(index, q, k, v):
         B, K, _, _, T, D = q.shape
         logits = jnp.einsum("bhtd,bhsd->bhts", q.reshape(B, K, T, D), k[:, :, 0]) * D**-0.5
-        logits = jnp.where(visible[:, None], logits, -1e30)
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        weights = jnp.exp(logprobs)
+        logits += hidden_from[:, None]
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        total = weights.sum(-1, keepdims=True)
         for i, name in enumerate(PATTERNS):
             if HEADS[name][0] != index:
                 continue
             wanted = batch.queries[i][:, :, None] == batch.keys[i][:, None, :]
             wanted &= (batch.queries[i] != 0)[:, :, None] & visible & ~jnp.eye(T, dtype=bool)
             asked = wanted.any(-1)
-            mass = (weights[:, HEADS[name][1]] * wanted).sum(-1)
+            head = HEADS[name][1]
+            mass = (weights[:, head] * wanted).sum(-1) / total[:, head, :, 0]
             value = jnp.where(asked, -jnp.log(mass + 1e-6), 0.0).sum()
             losses[name] = value / jnp.maximum(asked.sum(), 1)
-        return (weights @ v[:, :, 0])[:, :, None, None], None
+        return (weights @ v[:, :, 0] / total)[:, :, None, None], None
 
     for index in range(decoder.config.num_layers):
         layer = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], stacked))  # noqa: B023

@@ -12,6 +12,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+from mirg_jax.data import scene_tasks, small_tokenizer
+from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.models.qwen2_vl import create
+from mirg_jax.weights import hf
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -26,3 +31,39 @@ def shared():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> pathlib.Path:
+    """A Hugging Face folder with a model of random weights, small enough to train in a test."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    small_tokenizer.write(folder)
+    tokenizer = small_tokenizer.build()
+    config = ModelConfig(
+        text=TextConfig(
+            tokenizer.get_vocab_size(), 32, 64, 2, 4, 2, mrope_section=(1, 1, 2),
+            tie_word_embeddings=True,
+        ),
+        vision=VisionConfig(1, 32, 2, 2, 32),
+        **{
+            f"{name}_token_id": tokenizer.token_to_id(f"<|{token}|>")
+            for name, token in {
+                "image": "image_pad",
+                "video": "video_pad",
+                "vision_start": "vision_start",
+                "vision_end": "vision_end",
+                "bos": "endoftext",
+                "eos": "im_end",
+            }.items()
+        },
+    )  # fmt: skip
+    hf.save(folder, create(config)[1], config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> pathlib.Path:
+    """A few procedural scenes in the real file formats."""
+    folder = tmp_path_factory.mktemp("scenes")
+    scene_tasks.write_dataset(folder, seed=5, sft=28, rl=28, evaluation=21)
+    return folder

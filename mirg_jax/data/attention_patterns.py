@@ -5,7 +5,7 @@ heads makes them come in minutes. A pattern says, for query tokens, which earlie
 should attend to: those whose key code equals the query's code (0: no say).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,11 +64,13 @@ class Annotator:
         self._labels = {one(f"Image-{n}"): n for n in range(1, 5)}
         self._image, self._object, self._colon = one(" image"), one(" Object"), one(": ")
 
-    def __call__(self, tokens: Int[np.ndarray, " T"], scenes: Sequence[Sequence[Thing]]) -> Codes:
+    def __call__(
+        self, tokens: Int[np.ndarray, " T"], scenes: Mapping[int, Sequence[Thing]]
+    ) -> Codes:
         """Codes of one conversation.
 
         Args:
-          scenes: the things of the images shown, in order; empty where only lists are given.
+          scenes: the things of the images shown; empty where only lists are given.
         """
         T = len(tokens)
         queries, keys = np.zeros((2, len(PATTERNS), T), np.int32)
@@ -97,7 +99,7 @@ class Annotator:
             elif token == self._pad:
                 code["image"][0][t] = label + 1
                 row, column = divmod(seen_of_image, 2)
-                for m, thing in enumerate(scenes[shown - 1]):
+                for m, thing in enumerate(scenes[shown]):
                     if _covers(thing, row, column):
                         code[("first_thing", "second_thing")[m]][1][t] = shown
                 seen_of_image += 1

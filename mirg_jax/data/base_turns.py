@@ -72,14 +72,16 @@ def _attribute(rng: np.random.Generator, things: Sequence[Thing], m: int) -> str
     return f"{thing.colour} object" if axis == 0 else f"any {thing.shape}"
 
 
-def single_image(rng: np.random.Generator, scenes: Sequence[Sequence[Thing]]) -> list[Turn]:
-    """A conversation over these pictures, one a turn."""
+def single_image(
+    rng: np.random.Generator, scenes: Sequence[Sequence[Thing]], first: int = 1
+) -> list[Turn]:
+    """A conversation over these pictures, one a turn, counted from `first`."""
     turns = []
-    for shown in range(1, len(scenes) + 1):
-        n = shown if rng.random() < 0.6 else int(rng.integers(1, shown + 1))
-        things = scenes[n - 1]
+    for shown in range(first, first + len(scenes)):
+        n = shown if rng.random() < 0.6 else int(rng.integers(first, shown + 1))
+        things = scenes[n - first]
         m = int(rng.integers(1, len(things) + 1))
-        thing, first = things[m - 1], ""
+        thing, before = things[m - 1], ""
         where, name = in_image(rng, n), thing.name
         kind = rng.choice(["name", "box", "attribute"], p=[0.5, 0.25, 0.25])
         if kind == "attribute":
@@ -89,12 +91,12 @@ def single_image(rng: np.random.Generator, scenes: Sequence[Sequence[Thing]]) ->
             question = rng.choice(
                 [f"Find the object at {box} {where}.", f"What is at {box} {where}?"]
             )
-            first = seen(n, m) + " "
+            before = seen(n, m) + " "
         else:
             question = rng.choice(
                 [f"Please locate {named(name)} {where}.", f"Where {where} is {named(name)}?"]
             )
-        thinking = first + look_up(f"in image {n}", name, (n, m))
+        thinking = before + look_up(f"in image {n}", name, (n, m))
         turns.append(
             Turn(
                 f"Image-{shown}: {IMAGE}{question}",
@@ -144,16 +146,16 @@ def _turn(
 
     where = find(*target)
     thing = scenes[where[0] - 1][where[1] - 1]
-    first = ""
+    before = ""
     if like or "{box}" in command:
-        first = seen(*(find(*like) if like else where)) + " "
+        before = seen(*(find(*like) if like else where)) + " "
     question = command.format(
         where=in_image(rng, target[0]),
         like=format_id(*find(*like)) if like else "",
         box=format_box(push_out(rng, thing.box, 0.05)),
     )
     listing = "".join(_list(n, things) for n, things in enumerate(scenes, start=1))
-    thinking = first + look_up(said or f"in image {target[0]}", name or thing.name, where)
+    thinking = before + look_up(said or f"in image {target[0]}", name or thing.name, where)
     return Turn(question, THINK_START + listing, _conclude(thinking, where, thing))
 
 

@@ -227,9 +227,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         reference_head = jax.jit(lambda p: nnx.merge(graph, p).head())(reference)
     gradients = jax.jit(jax.value_and_grad(functools.partial(loss, **options), has_aux=True))
     accumulate = jax.jit(add, donate_argnums=0)
-    apply = jax.jit(
-        functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=(0, 1)
-    )
+    apply = jax.jit(functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=0)
     rate = schedule(config.optimizer, config.num_steps * settings.updates)
     metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="grpo")
 

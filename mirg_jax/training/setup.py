@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 def use_devices(config: ConfigDict) -> jax.sharding.Mesh:
     """The mesh of `config.mesh`; call before anything else touches JAX's devices."""
-    if config.cpu_devices:
+    if config.cpu_devices not in (0, jax.config.jax_num_cpu_devices):
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     try:
         return sharding.make_mesh(**config.mesh)

@@ -45,9 +45,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         jax.value_and_grad(functools.partial(loss, graph=graph, chunk=config.logprob_chunk))
     )
     accumulate = jax.jit(add, donate_argnums=0)
-    apply = jax.jit(
-        functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=(0, 1)
-    )
+    apply = jax.jit(functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=0)
     rate = schedule(config.optimizer, config.num_steps)
     metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="sft")
 

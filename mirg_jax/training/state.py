@@ -9,6 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
 
+from mirg_jax.errors import ConfigError
+
 
 class TrainState(NamedTuple):
     """Everything a step changes. `params` are the trained ones only."""
@@ -23,11 +25,11 @@ def split_trainable(params: nnx.State, freeze: tuple[str, ...]) -> tuple[nnx.Sta
     """Divides parameters into trained and frozen by their path's first name (`visual`).
 
     Raises:
-      ValueError: for a name that no parameter begins with.
+      ConfigError: for a name that no parameter begins with.
     """
     for name in freeze:
         if name not in params:
-            raise ValueError(f"config.freeze: {name!r} is none of {', '.join(map(str, params))}")
+            raise ConfigError(f"config.freeze: {name!r} is none of {', '.join(map(str, params))}")
     frozen, trained = nnx.split_state(params, lambda path, _: path[0] in freeze, ...)
     return trained, frozen
 
@@ -41,7 +43,7 @@ def schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
     elif config.schedule == "constant":
         after = optax.constant_schedule(peak)
     else:
-        raise ValueError(f"optimizer.schedule {config.schedule!r} is neither cosine nor constant")
+        raise ConfigError(f"optimizer.schedule {config.schedule!r} is neither cosine nor constant")
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
@@ -94,7 +96,7 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
             muon_weight_dimension_numbers=_muon_axes,
         )
     else:
-        raise ValueError(f"optimizer.name {config.name!r} is neither adamw nor muon")
+        raise ConfigError(f"optimizer.name {config.name!r} is neither adamw nor muon")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), step)
 
 

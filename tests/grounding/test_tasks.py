@@ -28,6 +28,7 @@ def test_every_name_leads_to_a_task_of_the_benchmark():
         ({"id": "set_diff_0001"}, "diff"),
         ({"id": "multi_view-7", "type": "ot_train"}, "multi_view"),
         ({"id": "different_0001"}, "unknown"),
+        ({"id": "subregion_0001"}, "unknown"),
         ({"id": 12, "images": None, "type": ["ot_train"]}, "unknown"),
         ({"type": "correspondence"}, "correspondence"),
         ({}, "unknown"),

@@ -1,0 +1,172 @@
+"""Whole runs of SFT and GRPO on files, with a tiny model: what is learned, logged and resumed."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import grpo_tiny, sft_tiny
+from mirg_jax.errors import CheckpointError, ConfigError, DataError
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.training import grpo, metrics, sft
+from mirg_jax.training.checkpoint import load_model
+from mirg_jax.training.setup import use_devices
+
+CONTRACT = {
+    "step", "loss", "reward", "reward_format", "reward_image", "reward_object", "kl",
+    "completion_length", "zero_spread_fraction", "logprob_diff", "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tiny_model, scenes):
+    def make(kind: str, **changes):
+        config = {"sft": sft_tiny, "grpo": grpo_tiny}[kind].get_config()
+        config.model.path = str(tiny_model)
+        config.data.image_root = str(scenes)
+        config.data.train_json = str(scenes / {"sft": "sft.jsonl", "grpo": "rl.json"}[kind])
+        config.cpu_devices = 0
+        config.num_steps = 4
+        config.checkpoint.every = 2
+        config.batch_size = 4
+        if kind == "sft":
+            config.rows_per_micro_batch = 2
+        else:
+            config.prompts_per_micro_batch = 2
+            config.grpo.group = 3
+            config.grpo.max_tokens = 12
+            config.grpo.completion_lengths = (12,)
+            config.grpo.log_groups_every = 2
+        config.update_from_flattened_dict(changes)
+        return config
+
+    return make
+
+
+TRAIN = {"sft": sft.train, "grpo": grpo.train}
+
+
+def scalars(workdir):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics.read(workdir)]
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_a_killed_run_resumes_to_the_same_numbers(kind, recipe, tmp_path, monkeypatch):
+    TRAIN[kind](recipe(kind), tmp_path / "whole")
+    expected = scalars(tmp_path / "whole")
+    assert [row["step"] for row in expected] == [1, 2, 3, 4]
+    assert kind == "sft" or set(metrics.read(tmp_path / "whole")[0]) >= CONTRACT
+
+    class Killed(Exception):
+        pass
+
+    write = metrics.Metrics.write
+
+    def write_until_step_3(self, step, *args, **kwargs):
+        write(self, step, *args, **kwargs)
+        if step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Metrics, "write", write_until_step_3)
+        with pytest.raises(Killed):
+            TRAIN[kind](recipe(kind), tmp_path / "killed")
+    TRAIN[kind](recipe(kind), tmp_path / "killed")
+    assert scalars(tmp_path / "killed") == expected
+    assert list((tmp_path / "killed" / "tensorboard").iterdir())
+
+
+def test_gradient_accumulation_does_not_change_sft(recipe, tmp_path):
+    sft.train(recipe("sft", rows_per_micro_batch=1), tmp_path / "many")
+    sft.train(recipe("sft", rows_per_micro_batch=4), tmp_path / "one")
+    many, one = scalars(tmp_path / "many"), scalars(tmp_path / "one")
+    assert [row["tokens"] for row in many] == [row["tokens"] for row in one]
+    np.testing.assert_allclose(
+        [row["loss"] for row in many], [row["loss"] for row in one], rtol=1e-4
+    )
+    assert one[-1]["loss"] < one[0]["loss"]
+
+
+def test_grpo_logs_what_it_sampled(recipe, tmp_path):
+    grpo.train(recipe("grpo", num_steps=2), tmp_path)
+    rows = metrics.read(tmp_path)
+    assert all(row["logprob_diff"] < 1e-3 for row in rows)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)  # the policy is the reference at first
+    (group,) = [json.loads(line) for line in (tmp_path / "groups/step_000001.jsonl").open()][:1]
+    assert len(group["completions"]) == 3
+    assert set(group["completions"][0]) == {"text", "reward", "format", "image", "object"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grpo.kl": "exact"},
+        {"grpo.kl": "k1", "grpo.normalisation": "token", "grpo.advantage_scale": "none"},
+        {"grpo.beta": 0.0, "grpo.updates": 2, "grpo.normalisation": "sequence"},
+    ],
+)
+def test_grpos_options_run(changes, recipe, tmp_path):
+    grpo.train(recipe("grpo", num_steps=2, **changes), tmp_path)
+    assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path))
+
+
+def test_a_frozen_tower_stays_as_it_was(recipe, tmp_path, tiny_model):
+    config = recipe("sft", num_steps=2, freeze=("visual",))
+    sft.train(config, tmp_path)
+    mesh = use_devices(config)
+    before, after = (load_model(path, mesh).params for path in (tiny_model, tmp_path))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+    assert all(jax.tree.leaves(same["visual"]))
+    assert not any(jax.tree.leaves(same["decoder"]["layers"]["up_proj"]))
+
+
+def test_bad_rows_are_listed_and_the_run_goes_on(recipe, scenes, tmp_path):
+    rows = [json.loads(line) for line in (scenes / "sft.jsonl").open()]
+    rows[3]["images"][0] = "images/nowhere.png"
+    rows[5]["images"][0] = "../outside.png"
+    rows[7]["targets"][0]["box"] = [500, 0, 100, 10]
+    rows[9]["response"] = "<|image_pad|>" + rows[9]["response"]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = recipe("sft", num_steps=8)
+    config.data.train_json = str(data)
+    sft.train(config, tmp_path / "run")
+    assert len(metrics.read(tmp_path / "run")) == 8
+    rejected = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
+    assert {row["id"] for row in rejected} == {rows[i]["id"] for i in (3, 5, 7, 9)}
+    assert all(row["source"].startswith("rows.jsonl") and row["reason"] for row in rejected)
+
+
+def test_what_cannot_work_is_said_in_one_line(recipe, scenes, tmp_path, tiny_model):
+    def refused(error, kind="sft", **changes):
+        with pytest.raises(error) as caught:
+            TRAIN[kind](recipe(kind, **changes), tmp_path / "run")
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    (tmp_path / "empty.json").write_text("[]")
+    assert "empty" in refused(DataError, **{"data.train_json": str(tmp_path / "empty.json")})
+    assert "lengths" in refused(DataError, **{"data.shapes.lengths": (16,)})
+    assert "mesh" in refused(ConfigError, **{"mesh.data": 7})
+    assert "freeze" in refused(ConfigError, freeze=("vision",))
+    assert "k9" in refused(ConfigError, "grpo", **{"grpo.kl": "k9"})
+    assert "rewards" in refused(ConfigError, "grpo", **{"grpo.rewards": {"fromat": 1.0}})
+    assert "config.json" in refused(CheckpointError, init_from=str(scenes))
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    raw = json.loads((other / "config.json").read_text()) | {"intermediate_size": 96}
+    (other / "config.json").write_text(json.dumps(raw))
+    assert ModelConfig.from_folder(other).text.intermediate_size == 96
+    assert "misshapen" in refused(CheckpointError, init_from=str(other))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(recipe, tmp_path, tiny_model):
+    run = tmp_path / "run"
+    sft.train(recipe("sft", num_steps=2), run)
+    raw = json.loads((run / "model/config.json").read_text()) | {"intermediate_size": 96}
+    (run / "model/config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="doesn't fit"):
+        load_model(run, use_devices(recipe("sft")))
