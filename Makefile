@@ -34,10 +34,10 @@ demo: venv
 	$(BIN)/python scripts/demo.py --workdir=runs/demo $(if $(QUICK),--quick) $(DEMO_FLAGS)
 
 test: .venv/.ready-test lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: .venv/.ready-test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
 """Asks a model about some images, prints its answer and draws the boxes.
 
-    python scripts/ground.py --checkpoint=runs/demo/grpo --config=configs/grpo_tiny.py \\
-        --images=a.png,b.png --query="Where is the red circle?" --output=out.png
+    python scripts/ground.py --checkpoint=runs/demo/grpo --images=a.png,b.png \\
+        --query="Where is the red circle?" --output=out.png
+
+The images are read and the prompt is worded as in the run's own config; --config gives another.
 """
 
 import pathlib
@@ -20,20 +22,19 @@ from mirg_jax.evaluation.report import Drawing, draw_boxes
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.training import checkpoint, setup
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe the model was trained with.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Another recipe than the run's own.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's folder, a checkpoint, or a Hugging Face folder.", required=True
 )
 _IMAGES = flags.DEFINE_list("images", None, "Paths, separated by commas, in order.", required=True)
 _QUERY = flags.DEFINE_string("query", None, "The question.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "PNG with the boxes drawn in.", required=True)
-flags.mark_flag_as_required("config")
 
 _COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")
 
 
 def main(_):
-    config = _CONFIG.value
+    config = _CONFIG.value or setup.config_of(_CHECKPOINT.value)
     mesh = setup.use_devices(config)
     model = checkpoint.load_model(_CHECKPOINT.value, mesh, precision=setup.precision(config))
     tokenizer = setup.load_tokenizer(model.folder)

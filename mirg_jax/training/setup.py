@@ -1,5 +1,6 @@
 """What SFT and GRPO begin with: devices, model, optimizer, data, and the state to resume."""
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
-from mirg_jax import sharding
+from mirg_jax import defaults, sharding
 from mirg_jax.data.batching import Shapes
 from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog, batches
@@ -38,6 +39,16 @@ class Run(NamedTuple):
     rejected: RejectedLog
     checkpoints: checkpoint.Checkpoints
     first_step: int
+
+
+def config_of(source: str) -> ConfigDict:
+    """The config that a run was trained with; the defaults for a Hugging Face model."""
+    config = defaults.grpo()
+    if run := checkpoint.find_run(source):
+        saved = run[0] / "config.json"
+        if saved.exists():
+            config = ConfigDict(config.to_dict() | json.loads(saved.read_text()))
+    return config
 
 
 def use_devices(config: ConfigDict) -> jax.sharding.Mesh:
