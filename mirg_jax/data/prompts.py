@@ -7,10 +7,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
-from mirg_jax.data.examples import Example
+from mirg_jax.data.examples import IMAGE_MARK, Example
 from mirg_jax.errors import DataError
 
-IMAGE_MARK = "<image>"
 IMAGE_PAD = "<|image_pad|>"
 END_OF_TURN = "<|im_end|>"
 # Text of a data set may hold boxes and object references, never what structures the prompt.
