@@ -46,7 +46,7 @@ from mirg_jax.grounding.grammar import (
     format_response,
 )
 
-ANNOTATOR_ERROR = 0.1  # how far, in sides of the box, an annotated side may lie too far out
+ANNOTATOR_ERROR = 0.3  # how far, in sides of the box, an annotated side may lie too far out
 
 
 @dataclasses.dataclass(frozen=True)

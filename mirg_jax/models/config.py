@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any, Self
 
+from mirg_jax.errors import CheckpointError
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -72,20 +74,22 @@ class ModelConfig:
             "the vision tower must end at the decoder's width": vision.out_dim == text.hidden_size,
         }.items():
             if not ok:
-                raise ValueError(f"model config: {name}")
+                raise ValueError(name)
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any]) -> Self:
         """Reads a `config.json`: the published flat form or the newer one with `text_config`.
 
         Raises:
-          ValueError: for another model type, or a feature this model lacks (sliding windows).
+          ValueError: for another model type, sizes that don't fit together, or a feature this
+            model lacks (sliding windows).
+          KeyError: for a field that isn't there.
         """
         if raw.get("model_type") != "qwen2_vl":
-            raise ValueError(f"config.json: model_type {raw.get('model_type')!r} is not qwen2_vl")
+            raise ValueError(f"model_type {raw.get('model_type')!r} is not qwen2_vl")
         text = raw.get("text_config") or raw
         if text.get("use_sliding_window"):
-            raise ValueError("config.json: use_sliding_window is not supported")
+            raise ValueError("use_sliding_window is not supported")
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         vision = raw["vision_config"]
         ids = ("image", "video", "vision_start", "vision_end")
@@ -101,9 +105,7 @@ class ModelConfig:
                 mrope_section=tuple(rope.get("mrope_section") or (16, 24, 24)),
                 rms_norm_eps=text["rms_norm_eps"],
                 # The newer form may say it at either level.
-                tie_word_embeddings=bool(
-                    raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-                ),
+                tie_word_embeddings=any(c.get("tie_word_embeddings") for c in (raw, text)),
             ),
             vision=VisionConfig(
                 depth=vision["depth"],
@@ -123,8 +125,21 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: str | pathlib.Path) -> Self:
-        """Reads `folder/config.json`."""
-        return cls.from_hf(json.loads((pathlib.Path(folder) / "config.json").read_text()))
+        """Reads `folder/config.json`.
+
+        Raises:
+          CheckpointError: if it is missing, damaged, or of a model that this one can't be.
+        """
+        path = pathlib.Path(folder) / "config.json"
+        try:
+            return cls.from_hf(json.loads(path.read_text()))
+        except KeyError as error:
+            problem = f"lacks the field {error}"
+        except OSError as error:
+            problem = error.strerror
+        except (ValueError, TypeError, AttributeError) as error:
+            problem = str(error)
+        raise CheckpointError(f"{path}: {problem}; give a Qwen2-VL checkpoint")
 
     def to_hf(self) -> dict[str, Any]:
         """The published flat form, which transformers reads."""

@@ -143,7 +143,7 @@ def check(config: ConfigDict) -> None:
 def shorten(rollout: Rollout, longest: int, lengths: tuple[int, ...]) -> Rollout:
     """Cuts the padding behind the longest completion, down to one of a few lengths."""
     length = next(limit for limit in lengths if limit >= longest)
-    return Rollout(*(array[:, :, :length] for array in rollout))
+    return Rollout(*(jax.lax.slice_in_dim(array, 0, length, axis=2) for array in rollout))
 
 
 def write_groups(

@@ -105,7 +105,12 @@ class _Tensors:
     def __init__(self, folder: pathlib.Path):
         index = folder / "model.safetensors.index.json"
         if index.exists():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            try:
+                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{index}: not an index of shards ({error}); fetch the checkpoint again"
+                ) from None
         else:
             files = ["model.safetensors"]
         self.where: dict[str, tuple[safe_open, str]] = {}

@@ -112,6 +112,17 @@ def test_logits(case, layout):
         np.testing.assert_allclose(logits, expected, atol=1e-4 * scale, rtol=0)
 
 
+def test_logits_of_text_alone(case):
+    tokens = np.random.default_rng(3).integers(0, reference.WORDS, 20).astype(np.int32)
+    positions = mrope_positions(tokens, (), reference.IDS["image_token_id"])
+    batch = device(collate([Item(Encoded(tokens, positions, (), 20), ())], [[0]], SHAPES))
+    with torch.no_grad():
+        expected = case.torch(torch.from_numpy(tokens)[None].long()).logits[0].numpy()
+    for images in (None, batch.images):  # no images, and slots that hold none
+        ours = forward(case.graph, case.params, batch.text, images)[0, :20]
+        np.testing.assert_allclose(ours, expected, atol=1e-4 * expected.std(), rtol=0)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_the_sft_loss(case, layout):
     batch = device(collate(case.items, LAYOUTS[layout], SHAPES))

@@ -1,16 +1,7 @@
-"""Rotary positions against complex multiplication, and against transformers."""
+"""Rotary positions against their definition, in float64 complex numbers."""
 
 import numpy as np
 import pytest
-import torch
-from transformers.models.qwen2_vl.configuration_qwen2_vl import (
-    Qwen2VLTextConfig,
-    Qwen2VLVisionConfig,
-)
-from transformers.models.qwen2_vl.modeling_qwen2_vl import (
-    Qwen2VLRotaryEmbedding,
-    Qwen2VLVisionRotaryEmbedding,
-)
 
 from mirg_jax.models import rope
 
@@ -22,37 +13,27 @@ def rng():
 
 @pytest.mark.parametrize("section", [(16, 24, 24), (2, 3, 3), (4, 4, 4)])
 @pytest.mark.parametrize("theta", [1e4, 1e6])
-# A last digit of the float32 frequency counts as often as the position is large.
-@pytest.mark.parametrize("reach, tolerance", [(300, 1e-4), (6000, 2e-3)])
-def test_mrope_angles_equal_transformers(rng, section, theta, reach, tolerance):
-    positions = rng.integers(0, reach, (2, 50, 3))
-    head_dim = 2 * sum(section)
-    config = Qwen2VLTextConfig(
-        hidden_size=2 * head_dim,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": theta,
-            "mrope_section": list(section),
-        },
+def test_mrope_angles(rng, section, theta):
+    """Frequency i is θ^(−i/half); the first section turns by time, then height, then width."""
+    positions = rng.integers(0, 6000, (2, 50, 3))
+    half = sum(section)
+    axis = [0] * section[0] + [1] * section[1] + [2] * section[2]
+    expected = np.stack(
+        [positions[..., axis[i]] * theta ** (-i / half) for i in range(half)], axis=-1
     )
-    cos, sin = Qwen2VLRotaryEmbedding(config)(
-        torch.zeros(1), torch.from_numpy(positions).permute(2, 0, 1)
-    )
-    angles = np.asarray(rope.mrope_angles(positions, section, theta))
-    np.testing.assert_allclose(np.cos(angles), cos[..., : sum(section)], atol=tolerance)
-    np.testing.assert_allclose(np.sin(angles), sin[..., : sum(section)], atol=tolerance)
+    angles = rope.mrope_angles(positions, section, theta)
+    np.testing.assert_allclose(angles, expected, rtol=3e-7)
 
 
 @pytest.mark.parametrize("head_dim", [80, 16, 12])
-def test_patch_angles_equal_transformers(rng, head_dim):
-    positions = rng.integers(0, 100, (40, 2))
-    config = Qwen2VLVisionConfig(embed_dim=2 * head_dim, num_heads=2)
-    cos, sin = Qwen2VLVisionRotaryEmbedding(config)(torch.zeros(1), torch.from_numpy(positions))
-    angles = np.asarray(rope.patch_angles(positions, head_dim))
-    np.testing.assert_allclose(np.cos(angles), cos[..., : head_dim // 2], atol=5e-5)
-    np.testing.assert_allclose(np.sin(angles), sin[..., : head_dim // 2], atol=5e-5)
+def test_patch_angles(rng, head_dim):
+    """Of each half, one quarter of the head turns by row and one by column."""
+    positions = rng.integers(0, 100, (3, 40, 2))
+    quarter = head_dim // 4
+    frequencies = [10000.0 ** (-i / quarter) for i in range(quarter)]
+    rows, columns = positions[..., :1], positions[..., 1:]
+    expected = np.concatenate([rows * frequencies, columns * frequencies], axis=-1)
+    np.testing.assert_allclose(rope.patch_angles(positions, head_dim), expected, rtol=3e-7)
 
 
 def test_rotate_is_complex_multiplication(rng):

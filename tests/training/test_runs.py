@@ -13,6 +13,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.training import grpo, metrics, sft
 from mirg_jax.training.checkpoint import load_model
 from mirg_jax.training.setup import use_devices
+from mirg_jax.types import Rollout
 
 CONTRACT = {
     "step", "loss", "reward", "reward_format", "reward_image", "reward_object", "kl",
@@ -97,6 +98,14 @@ def test_grpo_logs_what_it_sampled(recipe, tmp_path):
     (group,) = [json.loads(line) for line in (tmp_path / "groups/step_000001.jsonl").open()][:1]
     assert len(group["completions"]) == 3
     assert set(group["completions"][0]) == {"text", "reward", "format", "image", "object"}
+
+
+def test_padding_behind_the_longest_completion_is_cut():
+    rollout = Rollout(*(jax.device_put(np.ones((2, 3, 12), d)) for d in (int, bool, np.float32)))
+    with jax.transfer_guard("disallow"):
+        shorter = [grpo.shorten(rollout, longest, (4, 8, 12)) for longest in (3, 4, 5, 12)]
+    assert [s.tokens.shape[-1] for s in shorter] == [4, 4, 8, 12]
+    assert all(array.shape == s.tokens.shape for s in shorter for array in s)
 
 
 @pytest.mark.parametrize(

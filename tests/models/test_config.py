@@ -1,0 +1,109 @@
+"""Model sizes from config.json in all its forms."""
+
+import dataclasses
+import json
+
+import pytest
+import reference
+from transformers import Qwen2VLConfig
+
+from mirg_jax.errors import CheckpointError
+from mirg_jax.models.config import QWEN2_VL_2B, QWEN2_VL_7B, QWEN2_VL_72B, ModelConfig
+
+CONFIGS = {"2B": QWEN2_VL_2B, "7B": QWEN2_VL_7B, "72B": QWEN2_VL_72B, **reference.CONFIGS}
+
+# The sizes that the 2B instruct model's config.json gives.
+PUBLISHED_2B = {
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "qwen2_vl",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "in_chans": 3,
+        "hidden_size": 1536,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 151936,
+}
+
+
+def test_published_2b():
+    assert ModelConfig.from_hf(PUBLISHED_2B) == QWEN2_VL_2B
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_round_trips(name):
+    """Through our own form, and through transformers' newer nested one."""
+    config = CONFIGS[name]
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    nested = json.loads(Qwen2VLConfig(**config.to_hf()).to_json_string(use_diff=False))
+    assert "text_config" in nested and "hidden_size" not in nested
+    assert ModelConfig.from_hf(nested) == config
+
+
+@pytest.mark.parametrize("outer, inner, tied", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (0, 0, 0)])
+def test_ties_are_read_as_transformers_reads_them(outer, inner, tied):
+    nested = Qwen2VLConfig(**QWEN2_VL_2B.to_hf()).to_dict()
+    nested["tie_word_embeddings"] = bool(outer)
+    nested["text_config"]["tie_word_embeddings"] = bool(inner)
+    assert ModelConfig.from_hf(nested).text.tie_word_embeddings == bool(tied)
+    assert Qwen2VLConfig(**nested).tie_word_embeddings == bool(tied)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_heads": 5}, "hidden_size must be a multiple"),
+        ({"num_kv_heads": 3}, "num_attention_heads must be a multiple"),
+        ({"mrope_section": (16, 24, 25)}, "mrope_section"),
+        ({"hidden_size": 1536, "num_heads": 12}, "decoder's width"),
+    ],
+)
+def test_sizes_that_do_not_fit_together(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(QWEN2_VL_7B, text=dataclasses.replace(QWEN2_VL_7B.text, **change))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "config.json: .*column"),
+        ("[]", "config.json: "),
+        (json.dumps(PUBLISHED_2B | {"model_type": "qwen2_5_vl"}), "'qwen2_5_vl' is not qwen2_vl"),
+        (json.dumps(PUBLISHED_2B | {"use_sliding_window": True}), "use_sliding_window"),
+        (json.dumps({k: v for k, v in PUBLISHED_2B.items() if k != "vocab_size"}), "vocab_size"),
+        (json.dumps(PUBLISHED_2B | {"hidden_size": 1537}), "hidden_size must be a multiple"),
+    ],
+)
+def test_unusable_config_files(tmp_path, text, message):
+    with pytest.raises(CheckpointError, match="No such file"):
+        ModelConfig.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        ModelConfig.from_folder(tmp_path)
