@@ -1,7 +1,6 @@
 """Image-aware GRPO of the small model, on a CPU: the demo's second stage."""
 
 from configs.sft_tiny import tiny
-
 from mirg_jax import defaults
 
 

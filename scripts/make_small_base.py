@@ -53,10 +53,10 @@ from mirg_jax.types import Images, Text
 from mirg_jax.weights import hf
 
 OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write.", required=True)
-SEE_STEPS = flags.DEFINE_integer("see_steps", 1500, "Steps of the vision tower alone.")
-STEPS = flags.DEFINE_integer("steps", 1600, "Steps of the whole model.")
-ROWS = flags.DEFINE_integer("rows", 32, "Token rows a step.")
-POOL = flags.DEFINE_integer("pool", 30000, "Pictures drawn.")
+SEE_STEPS = flags.DEFINE_integer("see_steps", 200, "Steps of the vision tower alone.")
+STEPS = flags.DEFINE_integer("steps", 900, "Steps of the whole model.")
+ROWS = flags.DEFINE_integer("rows", 24, "Token rows a step.")
+POOL = flags.DEFINE_integer("pool", 12000, "Pictures drawn.")
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Peak.")
 PATTERN_WEIGHT = flags.DEFINE_float("pattern_weight", 0.2, "Weight of the attention loss.")
 SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
