@@ -12,7 +12,7 @@ ALLOWED = {
     "errors": set(),
     "grounding": set(),
     "data": {"grounding", "types", "errors"},
-    "models": {"types"},
+    "models": {"types", "errors"},
     "weights": {"models", "errors"},
     "sharding": set(),
     "rl": set(),

@@ -13,7 +13,7 @@ from flax import nnx
 from mirg_jax.data.batching import Item, Shapes, collate, collate_prompts
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.models.layers import Precision
-from mirg_jax.models.qwen2_vl import last_token
+from mirg_jax.models.qwen2_vl import abstract, last_token
 from mirg_jax.training import sft
 from mirg_jax.weights import hf
 
@@ -201,6 +201,7 @@ def test_greedy_tokens(case):
 
 def test_shared_prompts_equal_repeated_prompts(case):
     """Logits and gradients of G completions of a prompt computed once, and of G whole rows."""
+    graph, _ = abstract(case.config, remat=False)  # quicker to compile; the SFT test has remat
     prompts, rng = prompts_of(case), np.random.default_rng(2)
     G, L = 3, 10
     completions = rng.integers(0, reference.WORDS, (len(prompts), G, L)).astype(np.int32)
@@ -239,7 +240,7 @@ def test_shared_prompts_equal_repeated_prompts(case):
         return (picked * weights).sum(), logits
 
     def share(params):
-        model = nnx.merge(case.graph, params)
+        model = nnx.merge(graph, params)
         hidden, prefix = model.prefill(shared.text, model.visual(shared.images))
         rest = model.continue_prompts(
             jnp.asarray(completions), jnp.asarray(mask), shared.text, prefix
@@ -250,7 +251,7 @@ def test_shared_prompts_equal_repeated_prompts(case):
         return objective(jnp.concatenate([first, rest[:, :, :-1]], axis=2) @ model.head())
 
     def repeat(params):
-        model = nnx.merge(case.graph, params)
+        model = nnx.merge(graph, params)
         hidden = model.hidden(repeated.text, model.visual(repeated.images))
         return objective(hidden[row, column] @ model.head())
 
