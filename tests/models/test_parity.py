@@ -13,7 +13,7 @@ from flax import nnx
 from mirg_jax.data.batching import Item, Shapes, collate, collate_prompts
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.models.layers import Precision
-from mirg_jax.models.qwen2_vl import abstract, last_token
+from mirg_jax.models.qwen2_vl import last_token
 from mirg_jax.training import sft
 from mirg_jax.weights import hf
 
@@ -201,7 +201,6 @@ def test_greedy_tokens(case):
 
 def test_shared_prompts_equal_repeated_prompts(case):
     """Logits and gradients of G completions of a prompt computed once, and of G whole rows."""
-    graph, _ = abstract(case.config, remat=False)  # quicker to compile; the SFT test has remat
     prompts, rng = prompts_of(case), np.random.default_rng(2)
     G, L = 3, 10
     completions = rng.integers(0, reference.WORDS, (len(prompts), G, L)).astype(np.int32)
@@ -239,8 +238,8 @@ def test_shared_prompts_equal_repeated_prompts(case):
         picked = jnp.take_along_axis(logprobs, completions[..., None], axis=-1)[..., 0]
         return (picked * weights).sum(), logits
 
-    def share(params):
-        model = nnx.merge(graph, params)
+    def share(params, shared):
+        model = nnx.merge(case.graph, params)
         hidden, prefix = model.prefill(shared.text, model.visual(shared.images))
         rest = model.continue_prompts(
             jnp.asarray(completions), jnp.asarray(mask), shared.text, prefix
@@ -250,12 +249,15 @@ def test_shared_prompts_equal_repeated_prompts(case):
         )
         return objective(jnp.concatenate([first, rest[:, :, :-1]], axis=2) @ model.head())
 
-    def repeat(params):
-        model = nnx.merge(graph, params)
+    def repeat(params, repeated):
+        model = nnx.merge(case.graph, params)
         hidden = model.hidden(repeated.text, model.visual(repeated.images))
         return objective(hidden[row, column] @ model.head())
 
-    results = [jit(jax.value_and_grad(f, has_aux=True))(case.params) for f in (share, repeat)]
+    results = [
+        jit(jax.value_and_grad(form, has_aux=True))(case.params, batch)
+        for form, batch in ((share, shared), (repeat, repeated))
+    ]
     (((value, logits), gradients), ((expected_value, expected_logits), expected)) = results
     scale = float(expected_logits[mask].std())
     np.testing.assert_allclose(logits[mask], expected_logits[mask], atol=1e-4 * scale, rtol=0)
