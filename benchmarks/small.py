@@ -57,6 +57,7 @@ def _torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Te
 def _set_up(base: str):
     config = sft_tiny.get_config()
     config.model.path = base
+    config.mesh.update(data=-1, fsdp=1)
     mesh = setup.use_devices(config)
     model = load_model(base, mesh, remat=False)
     reference = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)

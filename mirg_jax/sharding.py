@@ -68,9 +68,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def row_parts(mesh: Mesh) -> int:
+    """In how many parts a batch's rows are divided."""
+    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
+
+
 def place_rows(batch: Any, mesh: Mesh) -> Any:
     """Puts a batch onto the mesh, its rows divided where their number allows."""
-    ways = int(np.prod([mesh.shape[axis] for axis in ROWS]))
+    ways = row_parts(mesh)
 
     def one(array):
         spec = PartitionSpec(ROWS) if array.ndim and array.shape[0] % ways == 0 else PartitionSpec()

@@ -8,7 +8,6 @@ The images are read and the prompt is worded as in the run's own config; --confi
 
 import pathlib
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 from PIL import Image
@@ -49,7 +48,7 @@ def main(_):
         preparer,
         mesh,
         [(0, question)],
-        batch_size=jax.device_count(),
+        batch_size=1,
         max_tokens=config.evaluation.max_tokens,
     )
     if answer.response is None:

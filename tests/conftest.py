@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
@@ -18,6 +20,17 @@ from mirg_jax.models.qwen2_vl import create
 from mirg_jax.weights import hf
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def call(script: str, *flags: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Runs a binary as a user would, from the top of the checkout."""
+    return subprocess.run(
+        [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *map(str, flags)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=timeout,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ ALLOWED = {
     "weights": {"models", "errors"},
     "sharding": set(),
     "rl": set(),
-    "sampling": {"models", "rl", "types"},
+    "sampling": {"models", "rl", "sharding", "types"},
 }
 
 

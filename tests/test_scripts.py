@@ -2,22 +2,11 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import call
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
-
-
-def call(script: str, *flags: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *map(str, flags)],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        timeout=300,
-    )
 
 
 def refused(result: subprocess.CompletedProcess) -> str:
@@ -79,6 +68,38 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):
 
     other = call("evaluate", *flags, f"--benchmark={scenes}/eval.json", "--limit=5")
     assert "another run" in refused(other)
+
+
+def test_one_device_and_two_make_the_same_run(tiny_model, scenes, tmp_path):
+    """The same completions are sampled, and learned from, however the prompts are divided."""
+    runs = []
+    for devices in (1, 2):
+        workdir = tmp_path / str(devices)
+        result = call(
+            "train_grpo",
+            "--config=configs/grpo_tiny.py",
+            f"--workdir={workdir}",
+            f"--config.model.path={tiny_model}",
+            f"--config.data.train_json={scenes}/rl.json",
+            f"--config.data.image_root={scenes}",
+            f"--config.cpu_devices={devices}",
+            "--config.num_steps=2",
+            "--config.batch_size=4",
+            "--config.prompts_per_micro_batch=2",
+            "--config.grpo.group=3",
+            "--config.grpo.max_tokens=12",
+            "--config.grpo.completion_lengths=(12,)",
+            "--config.grpo.log_groups_every=1",
+        )
+        assert result.returncode == 0, result.stderr
+        groups = [path.read_text() for path in sorted((workdir / "groups").iterdir())]
+        steps = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+        runs.append((groups, steps))
+    (one_groups, one), (two_groups, two) = runs
+    assert len(one_groups) == 2 and one_groups == two_groups
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "kl", "grad_norm", "completion_length"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize(

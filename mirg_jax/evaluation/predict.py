@@ -16,7 +16,7 @@ from mirg_jax.errors import DataError
 from mirg_jax.sampling.sampler import (
     SamplingConfig,
     forbidden_ids,
-    sample,
+    make_sampler,
     sample_keys,
     stop_ids,
 )
@@ -32,17 +32,18 @@ class Prediction(NamedTuple):
     error: str | None = None
 
 
-def make_generate(model: Model, tokenizer, *, max_tokens: int) -> Callable:
+def make_generate(model: Model, tokenizer, mesh: jax.sharding.Mesh, *, max_tokens: int) -> Callable:
     """A jitted `(params, prompt, images) -> Rollout` of one greedy answer a prompt."""
     config = SamplingConfig(
         group=1, max_tokens=max_tokens, temperature=0.0, stop_tokens=stop_ids(tokenizer)
     )
     forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
+    sample = make_sampler(model.graph, mesh, forbidden, config)
 
     @jax.jit
     def generate(params, prompt, images):
         keys = sample_keys(jax.random.key(0), jnp.arange(prompt.tokens.shape[0]), 1)
-        return sample(model.graph, params, prompt, images, keys, forbidden, config)
+        return sample(params, prompt, images, keys)
 
     return generate
 
@@ -62,8 +63,13 @@ def predict(
 
     Prompts of similar length are put together within windows of `window` batches, so that little
     is padded and few pixels are held.
+
+    Args:
+      batch_size: prompts at a time; rounded up to what the mesh divides evenly.
     """
-    generate = make_generate(model, tokenizer, max_tokens=max_tokens)
+    parts = sharding.row_parts(mesh)
+    batch_size = -(-batch_size // parts) * parts
+    generate = make_generate(model, tokenizer, mesh, max_tokens=max_tokens)
 
     def prepare(numbered: tuple[int, Example]) -> tuple[int, Item | str]:
         try:

@@ -2,19 +2,22 @@
 
 Axes: B rows, G branches of a row (completions of one prompt, or the images of one row),
 K key/value heads, R query heads that share one, T queries, S keys, P prefix keys, D head size.
+Own keys and values have K and G as one axis, in which form decoding keeps them.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 _MASKED = -1e30  # finite, so that a row that sees nothing (padding) stays free of NaN
+_MIN_BLOCK = 64  # queries; shorter blocks make the products too small to be fast
+_MAX_BLOCKS = 4
 
 
 def attend(
     q: Float[Array, "B K G R T D"],
-    k: Float[Array, "B K G S D"],
-    v: Float[Array, "B K G S D"],
+    k: Float[Array, "B KG S D"],
+    v: Float[Array, "B KG S D"],
     q_segments: Int[Array, "B G T"],
     k_segments: Int[Array, "B G S"],
     *,
@@ -36,30 +39,67 @@ def attend(
       b . . x x .
       0 . . . . x   (padding sees padding; nothing reads it)
 
-    The prefix's keys are read once for all G·R·T queries, as one matrix product.
+    The prefix's keys are read once for all G·R·T queries, as one matrix product. Causal queries go
+    by a few blocks, each with the keys up to its end: what none of them sees isn't computed.
+    """
+    T = q.shape[4]
+    blocks = min(_MAX_BLOCKS, max(1, T // _MIN_BLOCK)) if causal else 1
+    ends = [T * (i + 1) // blocks for i in range(blocks)]
+    outs = []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        seen = end if causal else k.shape[2]
+        mask = q_segments[..., start:end, None] == k_segments[..., None, :seen]
+        if causal:
+            mask &= jnp.tril(jnp.ones((end - start, end), bool), start)
+        prefix = None
+        if prefix_k is not None:
+            alike = q_segments[..., start:end, None] == prefix_segments[:, None, None, :]
+            prefix = prefix_k, prefix_v, alike
+        outs.append(
+            _softmax(q[..., start:end, :], k[..., :seen, :], v[..., :seen, :], mask, prefix)
+        )
+    return outs[0] if blocks == 1 else jnp.concatenate(outs, axis=4)
+
+
+def _softmax(
+    q: Float[Array, "B K G R T D"],
+    k: Float[Array, "B KG S D"],
+    v: Float[Array, "B KG S D"],
+    mask: Bool[Array, "B G T S"],
+    prefix: tuple[Float[Array, "B K P D"], Float[Array, "B K P D"], Bool[Array, "B G T P"]] | None,
+) -> Float[Array, "B K G R T D"]:
+    """Softmax over the own keys and the prefix's together.
+
+    Batch axes lead and heads are merged into rows: plain batched matrix products, which the CPU
+    runs several times faster than the same einsum over five axes. The division comes last, on
+    [T, D] instead of [T, S], which makes its gradient cheaper too.
     """
     B, K, G, R, T, D = q.shape
-    scale = D**-0.5
-    mask = q_segments[..., :, None] == k_segments[..., None, :]
-    if causal:
-        mask &= jnp.tril(jnp.ones((T, T), bool))
+    own, shared = (B, K * G, R * T, D), (B, K, G * R * T, D)
 
     def scores(queries, keys, mask):
         logits = jnp.einsum("...td,...sd->...ts", queries, keys, preferred_element_type=jnp.float32)
-        return jnp.where(mask, logits.reshape(B, K, G, R, T, -1) * scale, _MASKED)
+        logits = logits.reshape(B, K, G, R, T, -1) * D**-0.5
+        return jnp.where(mask[:, None, :, None], logits, _MASKED)
 
-    # Batch axes lead and heads are merged into rows: plain batched matrix products, which the
-    # CPU runs several times faster than the same einsum over five axes.
-    logits = scores(q.reshape(B, K, G, R * T, D), k, mask[:, None, :, None])
-    if prefix_k is not None:
-        seen = q_segments[..., None] == prefix_segments[:, None, None, :]
-        shared = scores(q.reshape(B, K, G * R * T, D), prefix_k, seen[:, None, :, None])
-        logits = jnp.concatenate([shared, logits], axis=-1)
+    def mix(weights, values, shape):
+        weights = weights.reshape(*shape[:-1], -1).astype(values.dtype)
+        out = jnp.einsum("...ts,...sd->...td", weights, values, preferred_element_type=jnp.float32)
+        return out.reshape(q.shape)
 
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    own = weights[..., -k.shape[-2] :].reshape(B, K, G, R * T, -1)
-    out = (own @ v).reshape(q.shape)
-    if prefix_v is not None:
-        shared = weights[..., : prefix_v.shape[-2]].reshape(B, K, G * R * T, -1)
-        out += (shared @ prefix_v).reshape(q.shape)
-    return out
+    logits = scores(q.reshape(own), k, mask)
+    largest = logits.max(axis=-1, keepdims=True)
+    if prefix is not None:
+        prefix_k, prefix_v, prefix_mask = prefix
+        prefix_logits = scores(q.reshape(shared), prefix_k, prefix_mask)
+        largest = jnp.maximum(largest, prefix_logits.max(axis=-1, keepdims=True))
+    largest = jax.lax.stop_gradient(largest)
+
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = mix(weights, v, own)
+    if prefix is not None:
+        weights = jnp.exp(prefix_logits - largest)
+        total += weights.sum(axis=-1, keepdims=True)
+        out += mix(weights, prefix_v, shared)
+    return (out / total).astype(q.dtype)

@@ -1,6 +1,7 @@
 """The decoder of Qwen2-VL: grouped-query attention, SwiGLU, M-RoPE; layers stacked and scanned."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,16 +12,23 @@ from jaxtyping import Array, Float, Int
 from mirg_jax.models import rope
 from mirg_jax.models.attention import attend
 from mirg_jax.models.config import TextConfig
-from mirg_jax.models.layers import Precision, linear, rms_norm, scan, stack
+from mirg_jax.models.layers import Precision, linear, rms_norm, scan, stack, unstack
 from mirg_jax.types import KeyValues
 
 
 class Cache(NamedTuple):
-    """Keys and values of the completions while they are sampled; `length` tokens are written."""
+    """Keys and values of the completions while they are sampled; `length` tokens are written.
 
-    keys: Float[Array, "layers B K G L D"]
-    values: Float[Array, "layers B K G L D"]
+    An array a layer, since a loop updates whole arrays in place, but copies what it slices.
+    """
+
+    keys: tuple[Float[Array, "B KG L D"], ...]
+    values: tuple[Float[Array, "B KG L D"], ...]
     length: Int[Array, ""]
+
+
+# A decoder layer and its keys and values of the prefix, [B, K, P, D].
+UnstackedLayer = tuple["DecoderLayer", Array, Array]
 
 
 class Attention(nnx.Module):
@@ -37,7 +45,7 @@ class Attention(nnx.Module):
 
     def project(
         self, x: Float[Array, "B G T M"], angles: Float[Array, "B G T half"]
-    ) -> tuple[Float[Array, "B K G R T D"], Float[Array, "B K G T D"], Float[Array, "B K G T D"]]:
+    ) -> tuple[Float[Array, "B K G R T D"], Float[Array, "B KG T D"], Float[Array, "B KG T D"]]:
         """Rotated queries and keys, and values, heads first."""
         B, G, T, _ = x.shape
         split = (B, G, T, -1, self.head_dim)
@@ -47,8 +55,8 @@ class Attention(nnx.Module):
         q = q.reshape(B, G, T, self.num_kv_heads, -1, self.head_dim)
         return (
             q.transpose(0, 3, 1, 4, 2, 5),
-            k.transpose(0, 3, 1, 2, 4),
-            v.transpose(0, 3, 1, 2, 4),
+            k.transpose(0, 3, 1, 2, 4).reshape(B, -1, T, self.head_dim),
+            v.transpose(0, 3, 1, 2, 4).reshape(B, -1, T, self.head_dim),
         )
 
     def merge_heads(self, out: Float[Array, "B K G R T D"]) -> Float[Array, "B G T M"]:
@@ -137,7 +145,7 @@ class Decoder(nnx.Module):
 
         def attend_to(q, k, v):
             out = attend(q, k, v, segments[:, None], segments[:, None], causal=True)
-            return out, (k[:, :, 0], v[:, :, 0])
+            return out, (k, v)  # one branch: KG is K
 
         def body(layer, x, _):
             return layer(x, angles, attend_to)
@@ -147,48 +155,50 @@ class Decoder(nnx.Module):
 
     def init_cache(self, batch: int, group: int, length: int) -> Cache:
         config = self.config
-        shape = (config.num_layers, batch, config.num_kv_heads, group, length, config.head_dim)
-        zeros = jnp.zeros(shape, self.precision.compute)
+        shape = (batch, config.num_kv_heads * group, length, config.head_dim)
+        zeros = (jnp.zeros(shape, self.precision.compute),) * config.num_layers
         return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+
+    def unstack(self, prefix: KeyValues) -> list[UnstackedLayer]:
+        """Each layer with its keys and values of the prefix; made once, before a decoding loop."""
+        return list(zip(unstack(self.layers), prefix.keys, prefix.values, strict=True))
 
     def step(
         self,
         x: Float[Array, "B G M"],
         positions: Int[Array, "B G 3"],
-        prefix: KeyValues,
+        prefix_segments: Int[Array, "B P"],
+        layers: Sequence[UnstackedLayer],
         cache: Cache,
     ) -> tuple[Float[Array, "B G M"], Cache]:
         """Hidden states of one new token a branch, and the cache with it written."""
         angles = self._angles(positions)[:, :, None]
-        B, _, G, L, _ = cache.keys.shape[1:]
+        B, G, L = *x.shape[:2], cache.keys[0].shape[2]
         ones = jnp.ones((B, G, 1), jnp.int32)
         written = jnp.broadcast_to((jnp.arange(L) <= cache.length).astype(jnp.int32), (B, G, L))
-
-        def body(layer, carry, inputs):
-            x, keys, values = carry  # all layers' caches are carried, so they are updated in place
-            index, prefix_k, prefix_v = inputs
-            where = (index, 0, 0, 0, cache.length, 0)
+        x, keys, values = x[:, :, None], [], []
+        for (layer, prefix_k, prefix_v), old_k, old_v in zip(
+            layers, cache.keys, cache.values, strict=True
+        ):
 
             def attend_to(q, k, v):
-                all_k = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), where)
-                all_v = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), where)
+                where = (0, 0, cache.length, 0)
+                all_k = jax.lax.dynamic_update_slice(old_k, k.astype(old_k.dtype), where)  # noqa: B023
+                all_v = jax.lax.dynamic_update_slice(old_v, v.astype(old_v.dtype), where)  # noqa: B023
                 out = attend(
                     q,
-                    jax.lax.dynamic_index_in_dim(all_k, index, keepdims=False),
-                    jax.lax.dynamic_index_in_dim(all_v, index, keepdims=False),
+                    all_k,
+                    all_v,
                     ones,
                     written,
                     causal=False,
-                    prefix_k=prefix_k,
-                    prefix_v=prefix_v,
-                    prefix_segments=prefix.segments,
+                    prefix_k=prefix_k,  # noqa: B023
+                    prefix_v=prefix_v,  # noqa: B023
+                    prefix_segments=prefix_segments,
                 )
                 return out, (all_k, all_v)
 
             x, (all_k, all_v) = layer(x, angles, attend_to)
-            return (x, all_k, all_v), None
-
-        inputs = (jnp.arange(self.config.num_layers), prefix.keys, prefix.values)
-        carry = (x[:, :, None], cache.keys, cache.values)
-        (x, keys, values), _ = scan(body, carry, self.layers, inputs, remat=False)
-        return self.norm(x)[:, :, 0], Cache(keys, values, cache.length + 1)
+            keys.append(all_k)
+            values.append(all_v)
+        return self.norm(x)[:, :, 0], Cache(tuple(keys), tuple(values), cache.length + 1)

@@ -1,11 +1,13 @@
 """Qwen2-VL: vision tower, decoder, and the embedding and head that tie them to tokens."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.models.language import Cache, Decoder
+from mirg_jax.models.language import Cache, Decoder, UnstackedLayer
 from mirg_jax.models.layers import FLOAT32, Precision, linear
 from mirg_jax.models.vision import VisionTower
 from mirg_jax.types import Images, KeyValues, Rollout, Text
@@ -103,12 +105,21 @@ class Qwen2VL(nnx.Module):
         return jnp.concatenate([first, after[:, :, :-1]], axis=2)
 
     def step(
-        self, tokens: Int[Array, "B G"], prompt: Text, prefix: KeyValues, cache: Cache
+        self,
+        tokens: Int[Array, "B G"],
+        prompt: Text,
+        layers: Sequence[UnstackedLayer],
+        cache: Cache,
     ) -> tuple[Float[Array, "B G M"], Cache]:
-        """Hidden states after one more token of each completion."""
+        """Hidden states after one more token of each completion.
+
+        Args:
+          layers: of the decoder, from `decoder.unstack`.
+        """
         positions = completion_positions(prompt, cache.length[None])
         positions = jnp.broadcast_to(positions, (*tokens.shape, 3))
-        return self.decoder.step(self.embed_tokens(tokens), positions, prefix, cache)
+        x = self.embed_tokens(tokens)
+        return self.decoder.step(x, positions, prompt.segments, layers, cache)
 
     def __call__(self, text: Text, images: Images | None) -> Float[Array, "B T vocab"]:
         """Logits of every token, in float32: for tests and short texts. Training chunks them."""

@@ -42,6 +42,7 @@ class Block(nnx.Module):
         q, k, v = (qkv[..., i, :, :] for i in range(3))
         q, k = rope.rotate(q, angles), rope.rotate(k, angles)
         q, k, v = (t.transpose(0, 3, 1, 2, 4) for t in (q, k, v))  # B heads S P D
+        k, v = (t.reshape(B, -1, P, t.shape[-1]) for t in (k, v))
         out = attend(q[:, :, :, None], k, v, segments, segments, causal=False)[:, :, :, 0]
         x = x + self.proj(out.transpose(0, 2, 3, 1, 4).reshape(B, S, P, E))
         return x + self.fc2(quick_gelu(self.fc1(self.norm2(x))))

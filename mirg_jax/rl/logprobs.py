@@ -17,16 +17,19 @@ def log_softmax(
     forbidden: Bool[Array, " vocab"] | None = None,
 ) -> Float[Array, "*N vocab"]:
     """log π(· | hidden) of the distribution that is sampled: forbidden tokens have no mass."""
+    return jax.nn.log_softmax(_logits(hidden, head, temperature, forbidden), axis=-1)
+
+
+def _logits(hidden, head, temperature, forbidden):
     logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32) / temperature
-    if forbidden is not None:
-        logits = jnp.where(forbidden, -jnp.inf, logits)
-    return jax.nn.log_softmax(logits, axis=-1)
+    return logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
 
 
 def _in_chunks(function, chunk: int, *arrays):
     """Maps `function` over the leading axis, `chunk` rows at a time, recomputed in the backward."""
     count = arrays[0].shape[0]
-    chunk = min(chunk, count)
+    if count <= chunk:
+        return function(*arrays)
     padded = -(-count // chunk) * chunk
     split = [
         jnp.pad(a, [(0, padded - count)] + [(0, 0)] * (a.ndim - 1)).reshape(-1, chunk, *a.shape[1:])
@@ -48,8 +51,10 @@ def token_logprobs(
     """log π(token | hidden) in float32; the temperature and forbidden tokens as when sampling."""
 
     def one(hidden, tokens):
-        logprobs = log_softmax(hidden, head, temperature=temperature, forbidden=forbidden)
-        return jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+        logits = _logits(hidden, head, temperature, forbidden)
+        # A comparison fuses with the sum; a gather's gradient would be a scatter.
+        chosen = jnp.arange(logits.shape[-1]) == tokens[:, None]
+        return jnp.where(chosen, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
 
     flat = _in_chunks(one, chunk, hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1))
     return flat.reshape(tokens.shape)

@@ -1,14 +1,17 @@
 """Sampling completions: prompts prefilled once, their completions decoded side by side."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mirg_jax import sharding
 from mirg_jax.models.language import Cache
 from mirg_jax.models.qwen2_vl import last_token
 from mirg_jax.rl.logprobs import log_softmax
@@ -87,13 +90,14 @@ def sample(
     greedy = config.temperature == 0
     temperature = 1.0 if greedy else config.temperature
     stops = jnp.array(config.stop_tokens or (-1,))
-    head = model.head()
+    head = jax.lax.optimization_barrier(model.head())  # transposed once, not at every token
 
     def distribution(hidden):
         return log_softmax(hidden, head, temperature=temperature, forbidden=forbidden)
 
     visual = None if images is None else model.visual(images)
     hidden, prefix = model.prefill(prompt, visual)
+    layers = model.decoder.unstack(prefix)
     first = distribution(last_token(prompt, hidden))
     empty = prompt.segments.max(axis=1) == 0
     state = _State(
@@ -107,7 +111,9 @@ def sample(
 
     def draw(logprobs, position):
         if greedy:
-            return logprobs.argmax(axis=-1)
+            # The first of the largest; `argmax` itself is several times slower on a CPU.
+            largest = logprobs == logprobs.max(axis=-1, keepdims=True)
+            return jnp.where(largest, jnp.arange(largest.shape[-1]), largest.shape[-1]).min(axis=-1)
         if config.top_p < 1:
             logprobs = top_p_filter(logprobs, config.top_p)
         at = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)), in_axes=(0, None))
@@ -119,7 +125,7 @@ def sample(
         logprob = jnp.take_along_axis(state.next_logprobs, token[..., None], axis=-1)[..., 0]
         live = ~state.done
         done = state.done | (token[..., None] == stops).any(axis=-1)
-        hidden, cache = nnx.merge(graph, params).step(token, prompt, prefix, state.cache)
+        hidden, cache = model.step(token, prompt, layers, state.cache)
         return _State(
             tokens=state.tokens.at[:, :, position].set(token),
             logprobs=state.logprobs.at[:, :, position].set(jnp.where(live, logprob, 0.0)),
@@ -131,6 +137,33 @@ def sample(
 
     state = jax.lax.while_loop(lambda s: (s.cache.length < L) & ~s.done.all(), body, state)
     return Rollout(state.tokens, state.mask, state.logprobs)
+
+
+def make_sampler(
+    graph: nnx.GraphDef,
+    mesh: jax.sharding.Mesh,
+    forbidden: Bool[Array, " vocab"],
+    config: SamplingConfig,
+) -> Callable[[nnx.State, Text, Images | None, Key[Array, "B G"]], Rollout]:
+    """`sample(params, prompt, images, keys)` with the prompts divided over the mesh.
+
+    Prompts don't concern each other, so each device runs a decoding loop of its own, which needs
+    no word from the others at every token and ends with its own longest completion. Weights are
+    gathered over `fsdp` once, before the loop; over `tensor` they stay divided.
+    """
+
+    def run(params, prompt, images, keys):
+        return sample(graph, params, prompt, images, keys, forbidden, config)
+
+    rows = PartitionSpec(sharding.ROWS)
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), rows, rows, rows),
+        out_specs=rows,
+        axis_names=set(sharding.ROWS),
+        check_vma=False,
+    )
 
 
 # What a completion must not hold: an image that isn't there, or another turn.

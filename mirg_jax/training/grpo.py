@@ -25,7 +25,7 @@ from mirg_jax.rl.logprobs import exact_kl, token_logprobs
 from mirg_jax.sampling.sampler import (
     SamplingConfig,
     forbidden_ids,
-    sample,
+    make_sampler,
     sample_keys,
     stop_ids,
 )
@@ -117,7 +117,7 @@ def reference_values(
     return token_logprobs(hidden, model.head(), rollout.tokens, **options)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError for settings that can't work, before anything is loaded."""
     for name, allowed in {
         "kl": ("k1", "k2", "k3", "exact"),
@@ -128,6 +128,11 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"grpo.{name}={config.grpo[name]!r} is none of {', '.join(allowed)}")
     if config.batch_size % config.prompts_per_micro_batch:
         raise ConfigError("batch_size must be a multiple of prompts_per_micro_batch")
+    if config.prompts_per_micro_batch % sharding.row_parts(mesh):
+        raise ConfigError(
+            f"prompts_per_micro_batch={config.prompts_per_micro_batch} can't be divided over "
+            f"{sharding.row_parts(mesh)} devices; make it a multiple, or set config.mesh"
+        )
     if config.grpo.group < 2:
         raise ConfigError("grpo.group must be at least 2: advantages compare completions")
     if config.grpo.completion_lengths[-1] < config.grpo.max_tokens:
@@ -172,7 +177,7 @@ def write_groups(
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes GRPO; see `defaults.grpo` for the settings."""
-    check(config)
+    check(config, setup.use_devices(config))
     settings = config.grpo
     run = setup.start(
         config,
@@ -203,13 +208,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         "chunk": config.logprob_chunk,
     }
 
+    sample = make_sampler(graph, mesh, forbidden, sampling)
+
     @jax.jit
     def rollout_of(params, frozen, key, step, first_prompt, prompt, images):
         keys = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         numbers = first_prompt + jnp.arange(prompt.tokens.shape[0])
         keys = sample_keys(keys, numbers, settings.group)
         weights = nnx.merge_state(params, frozen)
-        return sample(graph, weights, prompt, images, keys, forbidden, sampling)
+        return sample(weights, prompt, images, keys)
 
     reward_functions = rewards.resolve(settings.rewards)
 

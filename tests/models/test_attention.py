@@ -5,9 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mirg_jax.models.attention import attend
+from mirg_jax.models import attention
 
 B, K, G, R, T, P, D = 2, 2, 3, 2, 7, 5, 8
+
+
+def attend(q, k, v, *args, **kwargs):
+    """`attention.attend` takes the heads and branches of keys and values as one axis."""
+    k, v = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (k, v))
+    return attention.attend(q, k, v, *args, **kwargs)
 
 
 def reference(q, k, v, q_segments, k_segments, *, causal, prefix=None):
@@ -72,6 +78,24 @@ def test_equals_float64_reference(arrays, causal, with_prefix):
     )
     assert np.isfinite(expected).all()  # padding sees padding, itself at least
     np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [127, 128, 200, 300])  # one, two, three and four blocks
+def test_blocks_of_queries_change_nothing(length, monkeypatch):
+    rng = np.random.default_rng(length)
+    q = rng.standard_normal((1, 2, 1, 2, length, D), np.float32)
+    k, v = rng.standard_normal((2, 1, 2, 1, length, D), np.float32)
+    segments = jnp.asarray(np.sort(rng.integers(1, 4, (1, 1, length))))
+
+    def total(q, k, v):
+        out = attend(q, k, v, segments, segments, causal=True)
+        return (out**2).sum(), out
+
+    gradient = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
+    ours = gradient(q, k, v)
+    monkeypatch.setattr(attention, "_MAX_BLOCKS", 1)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(gradient(q, k, v)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_one_query_sees_what_is_written(arrays):

@@ -1,0 +1,88 @@
+"""The binaries on real photos in both real formats: they run, and they learn rows by heart.
+
+A check of the path, not a result: the model is scored on the rows it was trained on.
+"""
+
+import json
+
+import pytest
+from conftest import call
+
+from mirg_jax.data.examples import read_examples, write_mig_bench
+
+ROWS = 32
+# Larger pictures, more of them and longer texts than in the recipes' procedural scenes.
+SHAPES = (
+    "--config.data.max_pixels=12544",
+    "--config.data.shapes.lengths=(416,)",
+    "--config.data.shapes.slots=(6,)",
+    "--config.data.shapes.patches=(64,)",
+)
+
+
+def succeed(script: str, *flags: object) -> str:
+    result = call(script, *SHAPES, *flags, timeout=1500)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_rows_of_real_photos_are_learned_by_heart(shared, tmp_path):
+    photos = shared("real_photos")
+    rows = json.loads((photos / "train.json").read_text())
+    single = [row for row in rows if len(row["conversations"]) == 2]
+    single = [row for row in single if row["conversations"][1]["value"].count("<|box_start|>") == 1]
+    chosen = single[:: len(single) // ROWS][:ROWS]  # the file goes by task
+    (tmp_path / "train.json").write_text(json.dumps(chosen))
+    examples, rejected = read_examples(tmp_path / "train.json")
+    assert len(examples) == ROWS and not rejected
+    write_mig_bench(tmp_path / "learned.json", examples)
+
+    data = (
+        f"--config.data.train_json={tmp_path}/train.json",
+        f"--config.data.image_root={photos}",
+    )
+    sft = tmp_path / "sft"
+    succeed(
+        "train_sft",
+        "--config=configs/sft_tiny.py",
+        f"--workdir={sft}",
+        *data,
+        "--config.num_steps=200",
+        f"--config.batch_size={ROWS}",
+        f"--config.rows_per_micro_batch={ROWS}",
+    )
+    evaluate = ("--config=configs/grpo_tiny.py", f"--image_root={photos}")
+    said = succeed(
+        "evaluate",
+        *evaluate,
+        f"--checkpoint={sft}",
+        f"--benchmark={tmp_path}/learned.json",
+        f"--output_dir={tmp_path}/learned",
+    )
+    assert json.loads(said.splitlines()[-1])["acc"] >= 0.9
+
+    # On from there by GRPO, and on photos that no row of training shows.
+    grpo = tmp_path / "grpo"
+    succeed(
+        "train_grpo",
+        "--config=configs/grpo_tiny.py",
+        f"--workdir={grpo}",
+        f"--config.init_from={sft}",
+        *data,
+        "--config.num_steps=2",
+        "--config.batch_size=8",
+        "--config.prompts_per_micro_batch=4",
+    )
+    steps = [json.loads(line) for line in (grpo / "metrics.jsonl").open()]
+    assert len(steps) == 2 and all(step["rejected"] == 0 for step in steps)
+    assert all(step["logprob_diff"] < 1e-3 for step in steps)
+    said = succeed(
+        "evaluate",
+        *evaluate,
+        f"--checkpoint={grpo}",
+        f"--benchmark={photos}/eval.json",
+        f"--output_dir={tmp_path}/held_out",
+        "--limit=64",
+    )
+    assert json.loads(said.splitlines()[-1])["n"] == 64
