@@ -1,20 +1,34 @@
-"""Timing two ways of doing the same work in one run, alternately, so that drift hits both."""
+"""Timing ways of doing the same work in one run, in turn, so that drift hits all of them."""
 
 import json
 import pathlib
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import torch
 import transformers
 
 
-def measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times in turn after one warm-up each."""
+class Variant(NamedTuple):
+    """One comparison: ways to do the same work, ours first, and what is to be known beside it.
+
+    A fact that is a function is asked after the timing.
+    """
+
+    name: str
+    ways: dict[str, Callable[[], None]]
+    facts: dict[str, Any]
+
+
+def _measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way, `repeats` times in turn after two warm-ups each."""
     for way in ways.values():
+        way()
         way()
     seconds = {name: [] for name in ways}
     for _ in range(repeats):
@@ -25,12 +39,15 @@ def measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list
     return seconds
 
 
-def write_result(path: pathlib.Path, case: str, seconds: dict[str, list[float]], **facts) -> dict:
-    """Writes and returns medians, spreads and the paired ratio of the second way to the first."""
-    first, second = seconds
-    ratios = sorted(b / a for a, b in zip(seconds[first], seconds[second], strict=True))
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path) -> None:
+    """Measures, prints a line a comparison, and writes everything as JSON."""
     result = {
         "case": case,
+        "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
         "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} JAX devices, "
         f"{torch.get_num_threads()} torch threads, {platform.machine()}",
         "versions": {
@@ -39,21 +56,24 @@ def write_result(path: pathlib.Path, case: str, seconds: dict[str, list[float]],
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "seconds": {
-            name: {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-            }
-            for name, values in seconds.items()
-        },
-        f"{second}_over_{first}": {
-            "median": statistics.median(ratios),
-            "min": ratios[0],
-            "max": ratios[-1],
-        },
-        **facts,
+        "repeats": repeats,
+        "variants": {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return result
+    for name, ways, facts in variants:
+        seconds = _measure(ways, repeats)
+        ours, *others = seconds
+        ratios = {
+            f"{other}_over_{ours}": _spread(
+                [b / a for a, b in zip(seconds[ours], seconds[other], strict=True)]
+            )
+            for other in others
+        }
+        facts = {key: fact() if callable(fact) else fact for key, fact in facts.items()}
+        result["variants"][name] = (
+            {"seconds": {way: _spread(values) for way, values in seconds.items()}} | ratios | facts
+        )
+        told = ", ".join(f"{way} {statistics.median(v):.3f} s" for way, v in seconds.items())
+        told += "".join(f"; {key} {value['median']:.2f}" for key, value in ratios.items())
+        print(f"{case}, {name}: {told}", flush=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")

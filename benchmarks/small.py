@@ -1,8 +1,8 @@
 """The small path beside transformers and torch: one SFT step, and greedy generation."""
 
-import functools
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -10,18 +10,20 @@ import torch
 from flax import nnx
 from transformers import Qwen2VLForConditionalGeneration
 
+from benchmarks.side_by_side import Variant
 from configs import sft_tiny
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
 from mirg_jax.data.examples import read_examples
 from mirg_jax.data.scene_tasks import write_dataset
-from mirg_jax.sampling.sampler import SamplingConfig, sample, sample_keys
+from mirg_jax.models.vision import MEAN, STD
+from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import setup, sft
 from mirg_jax.training.checkpoint import load_model
-from mirg_jax.training.state import apply_gradients, init_state, make_optimizer
+from mirg_jax.training.state import init_state, make_optimizer
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)[:, None]
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)[:, None]
+NEW_TOKENS = 128
+PROMPTS = (1, 8, 32, 64)
 
 
 def _items(config, tokenizer, count: int, *, with_response: bool) -> list[Item]:
@@ -44,114 +46,144 @@ def _torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Te
         ids[row, span], held[row, span] = tokens, 1
     images = [image for item in items for image in item.images]
     pixels = np.concatenate([image.patches for image in images]).reshape(-1, 3, 196) / 255
-    pixels = np.repeat(((pixels - MEAN) / STD)[:, :, None], 2, axis=2).reshape(-1, 1176)
+    pixels = np.repeat(((pixels - MEAN[:, None]) / STD[:, None])[:, :, None], 2, axis=2)
     return {
         "input_ids": torch.tensor(ids),
         "attention_mask": torch.tensor(held),
-        "pixel_values": torch.tensor(pixels, dtype=torch.float32),
+        "pixel_values": torch.tensor(pixels.reshape(-1, 1176), dtype=torch.float32),
         "image_grid_thw": torch.tensor([[1, *image.grid] for image in images]),
         "mm_token_type_ids": torch.tensor((ids == model.config.image_token_id).astype(np.int64)),
     }
 
 
+def _torch_labels(items: list[Item], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, item in enumerate(items):
+        span = slice(item.encoded.prompt_length, len(item.encoded.tokens))
+        labels[row, span] = inputs["input_ids"][row, span]
+    return labels
+
+
 def _set_up(base: str):
     config = sft_tiny.get_config()
     config.model.path = base
-    config.mesh.update(data=-1, fsdp=1)
     mesh = setup.use_devices(config)
     model = load_model(base, mesh, remat=False)
     reference = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     return config, mesh, model, setup.load_tokenizer(base), reference
 
 
-def sft_step(base: str, batch_size: int = 32):
-    """Gradient and AdamW update on the same padded batch, one example a row, float32."""
+def sft_step(base: str) -> Iterator[Variant]:
+    """A step of the small recipe with AdamW: gradient, clip and update of the same examples.
+
+    Beside it transformers with the whole batch padded to its longest example, and with the
+    micro-batches that ours makes.
+    """
     config, mesh, model, tokenizer, reference = _set_up(base)
-    items = _items(config, tokenizer, batch_size, with_response=True)
-    longest = max(len(item.encoded.tokens) for item in items)
-    batch = sharding.place_rows(
-        collate_prompts(items, Shapes((longest,), (3,), (16,)), batch_size), mesh
-    )
+    items = _items(config, tokenizer, config.batch_size, with_response=True)
+    shapes = Shapes(**{name: tuple(v) for name, v in config.data.shapes.items()})
+    batches = sft.micro_batches(items, shapes, config.rows_per_micro_batch)
     config.optimizer.name, config.optimizer.learning_rate = "adamw", 1e-4
     optimizer = make_optimizer(config.optimizer, 1000)
-    state = jax.jit(lambda p: init_state(p, optimizer, 0))(model.params)
-    count = np.float32(batch.labels[:, 1:].sum())
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        loss = functools.partial(sft.loss, graph=model.graph, chunk=8192)
-        value, grads = jax.value_and_grad(loss)(state.params, nnx.State({}), batch, count)
-        return apply_gradients(state, grads, optimizer)[0], value
-
+    state = jax.jit(lambda p: init_state(p, optimizer, 0))(
+        jax.tree.map(jax.numpy.copy, model.params)
+    )
+    step = sft.make_step(model.graph, optimizer, mesh, config.logprob_chunk)
     losses = {}
 
     def ours():
         nonlocal state
-        state, value = step(state, batch)
-        losses.setdefault("mirg_jax", float(value))
+        state, loss, _ = step(state, nnx.State({}), batches)
+        losses.setdefault("mirg_jax", float(loss))
 
-    inputs = _torch_inputs(items, reference, left=False)
-    labels = torch.tensor(np.where(np.asarray(batch.labels), np.asarray(batch.text.tokens), -100))
-    labels = labels.to(torch.int64)
-    adamw = torch.optim.AdamW(reference.parameters(), lr=1e-4, weight_decay=0.0)
-
-    def theirs():
-        logits = reference(**inputs).logits
-        value = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
-        )
-        adamw.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
-        adamw.step()
-        losses.setdefault("transformers", value.item())
-
-    facts = {
-        "rows": batch_size,
-        "tokens_a_row": longest,
-        "first_loss": losses,
+    by_length = sorted(items, key=lambda item: -len(item.encoded.tokens))
+    size = config.rows_per_micro_batch
+    groups = {
+        "transformers": [items],
+        "transformers_micro_batches": [by_length[i : i + size] for i in range(0, len(items), size)],
     }
-    return {"mirg_jax": ours, "transformers": theirs}, facts
+    padded = {"mirg_jax": sum(batch.text.tokens.size for batch in batches)}
 
+    def theirs(name):
+        model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+        adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+        data = [(_torch_inputs(group, model, left=False), group) for group in groups[name]]
+        data = [(inputs, _torch_labels(group, inputs)[:, 1:].flatten()) for inputs, group in data]
+        count = sum(int((labels >= 0).sum()) for _, labels in data)
+        padded[name] = sum(inputs["input_ids"].numel() for inputs, _ in data)
 
-def generate(base: str, batch_size: int = 32, new_tokens: int = 128):
-    """Greedy generation of `new_tokens` for each of the same prompts, float32, no stop token."""
-    config, mesh, model, tokenizer, reference = _set_up(base)
-    items = _items(config, tokenizer, batch_size, with_response=False)
-    longest = max(len(item.encoded.tokens) for item in items)
-    batch = collate_prompts(items, Shapes((longest,), (3,), (16,)), batch_size)
-    prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
-    sampling = SamplingConfig(group=1, max_tokens=new_tokens, temperature=0.0)
-    keys = sample_keys(jax.random.key(0), jax.numpy.arange(batch_size), 1)
-    forbidden = np.zeros(model.config.text.vocab_size, bool)
-    run = jax.jit(
-        functools.partial(sample, model.graph, keys=keys, forbidden=forbidden, config=sampling)
+        def run():
+            adamw.zero_grad()
+            total = 0.0
+            for inputs, labels in data:
+                logits = model(**inputs).logits[:, :-1].flatten(0, 1)
+                loss = torch.nn.functional.cross_entropy(
+                    logits, labels, ignore_index=-100, reduction="sum"
+                )
+                (loss / count).backward()
+                total += loss.item() / count
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adamw.step()
+            losses.setdefault(name, total)
+
+        return run
+
+    del reference
+    yield Variant(
+        f"{len(items)} examples",
+        {"mirg_jax": ours} | {name: theirs(name) for name in groups},
+        {
+            "tokens": sum(len(item.encoded.tokens) for item in items),
+            "padded_tokens": padded,
+            "first_loss": losses,
+        },
     )
-    tokens = {}
 
-    def ours():
-        tokens["mirg_jax"] = jax.device_get(run(model.params, prompt, images).tokens)[:, 0]
 
-    inputs = _torch_inputs(items, reference, left=True)
+def generate(base: str) -> Iterator[Variant]:
+    """Greedy generation of as many tokens for each prompt, float32, no stop token."""
+    config, mesh, model, tokenizer, reference = _set_up(base)
     reference.generation_config.eos_token_id = None
+    all_items = _items(config, tokenizer, max(PROMPTS), with_response=False)
+    forbidden = np.zeros(model.config.text.vocab_size, bool)
+    sampling = SamplingConfig(group=1, max_tokens=NEW_TOKENS, temperature=0.0)
+    sample = jax.jit(make_sampler(model.graph, mesh, forbidden, sampling))
 
-    def theirs():
-        with torch.no_grad():
-            out = reference.generate(
-                **inputs, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens
-            )
-        tokens["transformers"] = out[:, longest:].numpy()
+    for count in PROMPTS:
+        items = all_items[:count]
+        longest = max(len(item.encoded.tokens) for item in items)
+        rows = -(-count // sharding.row_parts(mesh)) * sharding.row_parts(mesh)
+        batch = collate_prompts(items, Shapes((longest,), (3,), (16,)), rows)
+        prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
+        keys = sample_keys(jax.random.key(0), jax.numpy.arange(rows), 1)
+        inputs = _torch_inputs(items, reference, left=True)
+        tokens = {}
 
-    def agreement():
-        return float((tokens["mirg_jax"] == tokens["transformers"]).mean())
+        def ours(prompt=prompt, images=images, keys=keys, tokens=tokens, count=count):
+            rollout = sample(model.params, prompt, images, keys)
+            tokens["mirg_jax"] = jax.device_get(rollout.tokens)[:count, 0]
 
-    facts = {
-        "prompts": batch_size,
-        "prompt_tokens": int(sum(len(item.encoded.tokens) for item in items)),
-        "new_tokens": batch_size * new_tokens,
-        "equal_tokens": agreement,
-    }
-    return {"mirg_jax": ours, "transformers": theirs}, facts
+        def theirs(inputs=inputs, tokens=tokens, longest=longest):
+            with torch.no_grad():
+                out = reference.generate(
+                    **inputs,
+                    do_sample=False,
+                    max_new_tokens=NEW_TOKENS,
+                    min_new_tokens=NEW_TOKENS,
+                )
+            tokens["transformers"] = out[:, longest:].numpy()
+
+        yield Variant(
+            f"{count} prompts",
+            {"mirg_jax": ours, "transformers": theirs},
+            {
+                "prompt_tokens": sum(len(item.encoded.tokens) for item in items),
+                "new_tokens": count * NEW_TOKENS,
+                "equal_tokens": lambda tokens=tokens: float(
+                    (tokens["mirg_jax"] == tokens["transformers"]).mean()
+                ),
+            },
+        )
 
 
 CASES = {"sft_step": sft_step, "generate": generate}

@@ -6,7 +6,7 @@ from mirg_jax import defaults
 
 def get_config():
     config = tiny(defaults.grpo())
-    config.num_steps = 45
+    config.num_steps = 100
     config.batch_size = 16
     config.prompts_per_micro_batch = 16
     config.optimizer.learning_rate = 4e-4

@@ -1,4 +1,4 @@
-"""Measures one case beside its reference, alternately in one run, and writes JSON.
+"""Measures one case beside its reference, in turn in one run, and writes JSON.
 
     python scripts/benchmark.py --case=sft_step
 
@@ -6,27 +6,29 @@ Cases: sft_step and generate, the small model beside transformers and torch on t
 Needs requirements-test.txt.
 """
 
-import json
 import pathlib
 
 from absl import flags
 
-from benchmarks.side_by_side import measure, write_result
-from benchmarks.small import CASES
 from mirg_jax import cli
+from mirg_jax.errors import ConfigError
 
-_CASE = flags.DEFINE_enum("case", None, sorted(CASES), "What to measure.", required=True)
+_CASE = flags.DEFINE_enum("case", None, ["sft_step", "generate"], "What to measure.", required=True)
 _MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each way, after a warm-up.")
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs of each way, after two warm-ups.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/benchmarks", "Where the JSON is written.")
 
 
 def main(_):
-    ways, facts = CASES[_CASE.value](_MODEL.value)
-    seconds = measure(ways, _REPEATS.value)
-    facts = {name: fact() if callable(fact) else fact for name, fact in facts.items()}
+    try:
+        from benchmarks import side_by_side, small
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the references need {error.name}: pip install -r requirements-test.txt"
+        ) from None
     path = pathlib.Path(_OUTPUT_DIR.value) / f"{_CASE.value}.json"
-    print(json.dumps(write_result(path, _CASE.value, seconds, **facts), indent=1))
+    side_by_side.run(_CASE.value, small.CASES[_CASE.value](_MODEL.value), _REPEATS.value, path)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ what GRPO gained over SFT, example by example.
 
 import json
 import pathlib
+import resource
 import time
 
 import jax
@@ -115,7 +116,8 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
 def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
     """summary.json, the report page, and the table on the screen."""
     summary = {name: summarise(result) for name, result in scores.items()}
-    summary |= {"n_eval": scores["sft"].overall.n, "minutes": minutes}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB → GiB, as Linux counts
+    summary |= {"n_eval": scores["sft"].overall.n, "minutes": minutes, "peak_memory_gib": peak}
     (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
     scenes = workdir / "scenes"
@@ -144,18 +146,23 @@ def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
 
 def compare(chains: dict[str, dict[str, scoring.Scores]]) -> dict:
     """What GRPO gained over SFT in all chains together, paired by question."""
-    hits = {
-        stage: np.array([row.hit for scores in chains.values() for row in scores[stage].rows])
-        for stage in ("sft", "grpo")
-    }
-    gain = scoring.paired_bootstrap(hits["grpo"], hits["sft"])
+
+    def gain(chosen) -> dict[str, float]:
+        sft, grpo = (
+            np.array([row.hit for scores in chosen for row in scores[stage].rows])
+            for stage in ("sft", "grpo")
+        )
+        found = scoring.paired_bootstrap(grpo, sft)
+        return {"mean": found.mean, "low_95": found.low, "high_95": found.high}
+
     return {
         "jax": jax.__version__,
+        "gain": gain(chains.values()),
         "seeds": {
             seed: {stage: summarise(result) for stage, result in scores.items()}
+            | {"gain": gain([scores])}
             for seed, scores in chains.items()
         },
-        "gain": {"mean": gain.mean, "low_95": gain.low, "high_95": gain.high},
     }
 
 

@@ -17,6 +17,7 @@ ALLOWED = {
     "sharding": set(),
     "rl": set(),
     "sampling": {"models", "rl", "sharding", "types"},
+    "small_base": {"data", "grounding", "models", "rl", "types"},
 }
 
 

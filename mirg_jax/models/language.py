@@ -103,7 +103,8 @@ class Decoder(nnx.Module):
         )
         self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, precision, rngs)
 
-    def _angles(self, positions: Int[Array, "B G T 3"]) -> Float[Array, "B G T half"]:
+    def angles(self, positions: Int[Array, "*B T 3"]) -> Float[Array, "*B T half"]:
+        """M-RoPE's angles of tokens at these positions."""
         return rope.mrope_angles(positions, self.config.mrope_section, self.config.rope_theta)
 
     def __call__(
@@ -118,7 +119,7 @@ class Decoder(nnx.Module):
         Args:
           prefix: keys and values of a prompt that all G branches of a row continue.
         """
-        angles = self._angles(positions)
+        angles = self.angles(positions)
         own = functools.partial(attend, q_segments=segments, k_segments=segments, causal=True)
 
         def body(layer, x, layer_prefix):
@@ -141,7 +142,7 @@ class Decoder(nnx.Module):
         segments: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
         """Hidden states of prompts and the keys and values that completions look back on."""
-        angles = self._angles(positions)[:, None]
+        angles = self.angles(positions)[:, None]
 
         def attend_to(q, k, v):
             out = attend(q, k, v, segments[:, None], segments[:, None], causal=True)
@@ -172,7 +173,7 @@ class Decoder(nnx.Module):
         cache: Cache,
     ) -> tuple[Float[Array, "B G M"], Cache]:
         """Hidden states of one new token a branch, and the cache with it written."""
-        angles = self._angles(positions)[:, :, None]
+        angles = self.angles(positions)[:, :, None]
         B, G, L = *x.shape[:2], cache.keys[0].shape[2]
         ones = jnp.ones((B, G, 1), jnp.int32)
         written = jnp.broadcast_to((jnp.arange(L) <= cache.length).astype(jnp.int32), (B, G, L))

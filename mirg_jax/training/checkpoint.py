@@ -10,6 +10,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from huggingface_hub import snapshot_download
@@ -119,15 +120,33 @@ def _from_pure(state: nnx.State, pure: Any) -> nnx.State:
     return jax.tree.unflatten(structure, restored)
 
 
+def _pytree_handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes each array from one device that holds it.
+
+    By default Orbax divides it among all that do, for which every shape is compiled a program of
+    its own; with small arrays that takes longer than all the writing.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
 class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
-        options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
+        self._every = every
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             options=options,
-            item_names=("params", "train", "data"),
+            item_handlers={
+                "params": _pytree_handler(),
+                "train": _pytree_handler(),
+                "data": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def latest(self) -> int | None:
@@ -136,18 +155,18 @@ class Checkpoints:
     def save(self, state: TrainState, frozen: nnx.State, data: dict, *, force=False) -> None:
         """Saves if this step is due, or `force`d: whole parameters, optimizer, key, data order."""
         step = int(jax.device_get(state.step))
-        if self._manager.latest_step() == step or not (force or self._manager.should_save(step)):
+        if self._manager.latest_step() == step or not (force or step % self._every == 0):
             return
         params = nnx.merge_state(state.params, frozen)
         train = state._replace(params=None)._asdict()
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(nnx.to_pure_dict(params)),
+                params=ocp.args.PyTreeSave(nnx.to_pure_dict(params)),
                 train=ocp.args.PyTreeSave(train),
                 data=ocp.args.JsonSave(data),
             ),
-            force=force,
+            force=True,  # whether it is due was decided here
         )
 
     def restore(self, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State, dict]:
@@ -158,19 +177,19 @@ class Checkpoints:
         """
         params = nnx.merge_state(state.params, frozen)
         train = state._replace(params=None)._asdict()
-        as_abstract = lambda tree: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)  # noqa: E731
+
+        def wanted(tree):
+            shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
+            return ocp.args.PyTreeRestore(shapes, restore_args=restore_args)
+
         step = self.latest()
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(as_abstract(nnx.to_pure_dict(params))),
-                    train=ocp.args.PyTreeRestore(
-                        as_abstract(train),
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(
-                            as_abstract(train)
-                        ),
-                    ),
+                    params=wanted(nnx.to_pure_dict(params)),
+                    train=wanted(train),
                     data=ocp.args.JsonRestore(),
                 ),
             )

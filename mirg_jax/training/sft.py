@@ -2,19 +2,21 @@
 
 import functools
 import pathlib
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from mirg_jax import sharding
-from mirg_jax.data.batching import PackedBatch, collate, pack
+from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.training import setup
 from mirg_jax.training.metrics import Metrics
-from mirg_jax.training.state import add, apply_gradients, schedule
+from mirg_jax.training.state import TrainState, add, apply_gradients, schedule
 
 
 def loss(
@@ -36,45 +38,60 @@ def loss(
     return -(logprobs * batch.labels[:, 1:]).sum() / count
 
 
+def micro_batches(items: Sequence[Item], shapes: Shapes, rows: int) -> list[PackedBatch]:
+    """Packs a step's examples into rows, and those into micro-batches of `rows`, longest first."""
+    packed = pack(items, shapes)
+    packed += [[]] * (-len(packed) % rows)
+    return [collate(items, packed[i : i + rows], shapes) for i in range(0, len(packed), rows)]
+
+
+def make_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    chunk: int,
+) -> Callable[..., tuple[TrainState, float, float]]:
+    """`step(state, frozen, batches) -> (state, loss, gradient's norm)`; the state is given away.
+
+    The micro-batches go to the device one at a time, and what is asked of it comes back: no other
+    transfer happens.
+    """
+    gradients = jax.jit(jax.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk)))
+    accumulate = jax.jit(add, donate_argnums=0)
+    apply = jax.jit(functools.partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
+
+    def step(state, frozen, batches):
+        with jax.transfer_guard("disallow"):
+            count = setup.scalar(sum(batch.labels[:, 1:].sum() for batch in batches), mesh)
+            total = None
+            for batch in batches:
+                part = gradients(state.params, frozen, sharding.place_rows(batch, mesh), count)
+                total = part if total is None else accumulate(total, part)
+            step_loss, grads = total
+            state, norm = apply(state, grads)
+            return state, *jax.device_get((step_loss, norm))
+
+    return step
+
+
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes SFT; see `defaults.sft` for the settings."""
     run = setup.start(config, workdir, with_response=True)
-    state, frozen, graph = run.state, run.frozen, run.model.graph
-
-    gradients = jax.jit(
-        jax.value_and_grad(functools.partial(loss, graph=graph, chunk=config.logprob_chunk))
-    )
-    accumulate = jax.jit(add, donate_argnums=0)
-    apply = jax.jit(functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=0)
+    state, frozen = run.state, run.frozen
+    take_step = make_step(run.model.graph, run.optimizer, run.mesh, config.logprob_chunk)
     rate = schedule(config.optimizer, config.num_steps)
     metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="sft")
 
     for step in range(run.first_step, config.num_steps):
         with metrics.phase("data"):
             items = [item for _, item in next(run.data)]
-            rows = pack(items, run.shapes)
-            size = config.rows_per_micro_batch
-            rows += [[]] * (-len(rows) % size)
-            micro_batches = [
-                collate(items, rows[i : i + size], run.shapes) for i in range(0, len(rows), size)
-            ]
-            labels = sum(int(batch.labels[:, 1:].sum()) for batch in micro_batches)
-
-        # ---- Device work: nothing but explicit transfers from here on. ----
-        with jax.transfer_guard("disallow"), metrics.phase("update"):
-            count = setup.scalar(labels, run.mesh)
-            total = None
-            for batch in micro_batches:
-                part = gradients(state.params, frozen, sharding.place_rows(batch, run.mesh), count)
-                total = part if total is None else accumulate(total, part)
-            step_loss, grads = total
-            state, norm = apply(state, grads)
-            step_loss, norm = jax.device_get((step_loss, norm))
-
+            batches = micro_batches(items, run.shapes, config.rows_per_micro_batch)
+        with metrics.phase("update"):
+            state, step_loss, norm = take_step(state, frozen, batches)
         with metrics.phase("checkpoint"):
             run.checkpoints.save(state, frozen, run.data.get_state())
-        tokens = sum(int((batch.text.segments > 0).sum()) for batch in micro_batches)
-        padded = sum(batch.text.segments.size for batch in micro_batches)
+        tokens = sum(int((batch.text.segments > 0).sum()) for batch in batches)
+        padded = sum(batch.text.segments.size for batch in batches)
         metrics.write(
             step + 1,
             {

@@ -10,10 +10,12 @@ import pytest
 from configs import grpo_tiny, sft_tiny
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.qwen2_vl import create
 from mirg_jax.training import grpo, metrics, sft
 from mirg_jax.training.checkpoint import load_model
 from mirg_jax.training.setup import use_devices
 from mirg_jax.types import Rollout
+from mirg_jax.weights import hf
 
 CONTRACT = {
     "step", "loss", "reward", "reward_format", "reward_image", "reward_object", "kl",
@@ -172,10 +174,23 @@ def test_what_cannot_work_is_said_in_one_line(recipe, scenes, tmp_path, tiny_mod
     assert "misshapen" in refused(CheckpointError, init_from=str(other))
 
 
-def test_a_checkpoint_of_another_shape_is_refused(recipe, tmp_path, tiny_model):
+@pytest.fixture
+def wider_model(tiny_model, tmp_path):
+    """A Hugging Face folder like `tiny_model`'s with a wider feed-forward."""
+    folder = tmp_path / "wider_model"
+    shutil.copytree(tiny_model, folder)
+    raw = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 96}
+    (folder / "config.json").write_text(json.dumps(raw))
+    config = ModelConfig.from_folder(folder)
+    hf.save(folder, create(config)[1], config)
+    return folder
+
+
+def test_a_checkpoint_of_another_shape_is_refused(recipe, tmp_path, wider_model):
     run = tmp_path / "run"
     sft.train(recipe("sft", num_steps=2), run)
-    raw = json.loads((run / "model/config.json").read_text()) | {"intermediate_size": 96}
-    (run / "model/config.json").write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match="doesn't fit"):
+    with pytest.raises(CheckpointError, match="doesn't fit this config"):
+        sft.train(recipe("sft", num_steps=4, **{"model.path": str(wider_model)}), run)
+    shutil.copy(wider_model / "config.json", run / "model/config.json")
+    with pytest.raises(CheckpointError, match="doesn't fit this model"):
         load_model(run, use_devices(recipe("sft")))

@@ -43,8 +43,8 @@ PATTERNS = tuple(HEADS)
 class Codes(NamedTuple):
     """Codes of the patterns, in the order of `PATTERNS`."""
 
-    queries: Int[np.ndarray, "patterns T"]
-    keys: Int[np.ndarray, "patterns T"]
+    queries: Int[np.ndarray, "*B patterns T"]
+    keys: Int[np.ndarray, "*B patterns T"]
 
 
 class Annotator:
