@@ -1,6 +1,7 @@
 """Timing ways of doing the same work in one run, in turn, so that drift hits all of them."""
 
 import json
+import os
 import pathlib
 import platform
 import statistics
@@ -33,6 +34,7 @@ def _measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, lis
     seconds = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
+            time.sleep(0.3)  # the other way's threads may still be spinning for work
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
@@ -43,11 +45,13 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path) -> None:
-    """Measures, prints a line a comparison, and writes everything as JSON."""
-    result = {
-        "case": case,
+def _circumstances() -> dict[str, Any]:
+    """Asked only once a case has set up its devices."""
+    return {
         "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
+        "environment": {
+            name: os.environ[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ
+        },
         "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} JAX devices, "
         f"{torch.get_num_threads()} torch threads, {platform.machine()}",
         "versions": {
@@ -56,10 +60,13 @@ def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "repeats": repeats,
-        "variants": {},
     }
+
+
+def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path) -> None:
+    """Measures, prints a line a comparison, and writes everything as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    done = {}
     for name, ways, facts in variants:
         seconds = _measure(ways, repeats)
         ours, *others = seconds
@@ -70,10 +77,10 @@ def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path
             for other in others
         }
         facts = {key: fact() if callable(fact) else fact for key, fact in facts.items()}
-        result["variants"][name] = (
-            {"seconds": {way: _spread(values) for way, values in seconds.items()}} | ratios | facts
-        )
-        told = ", ".join(f"{way} {statistics.median(v):.3f} s" for way, v in seconds.items())
+        times = {way: _spread(values) for way, values in seconds.items()}
+        done[name] = {"seconds": times} | ratios | facts
+        told = ", ".join(f"{way} {value['median']:.3f} s" for way, value in times.items())
         told += "".join(f"; {key} {value['median']:.2f}" for key, value in ratios.items())
         print(f"{case}, {name}: {told}", flush=True)
+        result = {"case": case} | _circumstances() | {"repeats": repeats, "variants": done}
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -80,8 +80,8 @@ def write_processor_config(folder: pathlib.Path) -> None:
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "image_mean": MEAN.astype(float).round(8).tolist(),
-        "image_std": STD.astype(float).round(8).tolist(),
+        "image_mean": [float(str(value)) for value in MEAN],
+        "image_std": [float(str(value)) for value in STD],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 

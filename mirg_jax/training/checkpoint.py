@@ -100,9 +100,11 @@ def load_model(
 
 
 def _restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
+    wanted = nnx.to_pure_dict(state)
     try:
+        _check_shapes(checkpoint / "params", wanted)
         with ocp.StandardCheckpointer() as checkpointer:
-            pure = checkpointer.restore(checkpoint / "params", nnx.to_pure_dict(state))
+            pure = checkpointer.restore(checkpoint / "params", wanted)
     except (ValueError, FileNotFoundError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -110,6 +112,20 @@ def _restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
             "give the run's own model folder or another checkpoint"
         ) from None
     return _from_pure(state, pure)
+
+
+def _check_shapes(folder: pathlib.Path, wanted: Any) -> None:
+    """Raises ValueError if a parameter is saved in another shape; nothing is read for it."""
+    saved = _pytree_handler().metadata(folder).tree
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if (found := shapes.get(name)) != tuple(leaf.shape):
+            what = "missing" if found is None else f"{found}"
+            raise ValueError(f"{name} is {what} there, not {tuple(leaf.shape)}")
 
 
 def _from_pure(state: nnx.State, pure: Any) -> nnx.State:
@@ -176,7 +192,7 @@ class Checkpoints:
           CheckpointError: when it is of another model or optimizer.
         """
         params = nnx.merge_state(state.params, frozen)
-        train = state._replace(params=None)._asdict()
+        pure, train = nnx.to_pure_dict(params), state._replace(params=None)._asdict()
 
         def wanted(tree):
             shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
@@ -185,10 +201,11 @@ class Checkpoints:
 
         step = self.latest()
         try:
+            _check_shapes(pathlib.Path(self._manager.directory) / str(step) / "params", pure)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=wanted(nnx.to_pure_dict(params)),
+                    params=wanted(pure),
                     train=wanted(train),
                     data=ocp.args.JsonRestore(),
                 ),
