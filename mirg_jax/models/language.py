@@ -26,6 +26,14 @@ class Cache(NamedTuple):
     values: tuple[Float[Array, "B KG L D"], ...]
     length: Int[Array, ""]
 
+    def grow(self, limit: int) -> "Cache":
+        """The same with room for `limit` tokens."""
+
+        def one(array):
+            return jnp.pad(array, [(0, 0), (0, 0), (0, limit - array.shape[2]), (0, 0)])
+
+        return Cache(tuple(map(one, self.keys)), tuple(map(one, self.values)), self.length)
+
 
 # A decoder layer and its keys and values of the prefix, [B, K, P, D].
 UnstackedLayer = tuple["DecoderLayer", Array, Array]

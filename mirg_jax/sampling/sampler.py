@@ -17,6 +17,9 @@ from mirg_jax.models.qwen2_vl import last_token
 from mirg_jax.rl.logprobs import log_softmax
 from mirg_jax.types import Images, Rollout, Text
 
+_MIN_STAGE = 32  # tokens for which the cache keeps its size
+_MAX_STAGES = 4  # each is compiled
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -106,7 +109,7 @@ def sample(
         mask=jnp.zeros((B, G, L), bool),
         done=jnp.broadcast_to(empty[:, None], (B, G)),
         next_logprobs=jnp.broadcast_to(first[:, None], (B, G, first.shape[-1])),
-        cache=model.decoder.init_cache(B, G, L),
+        cache=model.decoder.init_cache(B, G, 0),
     )
 
     def draw(logprobs, position):
@@ -135,7 +138,12 @@ def sample(
             cache=cache,
         )
 
-    state = jax.lax.while_loop(lambda s: (s.cache.length < L) & ~s.done.all(), body, state)
+    # By stages, so that no token reads a cache much longer than what is written so far.
+    stages = min(_MAX_STAGES, max(1, L // _MIN_STAGE))
+    for limit in (L * (i + 1) // stages for i in range(stages)):
+        unfinished = lambda s, limit=limit: (s.cache.length < limit) & ~s.done.all()  # noqa: E731
+        state = state._replace(cache=state.cache.grow(limit))
+        state = jax.lax.while_loop(unfinished, body, state)
     return Rollout(state.tokens, state.mask, state.logprobs)
 
 
