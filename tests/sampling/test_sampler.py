@@ -11,6 +11,7 @@ from flax import nnx
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.sampling import sampler
 from mirg_jax.sampling.sampler import SamplingConfig, sample, sample_keys, top_p_filter
 from mirg_jax.types import Images, Text
 
@@ -94,6 +95,16 @@ def test_tokens_do_not_depend_on_padding_or_batch(model):
     np.testing.assert_array_equal(together.tokens[:1], alone.tokens)
     _, _, other = run(model, lengths=(9, 12), width=16, key=1)
     assert (together.tokens != other.tokens).any()
+
+
+def test_stages_of_the_cache_change_nothing(model, monkeypatch):
+    _, _, whole = run(model, group=8, max_tokens=24)
+    monkeypatch.setattr(sampler, "_MIN_STAGE", 6)
+    _, _, staged = run(model, group=8, max_tokens=24)
+    np.testing.assert_array_equal(whole.tokens, staged.tokens)
+    np.testing.assert_array_equal(whole.mask, staged.mask)
+    np.testing.assert_allclose(whole.logprobs, staged.logprobs, atol=1e-5)
+    assert whole.mask.sum(-1).max() > 18  # into the last stage
 
 
 def test_padding_rows_are_not_sampled(model):
