@@ -10,13 +10,12 @@ import torch
 from flax import nnx
 from transformers import Qwen2VLForConditionalGeneration
 
-from benchmarks.side_by_side import Variant
+from benchmarks.side_by_side import Variant, torch_inputs
 from configs import sft_tiny
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
 from mirg_jax.data.examples import read_examples
 from mirg_jax.data.scene_tasks import write_dataset
-from mirg_jax.models.vision import MEAN, STD
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import setup, sft
 from mirg_jax.training.checkpoint import load_model
@@ -33,27 +32,6 @@ def _items(config, tokenizer, count: int, *, with_response: bool) -> list[Item]:
         prepare = setup.make_preparer(config, tokenizer, with_response=with_response)
         examples, _ = read_examples(pathlib.Path(folder) / "sft.jsonl")
         return [prepare(example) for example in examples]
-
-
-def _torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Tensor]:
-    """What transformers' processor would give for the same prompts and images."""
-    longest = max(len(item.encoded.tokens) for item in items)
-    ids = np.zeros((len(items), longest), np.int64)
-    held = np.zeros_like(ids)
-    for row, item in enumerate(items):
-        tokens = item.encoded.tokens
-        span = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, span], held[row, span] = tokens, 1
-    images = [image for item in items for image in item.images]
-    pixels = np.concatenate([image.patches for image in images]).reshape(-1, 3, 196) / 255
-    pixels = np.repeat(((pixels - MEAN[:, None]) / STD[:, None])[:, :, None], 2, axis=2)
-    return {
-        "input_ids": torch.tensor(ids),
-        "attention_mask": torch.tensor(held),
-        "pixel_values": torch.tensor(pixels.reshape(-1, 1176), dtype=torch.float32),
-        "image_grid_thw": torch.tensor([[1, *image.grid] for image in images]),
-        "mm_token_type_ids": torch.tensor((ids == model.config.image_token_id).astype(np.int64)),
-    }
 
 
 def _torch_labels(items: list[Item], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -107,7 +85,7 @@ def sft_step(base: str) -> Iterator[Variant]:
     def theirs(name):
         model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
         adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
-        data = [(_torch_inputs(group, model, left=False), group) for group in groups[name]]
+        data = [(torch_inputs(group, model, left=False), group) for group in groups[name]]
         data = [(inputs, _torch_labels(group, inputs)[:, 1:].flatten()) for inputs, group in data]
         count = sum(int((labels >= 0).sum()) for _, labels in data)
         padded[name] = sum(inputs["input_ids"].numel() for inputs, _ in data)
@@ -156,7 +134,7 @@ def generate(base: str) -> Iterator[Variant]:
         batch = collate_prompts(items, Shapes((longest,), (3,), (16,)), rows)
         prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
         keys = sample_keys(jax.random.key(0), jax.numpy.arange(rows), 1)
-        inputs = _torch_inputs(items, reference, left=True)
+        inputs = torch_inputs(items, reference, left=True)
         tokens = {}
 
         def ours(prompt=prompt, images=images, keys=keys, tokens=tokens, count=count):

@@ -166,6 +166,10 @@ def _picture(image_root: str | pathlib.Path, path: str) -> str:
     except DataError as error:
         return f'<div class="missing">{html.escape(str(error))}</div>'
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    if (factor := _THUMBNAIL // max(image.size)) > 1:  # else boxes would hide the small picture
+        image = image.resize(
+            (factor * image.width, factor * image.height), Image.Resampling.NEAREST
+        )
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
