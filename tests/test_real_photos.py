@@ -21,7 +21,7 @@ SHAPES = (
 
 
 def succeed(script: str, *flags: object) -> str:
-    result = call(script, *SHAPES, *flags, timeout=1500)
+    result = call(script, *flags, *SHAPES, timeout=1500)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
