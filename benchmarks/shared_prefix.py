@@ -1,9 +1,10 @@
 """GRPO with a group's images and prompt computed once, beside the same with them repeated.
 
 Four images of 448×448 and about 1,100 prompt tokens, a group of 8, 128 new tokens, the vision tower
-trained, layers recomputed in the backward pass, on the small model. "repeated" is the usual form, in JAX and by the same model: every
-completion is a row of its own with the whole prompt and all its images. "transformers" does what
-TRL's GRPOTrainer does: whole rows through the model, log-probs from its last logits.
+trained, layers recomputed in the backward pass, on the small model. "repeated" is the usual form by
+the same model: every completion is a row of its own with the whole prompt and all its images.
+"transformers" does what TRL's GRPOTrainer does: whole rows through the model, log-probs from its
+last logits.
 """
 
 import functools

@@ -116,7 +116,8 @@ def sample(
         if greedy:
             # The first of the largest; `argmax` itself is several times slower on a CPU.
             largest = logprobs == logprobs.max(axis=-1, keepdims=True)
-            return jnp.where(largest, jnp.arange(largest.shape[-1]), largest.shape[-1]).min(axis=-1)
+            last = logprobs.shape[-1] - 1
+            return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
         if config.top_p < 1:
             logprobs = top_p_filter(logprobs, config.top_p)
         at = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)), in_axes=(0, None))
@@ -157,14 +158,21 @@ def make_sampler(
 
     Prompts don't concern each other, so each device runs a decoding loop of its own, which needs
     no word from the others at every token and ends with its own longest completion. Weights are
-    gathered over `fsdp` once, before the loop; over `tensor` they stay divided.
+    gathered over `fsdp` once, before the loop, in the precision that they are computed in; over
+    `tensor` they stay divided.
     """
 
     def run(params, prompt, images, keys):
         return sample(graph, params, prompt, images, keys, forbidden, config)
 
+    def for_computing(params):
+        """What the loop would cast at every token. The tower runs once, and casts for itself."""
+        dtype = nnx.merge(graph, params).precision.compute
+        tower, rest = nnx.split_state(params, lambda path, _: path[0] == "visual", ...)
+        return nnx.merge_state(tower, jax.tree.map(lambda leaf: leaf.astype(dtype), rest))
+
     rows = PartitionSpec(sharding.ROWS)
-    return jax.shard_map(
+    sharded = jax.shard_map(
         run,
         mesh=mesh,
         in_specs=(PartitionSpec(), rows, rows, rows),
@@ -172,6 +180,7 @@ def make_sampler(
         axis_names=set(sharding.ROWS),
         check_vma=False,
     )
+    return lambda params, *arguments: sharded(for_computing(params), *arguments)
 
 
 # What a completion must not hold: an image that isn't there, or another turn.

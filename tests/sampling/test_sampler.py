@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mirg_jax import sharding
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.models.layers import Precision
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.sampling import sampler
@@ -105,6 +107,22 @@ def test_stages_of_the_cache_change_nothing(model, monkeypatch):
     np.testing.assert_array_equal(whole.mask, staged.mask)
     np.testing.assert_allclose(whole.logprobs, staged.logprobs, atol=1e-5)
     assert whole.mask.sum(-1).max() > 18  # into the last stage
+
+
+def test_weights_cast_ahead_of_the_loop_give_the_same_tokens():
+    """Masters in float32 for bfloat16: cast once by `make_sampler`, at every use by `sample`."""
+    graph, params = create(CONFIG, 0, precision=Precision(jnp.bfloat16, jnp.float32))
+    params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params)
+    config = SamplingConfig(group=3, max_tokens=10, stop_tokens=(STOP,))
+    text, images = prompts((9, 12), 12)
+    keys = sample_keys(jax.random.key(0), jnp.arange(2), 3)
+    mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1)
+    ahead = jax.jit(sampler.make_sampler(graph, mesh, FORBIDDEN, config))
+    at_use = jax.jit(functools.partial(sample, graph, forbidden=FORBIDDEN, config=config))
+    for a, b in zip(
+        ahead(params, text, images, keys), at_use(params, text, images, keys), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_padding_rows_are_not_sampled(model):
