@@ -4,6 +4,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+# Set before transformers is imported: it serves us for tokenizers, and would tell every user of
+# every binary that PyTorch is missing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 from absl import app, flags, logging
 
 from mirg_jax.errors import UserError
@@ -35,7 +39,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, OSError) as error:
         _fail(f"{error}; see --help")
     except AttributeError as error:  # how config_flags rejects --config.no_such_field
-        _fail(f"the config has no field {error}; its fields are in the file named by --config")
+        name = str(error).strip("\"'")
+        _fail(f"the config has no field {name!r}; its fields are in the file named by --config")
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: everything is given by flags, see --help")
     return rest
