@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
-from transformers import Qwen2VLForConditionalGeneration
 
-from benchmarks.side_by_side import Variant, torch_inputs
+from benchmarks.reference import torch_inputs, torch_model
+from benchmarks.side_by_side import Variant
 from configs import grpo_tiny
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate_prompts
@@ -46,11 +46,12 @@ class Task(NamedTuple):
     mesh: jax.sharding.Mesh
     model: Model
     prompts: list[Item]
+    rows: list[Item]  # prompt and completion, as the repeated form has them
     completions: np.ndarray  # [prompts, group, length]
     shared: PackedBatch
-    repeated: PackedBatch  # rows of prompt and completion
     advantages: np.ndarray  # [prompts, group]
     reference: np.ndarray  # log-probs of the reference policy, [prompts, group, length]
+    old: np.ndarray  # and of the policy that sampled
 
 
 def _prompt(rng: np.random.Generator, config: ModelConfig) -> Item:
@@ -89,19 +90,26 @@ def _task(base: str) -> Task:
         for prompt, group in zip(prompts, completions, strict=True)
         for completion in group
     ]
-    length = len(prompts[0].encoded.tokens)
-    shapes = Shapes((length, length + LENGTH), (IMAGES,), (SIDE * SIDE,))
+    advantages = rng.standard_normal((PROMPTS, GROUP)).astype(np.float32)
+    reference = rng.standard_normal((PROMPTS, GROUP, LENGTH)).astype(np.float32) - 6
     return Task(
-        config,
-        mesh,
-        model,
-        prompts,
-        completions,
-        collate_prompts(prompts, shapes, PROMPTS),
-        collate_prompts(rows, shapes, len(rows)),
-        rng.standard_normal((PROMPTS, GROUP)).astype(np.float32),
-        rng.standard_normal((PROMPTS, GROUP, LENGTH)).astype(np.float32) - 6,
+        config=config,
+        mesh=mesh,
+        model=model,
+        prompts=prompts,
+        rows=rows,
+        completions=completions,
+        shared=_collate(prompts),
+        advantages=advantages,
+        reference=reference,
+        old=reference + 0.1,
     )
+
+
+def _collate(items: list[Item]) -> PackedBatch:
+    """One item a row; all are of one length."""
+    shapes = Shapes((len(items[0].encoded.tokens),), (IMAGES,), (SIDE * SIDE,))
+    return collate_prompts(items, shapes, len(items))
 
 
 def _loss_options(task: Task) -> dict:
@@ -133,12 +141,11 @@ def repeated_loss(params, batch: PackedBatch, old, advantages, reference, *, gra
 def _updates(task: Task):
     """Compiled `() -> (loss, gradients)` of the shared and of the repeated form."""
     graph = task.model.graph
-    old = task.reference + 0.1
     place = functools.partial(sharding.place_rows, mesh=task.mesh)
     ones = np.ones(task.completions.shape, bool)
     experience = Experience(
         *place((task.shared.text, task.shared.images)),
-        place(Rollout(task.completions, ones, old)),
+        place(Rollout(task.completions, ones, task.old)),
         *place((task.advantages, task.reference)),
     )
     totals = Totals(np.float32(PROMPTS * GROUP), np.float32(ones.sum()))
@@ -155,7 +162,7 @@ def _updates(task: Task):
         function = functools.partial(repeated_loss, graph=graph, task=task)
         return jax.value_and_grad(function)(params, *arguments)
 
-    rows = place((task.repeated, old, task.advantages, task.reference))
+    rows = place((_collate(task.rows), task.old, task.advantages, task.reference))
     params = task.model.params
     compiled = {
         "shared": jax.jit(shared).lower(params, experience).compile(),
@@ -169,15 +176,10 @@ def _updates(task: Task):
 
 def _torch_update(task: Task, base: str):
     """Loss and gradients by whole rows, log-probs from the last logits of each, as TRL has it."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    rows = [
-        _with_completion(prompt, completion, task.model.config)
-        for prompt, group in zip(task.prompts, task.completions, strict=True)
-        for completion in group
-    ]
-    inputs = torch_inputs(rows, model, left=True)
+    model = torch_model(base)
+    inputs = torch_inputs(task.rows, model, left=True)
     tokens = inputs["input_ids"][:, -LENGTH:]
-    old = torch.tensor(task.reference + 0.1).reshape(-1, LENGTH)
+    old = torch.tensor(task.old).reshape(-1, LENGTH)
     reference = torch.tensor(task.reference).reshape(-1, LENGTH)
     advantages = torch.tensor(task.advantages).reshape(-1, 1)
     beta = task.config.grpo.beta
@@ -272,8 +274,7 @@ def rollout(base: str) -> Iterator[Variant]:
     again = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), task.shared)
     repeated = place((again.text, again.images))
     keys = sample_keys(jax.random.key(0), jnp.arange(PROMPTS), GROUP)
-    reference = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    reference.generation_config.eos_token_id = None
+    reference = torch_model(base)
     inputs = torch_inputs(task.prompts, reference, left=True)
 
     for new in (1, LENGTH):

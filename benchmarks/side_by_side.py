@@ -11,12 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import torch
 import transformers
-
-from mirg_jax.data.batching import Item
-from mirg_jax.models.vision import MEAN, STD
 
 
 class Variant(NamedTuple):
@@ -88,24 +84,3 @@ def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path
         print(f"{case}, {name}: {told}", flush=True)
         result = {"case": case} | _circumstances() | {"repeats": repeats, "variants": done}
         path.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Tensor]:
-    """What transformers' processor would give for the same prompts and images."""
-    longest = max(len(item.encoded.tokens) for item in items)
-    ids = np.zeros((len(items), longest), np.int64)
-    held = np.zeros_like(ids)
-    for row, item in enumerate(items):
-        tokens = item.encoded.tokens
-        span = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, span], held[row, span] = tokens, 1
-    images = [image for item in items for image in item.images]
-    pixels = np.concatenate([image.patches for image in images]).reshape(-1, 3, 196) / 255
-    pixels = np.repeat(((pixels - MEAN[:, None]) / STD[:, None])[:, :, None], 2, axis=2)
-    return {
-        "input_ids": torch.tensor(ids),
-        "attention_mask": torch.tensor(held),
-        "pixel_values": torch.tensor(pixels.reshape(-1, 1176), dtype=torch.float32),
-        "image_grid_thw": torch.tensor([[1, *image.grid] for image in images]),
-        "mm_token_type_ids": torch.tensor((ids == model.config.image_token_id).astype(np.int64)),
-    }

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
-from transformers import Qwen2VLForConditionalGeneration
 
-from benchmarks.side_by_side import Variant, torch_inputs
+from benchmarks.reference import torch_inputs, torch_model
+from benchmarks.side_by_side import Variant
 from configs import sft_tiny
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
@@ -47,8 +47,7 @@ def _set_up(base: str):
     config.model.path = base
     mesh = setup.use_devices(config)
     model = load_model(base, mesh, remat=False)
-    reference = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    return config, mesh, model, setup.load_tokenizer(base), reference
+    return config, mesh, model, setup.load_tokenizer(base)
 
 
 def sft_step(base: str) -> Iterator[Variant]:
@@ -57,10 +56,9 @@ def sft_step(base: str) -> Iterator[Variant]:
     Beside it transformers with the whole batch padded to its longest example, and with the
     micro-batches that ours makes.
     """
-    config, mesh, model, tokenizer, reference = _set_up(base)
+    config, mesh, model, tokenizer = _set_up(base)
     items = _items(config, tokenizer, config.batch_size, with_response=True)
-    shapes = Shapes(**{name: tuple(v) for name, v in config.data.shapes.items()})
-    batches = sft.micro_batches(items, shapes, config.rows_per_micro_batch)
+    batches = sft.micro_batches(items, setup.shapes_of(config), config.rows_per_micro_batch)
     config.optimizer.name, config.optimizer.learning_rate = "adamw", 1e-4
     optimizer = make_optimizer(config.optimizer, 1000)
     state = jax.jit(lambda p: init_state(p, optimizer, 0))(
@@ -83,7 +81,7 @@ def sft_step(base: str) -> Iterator[Variant]:
     padded = {"mirg_jax": sum(batch.text.tokens.size for batch in batches)}
 
     def theirs(name):
-        model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+        model = torch_model(base)
         adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
         data = [(torch_inputs(group, model, left=False), group) for group in groups[name]]
         data = [(inputs, _torch_labels(group, inputs)[:, 1:].flatten()) for inputs, group in data]
@@ -106,7 +104,6 @@ def sft_step(base: str) -> Iterator[Variant]:
 
         return run
 
-    del reference
     yield Variant(
         f"{len(items)} examples",
         {"mirg_jax": ours} | {name: theirs(name) for name in groups},
@@ -120,8 +117,8 @@ def sft_step(base: str) -> Iterator[Variant]:
 
 def generate(base: str) -> Iterator[Variant]:
     """Greedy generation of as many tokens for each prompt, float32, no stop token."""
-    config, mesh, model, tokenizer, reference = _set_up(base)
-    reference.generation_config.eos_token_id = None
+    config, mesh, model, tokenizer = _set_up(base)
+    reference = torch_model(base)
     all_items = _items(config, tokenizer, max(PROMPTS), with_response=False)
     forbidden = np.zeros(model.config.text.vocab_size, bool)
     sampling = SamplingConfig(group=1, max_tokens=NEW_TOKENS, temperature=0.0)
@@ -130,7 +127,7 @@ def generate(base: str) -> Iterator[Variant]:
     for count in PROMPTS:
         items = all_items[:count]
         longest = max(len(item.encoded.tokens) for item in items)
-        rows = -(-count // sharding.row_parts(mesh)) * sharding.row_parts(mesh)
+        rows = sharding.whole_rows(count, mesh)
         batch = collate_prompts(items, Shapes((longest,), (3,), (16,)), rows)
         prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
         keys = sample_keys(jax.random.key(0), jax.numpy.arange(rows), 1)

@@ -73,6 +73,11 @@ def row_parts(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
+def whole_rows(count: int, mesh: Mesh) -> int:
+    """`count` rounded up to what the mesh divides evenly."""
+    return -(-count // row_parts(mesh)) * row_parts(mesh)
+
+
 def place_rows(batch: Any, mesh: Mesh) -> Any:
     """Puts a batch onto the mesh, its rows divided where their number allows."""
     ways = row_parts(mesh)

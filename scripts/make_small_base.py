@@ -27,7 +27,7 @@ from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.vision import MEAN, STD
 from mirg_jax.small_base import batches, losses
 from mirg_jax.small_base.patterns import PATTERNS
-from mirg_jax.small_base.pictures import CORNERS, PATCHES, Seen, draw_picture
+from mirg_jax.small_base.pictures import PATCHES, POSITIONS, Seen, draw_picture
 from mirg_jax.training.state import make_optimizer
 from mirg_jax.types import Images
 from mirg_jax.weights import hf
@@ -92,13 +92,13 @@ def picture_batches(pictures, seed: int, steps: int, size: int = 256):
         rng = np.random.default_rng([seed, step])
         chosen = [pictures[i] for i in rng.integers(len(pictures), size=size)]
         patches = np.stack([picture.patches.patches for picture in chosen])[:, None]
-        where = np.broadcast_to(CORNERS // 14, (size, 1, PATCHES, 2)).astype(np.int32)
+        where = np.broadcast_to(POSITIONS, (size, 1, PATCHES, 2))
         seen = (np.stack([picture.seen[i] for picture in chosen])[:, None] for i in range(4))
         yield Images(patches, where), Seen(*seen)
 
 
-def train(function, trained, source, steps: int, rate: float, mesh, name: str, *weights):
-    """Minimises `function(trained, *batch, *weights) -> (loss, numbers)`; numbers are printed."""
+def train(function, trained, source, steps: int, rate: float, mesh, name: str):
+    """Minimises `function(trained, batch) -> (loss, numbers)`; numbers are printed."""
     config = defaults.sft().optimizer
     config.update(name="muon", learning_rate=rate, warmup_ratio=0.03, final_ratio=0.02)
     config.adam_ratio = 0.5
@@ -107,7 +107,7 @@ def train(function, trained, source, steps: int, rate: float, mesh, name: str, *
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(trained, opt_state, batch):
-        (_, numbers), grads = jax.value_and_grad(function, has_aux=True)(trained, *batch, *weights)
+        (_, numbers), grads = jax.value_and_grad(function, has_aux=True)(trained, batch)
         updates, opt_state = optimizer.update(grads, opt_state, trained)
         return optax.apply_updates(trained, updates), opt_state, numbers
 
@@ -142,12 +142,11 @@ def main(_):
     }
     trained = jax.device_put({"model": params, "probes": probes}, sharding.replicated(mesh))
 
-    def see_alone(trained, images, seen):
-        loss, (numbers, _) = losses.see(trained, images, seen, graph=graph)
+    def see_alone(trained, batch):
+        loss, (numbers, _) = losses.see(trained, *batch, graph=graph)
         return loss, numbers
 
-    def everything(trained, *batch):
-        batch = batches.Batch(*batch)
+    def everything(trained, batch):
         return losses.everything(trained, batch, _PATTERN_WEIGHT.value, graph=graph)
 
     source = picture_batches(pictures, seed, _SEE_STEPS.value)

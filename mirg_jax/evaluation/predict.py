@@ -67,8 +67,7 @@ def predict(
     Args:
       batch_size: prompts at a time; rounded up to what the mesh divides evenly.
     """
-    parts = sharding.row_parts(mesh)
-    batch_size = -(-batch_size // parts) * parts
+    batch_size = sharding.whole_rows(batch_size, mesh)
     generate = make_generate(model, tokenizer, mesh, max_tokens=max_tokens)
 
     def prepare(numbered: tuple[int, Example]) -> tuple[int, Item | str]:

@@ -185,29 +185,30 @@ class Decoder(nnx.Module):
         B, G, L = *x.shape[:2], cache.keys[0].shape[2]
         ones = jnp.ones((B, G, 1), jnp.int32)
         written = jnp.broadcast_to((jnp.arange(L) <= cache.length).astype(jnp.int32), (B, G, L))
+        where = (0, 0, cache.length, 0)
+
+        def attend_to(q, k, v, *, old_k, old_v, prefix_k, prefix_v):
+            all_k = jax.lax.dynamic_update_slice(old_k, k.astype(old_k.dtype), where)
+            all_v = jax.lax.dynamic_update_slice(old_v, v.astype(old_v.dtype), where)
+            out = attend(
+                q,
+                all_k,
+                all_v,
+                ones,
+                written,
+                causal=False,
+                prefix_k=prefix_k,
+                prefix_v=prefix_v,
+                prefix_segments=prefix_segments,
+            )
+            return out, (all_k, all_v)
+
         x, keys, values = x[:, :, None], [], []
         for (layer, prefix_k, prefix_v), old_k, old_v in zip(
             layers, cache.keys, cache.values, strict=True
         ):
-
-            def attend_to(q, k, v):
-                where = (0, 0, cache.length, 0)
-                all_k = jax.lax.dynamic_update_slice(old_k, k.astype(old_k.dtype), where)  # noqa: B023
-                all_v = jax.lax.dynamic_update_slice(old_v, v.astype(old_v.dtype), where)  # noqa: B023
-                out = attend(
-                    q,
-                    all_k,
-                    all_v,
-                    ones,
-                    written,
-                    causal=False,
-                    prefix_k=prefix_k,  # noqa: B023
-                    prefix_v=prefix_v,  # noqa: B023
-                    prefix_segments=prefix_segments,
-                )
-                return out, (all_k, all_v)
-
-            x, (all_k, all_v) = layer(x, angles, attend_to)
+            given = {"old_k": old_k, "old_v": old_v, "prefix_k": prefix_k, "prefix_v": prefix_v}
+            x, (all_k, all_v) = layer(x, angles, functools.partial(attend_to, **given))
             keys.append(all_k)
             values.append(all_v)
         return self.norm(x)[:, :, 0], Cache(tuple(keys), tuple(values), cache.length + 1)

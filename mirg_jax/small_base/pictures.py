@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
 
-from mirg_jax.data.images import ImagePatches, patchify
+from mirg_jax.data.batching import patch_positions
+from mirg_jax.data.images import PATCH, ImagePatches, patchify
 from mirg_jax.data.scenes import (
     COLOURS,
     GRID,
@@ -22,7 +23,7 @@ from mirg_jax.data.scenes import (
     place,
 )
 
-PATCHES = 16  # of a picture
+PATCHES = (SIDE // PATCH) ** 2  # of a picture
 
 
 class Seen(NamedTuple):
@@ -43,10 +44,7 @@ class Picture:
     seen: Seen
 
 
-# Top left corners of the patches, in pixels, in 2×2 merge-block order.
-CORNERS = 14 * np.array(
-    [(2 * i + k, 2 * j + m) for i in (0, 1) for j in (0, 1) for k in (0, 1) for m in (0, 1)]
-)
+POSITIONS = patch_positions((SIDE // PATCH, SIDE // PATCH))  # (row, column) of each patch
 
 
 def see(things: tuple[Thing, ...]) -> Seen:
@@ -56,8 +54,8 @@ def see(things: tuple[Thing, ...]) -> Seen:
     )
     for m, thing in enumerate(things):
         x1, y1, x2, y2 = (c * SIDE / GRID for c in thing.box)
-        rows, columns = CORNERS.T
-        inside = (x1 < columns + 14) & (x2 > columns) & (y1 < rows + 14) & (y2 > rows)
+        top, left = PATCH * POSITIONS.T
+        inside = (x1 < left + PATCH) & (x2 > left) & (y1 < top + PATCH) & (y2 > top)
         seen.covers[:, m] = inside
         seen.colour[m] = list(COLOURS).index(thing.colour)
         seen.shape[m] = SHAPES.index(thing.shape)

@@ -81,13 +81,18 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         ) from None
 
 
+def shapes_of(config: ConfigDict) -> Shapes:
+    """The sizes that arrays may take."""
+    return Shapes(**{name: tuple(sizes) for name, sizes in config.data.shapes.items()})
+
+
 def make_preparer(config: ConfigDict, tokenizer: Tokenizer, *, with_response: bool) -> Preparer:
     """The reader and encoder of single examples, as configured."""
     return Preparer(
         image_root=config.data.image_root,
         tokenizer=tokenizer,
         style=PromptStyle(**config.prompt),
-        shapes=Shapes(**{name: tuple(v) for name, v in config.data.shapes.items()}),
+        shapes=shapes_of(config),
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
         with_response=with_response,
