@@ -81,7 +81,7 @@ def _with_completion(prompt: Item, completion: np.ndarray, config: ModelConfig) 
 def _task(base: str) -> Task:
     config = grpo_tiny.get_config()
     mesh = setup.use_devices(config)
-    model = load_model(base, mesh, remat=True)
+    model = load_model(base, mesh, remat="full")
     rng = np.random.default_rng(0)
     prompts = [_prompt(rng, model.config) for _ in range(PROMPTS)]
     completions = rng.integers(0, WORDS, (PROMPTS, GROUP, LENGTH)).astype(np.int32)
@@ -280,7 +280,7 @@ def rollout(base: str) -> Iterator[Variant]:
     for new in (1, LENGTH):
         config = SamplingConfig(group=GROUP, max_tokens=new)
         one = SamplingConfig(group=1, max_tokens=new)
-        samplers = [jax.jit(make_sampler(graph, task.mesh, forbidden, c)) for c in (config, one)]
+        samplers = [make_sampler(graph, task.mesh, forbidden, c) for c in (config, one)]
         tokens = {}
 
         def ours(samplers=samplers, tokens=tokens):

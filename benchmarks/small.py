@@ -19,7 +19,7 @@ from mirg_jax.data.scene_tasks import write_dataset
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import setup, sft
 from mirg_jax.training.checkpoint import load_model
-from mirg_jax.training.state import init_state, make_optimizer
+from mirg_jax.training.state import init_state, make_optimizer, state_shardings
 
 NEW_TOKENS = 128
 PROMPTS = (1, 8, 32, 64)
@@ -46,7 +46,7 @@ def _set_up(base: str):
     config = sft_tiny.get_config()
     config.model.path = base
     mesh = setup.use_devices(config)
-    model = load_model(base, mesh, remat=False)
+    model = load_model(base, mesh, remat="none")
     return config, mesh, model, setup.load_tokenizer(base)
 
 
@@ -64,7 +64,8 @@ def sft_step(base: str) -> Iterator[Variant]:
     state = jax.jit(lambda p: init_state(p, optimizer, 0))(
         jax.tree.map(jax.numpy.copy, model.params)
     )
-    step = sft.make_step(model.graph, optimizer, mesh, config.logprob_chunk)
+    layout = state_shardings(model.params, optimizer, mesh)
+    step = sft.make_step(model.graph, optimizer, mesh, layout, config.logprob_chunk)
     losses = {}
 
     def ours():
@@ -122,7 +123,7 @@ def generate(base: str) -> Iterator[Variant]:
     all_items = _items(config, tokenizer, max(PROMPTS), with_response=False)
     forbidden = np.zeros(model.config.text.vocab_size, bool)
     sampling = SamplingConfig(group=1, max_tokens=NEW_TOKENS, temperature=0.0)
-    sample = jax.jit(make_sampler(model.graph, mesh, forbidden, sampling))
+    sample = make_sampler(model.graph, mesh, forbidden, sampling)
 
     for count in PROMPTS:
         items = all_items[:count]

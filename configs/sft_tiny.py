@@ -7,7 +7,7 @@ def tiny(config):
     """What both tiny recipes change: the small model in float32, and small shapes."""
     config.model.path = "assets/small_base"
     config.model.compute_dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "none"
     config.freeze = ()
     # A device a core, each with its own rows and all of the small weights.
     config.cpu_devices = 2

@@ -19,7 +19,10 @@ def _common() -> ConfigDict:
                 "path": "Qwen/Qwen2-VL-7B-Instruct",  # Hugging Face folder or hub name
                 "compute_dtype": "bfloat16",
                 "param_dtype": "float32",  # the masters that the optimizer moves
-                "remat": True,  # recompute layers in the backward pass instead of keeping them
+                # What a layer's backward pass recomputes: "none" of it, all but the "dots" (outputs
+                # of projections), or the "full" layer.
+                "remat": "full",
+                "attention": "auto",  # auto: splash on TPU, cudnn on GPU, else xla
             },
             "data": {
                 "train_json": "",  # MGrounding-630k JSON, MIG-Bench JSON or trajectory JSONL
@@ -50,6 +53,9 @@ def _common() -> ConfigDict:
                 "adam_ratio": 1.0,  # muon: Adam's rate for embeddings, norms and biases over muon's
             },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: the devices that the others leave
+            # When sampling, each group of so many devices holds one copy of the weights, in the
+            # compute dtype, and answers rows of its own.
+            "sampling": {"tensor": 1},
             "cpu_devices": 0,  # split the CPU into so many devices (tests, demo); 0: leave it
             "checkpoint": {"every": 100, "keep": 2},
             "evaluation": {"batch_size": 16, "max_tokens": 1024},
@@ -63,7 +69,7 @@ def sft() -> ConfigDict:
     config.num_steps = 78  # one epoch of 10k; open
     config.optimizer.learning_rate = 2e-5
     config.rows_per_micro_batch = 8  # packed rows computed at a time; gradients are accumulated
-    config.logprob_chunk = 1024  # tokens whose logits exist at a time
+    config.logprob_chunk = 1024  # tokens of each row whose logits exist at a time
     return config
 
 

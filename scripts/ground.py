@@ -34,8 +34,8 @@ _COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")
 
 def main(_):
     config = _CONFIG.value or setup.config_of(_CHECKPOINT.value)
-    mesh = setup.use_devices(config)
-    model = checkpoint.load_model(_CHECKPOINT.value, mesh, precision=setup.precision(config))
+    mesh, how = setup.for_sampling(config)
+    model = checkpoint.load_model(_CHECKPOINT.value, mesh, **how)
     tokenizer = setup.load_tokenizer(model.folder)
     paths = [pathlib.Path(path).resolve() for path in _IMAGES.value]
     config.data.image_root = "/"

@@ -133,7 +133,7 @@ def main(_):
     rng = np.random.default_rng(seed)
     pictures = [draw_picture(rng) for _ in tqdm(range(_POOL.value), desc="draw")]
 
-    graph, params = qwen2_vl.create(config, seed, remat=False)
+    graph, params = qwen2_vl.create(config, seed, remat="none")
     keys = jax.random.split(jax.random.key(seed + 1))
     widths = {"patch": config.vision.embed_dim, "token": config.text.hidden_size}
     probes = {

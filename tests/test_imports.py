@@ -12,7 +12,7 @@ ALLOWED = {
     "errors": set(),
     "grounding": set(),
     "data": {"grounding", "types", "errors"},
-    "models": {"types", "errors"},
+    "models": {"types", "errors", "sharding"},
     "weights": {"models", "errors"},
     "sharding": set(),
     "rl": set(),

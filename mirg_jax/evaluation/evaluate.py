@@ -72,7 +72,7 @@ def run(
     rows = scoring.load_benchmark(benchmark)
     if limit and limit < len(rows):
         rows = [rows[i * len(rows) // limit] for i in range(limit)]
-    mesh = setup.use_devices(config)
+    mesh, how = setup.for_sampling(config)
     step = load.find_run(checkpoint)
     _claim(
         output_dir,
@@ -92,7 +92,7 @@ def run(
 
     open_rows = [(i, e) for i, e in _examples(rows, benchmark) if responses[i] is None]
     if open_rows:
-        model = load.load_model(checkpoint, mesh, precision=setup.precision(config))
+        model = load.load_model(checkpoint, mesh, **how)
         tokenizer = setup.load_tokenizer(model.folder)
         config.data.image_root = image_root
         preparer = setup.make_preparer(config, tokenizer, with_response=False)

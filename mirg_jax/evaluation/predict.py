@@ -33,17 +33,16 @@ class Prediction(NamedTuple):
 
 
 def make_generate(model: Model, tokenizer, mesh: jax.sharding.Mesh, *, max_tokens: int) -> Callable:
-    """A jitted `(params, prompt, images) -> Rollout` of one greedy answer a prompt."""
+    """`(params, prompt, images) -> Rollout` of one greedy answer a prompt."""
     config = SamplingConfig(
         group=1, max_tokens=max_tokens, temperature=0.0, stop_tokens=stop_ids(tokenizer)
     )
     forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
     sample = make_sampler(model.graph, mesh, forbidden, config)
 
-    @jax.jit
     def generate(params, prompt, images):
         keys = sample_keys(jax.random.key(0), jnp.arange(prompt.tokens.shape[0]), 1)
-        return sample(params, prompt, images, keys)
+        return sample(params, prompt, images, sharding.place_rows(keys, mesh))
 
     return generate
 

@@ -5,9 +5,15 @@ K key/value heads, R query heads that share one, T queries, S keys, P prefix key
 Own keys and values have K and G as one axis, in which form decoding keeps them.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from mirg_jax.models import flash
+from mirg_jax.sharding import GATHERED, spec
 
 _MASKED = -1e30  # finite, so that a row that sees nothing (padding) stays free of NaN
 _MIN_BLOCK = 64  # queries; shorter blocks make the products too small to be fast
@@ -25,8 +31,9 @@ def attend(
     prefix_k: Float[Array, "B K P D"] | None = None,
     prefix_v: Float[Array, "B K P D"] | None = None,
     prefix_segments: Int[Array, "B P"] | None = None,
+    engine: str = "xla",
 ) -> Float[Array, "B K G R T D"]:
-    """Softmax attention, in float32 inside, in the plain form that every backend has.
+    """Softmax attention, in float32 inside.
 
     A query sees the keys of its own branch with its own segment number, up to itself if
     `causal` (then T = S), and every prefix key with its segment number. For a row
@@ -39,9 +46,17 @@ def attend(
       b . . x x .
       0 . . . . x   (padding sees padding; nothing reads it)
 
-    The prefix's keys are read once for all G·R·T queries, as one matrix product. Causal queries go
-    by a few blocks, each with the keys up to its end: what none of them sees isn't computed.
+    Args:
+      engine: "xla", the plain form that every backend has, or a name of `flash.ENGINES`. Single
+        queries, as in decoding, always take the plain form: their scores are small.
+
+    In the plain form the prefix's keys are read once for all G·R·T queries, as one matrix product.
+    Causal queries go by a few blocks, each with the keys up to its end: what none of them sees
+    isn't computed.
     """
+    if engine != "xla" and q.shape[4] > 1:
+        prefix = prefix_k, prefix_v, prefix_segments
+        return _flash(engine, q, k, v, q_segments, k_segments, causal, prefix)
     T = q.shape[4]
     blocks = min(_MAX_BLOCKS, max(1, T // _MIN_BLOCK)) if causal else 1
     ends = [T * (i + 1) // blocks for i in range(blocks)]
@@ -103,3 +118,60 @@ def _softmax(
         total += weights.sum(axis=-1, keepdims=True)
         out += mix(weights, prefix_v, shared)
     return (out / total).astype(q.dtype)
+
+
+def _flash(engine, q, k, v, q_segments, k_segments, causal, prefix) -> Float[Array, "B K G R T D"]:
+    """`attend` by one of the kernels, on each device's own rows and heads."""
+    B, K, G, R, T, D = q.shape
+    S = k.shape[2]
+
+    def flat(x):  # [B, KG, S, D] → [B, K, GS, D]
+        return x.reshape(B, K, G * S, D)
+
+    q_segments, k_segments = q_segments.reshape(B, G * T), k_segments.reshape(B, G * S)
+    prefix_k, prefix_v, prefix_segments = prefix
+    if prefix_k is None and G > 1:
+        # Branches that share nothing, the images of a row, are rows of their own.
+        def rows(x, *heads):
+            return jnp.moveaxis(x.reshape(B, *heads, G, -1, D), -3, 1).reshape(B * G, *heads, -1, D)
+
+        split = rows(q.swapaxes(2, 3), K, R), rows(k, K), rows(v, K)
+        segments = q_segments.reshape(B * G, T), k_segments.reshape(B * G, S)
+        pattern = flash.Pattern(1, T, S, 0, causal)
+        out = _on_devices(engine, pattern, *split, *segments).reshape(B, G, K, R, T, D)
+        return out.transpose(0, 2, 1, 3, 4, 5)
+    pattern = flash.Pattern(G, T, S, 0, causal)
+    k, v = flat(k), flat(v)
+    if prefix_k is not None:
+        pattern = flash.Pattern(G, T, S, prefix_k.shape[2], causal)
+        k = jnp.concatenate([prefix_k.astype(k.dtype), k], axis=2)
+        v = jnp.concatenate([prefix_v.astype(v.dtype), v], axis=2)
+        k_segments = jnp.concatenate([prefix_segments, k_segments], axis=1)
+    q = q.transpose(0, 1, 3, 2, 4, 5).reshape(B, K, R, G * T, D)
+    out = _on_devices(engine, pattern, q, k, v, q_segments, k_segments)
+    return out.reshape(B, K, R, G, T, D).transpose(0, 1, 3, 2, 4, 5)
+
+
+def _on_devices(engine, pattern, q, k, v, q_segments, k_segments) -> Float[Array, "B K R T D"]:
+    """Calls the kernel, which the compiler can't divide, under `shard_map`."""
+    B, K, R, T, D = q.shape
+
+    def run(q, k, v, q_segments, k_segments):
+        flat = q.reshape(q.shape[0], -1, T, D)
+        out = flash.ENGINES[engine](flat, k, v, q_segments, k_segments, pattern)
+        return out.reshape(q.shape)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    free = {n: s for n, s in mesh.shape.items() if n not in mesh.manual_axes}
+    if free:
+        layout = functools.partial(spec, sizes=free, rules=GATHERED)
+        heads = layout(("rows", "heads"), (B, K))
+        rows = PartitionSpec(heads[0])
+        run = jax.shard_map(
+            run,
+            in_specs=(heads, heads, heads, rows, rows),
+            out_specs=heads,
+            axis_names=set(free),
+            check_vma=False,
+        )
+    return run(q, k, v, q_segments, k_segments)

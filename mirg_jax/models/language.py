@@ -13,6 +13,7 @@ from mirg_jax.models import rope
 from mirg_jax.models.attention import attend
 from mirg_jax.models.config import TextConfig
 from mirg_jax.models.layers import Precision, linear, rms_norm, scan, stack, unstack
+from mirg_jax.sharding import constrain
 from mirg_jax.types import KeyValues
 
 
@@ -46,10 +47,12 @@ class Attention(nnx.Module):
         self.num_kv_heads, self.head_dim = config.num_kv_heads, config.head_dim
         dim, kv_dim = config.hidden_size, config.num_kv_heads * config.head_dim
         make = {"precision": precision, "rngs": rngs}
-        self.q_proj = linear(dim, dim, ("embed", "heads"), bias=True, **make)
-        self.k_proj = linear(dim, kv_dim, ("embed", "kv_heads"), bias=True, **make)
-        self.v_proj = linear(dim, kv_dim, ("embed", "kv_heads"), bias=True, **make)
-        self.o_proj = linear(dim, dim, ("heads", "embed"), bias=False, **make)
+        # Divided, if at all, by key/value heads, each with the query heads that share it.
+        heads = ("heads", config.num_kv_heads)
+        self.q_proj = linear(dim, dim, ("embed", heads), bias=True, **make)
+        self.k_proj = linear(dim, kv_dim, ("embed", heads), bias=True, **make)
+        self.v_proj = linear(dim, kv_dim, ("embed", heads), bias=True, **make)
+        self.o_proj = linear(dim, dim, (heads, "embed"), bias=False, **make)
 
     def project(
         self, x: Float[Array, "B G T M"], angles: Float[Array, "B G T half"]
@@ -61,11 +64,11 @@ class Attention(nnx.Module):
         k = rope.rotate(self.k_proj(x).reshape(split), angles)
         v = self.v_proj(x).reshape(split)
         q = q.reshape(B, G, T, self.num_kv_heads, -1, self.head_dim)
-        return (
-            q.transpose(0, 3, 1, 4, 2, 5),
-            k.transpose(0, 3, 1, 2, 4).reshape(B, -1, T, self.head_dim),
-            v.transpose(0, 3, 1, 2, 4).reshape(B, -1, T, self.head_dim),
-        )
+        q = q.transpose(0, 3, 1, 4, 2, 5)
+        k, v = (x.transpose(0, 3, 1, 2, 4) for x in (k, v))
+        q, k, v = (constrain(x, "rows", "heads", *[None] * (x.ndim - 2)) for x in (q, k, v))
+        k, v = (x.reshape(B, -1, T, self.head_dim) for x in (k, v))
+        return q, k, v
 
     def merge_heads(self, out: Float[Array, "B K G R T D"]) -> Float[Array, "B G T M"]:
         B, _, G, _, T, _ = out.shape
@@ -91,19 +94,29 @@ class DecoderLayer(nnx.Module):
         Returns:
           The layer's output [B, G, T, M] and whatever else `attend_to` returned.
         """
+        x = constrain(x, "rows", None, None, None)
         q, k, v = self.attention.project(self.input_norm(x), angles)
         out, extra = attend_to(q, k, v)
         x = x + self.attention.merge_heads(out)
         h = self.post_norm(x)
-        x = x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h))
-        return x, extra
+        h = jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)
+        return x + self.down_proj(constrain(h, "rows", None, None, "mlp")), extra
 
 
 class Decoder(nnx.Module):
     """All layers and the last norm. Rows come in branches: x is [B, G, T, M], G = 1 for prompts."""
 
-    def __init__(self, config: TextConfig, *, precision: Precision, remat: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        precision: Precision,
+        remat: str,
+        attention: str,
+        rngs: nnx.Rngs,
+    ):
         self.config, self.precision, self.remat = config, precision, remat
+        self.attend = functools.partial(attend, engine=attention)
         self.layers = stack(
             lambda rngs: DecoderLayer(config, precision=precision, rngs=rngs),
             config.num_layers,
@@ -128,7 +141,7 @@ class Decoder(nnx.Module):
           prefix: keys and values of a prompt that all G branches of a row continue.
         """
         angles = self.angles(positions)
-        own = functools.partial(attend, q_segments=segments, k_segments=segments, causal=True)
+        own = functools.partial(self.attend, q_segments=segments, k_segments=segments, causal=True)
 
         def body(layer, x, layer_prefix):
             if layer_prefix is None:
@@ -153,7 +166,7 @@ class Decoder(nnx.Module):
         angles = self.angles(positions)[:, None]
 
         def attend_to(q, k, v):
-            out = attend(q, k, v, segments[:, None], segments[:, None], causal=True)
+            out = self.attend(q, k, v, segments[:, None], segments[:, None], causal=True)
             return out, (k, v)  # one branch: KG is K
 
         def body(layer, x, _):

@@ -1,10 +1,13 @@
 """Building blocks shared by the vision tower and the decoder."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from mirg_jax.sharding import RULES, Axis, constrain
 
 
 class Precision(NamedTuple):
@@ -15,6 +18,21 @@ class Precision(NamedTuple):
 
 
 FLOAT32 = Precision()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(kernel: jax.Array, axes: tuple[Axis, Axis]) -> jax.Array:
+    """A kernel whole along the model's width, to compute with.
+
+    Its gradient goes the way back: summed straight into the devices' parts.
+    """
+    return constrain(kernel, *axes)
+
+
+gather.defvjp(
+    lambda kernel, axes: (constrain(kernel, *axes), None),
+    lambda axes, _, g: (constrain(g, *axes, rules=RULES),),
+)
 
 
 @jax.custom_vjp
@@ -36,7 +54,7 @@ _matmul.defvjp(
 def linear(
     in_dim: int,
     out_dim: int,
-    axes: tuple[str | None, str | None],
+    axes: tuple[Axis, Axis],
     *,
     bias: bool,
     precision: Precision,
@@ -49,7 +67,7 @@ def linear(
         use_bias=bias,
         dtype=precision.compute,
         param_dtype=precision.params,
-        dot_general=lambda x, kernel, *_, **__: _matmul(x, kernel),
+        dot_general=lambda x, kernel, *_, **__: _matmul(x, gather(kernel, axes)),
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": axes[1:]},
         rngs=rngs,
@@ -101,11 +119,18 @@ def unstack(layers: nnx.Module) -> list[nnx.Module]:
     return [nnx.merge(graph, jax.tree.map(lambda p: p[i], params)) for i in range(depth)]  # noqa: B023
 
 
-def scan(body, carry, layers: nnx.Module, inputs: Any = None, *, remat: bool):
+# What the backward pass of a layer finds kept, and what it recomputes.
+REMAT = {
+    "none": None,  # everything is kept
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of projections
+    "full": jax.checkpoint_policies.nothing_saveable,  # a layer's input alone
+}
+
+
+def scan(body, carry, layers: nnx.Module, inputs: Any = None, *, remat: str):
     """Runs `body(layer, carry, layer's inputs) -> (carry, outputs)` over stacked layers.
 
-    One traced layer, whatever the depth. With `remat` the backward pass recomputes each layer
-    from its carry, so only the carries are kept.
+    One traced layer, whatever the depth. `remat` is a name of `REMAT`.
     """
     graph, params = nnx.split(layers)
 
@@ -113,6 +138,6 @@ def scan(body, carry, layers: nnx.Module, inputs: Any = None, *, remat: bool):
         layer_params, layer_inputs = xs
         return body(nnx.merge(graph, layer_params), carry, layer_inputs)
 
-    if remat:
-        step = jax.checkpoint(step, prevent_cse=False)
+    if remat != "none":
+        step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[remat])
     return jax.lax.scan(step, carry, (params, inputs))

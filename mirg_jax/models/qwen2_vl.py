@@ -1,15 +1,18 @@
 """Qwen2-VL: vision tower, decoder, and the embedding and head that tie them to tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.language import Cache, Decoder, UnstackedLayer
-from mirg_jax.models.layers import FLOAT32, Precision, linear
+from mirg_jax.models.layers import FLOAT32, Precision, gather, linear
 from mirg_jax.models.vision import VisionTower
+from mirg_jax.sharding import constrain
 from mirg_jax.types import Images, KeyValues, Rollout, Text
 
 
@@ -21,12 +24,15 @@ class Qwen2VL(nnx.Module):
         config: ModelConfig,
         *,
         precision: Precision = FLOAT32,
-        remat: bool = True,
+        remat: str = "full",
+        attention: str = "xla",
         rngs: nnx.Rngs,
     ):
+        """`remat` is a name of `layers.REMAT`; `attention` an engine, see `attention.attend`."""
         self.config, self.precision = config, precision
         text = config.text
-        self.visual = VisionTower(config.vision, precision=precision, remat=remat, rngs=rngs)
+        how = {"precision": precision, "remat": remat, "attention": attention, "rngs": rngs}
+        self.visual = VisionTower(config.vision, **how)
         self.embed_tokens = nnx.Embed(
             text.vocab_size,
             text.hidden_size,
@@ -36,7 +42,7 @@ class Qwen2VL(nnx.Module):
             embedding_metadata={"axes": ("vocab", "embed")},
             rngs=rngs,
         )
-        self.decoder = Decoder(text, precision=precision, remat=remat, rngs=rngs)
+        self.decoder = Decoder(text, **how)
         if not text.tie_word_embeddings:
             self.lm_head = linear(
                 text.hidden_size,
@@ -49,15 +55,24 @@ class Qwen2VL(nnx.Module):
 
     def head(self) -> Float[Array, "M vocab"]:
         """The matrix that turns hidden states into logits, in the compute dtype."""
-        tied = self.config.text.tie_word_embeddings
-        kernel = self.embed_tokens.embedding[...].T if tied else self.lm_head.kernel[...]
-        return kernel.astype(self.precision.compute)
+        if self.config.text.tie_word_embeddings:
+            return self.table().T
+        kernel = self.lm_head.kernel[...].astype(self.precision.compute)
+        return gather(kernel, ("embed", "vocab"))
+
+    def table(self) -> Float[Array, "vocab M"]:
+        """The tokens' embeddings, in the compute dtype."""
+        table = self.embed_tokens.embedding[...].astype(self.precision.compute)
+        return gather(table, ("vocab", "embed"))
+
+    def embed_words(self, tokens: Int[Array, "*B T"]) -> Float[Array, "*B T M"]:
+        return constrain(self.table()[tokens], "rows", *[None] * tokens.ndim)
 
     def embed(
         self, text: Text, visual: Float[Array, "B V M"] | None = None
     ) -> Float[Array, "B T M"]:
         """Token embeddings, with the visual tokens put where `visual_index` points."""
-        x = self.embed_tokens(text.tokens)
+        x = self.embed_words(text.tokens)
         if visual is None:
             return x
         index = text.visual_index[..., None]
@@ -86,7 +101,7 @@ class Qwen2VL(nnx.Module):
         positions = completion_positions(prompt, jnp.arange(tokens.shape[-1]))
         positions = jnp.broadcast_to(positions[:, None], (*tokens.shape, 3))
         return self.decoder(
-            self.embed_tokens(tokens), positions, mask.astype(jnp.int32), prefix=prefix
+            self.embed_words(tokens), positions, mask.astype(jnp.int32), prefix=prefix
         )
 
     def completion_hidden(
@@ -118,7 +133,7 @@ class Qwen2VL(nnx.Module):
         """
         positions = completion_positions(prompt, cache.length[None])
         positions = jnp.broadcast_to(positions, (*tokens.shape, 3))
-        x = self.embed_tokens(tokens)
+        x = self.embed_words(tokens)
         return self.decoder.step(x, positions, prompt.segments, layers, cache)
 
     def __call__(self, text: Text, images: Images | None) -> Float[Array, "B T vocab"]:
@@ -140,16 +155,29 @@ def last_token(prompt: Text, hidden: Float[Array, "B T M"]) -> Float[Array, "B M
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
-def create(
-    config: ModelConfig, seed: int = 0, *, precision: Precision = FLOAT32, remat: bool = True
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model with random weights, split into its graph and its parameters."""
-    return nnx.split(Qwen2VL(config, precision=precision, remat=remat, rngs=nnx.Rngs(seed)))
+def create(config: ModelConfig, seed: int = 0, **how) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model with random weights, split into its graph and its parameters.
+
+    Args:
+      how: `precision`, `remat` and `attention` of `Qwen2VL`.
+    """
+    return nnx.split(Qwen2VL(config, **how, rngs=nnx.Rngs(seed)))
 
 
-def abstract(
-    config: ModelConfig, *, precision: Precision = FLOAT32, remat: bool = True
-) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract(config: ModelConfig, **how) -> tuple[nnx.GraphDef, nnx.State]:
     """The same with shapes in place of arrays: nothing is allocated."""
-    make = lambda: Qwen2VL(config, precision=precision, remat=remat, rngs=nnx.Rngs(0))  # noqa: E731
-    return nnx.split(nnx.eval_shape(make))
+    return nnx.split(nnx.eval_shape(lambda: Qwen2VL(config, **how, rngs=nnx.Rngs(0))))
+
+
+def computed_dtypes(params: nnx.State, compute: Any) -> nnx.State:
+    """The dtype that each parameter enters its computation with; a cast ahead changes no result.
+
+    Matrices are cast to `compute`; norms, and patch kernels, whose frames are summed first, aren't.
+    """
+
+    def one(path, leaf):
+        names = [part.key for part in path if hasattr(part, "key")]
+        cast = names[-1] in ("kernel", "embedding") and "patch_embed" not in names
+        return jnp.dtype(compute if cast else leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)

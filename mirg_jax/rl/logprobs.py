@@ -26,50 +26,63 @@ def _logits(hidden, head, temperature, forbidden):
 
 
 def _in_chunks(function, chunk: int, *arrays):
-    """Maps `function` over the leading axis, `chunk` rows at a time, recomputed in the backward."""
-    count = arrays[0].shape[0]
+    """Maps `function` over arrays [B, N, …], `chunk` of N at a time, recomputed in the backward.
+
+    Rows stay rows, so that each device works on its own.
+    """
+    rows, count = arrays[0].shape[:2]
     if count <= chunk:
         return function(*arrays)
-    padded = -(-count // chunk) * chunk
-    split = [
-        jnp.pad(a, [(0, padded - count)] + [(0, 0)] * (a.ndim - 1)).reshape(-1, chunk, *a.shape[1:])
-        for a in arrays
-    ]
-    out = jax.lax.map(jax.checkpoint(lambda xs: function(*xs)), tuple(split))
-    return jax.tree.map(lambda o: o.reshape(padded, *o.shape[2:])[:count], out)
+    steps = -(-count // chunk)
+
+    def split(x):
+        widths = [(0, 0), (0, steps * chunk - count)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, widths).reshape(rows, steps, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    out = jax.lax.map(jax.checkpoint(lambda xs: function(*xs)), tuple(map(split, arrays)))
+    return out.swapaxes(0, 1).reshape(rows, steps * chunk)[:, :count]
+
+
+def _rows(x, shape):
+    """[B, …] → [B, N, …]: all tokens of a row on one axis. `shape` is that of the tokens."""
+    return x.reshape(shape[0], -1, *x.shape[len(shape) :])
 
 
 def token_logprobs(
-    hidden: Float[Array, "*N M"],
+    hidden: Float[Array, "B *N M"],
     head: Float[Array, "M vocab"],
-    tokens: Int[Array, "*N"],
+    tokens: Int[Array, "B *N"],
     *,
     temperature: float = 1.0,
     forbidden: Bool[Array, " vocab"] | None = None,
     chunk: int = 1024,
-) -> Float[Array, "*N"]:
-    """log π(token | hidden) in float32; the temperature and forbidden tokens as when sampling."""
+) -> Float[Array, "B *N"]:
+    """log π(token | hidden) in float32; the temperature and forbidden tokens as when sampling.
+
+    Args:
+      chunk: tokens of each row whose logits exist at a time.
+    """
 
     def one(hidden, tokens):
         logits = _logits(hidden, head, temperature, forbidden)
         # A comparison fuses with the sum; a gather's gradient would be a scatter.
-        chosen = jnp.arange(logits.shape[-1]) == tokens[:, None]
+        chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
         return jnp.where(chosen, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
 
-    flat = _in_chunks(one, chunk, hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1))
-    return flat.reshape(tokens.shape)
+    rows = (_rows(x, tokens.shape) for x in (hidden, tokens))
+    return _in_chunks(one, chunk, *rows).reshape(tokens.shape)
 
 
 def exact_kl(
-    hidden: Float[Array, "*N M"],
+    hidden: Float[Array, "B *N M"],
     head: Float[Array, "M vocab"],
-    reference_hidden: Float[Array, "*N M"],
+    reference_hidden: Float[Array, "B *N M"],
     reference_head: Float[Array, "M vocab"],
     *,
     temperature: float = 1.0,
     forbidden: Bool[Array, " vocab"] | None = None,
     chunk: int = 1024,
-) -> Float[Array, "*N"]:
+) -> Float[Array, "B *N"]:
     """KL(π ‖ π_ref) over the whole vocabulary at each token."""
 
     def one(hidden, reference_hidden):
@@ -80,7 +93,6 @@ def exact_kl(
         ratio = jnp.where(possible, policy, 0.0) - jnp.where(possible, reference, 0.0)
         return (jnp.exp(policy) * ratio).sum(axis=-1)
 
-    def rows(h):
-        return h.reshape(-1, h.shape[-1])
-
-    return _in_chunks(one, chunk, rows(hidden), rows(reference_hidden)).reshape(hidden.shape[:-1])
+    shape = hidden.shape[:-1]
+    rows = (_rows(x, shape) for x in (hidden, reference_hidden))
+    return _in_chunks(one, chunk, *rows).reshape(shape)

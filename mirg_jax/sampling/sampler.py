@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mirg_jax import sharding
 from mirg_jax.models.language import Cache
-from mirg_jax.models.qwen2_vl import last_token
+from mirg_jax.models.qwen2_vl import computed_dtypes, last_token
 from mirg_jax.rl.logprobs import log_softmax
 from mirg_jax.types import Images, Rollout, Text
 
@@ -46,6 +46,7 @@ class _State(NamedTuple):
     logprobs: Float[Array, "B G L"]
     mask: Bool[Array, "B G L"]
     done: Bool[Array, "B G"]
+    running: Bool[Array, ""]
     next_logprobs: Float[Array, "B G vocab"]
     cache: Cache
 
@@ -76,6 +77,7 @@ def sample(
     keys: Key[Array, "B G"],
     forbidden: Bool[Array, " vocab"],
     config: SamplingConfig,
+    together: tuple[str, ...] = (),
 ) -> Rollout:
     """Draws `config.group` completions of each prompt; a pure function, to be jitted.
 
@@ -87,6 +89,7 @@ def sample(
       keys: from `sample_keys`.
       forbidden: tokens that are never drawn (vision tokens: a sampled `<|image_pad|>` would ask
         for an image that isn't there).
+      together: mesh axes of a `shard_map` whose devices stop together.
     """
     model = nnx.merge(graph, params)
     B, G, L = prompt.tokens.shape[0], config.group, config.max_tokens
@@ -95,6 +98,10 @@ def sample(
     stops = jnp.array(config.stop_tokens or (-1,))
     head = jax.lax.optimization_barrier(model.head())  # transposed once, not at every token
 
+    def running(done):
+        here = ~done.all()
+        return jax.lax.pmax(here.astype(jnp.int32), together) > 0 if together else here
+
     def distribution(hidden):
         return log_softmax(hidden, head, temperature=temperature, forbidden=forbidden)
 
@@ -102,12 +109,13 @@ def sample(
     hidden, prefix = model.prefill(prompt, visual)
     layers = model.decoder.unstack(prefix)
     first = distribution(last_token(prompt, hidden))
-    empty = prompt.segments.max(axis=1) == 0
+    empty = jnp.broadcast_to(prompt.segments.max(axis=1)[:, None] == 0, (B, G))
     state = _State(
         tokens=jnp.zeros((B, G, L), jnp.int32),
         logprobs=jnp.zeros((B, G, L), jnp.float32),
         mask=jnp.zeros((B, G, L), bool),
-        done=jnp.broadcast_to(empty[:, None], (B, G)),
+        done=empty,
+        running=running(empty),
         next_logprobs=jnp.broadcast_to(first[:, None], (B, G, first.shape[-1])),
         cache=model.decoder.init_cache(B, G, 0),
     )
@@ -135,6 +143,7 @@ def sample(
             logprobs=state.logprobs.at[:, :, position].set(jnp.where(live, logprob, 0.0)),
             mask=state.mask.at[:, :, position].set(live),
             done=done,
+            running=running(done),
             next_logprobs=distribution(hidden),
             cache=cache,
         )
@@ -142,10 +151,43 @@ def sample(
     # By stages, so that no token reads a cache much longer than what is written so far.
     stages = min(_MAX_STAGES, max(1, L // _MIN_STAGE))
     for limit in (L * (i + 1) // stages for i in range(stages)):
-        unfinished = lambda s, limit=limit: (s.cache.length < limit) & ~s.done.all()  # noqa: E731
+        unfinished = lambda s, limit=limit: (s.cache.length < limit) & s.running  # noqa: E731
         state = state._replace(cache=state.cache.grow(limit))
         state = jax.lax.while_loop(unfinished, body, state)
     return Rollout(state.tokens, state.mask, state.logprobs)
+
+
+def make_weights(
+    params: nnx.State, compute: Any, mesh: jax.sharding.Mesh
+) -> Callable[[nnx.State], nnx.State]:
+    """`weights(params)`: what the sampler reads, made once for all prompts of a step.
+
+    Matrices in the precision that they are computed in, whole along the model's width and divided
+    over the `tensor` axis of `mesh`, so that no token waits for another device's weights. If the
+    parameters lie so already they are taken as they are, without a copy.
+
+    Args:
+      params: arrays, or their shapes and shardings.
+      compute: the model's compute dtype.
+      mesh: from `sharding.sampling_mesh`.
+    """
+
+    dtypes = computed_dtypes(params, compute)
+    layouts = sharding.parameter_shardings(params, mesh, sharding.GATHERED)
+    same = jax.tree.map(
+        lambda leaf, dtype, layout: (
+            leaf.dtype == dtype and leaf.sharding.is_equivalent_to(layout, leaf.ndim)
+        ),
+        params,
+        dtypes,
+        layouts,
+    )
+    if all(jax.tree.leaves(same)):
+        return lambda params: params
+    return jax.jit(
+        lambda params: jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes),
+        out_shardings=layouts,
+    )
 
 
 def make_sampler(
@@ -154,33 +196,35 @@ def make_sampler(
     forbidden: Bool[Array, " vocab"],
     config: SamplingConfig,
 ) -> Callable[[nnx.State, Text, Images | None, Key[Array, "B G"]], Rollout]:
-    """`sample(params, prompt, images, keys)` with the prompts divided over the mesh.
+    """`sample(weights, prompt, images, keys)`, jitted, with the prompts divided over the mesh.
 
     Prompts don't concern each other, so each device runs a decoding loop of its own, which needs
-    no word from the others at every token and ends with its own longest completion. Weights are
-    gathered over `fsdp` once, before the loop, in the precision that they are computed in; over
-    `tensor` they stay divided.
+    no word from the others at every token and ends with its own longest completion. Where several
+    devices share one copy of the weights, all loops go on until the last ends, since they meet at
+    every token.
     """
+    together = sharding.ROWS if mesh.shape["tensor"] > 1 and sharding.row_parts(mesh) > 1 else ()
 
-    def run(params, prompt, images, keys):
-        return sample(graph, params, prompt, images, keys, forbidden, config)
-
-    def for_computing(params):
-        """What the loop would cast at every token. The tower runs once, and casts for itself."""
-        dtype = nnx.merge(graph, params).precision.compute
-        tower, rest = nnx.split_state(params, lambda path, _: path[0] == "visual", ...)
-        return nnx.merge_state(tower, jax.tree.map(lambda leaf: leaf.astype(dtype), rest))
+    def run(weights, prompt, images, keys):
+        return sample(graph, weights, prompt, images, keys, forbidden, config, together)
 
     rows = PartitionSpec(sharding.ROWS)
-    sharded = jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), rows, rows, rows),
-        out_specs=rows,
-        axis_names=set(sharding.ROWS),
-        check_vma=False,
+    sampler = jax.jit(
+        jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), rows, rows, rows),
+            out_specs=rows,
+            axis_names=set(sharding.ROWS),
+            check_vma=False,
+        )
     )
-    return lambda params, *arguments: sharded(for_computing(params), *arguments)
+
+    def on_mesh(*arguments):
+        with jax.set_mesh(mesh):
+            return sampler(*arguments)
+
+    return on_mesh
 
 
 # What a completion must not hold: an image that isn't there, or another turn.

@@ -19,7 +19,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from mirg_jax import sharding
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.models.layers import FLOAT32, Precision
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.training.state import TrainState
 from mirg_jax.weights import hf
@@ -79,18 +78,19 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
 def load_model(
     source: str | pathlib.Path,
     mesh: jax.sharding.Mesh,
-    *,
-    precision: Precision = FLOAT32,
-    remat: bool = True,
+    **how,
 ) -> Model:
     """Loads a model from a run, a checkpoint, a Hugging Face folder or a hub name.
+
+    Args:
+      how: `precision`, `remat` and `attention` of `Qwen2VL`.
 
     Raises:
       CheckpointError: if there is none, or its tensors don't fit its config.json.
     """
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
-    graph, state = abstract(config, precision=precision, remat=remat)
+    graph, state = abstract(config, **how)
     state = _with_shardings(state, mesh)
     if run := find_run(source):
         state = _restore_params(run[0] / "checkpoints" / str(run[1]), state)

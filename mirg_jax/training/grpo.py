@@ -7,6 +7,7 @@ Each step: prompts → rollout → parsed answers → rewards → advantages →
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +21,21 @@ from mirg_jax import sharding
 from mirg_jax.data.batching import collate_prompts
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
+from mirg_jax.models.qwen2_vl import computed_dtypes
 from mirg_jax.rl import objective, rewards
 from mirg_jax.rl.logprobs import exact_kl, token_logprobs
 from mirg_jax.sampling.sampler import (
     SamplingConfig,
     forbidden_ids,
     make_sampler,
+    make_weights,
     sample_keys,
     stop_ids,
 )
 from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
 from mirg_jax.training.metrics import Metrics
-from mirg_jax.training.state import add, apply_gradients, schedule
+from mirg_jax.training.state import TrainState, add, make_apply, schedule, split_trainable
 from mirg_jax.types import Images, Rollout, Text
 
 
@@ -95,6 +98,14 @@ def loss(
         "logprob_diff": mean(jnp.abs(logprobs - rollout.logprobs), "token"),
         "clip_fraction": mean(policy.clipped.astype(jnp.float32), "token"),
     }
+
+
+def make_gradients(layout: TrainState, **options) -> Callable:
+    """`loss`, its gradients and statistics under `jit`, those laid out as the parameters are."""
+    return jax.jit(
+        jax.value_and_grad(functools.partial(loss, **options), has_aux=True),
+        out_shardings=((layout.step, layout.step), layout.params),
+    )
 
 
 def reference_values(
@@ -188,9 +199,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
     state, frozen, graph, mesh = run.state, run.frozen, run.model.graph, run.mesh
 
-    # The reference is where this stage started, also when the run resumes. It is a copy, since
-    # the policy's own buffers are donated to every update.
-    reference = jax.tree.map(jnp.copy, run.model.params)
+    # The reference is where this stage started, also when the run resumes: a copy of what is
+    # trained, as it is computed with, since the policy's own arrays are given away at every update.
+    trained, _ = split_trainable(run.model.params, tuple(config.freeze))
+    dtypes = computed_dtypes(trained, config.model.compute_dtype)
+    copy = jax.jit(lambda params: jax.tree.map(lambda p, d: jnp.array(p, d), params, dtypes))
+    reference = nnx.merge_state(copy(trained), frozen)
 
     # ---- The pure functions of a step, jitted once. ----
     forbidden = forbidden_ids(run.tokenizer, run.model.config.text.vocab_size)
@@ -208,15 +222,16 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         "chunk": config.logprob_chunk,
     }
 
-    sample = make_sampler(graph, mesh, forbidden, sampling)
+    sampling_mesh = sharding.sampling_mesh(mesh, config.sampling.tensor)
+    sample = make_sampler(graph, sampling_mesh, forbidden, sampling)
+    everything = nnx.merge_state(state.params, frozen)
+    weights_of = make_weights(everything, config.model.compute_dtype, sampling_mesh)
+    del everything
 
     @jax.jit
-    def rollout_of(params, frozen, key, step, first_prompt, prompt, images):
-        keys = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-        numbers = first_prompt + jnp.arange(prompt.tokens.shape[0])
-        keys = sample_keys(keys, numbers, settings.group)
-        weights = nnx.merge_state(params, frozen)
-        return sample(weights, prompt, images, keys)
+    def keys_of(key, step, numbers):
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+        return sample_keys(step_key, numbers, settings.group)
 
     reward_functions = rewards.resolve(settings.rewards)
 
@@ -232,9 +247,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     reference_head = None
     if settings.beta and settings.kl == "exact":
         reference_head = jax.jit(lambda p: nnx.merge(graph, p).head())(reference)
-    gradients = jax.jit(jax.value_and_grad(functools.partial(loss, **options), has_aux=True))
+    gradients = make_gradients(run.layout, **options)
     accumulate = jax.jit(add, donate_argnums=0)
-    apply = jax.jit(functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=0)
+    apply = make_apply(run.optimizer, run.layout)
     rate = schedule(config.optimizer, config.num_steps * settings.updates)
     metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="grpo")
 
@@ -245,18 +260,21 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
             chunks = [pairs[i : i + size] for i in range(0, len(pairs), size)]
             prompts = [collate_prompts([item for _, item in c], run.shapes, size) for c in chunks]
 
-        with jax.transfer_guard("disallow"):
+        with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
             # ---- Rollout, parsed answers, rewards, advantages. ----
             experiences, judged, all_texts, lengths = [], [], [], []
+            with metrics.phase("rollout"):
+                weights = weights_of(nnx.merge_state(state.params, frozen))
             for number, (chunk, batch) in enumerate(zip(chunks, prompts, strict=True)):
                 examples = [example for example, _ in chunk]
                 with metrics.phase("rollout"):
-                    prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
-                    at = jax.device_put(
-                        (np.int32(step), np.int32(number * size)), sharding.replicated(mesh)
-                    )
-                    rollout = rollout_of(state.params, frozen, state.key, *at, prompt, images)
+                    at = jax.device_put(np.int32(step), sharding.replicated(mesh))
+                    numbers = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+                    keys = keys_of(state.key, at, sharding.place_rows(numbers, mesh))
+                    given = (batch.text, batch.images)
+                    rollout = sample(weights, *sharding.place_rows((*given, keys), sampling_mesh))
                     tokens, mask = jax.device_get((rollout.tokens, rollout.mask))
+                    prompt, images, rollout = sharding.place_rows((*given, rollout), mesh)
                 with metrics.phase("reward"):
                     texts = decode(run.tokenizer, tokens, mask)
                     answers = answer_arrays(texts, examples, mask, settings.max_objects)
@@ -273,6 +291,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 all_texts.append(texts)
                 lengths.append(mask.sum(-1))
 
+            del weights
             # ---- Updates on what was sampled. ----
             with metrics.phase("update"):
                 lengths = np.concatenate(lengths)

@@ -20,9 +20,16 @@ from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog, batches
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import CheckpointError, ConfigError
-from mirg_jax.models.layers import Precision
+from mirg_jax.models.flash import ENGINES
+from mirg_jax.models.layers import REMAT, Precision
 from mirg_jax.training import checkpoint
-from mirg_jax.training.state import TrainState, init_state, make_optimizer, split_trainable
+from mirg_jax.training.state import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    split_trainable,
+    state_shardings,
+)
 
 
 class Run(NamedTuple):
@@ -34,6 +41,7 @@ class Run(NamedTuple):
     shapes: Shapes
     optimizer: optax.GradientTransformation
     state: TrainState
+    layout: TrainState  # where the state lies: a sharding for each array
     frozen: nnx.State
     data: grain.DatasetIterator
     rejected: RejectedLog
@@ -61,9 +69,40 @@ def use_devices(config: ConfigDict) -> jax.sharding.Mesh:
         raise ConfigError(str(error)) from None
 
 
-def precision(config: ConfigDict) -> Precision:
-    """The dtypes of `config.model`."""
-    return Precision(jnp.dtype(config.model.compute_dtype), jnp.dtype(config.model.param_dtype))
+def how(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """How the model is computed on this mesh: what `config.model` says, as `Qwen2VL` takes it.
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    if config.model.remat not in REMAT:
+        raise ConfigError(f"model.remat={config.model.remat!r} is none of {', '.join(REMAT)}")
+    attention = config.model.attention
+    if attention == "auto":
+        attention = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(
+            mesh.devices.flat[0].platform, "xla"
+        )
+    if attention not in ("xla", *ENGINES):
+        raise ConfigError(f"model.attention={attention!r} is none of auto, xla, splash, cudnn")
+    return {
+        "precision": Precision(
+            jnp.dtype(config.model.compute_dtype), jnp.dtype(config.model.param_dtype)
+        ),
+        "remat": config.model.remat,
+        "attention": attention,
+    }
+
+
+def for_sampling(config: ConfigDict) -> tuple[jax.sharding.Mesh, dict[str, Any]]:
+    """The mesh and `how` of a model that only answers: laid out and kept as it is computed."""
+    mesh = use_devices(config)
+    try:
+        mesh = sharding.sampling_mesh(mesh, config.sampling.tensor)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    options = how(config, mesh)
+    compute = options["precision"].compute
+    return mesh, options | {"precision": Precision(compute, compute)}
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
@@ -118,16 +157,15 @@ def start(
     """
     mesh = use_devices(config)
     source = config.init_from or config.model.path
-    model = checkpoint.load_model(
-        source, mesh, precision=precision(config), remat=config.model.remat
-    )
+    model = checkpoint.load_model(source, mesh, **how(config, mesh))
     tokenizer = load_tokenizer(model.folder)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.write_model_folder(workdir, model, config)
 
     params, frozen = split_trainable(model.params, tuple(config.freeze))
     optimizer = make_optimizer(config.optimizer, config.num_steps * updates_per_step)
-    state = jax.jit(lambda p: init_state(p, optimizer, config.seed))(params)
+    layout = state_shardings(params, optimizer, mesh)
+    state = jax.jit(lambda p: init_state(p, optimizer, config.seed), out_shardings=layout)(params)
 
     rejected = RejectedLog(workdir / "rejected.jsonl")
     examples, bad = read_examples(config.data.train_json)
@@ -158,6 +196,7 @@ def start(
         shapes=preparer.shapes,
         optimizer=optimizer,
         state=state,
+        layout=layout,
         frozen=frozen,
         data=data,
         rejected=rejected,

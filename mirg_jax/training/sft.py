@@ -16,7 +16,7 @@ from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.training import setup
 from mirg_jax.training.metrics import Metrics
-from mirg_jax.training.state import TrainState, add, apply_gradients, schedule
+from mirg_jax.training.state import TrainState, add, make_apply, schedule
 
 
 def loss(
@@ -45,10 +45,19 @@ def micro_batches(items: Sequence[Item], shapes: Shapes, rows: int) -> list[Pack
     return [collate(items, packed[i : i + rows], shapes) for i in range(0, len(packed), rows)]
 
 
+def make_gradients(graph: nnx.GraphDef, layout: TrainState, chunk: int) -> Callable:
+    """`loss` and its gradients under `jit`, those laid out as the parameters are."""
+    return jax.jit(
+        jax.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk)),
+        out_shardings=(layout.step, layout.params),
+    )
+
+
 def make_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
+    layout: TrainState,
     chunk: int,
 ) -> Callable[..., tuple[TrainState, float, float]]:
     """`step(state, frozen, batches) -> (state, loss, gradient's norm)`; the state is given away.
@@ -56,12 +65,12 @@ def make_step(
     The micro-batches go to the device one at a time, and what is asked of it comes back: no other
     transfer happens.
     """
-    gradients = jax.jit(jax.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk)))
+    gradients = make_gradients(graph, layout, chunk)
     accumulate = jax.jit(add, donate_argnums=0)
-    apply = jax.jit(functools.partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
+    apply = make_apply(optimizer, layout)
 
     def step(state, frozen, batches):
-        with jax.transfer_guard("disallow"):
+        with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
             count = setup.scalar(sum(batch.labels[:, 1:].sum() for batch in batches), mesh)
             total = None
             for batch in batches:
@@ -78,7 +87,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes SFT; see `defaults.sft` for the settings."""
     run = setup.start(config, workdir, with_response=True)
     state, frozen = run.state, run.frozen
-    take_step = make_step(run.model.graph, run.optimizer, run.mesh, config.logprob_chunk)
+    take_step = make_step(
+        run.model.graph, run.optimizer, run.mesh, run.layout, config.logprob_chunk
+    )
     rate = schedule(config.optimizer, config.num_steps)
     metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="sft")
 

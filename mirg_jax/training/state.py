@@ -1,5 +1,7 @@
 """What a training run carries from step to step, and the optimizer that moves it."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
 
+from mirg_jax import sharding
 from mirg_jax.errors import ConfigError
 
 
@@ -101,13 +104,37 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
 
 
 def init_state(params: nnx.State, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Step 0. The optimizer's moments lie where their parameters lie."""
+    """Step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.key(seed)),
         params=params,
         opt_state=optimizer.init(params),
     )
+
+
+def state_shardings(
+    params: nnx.State, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Where a state lies: the optimizer's moments where their parameters lie, the rest everywhere.
+
+    Args:
+      params: arrays, or their shapes and shardings.
+    """
+    everywhere = sharding.replicated(mesh)
+    layouts = {
+        jax.tree_util.keystr(path): (leaf.shape, leaf.sharding)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+    def moment(path, leaf):  # its path ends in that of its parameter
+        tails = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
+        shape, layout = next((layouts[t] for t in tails if t in layouts), (None, None))
+        return layout if shape == leaf.shape else everywhere
+
+    moments = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(optimizer.init, params))
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return TrainState(everywhere, everywhere, where, moments)
 
 
 def apply_gradients(
@@ -119,6 +146,17 @@ def apply_gradients(
     return state._replace(
         step=state.step + 1, params=params, opt_state=opt_state
     ), optax.global_norm(grads)
+
+
+def make_apply(
+    optimizer: optax.GradientTransformation, layout: TrainState
+) -> Callable[[TrainState, nnx.State], tuple[TrainState, Float[Array, ""]]]:
+    """`apply_gradients` under `jit`, the old state given away and the new one in its place."""
+    return jax.jit(
+        functools.partial(apply_gradients, optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=(layout, layout.step),
+    )
 
 
 def add(total: Any, grads: Any) -> Any:

@@ -110,17 +110,21 @@ def test_stages_of_the_cache_change_nothing(model, monkeypatch):
 
 
 def test_weights_cast_ahead_of_the_loop_give_the_same_tokens():
-    """Masters in float32 for bfloat16: cast once by `make_sampler`, at every use by `sample`."""
+    """Masters in float32 for bfloat16: cast once by `make_weights`, at every use by `sample`."""
     graph, params = create(CONFIG, 0, precision=Precision(jnp.bfloat16, jnp.float32))
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params)
     config = SamplingConfig(group=3, max_tokens=10, stop_tokens=(STOP,))
     text, images = prompts((9, 12), 12)
     keys = sample_keys(jax.random.key(0), jnp.arange(2), 3)
     mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1)
-    ahead = jax.jit(sampler.make_sampler(graph, mesh, FORBIDDEN, config))
+    params = sharding.place_parameters(params, mesh)
+    weights = sampler.make_weights(params, jnp.bfloat16, mesh)(params)
+    assert weights["decoder"]["layers"]["up_proj"]["kernel"].dtype == jnp.bfloat16
+    assert weights["decoder"]["layers"]["input_norm"]["scale"].dtype == jnp.float32
+    ahead = sampler.make_sampler(graph, mesh, FORBIDDEN, config)
     at_use = jax.jit(functools.partial(sample, graph, forbidden=FORBIDDEN, config=config))
     for a, b in zip(
-        ahead(params, text, images, keys), at_use(params, text, images, keys), strict=True
+        ahead(weights, text, images, keys), at_use(params, text, images, keys), strict=True
     ):
         np.testing.assert_array_equal(a, b)
 

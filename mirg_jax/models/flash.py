@@ -1,0 +1,129 @@
+"""Attention that never holds its scores in memory: splash on TPU, cuDNN on GPU.
+
+Both take queries [B, N, T, D] of K·R heads and keys [B, K, S, D] with segment numbers, and a static
+pattern of what may be seen (`Pattern`); a query sees the keys that the pattern allows and whose
+segment number is its own.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jaxtyping import Array, Bool, Float, Int
+
+_BLOCKS = (512, 256, 128)  # tile sizes of splash, in tokens; lengths are padded to the last
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern(splash.Mask):
+    """Branches side by side, behind a prefix that all of them see.
+
+    For two branches of three tokens, a prefix of two, `causal`; x is seen:
+
+          p p a a a b b b
+        a x x x . . . . .
+        a x x x x . . . .
+        a x x x x x . . .
+        b x x . . . x . .
+        b x x . . . x x .
+        b x x . . . x x x
+
+    Attributes:
+      branches, queries, keys: how many, and each one's numbers of queries and keys.
+      prefix: keys that come first.
+      causal: own keys after the query are hidden (then queries = keys).
+      padding: queries and keys at the end, which nothing else sees.
+    """
+
+    branches: int
+    queries: int
+    keys: int
+    prefix: int
+    causal: bool
+    padding: tuple[int, int] = (0, 0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        queries = self.branches * self.queries + self.padding[0]
+        return queries, self.prefix + self.branches * self.keys + self.padding[1]
+
+    def seen(self, query, key):
+        """Whether a query sees a key, by their numbers (arrays that broadcast)."""
+        own = key - self.prefix
+        seen = (query // self.queries == own // self.keys) & (own < self.branches * self.keys)
+        if self.causal:
+            seen &= own % self.keys <= query % self.queries
+        # A padded query that saw nothing at all would divide by zero.
+        return seen | (own < 0) | (query >= self.branches * self.queries)
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Bool[np.ndarray, "queries keys"]:
+        rows, columns = (
+            np.arange(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)
+        )
+        return self.seen(rows[:, None], columns[None, :])
+
+
+def splash_attention(
+    q: Float[Array, "B N T D"],
+    k: Float[Array, "B K S D"],
+    v: Float[Array, "B K S D"],
+    q_segments: Int[Array, "B T"],
+    k_segments: Int[Array, "B S"],
+    pattern: Pattern,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B N T D"]:
+    """Pallas' block-sparse kernel for TPU: blocks that the pattern hides are skipped.
+
+    Args:
+      interpret: run the kernel's steps as plain JAX, on any backend, for tests.
+    """
+    B, N, T, D = q.shape
+    K, S = k.shape[1:3]
+    pad_q, pad_k = -T % _BLOCKS[-1], -S % _BLOCKS[-1]
+    pattern = dataclasses.replace(pattern, padding=(pad_q, pad_k))
+    block_q = next(b for b in _BLOCKS if (T + pad_q) % b == 0)
+    block_k = next(b for b in _BLOCKS if (S + pad_k) % b == 0)
+    sizes = splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_k,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_k,
+        block_q_dq=block_q,
+        block_kv_dq=block_k,
+    )
+    kernel = splash.make_splash_mqa_single_device(
+        splash.MultiHeadMask([pattern] * (N // K)), block_sizes=sizes, interpret=interpret
+    )
+
+    def pad(x, length, axis, value=0):
+        widths = [(0, length if i == axis else 0) for i in range(x.ndim)]
+        return jnp.pad(x, widths, constant_values=value)
+
+    segments = splash.SegmentIds(pad(q_segments, pad_q, 1, -1), pad(k_segments, pad_k, 1, -1))
+    q = pad(q * D**-0.5, pad_q, 2).reshape(B, K, N // K, T + pad_q, D)
+    heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # over the key/value heads
+    out = jax.vmap(heads)(q, pad(k, pad_k, 2), pad(v, pad_k, 2), segments)
+    return out.reshape(B, N, T + pad_q, D)[:, :, :T].astype(v.dtype)
+
+
+def cudnn_attention(
+    q: Float[Array, "B N T D"],
+    k: Float[Array, "B K S D"],
+    v: Float[Array, "B K S D"],
+    q_segments: Int[Array, "B T"],
+    k_segments: Int[Array, "B S"],
+    pattern: Pattern,
+) -> Float[Array, "B N T D"]:
+    """cuDNN's fused attention; pattern and segments go as one mask, a value a query and key."""
+    rows, columns = (jnp.arange(size) for size in pattern.shape)
+    mask = pattern.seen(rows[:, None], columns[None, :])
+    mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
+    return out.transpose(0, 2, 1, 3)
+
+
+ENGINES = {"splash": splash_attention, "cudnn": cudnn_attention}
