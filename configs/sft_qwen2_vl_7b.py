@@ -1,10 +1,11 @@
-"""Trajectory SFT of Qwen2-VL-7B as in the paper: 10k samples, batch 128, learning rate 2e-5.
+"""Trajectory SFT of Qwen2-VL-7B on 8 x 80 GB as in the paper.
 
 The paper's values and the open ones are told apart in mirg_jax/defaults.py.
 """
 
+from configs import machines
 from mirg_jax import defaults
 
 
 def get_config():
-    return defaults.sft()
+    return machines.gpu_8(defaults.sft())

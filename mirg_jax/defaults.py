@@ -31,7 +31,7 @@ def _common() -> ConfigDict:
                 "max_pixels": 401408,  # open
                 # Sizes that arrays are padded to (mirg_jax/data/batching.py); the last is the
                 # limit, and each combination met is one compilation.
-                "shapes": {"lengths": (6000,), "slots": (8,), "patches": (2048,)},
+                "shapes": {"lengths": (3072, 6144), "slots": (4, 8), "patches": (2048,)},
                 "threads": 2,
             },
             "prompt": {  # wording around the question; open
@@ -61,6 +61,13 @@ def _common() -> ConfigDict:
             "evaluation": {"batch_size": 16, "max_tokens": 1024},
         }
     )
+
+
+def inference() -> ConfigDict:
+    """Answering questions alone, as scripts/evaluate.py does."""
+    config = _common()
+    config.model.param_dtype = config.model.compute_dtype
+    return config
 
 
 def sft() -> ConfigDict:

@@ -200,3 +200,8 @@ QWEN2_VL_72B = ModelConfig(
     ),
     vision=VisionConfig(out_dim=8192),
 )
+PUBLISHED = {
+    "Qwen/Qwen2-VL-2B-Instruct": QWEN2_VL_2B,
+    "Qwen/Qwen2-VL-7B-Instruct": QWEN2_VL_7B,
+    "Qwen/Qwen2-VL-72B-Instruct": QWEN2_VL_72B,
+}

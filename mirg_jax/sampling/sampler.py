@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mirg_jax import sharding
@@ -184,10 +184,21 @@ def make_weights(
     )
     if all(jax.tree.leaves(same)):
         return lambda params: params
-    return jax.jit(
-        lambda params: jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes),
-        out_shardings=layouts,
-    )
+
+    def move(leaf, dtype, layout):
+        whole = sharding.replicated(mesh)
+        return jax.lax.with_sharding_constraint(
+            jax.lax.with_sharding_constraint(leaf.astype(dtype), whole), layout
+        )
+
+    def one(leaf, dtype, layout):
+        if leaf.ndim < 3:
+            return move(leaf, dtype, layout)
+        # A layer at a time, since no device has room for all of them whole.
+        inner = NamedSharding(mesh, PartitionSpec(*layout.spec[1:]))
+        return jax.lax.map(lambda layer: move(layer, dtype, inner), leaf)
+
+    return jax.jit(lambda params: jax.tree.map(one, params, dtypes, layouts), out_shardings=layouts)
 
 
 def make_sampler(
@@ -209,7 +220,7 @@ def make_sampler(
         return sample(graph, weights, prompt, images, keys, forbidden, config, together)
 
     rows = PartitionSpec(sharding.ROWS)
-    sampler = jax.jit(
+    return jax.jit(
         jax.shard_map(
             run,
             mesh=mesh,
@@ -219,12 +230,6 @@ def make_sampler(
             check_vma=False,
         )
     )
-
-    def on_mesh(*arguments):
-        with jax.set_mesh(mesh):
-            return sampler(*arguments)
-
-    return on_mesh
 
 
 # What a completion must not hold: an image that isn't there, or another turn.

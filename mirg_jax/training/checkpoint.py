@@ -33,7 +33,7 @@ class Model(NamedTuple):
     folder: pathlib.Path  # its config.json and tokenizer
 
 
-def _with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
+def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
     shardings = sharding.parameter_shardings(state, mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -91,7 +91,7 @@ def load_model(
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
     graph, state = abstract(config, **how)
-    state = _with_shardings(state, mesh)
+    state = with_shardings(state, mesh)
     if run := find_run(source):
         state = _restore_params(run[0] / "checkpoints" / str(run[1]), state)
     else:

@@ -272,7 +272,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                     numbers = np.arange(number * size, (number + 1) * size, dtype=np.int32)
                     keys = keys_of(state.key, at, sharding.place_rows(numbers, mesh))
                     given = (batch.text, batch.images)
-                    rollout = sample(weights, *sharding.place_rows((*given, keys), sampling_mesh))
+                    with jax.set_mesh(sampling_mesh):
+                        rows = sharding.place_rows((*given, keys), sampling_mesh)
+                        rollout = sample(weights, *rows)
                     tokens, mask = jax.device_get((rollout.tokens, rollout.mask))
                     prompt, images, rollout = sharding.place_rows((*given, rollout), mesh)
                 with metrics.phase("reward"):

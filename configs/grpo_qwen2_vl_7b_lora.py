@@ -1,0 +1,13 @@
+"""Image-aware GRPO of Qwen2-VL-7B with adapters, on one 80 GB GPU.
+
+The paper trains the whole model; the adapters and their learning rate are ours.
+
+Start it from the SFT run: --config.init_from=runs/sft.
+"""
+
+from configs import machines
+from mirg_jax import defaults
+
+
+def get_config():
+    return machines.lora(machines.one(defaults.grpo()))

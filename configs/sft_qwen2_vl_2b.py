@@ -1,0 +1,13 @@
+"""Trajectory SFT of Qwen2-VL-2B on one 80 GB GPU.
+
+The paper trains Qwen2-VL-7B; the smaller model is ours.
+"""
+
+from configs import machines
+from mirg_jax import defaults
+
+
+def get_config():
+    config = machines.one(defaults.sft())
+    config.model.path = "Qwen/Qwen2-VL-2B-Instruct"
+    return config

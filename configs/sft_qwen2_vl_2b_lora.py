@@ -1,0 +1,14 @@
+"""Trajectory SFT of Qwen2-VL-2B with adapters, on one TPU v5e or v6e chip, or a GPU of 16 GB.
+
+The paper trains the whole of Qwen2-VL-7B; the smaller model, the adapters and their learning
+rate are ours.
+"""
+
+from configs import machines
+from mirg_jax import defaults
+
+
+def get_config():
+    config = machines.lora(machines.one(defaults.sft()))
+    config.model.path = "Qwen/Qwen2-VL-2B-Instruct"
+    return config

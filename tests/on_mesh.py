@@ -1,0 +1,117 @@
+"""Run by tests/test_mesh.py with eight CPU devices: one device beside a mesh, as JSON."""
+
+import json
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mirg_jax import defaults, sharding
+from mirg_jax.data.batching import PackedBatch
+from mirg_jax.models import qwen2_vl
+from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, make_weights, sample_keys
+from mirg_jax.training import grpo, sft
+from mirg_jax.training.state import init_state, make_apply, make_optimizer, state_shardings
+from mirg_jax.types import Images, Text
+
+VOCAB, ROWS, TOKENS, GROUP, NEW = 64, 8, 24, 3, 10
+FORBIDDEN = np.arange(VOCAB) % 6 == 5
+
+
+def batch() -> PackedBatch:
+    """Rows of two packed examples with two images each, some shorter, one row empty."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCAB, (ROWS, TOKENS)).astype(np.int32)
+    segments = np.where(np.arange(TOKENS) < 14, 1, 2)[None].repeat(ROWS, 0).astype(np.int32)
+    for row in range(ROWS):
+        segments[row, TOKENS - row :] = 0
+    segments[-1] = 0
+    positions = np.arange(TOKENS)[None, :, None].repeat(ROWS, 0).repeat(3, -1).astype(np.int32)
+    visual = np.where(np.arange(TOKENS) < 8, np.arange(TOKENS), -1)[None].repeat(ROWS, 0)
+    grid = np.stack(np.divmod(np.arange(16), 4), -1)[None, None].repeat(ROWS, 0).repeat(2, 1)
+    pixels = rng.integers(0, 255, (ROWS, 2, 16, 588)).astype(np.uint8)
+    text = Text(tokens, positions, segments, visual.astype(np.int32))
+    return PackedBatch(text, Images(pixels, grid.astype(np.int32)), segments > 0)
+
+
+def prompts(packed: PackedBatch):
+    """The same rows as prompts: their first example alone."""
+    text = packed.text._replace(segments=np.where(packed.text.segments == 1, 1, 0))
+    return text._replace(segments=np.maximum(text.segments, np.arange(TOKENS) == 0)), packed.images
+
+
+def values(mesh, sampling_tensor: int, config: ModelConfig) -> dict:
+    """One step of SFT, and one of GRPO on tokens that are sampled, on a mesh."""
+    graph, params = qwen2_vl.create(config, 0)
+    params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params)
+    params = sharding.place_parameters(params, mesh)
+    recipe = defaults.grpo()
+    recipe.optimizer.update(learning_rate=1e-3, warmup_ratio=0.0)
+    optimizer = make_optimizer(recipe.optimizer, 10)
+    layout = state_shardings(params, optimizer, mesh)
+    state = jax.jit(lambda p: init_state(p, optimizer, 0), out_shardings=layout)(params)
+    packed, frozen = batch(), nnx.State({})
+    found = {}
+
+    sampling = sharding.sampling_mesh(mesh, sampling_tensor)
+    weights = make_weights(params, jnp.float32, sampling)(params)
+    options = SamplingConfig(group=GROUP, max_tokens=NEW, stop_tokens=(7,))
+    sample = make_sampler(graph, sampling, FORBIDDEN, options)
+    keys = sample_keys(jax.random.key(3), jnp.arange(ROWS), GROUP)
+    text, images = prompts(packed)
+    rollout = sample(weights, *sharding.place_rows((text, images, keys), sampling))
+    rollout = jax.device_get(rollout)
+    found["tokens"], found["logprobs"] = rollout.tokens, rollout.logprobs
+
+    with jax.set_mesh(mesh):
+        place = lambda tree: sharding.place_rows(tree, mesh)  # noqa: E731
+        gradients = sft.make_gradients(graph, layout, chunk=7)
+        found["sft_loss"], grads = gradients(params, frozen, place(packed), jnp.float32(100))
+        found["sft_gradients"] = grads
+        advantages = np.linspace(-1, 1, ROWS * GROUP, dtype=np.float32).reshape(ROWS, GROUP)
+        reference = rollout.logprobs - 0.1
+        experience = grpo.Experience(*place((text, images, rollout, advantages, reference)))
+        totals = grpo.Totals(jnp.float32(24), jnp.float32(200))
+        gradients = grpo.make_gradients(
+            layout, graph=graph, forbidden=FORBIDDEN, config=recipe.grpo, chunk=7
+        )
+        (found["grpo_loss"], statistics), grads = gradients(
+            params, frozen, experience, totals, None
+        )
+        found["grpo_gradients"], found["logprob_diff"] = grads, statistics["logprob_diff"]
+        for leaf, where in zip(jax.tree.leaves(grads), jax.tree.leaves(layout.params), strict=True):
+            assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
+        state, found["norm"] = make_apply(optimizer, layout)(state, grads)
+    found["params"] = state.params
+    return jax.tree.map(np.asarray, jax.device_get(found))
+
+
+def apart(a, b) -> float:
+    """The largest difference, relative to the largest value, over all arrays."""
+    return max(
+        float(np.abs(x.astype(np.float64) - y).max() / max(np.abs(y).max(), 1e-6))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def main(meshes):
+    config = ModelConfig(
+        text=TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2)),
+        vision=VisionConfig(2, 32, 4, 2, 32),
+    )
+    one = values(sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1]), 1, config)
+    for data, fsdp, tensor, sampling in meshes:
+        mesh = sharding.make_mesh(data, fsdp, tensor)
+        found = values(mesh, sampling, config)
+        differences = {name: apart(found[name], one[name]) for name in one}
+        print(json.dumps({"mesh": [data, fsdp, tensor, sampling]} | differences))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
