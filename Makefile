@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all the set-up they need on a fresh machine with Python >= 3.11.
 PYTHON ?= python3
-ACCEL ?= cpu
+# What .venv was made for; `make venv ACCEL=…` for something else makes it anew.
+MADE_FOR := $(firstword $(patsubst .venv/.ready-%,%,$(filter-out %-test,$(wildcard .venv/.ready-*))))
+ACCEL ?= $(or $(MADE_FOR),cpu)
 BIN = .venv/bin
 # Large blocks of memory in huge pages (glibc): a fifth less time a step on a CPU.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -24,7 +26,7 @@ venv: .venv/.ready-$(ACCEL)
 .venv/.ready-$(ACCEL): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed; say PYTHON=python3.12, or where yours is"; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(if $(filter-out $(ACCEL),$(MADE_FOR)),--clear) .venv
 	$(BIN)/pip install -q --disable-pip-version-check "$(JAX_$(ACCEL))" -e .
 	@touch $@
 

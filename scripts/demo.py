@@ -21,7 +21,7 @@ from configs import grpo_tiny, sft_tiny
 from mirg_jax import cli
 from mirg_jax.data.scene_tasks import write_dataset
 from mirg_jax.evaluation import evaluate, report, scoring
-from mirg_jax.training import grpo, metrics, sft
+from mirg_jax.training import grpo, sft
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.")
 _QUICK = flags.DEFINE_bool("quick", False, "Three minutes: too short to learn, enough to see.")
@@ -131,12 +131,9 @@ def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
     }
     curves = {}
     for stage in ("sft", "grpo"):
-        steps = metrics.read(workdir / stage)
-        for name in ("loss", "reward", "reward_object", "kl", "completion_length"):
-            if name in steps[0]:
-                curves[f"{stage} {name}"] = [
-                    (step["step"], np.nan if step[name] is None else step[name]) for step in steps
-                ]
+        names = ("loss", "reward", "reward_object", "kl", "completion_length")
+        found = report.training_curves(workdir / stage, names)
+        curves |= {f"{stage} {name}": points for name, points in found.items()}
     report.write_report(
         workdir / "report.html", "mirg_jax demo", rows, runs, scenes, curves, max_examples=70
     )

@@ -1,7 +1,7 @@
-"""Pictures of results: one HTML file a report, and boxes drawn into an image.
+"""Results as one HTML file.
 
-The HTML file stands alone: pictures are inside it, nothing is loaded from elsewhere. All that it
-shows comes from models and data files, so all of it is escaped.
+It stands alone: pictures are inside it, nothing is loaded from elsewhere. All that it shows comes
+from models and data files, so all of it is escaped.
 """
 
 import base64
@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from mirg_jax.data.images import load_image
 from mirg_jax.errors import DataError
 from mirg_jax.evaluation import scoring
-from mirg_jax.grounding import boxes, tasks
+from mirg_jax.evaluation.pictures import SMALL, enlarge
+from mirg_jax.grounding import tasks
+from mirg_jax.training import metrics
 
-_THUMBNAIL = 224  # pixels, longest side
 _CHART_POINTS = 500
 
 # One alternative for each part of an object, and the section tags. No quantifier crosses a "<",
@@ -41,14 +41,6 @@ class Run(NamedTuple):
 
     responses: Sequence[str | None]
     scores: scoring.Scores
-
-
-class Drawing(NamedTuple):
-    """A box on the 0..1000 grid to draw into an image, with a colour that PIL knows."""
-
-    box: boxes.Box
-    colour: str
-    caption: str = ""
 
 
 # HTML ---------------------------------------------------------------------------------------------
@@ -83,12 +75,12 @@ def write_report(
         results = {name: (runs[name].responses[index], by_row[name][index]) for name in runs}
         cards.append(_example(index, rows[index], results, image_root, pictures))
 
-    charts = "".join(_chart(name, points) for name, points in (curves or {}).items())
+    charts = "".join(chart(name, points) for name, points in (curves or {}).items())
     present = {rows[index]["task"] for index in shown[:max_examples]}
     template = importlib.resources.files(__package__).joinpath("report.html").read_text("utf-8")
     page = string.Template(template).substitute(
         title=html.escape(title),
-        table=_table(scoring.table_cells({name: run.scores for name, run in runs.items()})),
+        table=score_table({name: run.scores for name, run in runs.items()}),
         curves=f'<h2>Curves</h2><div class="charts">{charts}</div>' if charts else "",
         task_options="".join(_option(task, _task_title(task)) for task in sorted(present)),
         result_options="".join(
@@ -165,11 +157,8 @@ def _picture(image_root: str | pathlib.Path, path: str) -> str:
         image = load_image(image_root, path)
     except DataError as error:
         return f'<div class="missing">{html.escape(str(error))}</div>'
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    if (factor := _THUMBNAIL // max(image.size)) > 1:  # else boxes would hide the small picture
-        image = image.resize(
-            (factor * image.width, factor * image.height), Image.Resampling.NEAREST
-        )
+    image.thumbnail((SMALL, SMALL))
+    image = enlarge(image)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -198,13 +187,14 @@ def _colour(text: str) -> str:
     return "".join(pieces) + html.escape(text[end:])
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def score_table(named_scores: Mapping[str, scoring.Scores]) -> str:
+    """`scoring.table_cells` as an HTML table."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    return (
-        f"<table>{line(lines[0], 'th')}{''.join(line(cells, 'td') for cells in lines[1:])}</table>"
-    )
+    header, *lines = scoring.table_cells(named_scores)
+    return f"<table>{line(header, 'th')}{''.join(line(cells, 'td') for cells in lines)}</table>"
 
 
 def _option(value: str, text: str) -> str:
@@ -215,7 +205,19 @@ def _task_title(name: str) -> str:
     return tasks.MIG_BENCH_TASKS[name].short if name in tasks.MIG_BENCH_TASKS else name
 
 
-def _chart(name: str, points: Sequence[tuple[float, float]]) -> str:
+def training_curves(
+    workdir: str | pathlib.Path, names: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
+    """Points (step, value) from a run's metrics.jsonl, of those names that it has."""
+    steps = metrics.read(workdir)
+    return {
+        name: [(step["step"], np.nan if step[name] is None else step[name]) for step in steps]
+        for name in names
+        if name in steps[0]
+    }
+
+
+def chart(name: str, points: Sequence[tuple[float, float]]) -> str:
     """A line chart as inline SVG, with the ends of both axes and the last value as text."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     caption = html.escape(name)
@@ -224,9 +226,9 @@ def _chart(name: str, points: Sequence[tuple[float, float]]) -> str:
     if len(finite) < len(points):
         caption += f" ({len(points) - len(finite)} values not finite)"
     width, height, left, bottom, top = 340, 180, 52, 160, 10
+    # Styled by attributes, not by the page, so that a notebook can show it too.
     shapes = [
-        f'<line x1="{left}" y1="{top}" x2="{left}" y2="{bottom}"/>',
-        f'<line x1="{left}" y1="{bottom}" x2="{width - 8}" y2="{bottom}"/>',
+        f'<path d="M{left} {top}V{bottom}H{width - 8}" fill="none" stroke="#999"/>',
     ]
     if finite:
         xs, ys = np.array(finite[:: math.ceil(len(finite) / _CHART_POINTS)], np.float64).T
@@ -235,61 +237,14 @@ def _chart(name: str, points: Sequence[tuple[float, float]]) -> str:
         down = bottom - (ys - ys.min()) / y_span * (bottom - top)
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
         shapes += [
-            f'<polyline points="{line}"/>',
+            f'<polyline points="{line}" fill="none" stroke="#1f5fa8" stroke-width="1.5"/>',
             f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{ys.max():.3g}</text>',
             f'<text x="{left - 4}" y="{bottom}" text-anchor="end">{ys.min():.3g}</text>',
             f'<text x="{left}" y="{height - 6}">{xs.min():g}</text>',
             f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{xs.max():g}</text>',
         ]
     return (
-        f'<figure><svg class="chart" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}">{"".join(shapes)}</svg><figcaption>{caption}</figcaption></figure>'
+        f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-size="11" fill="#777">{"".join(shapes)}</svg>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
-
-
-# Images -------------------------------------------------------------------------------------------
-
-
-def draw_boxes(image: Image.Image, drawings: Sequence[Drawing]) -> Image.Image:
-    """A copy of an image with boxes drawn in, each with its caption on a plate of its colour.
-
-    The font is the one inside Pillow, which has the letters of English.
-    """
-    canvas = image.convert("RGB")  # always a copy
-    draw = ImageDraw.Draw(canvas)
-    scale = min(max(max(canvas.size) / 1000, 0.5), 4)
-    line, margin = max(2, round(3 * scale)), max(2, round(4 * scale))
-    font = ImageFont.load_default(size=max(12, round(20 * scale)))
-    for drawing in drawings:
-        x1, y1, x2, y2 = boxes.grid_to_pixels(drawing.box, canvas.width, canvas.height)
-        left, right = sorted((x1, x2))
-        upper, lower = sorted((y1, y2))
-        draw.rectangle((left, upper, right, lower), outline=drawing.colour, width=line)
-        if drawing.caption:
-            _draw_caption(draw, drawing, (left, upper), font, margin)
-    return canvas
-
-
-def _draw_caption(
-    draw: ImageDraw.ImageDraw,
-    drawing: Drawing,
-    corner: tuple[float, float],
-    font: ImageFont.FreeTypeFont,
-    margin: int,
-) -> None:
-    """Puts the caption above the box's upper left corner, or where the image has room for it."""
-    width, height = draw.im.size
-    text = " ".join(drawing.caption.split())
-    while len(text) > 3 and draw.textlength(text, font) + 2 * margin > width:
-        text = text.removesuffix("...")[:-1] + "..."
-    ascent, descent = font.getmetrics()
-    plate_width = draw.textlength(text, font) + 2 * margin
-    plate_height = ascent + descent + margin
-    left = max(0, min(corner[0], width - plate_width))
-    upper = corner[1] - plate_height
-    if upper < 0:
-        upper = max(0, min(corner[1], height - plate_height))
-    draw.rectangle((left, upper, left + plate_width, upper + plate_height), fill=drawing.colour)
-    red, green, blue = Image.new("RGB", (1, 1), drawing.colour).getpixel((0, 0))
-    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
-    draw.text((left + margin, upper + margin / 2), text, fill=ink, font=font)

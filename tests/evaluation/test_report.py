@@ -6,7 +6,6 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -217,36 +216,3 @@ def test_curves(tmp_path, image_root):
 def test_a_report_without_runs_shows_the_curves(tmp_path, image_root):
     page = Page(write(tmp_path, [row()], {}, image_root, curves={"loss": [(0, 1.0), (1, 0.5)]}))
     assert len(page.all("polyline")) == 1 and not page.all("article")
-
-
-# draw_boxes ---------------------------------------------------------------------------------------
-
-
-def test_draw_boxes_puts_the_outline_on_the_grid_and_leaves_the_image(tmp_path):
-    image = Image.new("RGB", (400, 200), "white")
-    drawn = report.draw_boxes(image, [report.Drawing((250, 500, 750, 900), "red")])
-    assert np.all(np.asarray(image) == 255)
-    red = np.argwhere(np.all(np.asarray(drawn) == (255, 0, 0), axis=-1))
-    assert red.min(axis=0).tolist() == [100, 100] and red.max(axis=0).tolist() == [180, 300]
-    assert drawn.getpixel((200, 140)) == (255, 255, 255)  # the inside is left free
-
-
-@pytest.mark.parametrize("box", [(250, 500, 750, 900), (0, 0, 300, 300), (900, 950, 1000, 1000)])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
-def test_captions_are_legible_and_inside_the_image(box, mode):
-    image = Image.new(mode, (500, 400))
-    plain = report.draw_boxes(image, [report.Drawing(box, "yellow")])
-    captioned = report.draw_boxes(image, [report.Drawing(box, "yellow", "[1-1] a dog\nhere")])
-    changed = np.argwhere(np.any(np.asarray(plain) != np.asarray(captioned), axis=-1))
-    height, width = np.ptp(changed, axis=0) + 1
-    assert height >= 10 and width >= 60
-    plate = np.asarray(captioned)[changed[:, 0].min() :, changed[:, 1].min() :][:height, :width]
-    dark, yellow = np.mean(plate.sum(-1) < 200), np.mean(np.all(plate == (255, 255, 0), axis=-1))
-    assert dark > 0.05 and yellow > 0.4  # black ink on yellow
-
-
-def test_a_caption_longer_than_the_image_is_cut():
-    image = Image.new("RGB", (120, 90), "white")
-    drawn = report.draw_boxes(image, [report.Drawing((0, 0, 1000, 1000), "navy", "word " * 90)])
-    assert drawn.size == image.size
-    assert np.any(np.all(np.asarray(drawn) == 255, axis=-1))

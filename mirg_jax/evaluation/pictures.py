@@ -1,0 +1,111 @@
+"""Boxes drawn into images."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from mirg_jax.data.images import load_image
+from mirg_jax.grounding import boxes
+from mirg_jax.grounding.grammar import GroundedObject
+
+COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")
+SMALL = 224  # pixels, longest side: a smaller picture is enlarged to be seen
+_GAP = 8
+
+
+class Drawing(NamedTuple):
+    """A box on the 0..1000 grid to draw into an image, with a colour that PIL knows."""
+
+    box: boxes.Box
+    colour: str
+    caption: str = ""
+
+
+def enlarge(image: Image.Image) -> Image.Image:
+    """A small picture with whole pixels repeated, so that boxes don't hide it; others as is."""
+    factor = SMALL // max(image.size)
+    if factor <= 1:
+        return image
+    size = (factor * image.width, factor * image.height)
+    return image.resize(size, Image.Resampling.NEAREST)
+
+
+def draw_objects(
+    paths: Sequence[str | pathlib.Path],
+    objects: Sequence[GroundedObject],
+    colours: Sequence[str] = COLOURS,
+) -> Image.Image:
+    """The images side by side, each object's box with its label in the image that it names.
+
+    Args:
+      paths: of the image files, in the order in which objects number them.
+      objects: an object without an image is drawn into the first.
+      colours: of the objects, in turn.
+
+    Raises:
+      DataError: an image can't be read.
+    """
+    files = [pathlib.Path(path).resolve() for path in paths]
+    drawings: list[list[Drawing]] = [[] for _ in files]
+    for i, obj in enumerate(objects):
+        caption = obj.label or f"object {i + 1}"
+        drawing = Drawing(obj.box, colours[i % len(colours)], caption)
+        drawings[(obj.image or 1) - 1].append(drawing)
+    pictures = [
+        draw_boxes(enlarge(load_image(path.parent, path.name)), marks)
+        for path, marks in zip(files, drawings, strict=True)
+    ]
+    width = sum(picture.width + _GAP for picture in pictures) - _GAP
+    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + _GAP
+    return sheet
+
+
+def draw_boxes(image: Image.Image, drawings: Sequence[Drawing]) -> Image.Image:
+    """A copy of an image with boxes drawn in, each with its caption on a plate of its colour.
+
+    The font is the one inside Pillow, which has the letters of English.
+    """
+    canvas = image.convert("RGB")  # always a copy
+    draw = ImageDraw.Draw(canvas)
+    scale = min(max(max(canvas.size) / 1000, 0.5), 4)
+    line, margin = max(2, round(3 * scale)), max(2, round(4 * scale))
+    font = ImageFont.load_default(size=max(12, round(20 * scale)))
+    for drawing in drawings:
+        x1, y1, x2, y2 = boxes.grid_to_pixels(drawing.box, canvas.width, canvas.height)
+        left, right = sorted((x1, x2))
+        upper, lower = sorted((y1, y2))
+        draw.rectangle((left, upper, right, lower), outline=drawing.colour, width=line)
+        if drawing.caption:
+            _draw_caption(draw, drawing, (left, upper), font, margin)
+    return canvas
+
+
+def _draw_caption(
+    draw: ImageDraw.ImageDraw,
+    drawing: Drawing,
+    corner: tuple[float, float],
+    font: ImageFont.FreeTypeFont,
+    margin: int,
+) -> None:
+    """Puts the caption above the box's upper left corner, or where the image has room for it."""
+    width, height = draw.im.size
+    text = " ".join(drawing.caption.split())
+    while len(text) > 3 and draw.textlength(text, font) + 2 * margin > width:
+        text = text.removesuffix("...")[:-1] + "..."
+    ascent, descent = font.getmetrics()
+    plate_width = draw.textlength(text, font) + 2 * margin
+    plate_height = ascent + descent + margin
+    left = max(0, min(corner[0], width - plate_width))
+    upper = corner[1] - plate_height
+    if upper < 0:
+        upper = max(0, min(corner[1], height - plate_height))
+    draw.rectangle((left, upper, left + plate_width, upper + plate_height), fill=drawing.colour)
+    red, green, blue = Image.new("RGB", (1, 1), drawing.colour).getpixel((0, 0))
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+    draw.text((left + margin, upper + margin / 2), text, fill=ink, font=font)
