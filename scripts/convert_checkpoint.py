@@ -5,17 +5,21 @@
     python scripts/convert_checkpoint.py --direction=export --source=runs/grpo --target=exported
 
 An import makes a folder that --config.init_from and --checkpoint take; an export makes one that
-transformers loads, tokenizer included.
+transformers loads, tokenizer included. Weights go from file to file by parts, so that the model
+needn't fit into memory. A command that was interrupted goes on when it is given again.
 """
 
+import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from mirg_jax import cli, sharding
-from mirg_jax.errors import ConfigError
+from mirg_jax import cli
+from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models.layers import Precision
 from mirg_jax.training import checkpoint
 from mirg_jax.weights import hf
@@ -27,30 +31,73 @@ _SOURCE = flags.DEFINE_string(
     "A Hugging Face folder or hub name, a run's folder, or a checkpoint.",
     required=True,
 )
-_TARGET = flags.DEFINE_string("target", None, "The folder to write; new or empty.", required=True)
+_TARGET = flags.DEFINE_string(
+    "target", None, "The folder to write; new, empty or left unfinished.", required=True
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the target."
 )
 
 
+def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
+    """Marks the target as being made, of these weights; refuses one that holds anything else."""
+    marker = target / "unfinished.json"
+    job = {
+        "direction": _DIRECTION.value,
+        "source": str(weights.resolve()),
+        "modified": max(file.stat().st_mtime_ns for file in weights.iterdir()),
+        "dtype": _DTYPE.value,
+    }
+    text = json.dumps(job, indent=1) + "\n"
+    if target.exists() and any(target.iterdir()):
+        if not marker.exists():
+            raise ConfigError(f"--target={target}: not empty; name another folder")
+        if marker.read_text() != text:
+            raise ConfigError(
+                f"--target={target}: another conversion was left unfinished here "
+                f"({marker.name} says which); delete it or name another folder"
+            )
+    target.mkdir(parents=True, exist_ok=True)
+    marker.write_text(text)
+    return marker
+
+
 def main(_):
     target = pathlib.Path(_TARGET.value)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"--target={target}: not empty; name another folder")
     # float16 exists on disk only: the model computes and imports in wider types.
     params = "float32" if _DTYPE.value == "float16" else _DTYPE.value
-    model = checkpoint.load_model(
-        _SOURCE.value,
-        sharding.make_mesh(data=1, fsdp=-1),
-        precision=Precision(jnp.float32, jnp.dtype(params)),
+    model, read = checkpoint.open_model(
+        _SOURCE.value, precision=Precision(jnp.float32, jnp.dtype(params))
     )
-    if _DIRECTION.value == "export":
-        hf.save(target, model.params, model.config, dtype=_DTYPE.value)
-        hf.copy_processor(model.folder, target)
-    else:
-        target.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_model_folder(target, model, ConfigDict({"imported_from": _SOURCE.value}))
-        checkpoint.save_params(target, model.params)
+    export = _DIRECTION.value == "export"
+    run = checkpoint.find_run(_SOURCE.value)
+    weights = run[0] / "checkpoints" / str(run[1]) / "params" if run else model.folder
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    nbytes = count * jnp.dtype(_DTYPE.value if export else params).itemsize
+
+    marker = _begin(target, weights)
+    try:
+        with tqdm(total=nbytes, unit="B", unit_scale=True, desc=_DIRECTION.value) as bar:
+            if export:
+                hf.save(
+                    target,
+                    model.params,
+                    model.config,
+                    dtype=_DTYPE.value,
+                    read=read,
+                    resume=True,
+                    progress=bar.update,
+                )
+                hf.copy_processor(model.folder, target)
+            else:
+                origin = ConfigDict({"imported_from": _SOURCE.value})
+                checkpoint.write_model_folder(target, model, origin)
+                checkpoint.save_params(target, model.params, read, bar.update)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: {error.strerror or error}; make room and give the same command again"
+        ) from None
+    marker.unlink()
     print(f"{_SOURCE.value} → {target} ({_DTYPE.value})")
 
 

@@ -1,12 +1,20 @@
 """The binaries as a user calls them."""
 
 import json
+import signal
 import subprocess
+import sys
 
+import jax
+import numpy as np
 import pytest
-from conftest import call
+from conftest import REPOSITORY, call
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
+
+from mirg_jax.errors import CheckpointError
+from mirg_jax.sharding import make_mesh
+from mirg_jax.training.checkpoint import load_model
 
 
 def refused(result: subprocess.CompletedProcess) -> str:
@@ -27,6 +35,7 @@ def test_convert_both_ways_and_ground(tiny_model, scenes, tmp_path):
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
     assert "not empty" in refused(call("convert_checkpoint", *flags))
+    assert not (run / "unfinished.json").exists() and not (exported / "unfinished.json").exists()
 
     images = [scenes / "images" / f"eval_00003_{n}.png" for n in (1, 2)]
     result = call(
@@ -42,6 +51,35 @@ def test_convert_both_ways_and_ground(tiny_model, scenes, tmp_path):
     assert "boxes drawn" in result.stdout
     width, height = Image.open(picture).size
     assert width > 56 and height >= 28
+
+
+KILLED = """
+import os, runpy, signal, sys
+import tqdm
+tqdm.tqdm.update = lambda *_, left=iter(range(8)): next(left, None) is None and os.kill(
+    os.getpid(), signal.SIGKILL
+)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_a_killed_conversion_goes_on(tiny_model, tmp_path, direction):
+    flags = [f"--direction={direction}", f"--source={tiny_model}", f"--target={tmp_path}"]
+    script = REPOSITORY / "scripts/convert_checkpoint.py"
+    killed = subprocess.run([sys.executable, "-c", KILLED, script, *flags], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    other = refused(call("convert_checkpoint", *flags, "--dtype=float32"))
+    assert "another conversion was left unfinished" in other
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path, make_mesh())  # a half is not taken for a whole
+
+    assert call("convert_checkpoint", *flags).returncode == 0
+    ours, source = (load_model(path, make_mesh()).params for path in (tmp_path, tiny_model))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(source), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b.astype("bfloat16")))
+    assert "not empty" in refused(call("convert_checkpoint", *flags))
 
 
 def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):

@@ -5,8 +5,10 @@ A run's folder holds `model/` (config.json, tokenizer), `checkpoints/STEP/` (Orb
 of its checkpoints, a Hugging Face folder, or a hub name.
 """
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +23,7 @@ from mirg_jax.errors import CheckpointError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.training.state import TrainState
-from mirg_jax.weights import hf
+from mirg_jax.weights import hf, orbax_files
 
 
 class Model(NamedTuple):
@@ -99,19 +101,48 @@ def load_model(
     return Model(config, graph, state, folder)
 
 
+def open_model(
+    source: str | pathlib.Path, *, precision: Precision = FLOAT32
+) -> tuple[Model, hf.Read]:
+    """Any model that `load_model` takes with its parameters left on disk, and how to read them.
+
+    The returned model's `params` are shapes.
+
+    Raises:
+      CheckpointError: as `load_model`.
+    """
+    folder = model_folder(source)
+    config = ModelConfig.from_folder(folder)
+    graph, state = abstract(config, precision=precision)
+    if run := find_run(source):
+        checkpoint = run[0] / "checkpoints" / str(run[1])
+        with _fitting(checkpoint):
+            _check_shapes(checkpoint / "params", nnx.to_pure_dict(state))
+        read = orbax_files.reader(checkpoint / "params")
+    else:
+        read = hf.reader(folder, state, config)
+    return Model(config, graph, state, folder), read
+
+
 def _restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
     wanted = nnx.to_pure_dict(state)
-    try:
+    with _fitting(checkpoint):
         _check_shapes(checkpoint / "params", wanted)
         with ocp.StandardCheckpointer() as checkpointer:
             pure = checkpointer.restore(checkpoint / "params", wanted)
+    return _from_pure(state, pure)
+
+
+@contextlib.contextmanager
+def _fitting(checkpoint: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, FileNotFoundError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"{checkpoint}: the checkpoint doesn't fit this model ({reason}); "
             "give the run's own model folder or another checkpoint"
         ) from None
-    return _from_pure(state, pure)
 
 
 def _check_shapes(folder: pathlib.Path, wanted: Any) -> None:
@@ -231,11 +262,22 @@ class Checkpoints:
         self._manager.close()
 
 
-def save_params(workdir: pathlib.Path, params: nnx.State) -> None:
-    """Writes parameters alone as step 0 of a run's folder: a model to start from."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        where = workdir.absolute() / "checkpoints" / "0" / "params"
-        checkpointer.save(where, nnx.to_pure_dict(params))
+def save_params(
+    workdir: pathlib.Path,
+    state: nnx.State,
+    read: hf.Read,
+    progress: Callable[[int], object] = lambda nbytes: None,
+) -> None:
+    """Writes parameters alone as step 0 of a run's folder: a model to start from.
+
+    They are read and written by parts, `state` giving their shapes and dtypes. Call it again after
+    an interruption to go on.
+    """
+    unfinished, whole = workdir / "unfinished", workdir / "checkpoints" / "0"
+    if not whole.exists():
+        orbax_files.write(unfinished / "params", state, read, progress)
+        whole.parent.mkdir(exist_ok=True)
+        unfinished.rename(whole)
 
 
 def write_model_folder(workdir: pathlib.Path, model: Model, config: Any) -> None:

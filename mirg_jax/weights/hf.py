@@ -5,22 +5,29 @@ transformers say `model.visual.*` and `model.language_model.*`. Both are read; t
 are written. Our layers are stacked on a leading axis, and only here are they taken apart.
 """
 
+import concurrent.futures
 import json
+import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import abstract
+from mirg_jax.weights import safetensors_files
+from mirg_jax.weights.safetensors_files import FLOATS, Spec, Tensors
+
+Index = tuple[slice, ...]
+# Fills an array with the part `index` of the parameter at a dotted path, cast to the array's type:
+# `read(path, index, out)`. Parameters that lie in files, in Orbax's or on devices are read alike.
+Read = Callable[[str, Index, np.ndarray], None]
 
 
 class Entry(NamedTuple):
@@ -99,49 +106,24 @@ def by_path(state: nnx.State) -> dict[str, nnx.Param]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
-class _Tensors:
-    """The tensors of a folder: `model.safetensors`, or the shards that an index names."""
-
-    def __init__(self, folder: pathlib.Path):
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            try:
-                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{index}: not an index of shards ({error}); fetch the checkpoint again"
-                ) from None
-        else:
-            files = ["model.safetensors"]
-        self.where: dict[str, tuple[safe_open, str]] = {}
-        for file in files:
-            try:
-                handle = safe_open(folder / file, framework="numpy")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{folder / file}: can't be read ({error}); fetch the checkpoint again"
-                ) from None
-            for name in handle.keys():  # noqa: SIM118 (not a dict)
-                self.where[published_name(name)] = (handle, name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        handle, stored = self.where[name]
-        return tuple(handle.get_slice(stored).get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        handle, stored = self.where[name]
-        return handle.get_tensor(stored)
-
-
-def _check(folder: pathlib.Path, tensors: _Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
-    missing = [name for name in wanted if name not in tensors.where]
-    extra = [name for name in tensors.where if name not in wanted and name != "lm_head.weight"]
+def _check(folder: pathlib.Path, tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
+    shapes, dtypes = tensors.shapes, tensors.dtypes
+    missing = [name for name in wanted if name not in shapes]
+    extra = [name for name in shapes if name not in wanted and name != "lm_head.weight"]
+    held = [name for name in wanted if name in shapes]
     wrong = [
-        f"{name} is {tensors.shape(name)}, not {shape}"
-        for name, shape in wanted.items()
-        if name in tensors.where and tensors.shape(name) != shape
+        f"{name} is {shapes[name]}, not {wanted[name]}"
+        for name in held
+        if shapes[name] != wanted[name]
     ]
-    for problem, names in (("lacks", missing), ("has unknown", extra), ("misshapen:", wrong)):
+    types = (*FLOATS.values(), "F64")
+    typed = [f"{name} in {dtypes[name]}" for name in held if dtypes[name] not in types]
+    for problem, names in (
+        ("lacks", missing),
+        ("has unknown", extra),
+        ("misshapen:", wrong),
+        ("holds quantised weights, which can't be read:", typed),
+    ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(
@@ -150,53 +132,168 @@ def _check(folder: pathlib.Path, tensors: _Tensors, wanted: dict[str, tuple[int,
             )
 
 
-def load(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) -> nnx.State:
-    """Reads a checkpoint into the form, dtypes and shardings of the abstract `state`.
-
-    Names and shapes are checked before anything is loaded; then one parameter at a time is read.
+def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) -> Read:
+    """Opens a checkpoint of the parameters of `state`; nothing but headers is read yet.
 
     Raises:
-      CheckpointError: naming the tensors that are missing, unknown or misshapen.
+      CheckpointError: naming the tensors that are missing, unknown, misshapen or quantised, or the
+        file that isn't there.
     """
     folder = pathlib.Path(folder)
     leaves = by_path(state)
-    tensors = _Tensors(folder)
-    entries = table(config)
+    entries = {entry.path: entry for entry in table(config)}
+    tensors = Tensors(folder, published_name)
     wanted = {
-        name: _published_shape(entry, leaves[entry.path].shape, config)
-        for entry in entries
-        for name in _names(entry, leaves[entry.path].shape)
+        name: _published_shape(entry, leaves[path].shape, config)
+        for path, entry in entries.items()
+        for name in _names(entry, leaves[path].shape)
     }
     _check(folder, tensors, wanted)
 
-    loaded = {}
-    for entry in entries:
-        leaf = leaves[entry.path]
-        value = np.empty(leaf.shape, leaf.dtype)
-        slices = value if "{}" in entry.name else [value]
-        for name, target in zip(_names(entry, leaf.shape), slices, strict=True):
-            tensor = tensors.read(name)
+    def fill(entry: Entry, name: str, index: Index, out: np.ndarray) -> None:
+        if entry.kind == "same":
+            for rows, block in tensors.blocks(name, index):
+                out[rows] = block
+            return
+        inputs, outputs = index
+        rest = [inputs] if entry.kind == "linear" else [slice(None)] * 4
+        for rows, block in tensors.blocks(name, (outputs, *rest)):
             if entry.kind == "conv":
-                tensor = tensor.reshape(tensor.shape[0], -1)
-            target[...] = tensor if entry.kind == "same" else tensor.T
-        loaded[entry.path] = leaf.replace(jax.device_put(value, getattr(leaf, "sharding", None)))
-    flat = [(path, loaded[".".join(map(str, path))]) for path, _ in nnx.to_flat_state(state)]
+                block = block.reshape(len(block), -1)[:, inputs]
+            safetensors_files.copy(out.T[rows], block)
+
+    def read(path: str, index: Index, out: np.ndarray) -> None:
+        entry, shape = entries[path], leaves[path].shape
+        names = _names(entry, shape)
+        if "{}" not in entry.name:
+            return fill(entry, names[0], index, out)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [
+                pool.submit(fill, entry, name, index[1:], layer)
+                for name, layer in zip(names[index[0]], out, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+
+    return read
+
+
+def load(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) -> nnx.State:
+    """Reads a checkpoint into the form, dtypes and shardings of the abstract `state`.
+
+    Names and shapes are checked before anything is loaded. Then each device's part of a parameter
+    is read by itself, from the slices of the files that it needs and, with many processes, by the
+    one that the device belongs to; the host holds one part at a time.
+
+    Raises:
+      CheckpointError: as `reader`.
+    """
+    read = reader(folder, state, config)
+    flat = [
+        (path, leaf.replace(_placed(read, ".".join(map(str, path)), leaf)))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
     return nnx.from_flat_state(flat)
+
+
+def _placed(read: Read, path: str, leaf: nnx.Param) -> jax.Array:
+    def part(index: Index) -> np.ndarray:
+        shape = [len(range(*s.indices(size))) for s, size in zip(index, leaf.shape, strict=True)]
+        out = _aligned(tuple(shape), leaf.dtype)
+        read(path, index, out)
+        return out
+
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return jax.block_until_ready(jax.device_put(part((slice(None),) * len(leaf.shape))))
+    holders: dict[tuple, list[tuple[jax.Device, Index]]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(s.indices(size) for s, size in zip(index, leaf.shape, strict=True))
+        holders.setdefault(bounds, []).append((device, index))
+    arrays = []
+    for group in holders.values():
+        value = part(group[0][1])
+        copies = [jax.device_put(value, device) for device, _ in group]
+        arrays += jax.block_until_ready(copies)  # before the next part takes memory
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that a CPU device can take as it is, which saves a copy."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def of_state(state: nnx.State) -> Read:
+    """Reads parameters from the devices, no more of them at a time than is asked for."""
+    leaves = by_path(state)
+
+    def read(path: str, index: Index, out: np.ndarray) -> None:
+        whole = leaves[path].get_value()
+        part = whole[index]
+        # An array remembers what was once brought to the host, and the parameter would.
+        part = jax.numpy.copy(part) if part is whole else part
+        safetensors_files.copy(out, np.asarray(part))
+
+    return read
 
 
 def tensors_of(
     state: nnx.State, config: ModelConfig, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Published names and tensors, one at a time."""
-    leaves = by_path(state)
+    read = of_state(state)
+    for piece in _pieces(state, config, np.dtype(dtype)):
+        yield piece.spec.name, _published(read, piece)
+
+
+class _Piece(NamedTuple):
+    """A published tensor and the part of a parameter that it is."""
+
+    entry: Entry
+    index: Index
+    shape: tuple[int, ...]  # of that part
+    spec: Spec
+
+
+def _pieces(state: nnx.State, config: ModelConfig, dtype: np.dtype) -> list[_Piece]:
+    pieces, leaves = [], by_path(state)
     for entry in table(config):
-        leaf = leaves[entry.path]
-        value = np.asarray(jax.device_get(leaf.get_value()))
-        slices = value if "{}" in entry.name else [value]
-        for name, tensor in zip(_names(entry, value.shape), slices, strict=True):
-            tensor = tensor if entry.kind == "same" else tensor.T
-            shape = _published_shape(entry, value.shape, config)
-            yield name, np.ascontiguousarray(tensor.reshape(shape)).astype(dtype)
+        shape = leaves[entry.path].shape
+        published = _published_shape(entry, shape, config)
+        for i, name in enumerate(_names(entry, shape)):
+            whole = (slice(None),) * len(shape)
+            layer = (slice(i, i + 1), *whole[1:])
+            stacked = "{}" in entry.name
+            part = (1, *shape[1:]) if stacked else shape
+            spec = Spec(name, published, dtype)
+            pieces.append(_Piece(entry, layer if stacked else whole, part, spec))
+    return pieces
+
+
+def _published(read: Read, piece: _Piece) -> np.ndarray:
+    _, index, shape, spec = piece
+    if piece.entry.kind == "same":
+        out = np.empty(shape, spec.dtype)
+        read(piece.entry.path, index, out)
+    else:
+        out = np.empty((*shape[:-2], shape[-1], shape[-2]), spec.dtype)
+        read(piece.entry.path, index, out.swapaxes(-1, -2))
+    return out.reshape(spec.shape)
+
+
+def ahead(function: Callable, items: list) -> Iterator:
+    """`function` of each item in turn, the next computed while one is used."""
+    if not items:
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(function, items[0])
+        for item in items[1:]:
+            ready, coming = coming.result(), pool.submit(function, item)
+            yield ready
+        yield coming.result()
 
 
 def save(
@@ -206,40 +303,54 @@ def save(
     *,
     dtype: str = "float32",
     shard_bytes: int = 5_000_000_000,
+    read: Read | None = None,
+    resume: bool = False,
+    progress: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
     """Writes config.json and safetensors under their published names, which transformers loads.
+
+    A tensor at a time is read and written; a file gets its name when it is whole.
 
     Args:
       dtype: of the tensors written: float32, bfloat16 or float16.
       shard_bytes: a new file is begun when one would grow past this.
+      read: where the parameters are, if `state` holds their shapes only.
+      resume: keep the files that an interrupted call with the same arguments finished.
+      progress: told of the bytes of each tensor when it is written.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    read = read or of_state(state)
     np_dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    names: list[list[str]] = []
-    shard, size, total = {}, 0, 0
 
-    def flush():
-        save_file(shard, folder / f"part-{len(names)}.safetensors", metadata={"format": "pt"})
-        names.append(list(shard))
+    shards: list[list[_Piece]] = [[]]
+    size, total = 0, 0
+    for piece in _pieces(state, config, np_dtype):
+        nbytes = piece.spec.nbytes
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += nbytes
+        total += nbytes
 
-    for name, tensor in tensors_of(state, config, np_dtype):
-        if shard and size + tensor.nbytes > shard_bytes:
-            flush()
-            shard, size = {}, 0
-        shard[name] = tensor
-        size += tensor.nbytes
-        total += tensor.nbytes
-    flush()
+    def tensors(pieces: list[_Piece]) -> Iterator[np.ndarray]:
+        for tensor in ahead(lambda piece: _published(read, piece), pieces):
+            yield tensor
+            progress(tensor.nbytes)
 
     weight_map = {}
-    for i, held in enumerate(names):
+    for i, pieces in enumerate(shards):
         file = "model.safetensors"
-        if len(names) > 1:
-            file = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
-        (folder / f"part-{i}.safetensors").rename(folder / file)
-        weight_map |= dict.fromkeys(held, file)
-    if len(names) > 1:
+        if len(shards) > 1:
+            file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        specs = [piece.spec for piece in pieces]
+        if resume and safetensors_files.is_whole(folder / file, specs):
+            progress(sum(spec.nbytes for spec in specs))
+        else:
+            safetensors_files.write(folder / file, specs, tensors(pieces))
+        weight_map |= {spec.name: file for spec in specs}
+    if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")

@@ -1,6 +1,10 @@
 """Checkpoints in and out: names old and new, shards, dtypes, and what is said of a wrong one."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from conftest import REPOSITORY
 from flax import nnx
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
@@ -166,6 +171,12 @@ DAMAGE = {
         ),
         "misshapen: model.layers.0.mlp.up_proj.weight",
     ),
+    "quantised": (
+        lambda tensors: (
+            tensors | {"model.norm.weight": tensors["model.norm.weight"].to(torch.float8_e4m3fn)}
+        ),
+        "quantised weights, which can't be read: model.norm.weight in F8_E4M3",
+    ),
     "several": (
         lambda tensors: {"model.norm.weight": tensors["model.norm.weight"]},
         r"lacks visual.patch_embed.proj.weight, .* and \d+ more",
@@ -177,7 +188,7 @@ DAMAGE = {
 def test_wrong_tensors_are_named_before_any_is_read(folder, config, tensors, monkeypatch, damage):
     change, message = DAMAGE[damage]
     save_file(change(tensors), folder / "model.safetensors")
-    monkeypatch.setattr(hf._Tensors, "read", lambda *_: pytest.fail("read before the check"))
+    monkeypatch.setattr(hf.Tensors, "blocks", lambda *_: pytest.fail("read before the check"))
     with pytest.raises(CheckpointError, match=message) as raised:
         hf.from_pretrained(folder)
     assert str(folder) in str(raised.value)
@@ -201,7 +212,7 @@ def test_damaged_files(config, tensors, folder):
             hf.from_pretrained(folder)
 
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "gone.safetensors"}}))
-    with pytest.raises(CheckpointError, match="gone.safetensors: can't be read"):
+    with pytest.raises(CheckpointError, match="lacks gone.safetensors, which .*index.json names"):
         hf.from_pretrained(folder)
 
 
@@ -238,3 +249,66 @@ def test_bfloat16_parameters_survive_the_round_trip(config, tensors, folder, tmp
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         assert a.dtype == ml_dtypes.bfloat16
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.qwen2_vl import abstract
+from mirg_jax.weights import hf
+source, target = sys.argv[1:]
+config = ModelConfig.from_folder(source)
+_, state = abstract(config)
+def progress(nbytes):
+    if len(list(pathlib.Path(target).glob("*.safetensors"))) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+hf.save(target, state, config, shard_bytes=50_000, read=hf.reader(source, state, config),
+        progress=progress)
+"""
+
+
+def test_a_killed_export_goes_on(config, tensors, folder, tmp_path):
+    """Finished shards are kept, whatever else lies there is written anew."""
+    save_file(tensors, folder / "model.safetensors")
+    target = tmp_path / "exported"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, folder, target],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert any(target.glob("*.unfinished")) and not (target / "config.json").exists()
+    done = sorted(target.glob("*.safetensors"))
+    assert len(done) == 3
+    done[1].write_bytes(done[1].read_bytes()[:-1])  # not what was written
+    before = [file.stat().st_mtime_ns for file in done]
+
+    _, state = abstract(config)
+    read, told = hf.reader(folder, state, config), []
+    hf.save(target, state, config, shard_bytes=50_000, read=read, resume=True, progress=told.append)
+    after = [file.stat().st_mtime_ns for file in done]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+    assert sum(told) == sum(tensor.nbytes for tensor in tensors.values())
+    assert not any(target.glob("*.unfinished"))
+    _, params = hf.from_pretrained(target)
+    assert_holds(params, config, tensors)
+
+
+def test_files_are_what_the_library_writes(config, tensors, folder, tmp_path):
+    """Byte for byte but for the header's order."""
+    save_file(tensors, folder / "model.safetensors")
+    _, params = hf.from_pretrained(folder)
+    hf.save(tmp_path / "ours", params, config)
+    written = load_file(tmp_path / "ours" / "model.safetensors")
+    save_file(written, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    ours, theirs = (
+        file.read_bytes()
+        for file in (tmp_path / "ours" / "model.safetensors", tmp_path / "theirs.safetensors")
+    )
+    headers = [json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]) for raw in (ours, theirs)]
+    assert [held["__metadata__"] for held in headers] == [{"format": "pt"}] * 2
+    for name in tensors:
+        a, b = (held[name] for held in headers)
+        assert (a["dtype"], a["shape"]) == (b["dtype"], b["shape"])
+    assert len(ours) - int.from_bytes(ours[:8], "little") == len(theirs) - int.from_bytes(
+        theirs[:8], "little"
+    )

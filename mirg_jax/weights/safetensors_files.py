@@ -1,0 +1,139 @@
+"""Safetensors files, read and written a piece at a time, so that no file is ever held whole."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mirg_jax.errors import CheckpointError
+
+FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # numpy's names and the format's
+_BLOCK_BYTES = 2**23
+
+
+def copy(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, in blocks that fit the cache when one is the other's transpose."""
+    if source.ndim > 2:
+        for part, value in zip(target, source, strict=True):
+            copy(part, value)
+    else:
+        for start in range(0, len(source), 128):
+            target[start : start + 128] = source[start : start + 128]
+
+
+class Tensors:
+    """The tensors of a folder: `model.safetensors`, or the shards that an index names.
+
+    Files are opened for each piece and closed again: what is mapped of an open one counts as this
+    process's memory.
+
+    Raises:
+      CheckpointError: naming the file that is missing or broken.
+    """
+
+    def __init__(self, folder: pathlib.Path, rename: Callable[[str], str]):
+        self._where: dict[str, tuple[pathlib.Path, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}  # as the format names them
+        for file in _files(folder):
+            try:
+                with safe_open(file, framework="numpy") as handle:
+                    for name in handle.keys():  # noqa: SIM118 (not a dict)
+                        view = handle.get_slice(name)
+                        self._where[rename(name)] = (file, name)
+                        self.shapes[rename(name)] = tuple(view.get_shape())
+                        self.dtypes[rename(name)] = view.get_dtype()
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{file}: can't be read ({error}); fetch the checkpoint again"
+                ) from None
+
+    def blocks(self, name: str, index: Sequence[slice]) -> Iterator[tuple[slice, np.ndarray]]:
+        """The part `index` of a tensor, by blocks of its rows, each with its place in that part."""
+        file, stored = self._where[name]
+        ranges = [part.indices(size) for part, size in zip(index, self.shapes[name], strict=True)]
+        start, stop, _ = ranges[0]
+        row = 4 * math.prod(end - begin for begin, end, _ in ranges[1:])
+        step = max(1, _BLOCK_BYTES // row)
+        for first in range(start, stop, step):
+            rows = slice(first, min(first + step, stop))
+            with safe_open(file, framework="numpy") as handle:
+                block = handle.get_slice(stored)[(rows, *index[1:])]
+            yield slice(rows.start - start, rows.stop - start), block
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        paths = [folder / file for file in files]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index}: not an index of shards ({error}); fetch the checkpoint again"
+        ) from None
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{folder}: lacks {', '.join(missing[:3])}{more}, which {index.name} names; "
+            "fetch the checkpoint again"
+        )
+    return paths
+
+
+class Spec(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def header(specs: Sequence[Spec]) -> bytes:
+    """What a file of these tensors begins with."""
+    told, offset = {"__metadata__": {"format": "pt"}}, 0
+    for spec in specs:
+        told[spec.name] = {
+            "dtype": FLOATS[spec.dtype.name],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    text = json.dumps(told, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def is_whole(path: pathlib.Path, specs: Sequence[Spec]) -> bool:
+    """Whether `path` is a finished file of these tensors, going by its header and its size."""
+    start = header(specs)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            return (
+                size == len(start) + sum(s.nbytes for s in specs) and file.read(len(start)) == start
+            )
+    except FileNotFoundError:
+        return False
+
+
+def write(path: pathlib.Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> None:
+    """Writes a file, a tensor at a time; it gets its name once it is whole."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with open(unfinished, "wb") as file:
+        file.write(header(specs))
+        for spec, tensor in zip(specs, tensors, strict=True):
+            assert (tensor.shape, tensor.dtype) == (spec.shape, spec.dtype), spec
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    os.replace(unfinished, path)
