@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 
 class Precision(NamedTuple):
@@ -33,6 +34,27 @@ _matmul.defvjp(
 )
 
 
+class Linear(nnx.Module):
+    """x · kernel + bias and, once `lora.attach` has put an adapter here, (x · a) · b · scale."""
+
+    def __init__(self, kernel: nnx.Param, bias: nnx.Param | None, dtype: Any):
+        self.in_features, self.dtype = kernel.shape[0], dtype
+        self.kernel, self.bias = kernel, nnx.data(bias)
+        self.lora_a, self.lora_b, self.lora_scale = nnx.data(None), nnx.data(None), 0.0
+
+    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+        def product(x, matrix):
+            return _matmul(x, matrix[...].astype(self.dtype))
+
+        x = x.astype(self.dtype)
+        out = product(x, self.kernel)
+        if self.bias is not None:
+            out += self.bias[...].astype(self.dtype)
+        if self.lora_a is not None:
+            out += product(product(x, self.lora_a), self.lora_b) * self.lora_scale
+        return out
+
+
 def linear(
     in_dim: int,
     out_dim: int,
@@ -41,18 +63,15 @@ def linear(
     bias: bool,
     precision: Precision,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Linear:
     """A dense layer whose kernel `[in_dim, out_dim]` carries the logical axes `axes`."""
-    return nnx.Linear(
-        in_dim,
-        out_dim,
-        use_bias=bias,
-        dtype=precision.compute,
-        param_dtype=precision.params,
-        dot_general=lambda x, kernel, *_, **__: _matmul(x, kernel),
-        kernel_metadata={"axes": axes},
-        bias_metadata={"axes": axes[1:]},
-        rngs=rngs,
+    init, dtype = nnx.initializers, precision.params
+    kernel = init.lecun_normal()(rngs.params(), (in_dim, out_dim), dtype)
+    offset = init.zeros(rngs.params(), (out_dim,), dtype) if bias else None
+    return Linear(
+        nnx.Param(kernel, axes=axes),
+        nnx.Param(offset, axes=axes[1:]) if bias else None,
+        precision.compute,
     )
 
 

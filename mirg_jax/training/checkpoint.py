@@ -2,14 +2,17 @@
 
 A run's folder holds `model/` (config.json, tokenizer), `checkpoints/STEP/` (Orbax: `params`,
 `train`, `data`) and its logs. Where a model is asked for, any of these will do: such a folder, one
-of its checkpoints, a Hugging Face folder, or a hub name.
+of its checkpoints, a Hugging Face folder, or a hub name. A LoRA run's `params` are its adapters
+alone; where its model is asked for, they are merged into the base that its lora.json names.
 """
 
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -18,9 +21,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from mirg_jax import sharding
 from mirg_jax.errors import CheckpointError
+from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
 from mirg_jax.models.qwen2_vl import abstract
+from mirg_jax.training import adapters
 from mirg_jax.training.state import TrainState
 from mirg_jax.weights import hf
 
@@ -46,13 +51,21 @@ def _with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
 def find_run(source: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
     """The run folder and step that `source` means, if it is a run or one of its checkpoints."""
     path = pathlib.Path(source).absolute()
-    if path.parent.name == "checkpoints" and path.name.isdigit():
+    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
         return path.parent.parent, int(path.name)
     if (path / "checkpoints").is_dir():
         steps = ocp.utils.checkpoint_steps(path / "checkpoints")
         if steps:
             return path, max(steps)
     return None
+
+
+def exactly(source: str | pathlib.Path) -> str:
+    """What `source` means now, wherever and whenever it is read: a run's checkpoint, a folder."""
+    if run := find_run(source):
+        return str(run[0] / "checkpoints" / str(run[1]))
+    path = pathlib.Path(source)
+    return str(path.absolute() if path.exists() else source)
 
 
 def model_folder(source: str | pathlib.Path) -> pathlib.Path:
@@ -92,11 +105,50 @@ def load_model(
     config = ModelConfig.from_folder(folder)
     graph, state = abstract(config, precision=precision, remat=remat)
     state = _with_shardings(state, mesh)
-    if run := find_run(source):
-        state = _restore_params(run[0] / "checkpoints" / str(run[1]), state)
-    else:
+    run = find_run(source)
+    if run is None:
         state = hf.load(folder, state, config)
+    elif adapters.read(run[0]):
+        state = _load_merged(run, mesh, precision)
+    else:
+        state = _restore_params(run[0] / "checkpoints" / str(run[1]), state)
     return Model(config, graph, state, folder)
+
+
+def load_adapters(
+    source: str | pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[adapters.Record, ModelConfig, nnx.State]:
+    """The adapters of a LoRA run or one of its checkpoints, and what they belong to.
+
+    Raises:
+      CheckpointError: if `source` is something else, or broken.
+    """
+    run = find_run(source)
+    record = run and adapters.read(run[0])
+    if not record:
+        raise CheckpointError(f"{source}: not a LoRA run with a checkpoint, so it has no adapters")
+    config = ModelConfig.from_folder(run[0] / "model")
+    _, shapes = lora.attach(*abstract(config), record.lora)
+    values = _restore_params(run[0] / "checkpoints" / str(run[1]), _with_shardings(shapes, mesh))
+    return record, config, values
+
+
+def _load_merged(run: tuple[pathlib.Path, int], mesh: jax.sharding.Mesh, precision: Precision):
+    """Base and adapters as one: the base in the dtype it was trained on, the sum in ours."""
+    record, config, values = load_adapters(run[0] / "checkpoints" / str(run[1]), mesh)
+    kept = precision._replace(params=jnp.dtype(record.param_dtype))
+    try:
+        base = load_model(record.base, mesh, precision=kept)
+        if base.config != config:
+            raise CheckpointError(f"{record.base} is another model")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{run[0]}: the base of its adapters can't be loaded ({error}); put it back there, or "
+            f"name another place in {adapters.path_in(run[0])}"
+        ) from None
+    merge = functools.partial(lora.merge, lora=record.lora, dtype=precision.params)
+    where = sharding.parameter_shardings(base.params, mesh)
+    return jax.jit(merge, out_shardings=where)(base.params, values)
 
 
 def _restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
@@ -169,11 +221,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, frozen: nnx.State, data: dict, *, force=False) -> None:
-        """Saves if this step is due, or `force`d: whole parameters, optimizer, key, data order."""
+        """Saves if this step is due, or `force`d: parameters, optimizer, key, data order.
+
+        Parameters are whole, frozen ones too; only adapters go without their base.
+        """
         step = int(jax.device_get(state.step))
         if self._manager.latest_step() == step or not (force or step % self._every == 0):
             return
-        params = nnx.merge_state(state.params, frozen)
+        params = _saved(state.params, frozen)
         train = state._replace(params=None)._asdict()
         self._manager.save(
             step,
@@ -191,7 +246,7 @@ class Checkpoints:
         Raises:
           CheckpointError: when it is of another model or optimizer.
         """
-        params = nnx.merge_state(state.params, frozen)
+        params = _saved(state.params, frozen)
         pure, train = nnx.to_pure_dict(params), state._replace(params=None)._asdict()
 
         def wanted(tree):
@@ -218,10 +273,10 @@ class Checkpoints:
             ) from None
         loaded = _from_pure(params, restored["params"])
         trained = set(nnx.to_flat_state(state.params).paths)
-        params, frozen = nnx.split_state(loaded, lambda path, _: tuple(path) in trained, ...)
+        params, rest = nnx.split_state(loaded, lambda path, _: tuple(path) in trained, ...)
         return (
             TrainState(**(dict(restored["train"]) | {"params": params})),
-            frozen,
+            nnx.merge_state(frozen, rest),
             restored["data"],
         )
 
@@ -229,6 +284,10 @@ class Checkpoints:
         """Waits until what is being written is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _saved(params: nnx.State, frozen: nnx.State) -> nnx.State:
+    return params if lora.is_adapters(params) else nnx.merge_state(params, frozen)
 
 
 def save_params(workdir: pathlib.Path, params: nnx.State) -> None:

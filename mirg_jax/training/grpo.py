@@ -20,6 +20,7 @@ from mirg_jax import sharding
 from mirg_jax.data.batching import collate_prompts
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
+from mirg_jax.models import lora
 from mirg_jax.rl import objective, rewards
 from mirg_jax.rl.logprobs import exact_kl, token_logprobs
 from mirg_jax.sampling.sampler import (
@@ -186,11 +187,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         keep=lambda example: bool(example.targets),
         updates_per_step=settings.updates,
     )
-    state, frozen, graph, mesh = run.state, run.frozen, run.model.graph, run.mesh
+    state, frozen, graph, mesh = run.state, run.frozen, run.graph, run.mesh
 
     # The reference is where this stage started, also when the run resumes. It is a copy, since
-    # the policy's own buffers are donated to every update.
-    reference = jax.tree.map(jnp.copy, run.model.params)
+    # the policy's own buffers are donated to every update; under LoRA it is the frozen base.
+    reference_graph, reference = run.model.graph, run.model.params
+    if not lora.is_adapters(state.params):
+        reference = jax.tree.map(jnp.copy, reference)
 
     # ---- The pure functions of a step, jitted once. ----
     forbidden = forbidden_ids(run.tokenizer, run.model.config.text.vocab_size)
@@ -228,10 +231,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
         return {"reward": reward, **parts}, advantage, objective.zero_spread(reward)
 
-    reference_of = jax.jit(functools.partial(reference_values, **options))
+    reference_of = jax.jit(
+        functools.partial(reference_values, **options | {"graph": reference_graph})
+    )
     reference_head = None
     if settings.beta and settings.kl == "exact":
-        reference_head = jax.jit(lambda p: nnx.merge(graph, p).head())(reference)
+        reference_head = jax.jit(lambda p: nnx.merge(reference_graph, p).head())(reference)
     gradients = jax.jit(jax.value_and_grad(functools.partial(loss, **options), has_aux=True))
     accumulate = jax.jit(add, donate_argnums=0)
     apply = jax.jit(functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=0)

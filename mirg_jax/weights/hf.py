@@ -187,9 +187,15 @@ def load(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) -> n
 def tensors_of(
     state: nnx.State, config: ModelConfig, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Published names and tensors, one at a time."""
-    leaves = by_path(state)
-    for entry in table(config):
+    """Published names and tensors, one at a time.
+
+    Raises:
+      ValueError: for parameters that have no published name.
+    """
+    leaves, entries = by_path(state), table(config)
+    if unknown := leaves.keys() - {entry.path for entry in entries}:
+        raise ValueError(f"{min(unknown)} has no published name; merge adapters into their base")
+    for entry in entries:
         leaf = leaves[entry.path]
         value = np.asarray(jax.device_get(leaf.get_value()))
         slices = value if "{}" in entry.name else [value]
