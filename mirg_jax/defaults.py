@@ -15,6 +15,22 @@ def _common() -> ConfigDict:
             "batch_size": 128,  # examples (SFT) or prompts (GRPO) a step
             "init_from": "",  # run, checkpoint, HF folder or hub name to start from; "": model.path
             "freeze": ("visual",),  # parts not trained: "visual", "decoder", …; open
+            # With a rank, adapters alone are trained, and all of the base is frozen.
+            "lora": {
+                "rank": 0,  # 0: off
+                "alpha": 32,  # the adapters' product is scaled by alpha / rank
+                # Layers of the decoder; these are all there are.
+                "targets": (
+                    "q_proj",
+                    "k_proj",
+                    "v_proj",
+                    "o_proj",
+                    "gate_proj",
+                    "up_proj",
+                    "down_proj",
+                ),
+                "tower": False,  # the dense layers of the vision blocks too
+            },
             "model": {
                 "path": "Qwen/Qwen2-VL-7B-Instruct",  # Hugging Face folder or hub name
                 "compute_dtype": "bfloat16",

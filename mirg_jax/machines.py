@@ -1,6 +1,5 @@
 """Machines that a recipe can be planned for, without having one."""
 
-import importlib.util
 import os
 import pathlib
 import re

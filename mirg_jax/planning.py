@@ -11,13 +11,13 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from mirg_jax import machines, sharding
+from mirg_jax import sharding
 from mirg_jax.data.batching import PackedBatch
 from mirg_jax.data.images import PATCH_BYTES
 from mirg_jax.errors import ConfigError
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
-from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, make_weights
+from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.training import grpo, setup, sft
 from mirg_jax.training.checkpoint import with_shardings
 from mirg_jax.training.state import (

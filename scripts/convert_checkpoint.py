@@ -3,10 +3,13 @@
     python scripts/convert_checkpoint.py --direction=import --source=Qwen/Qwen2-VL-7B-Instruct \\
         --target=runs/qwen2_vl_7b
     python scripts/convert_checkpoint.py --direction=export --source=runs/grpo --target=exported
+    python scripts/convert_checkpoint.py --direction=export --source=runs/lora --target=adapter \\
+        --adapter
 
 An import makes a folder that --config.init_from and --checkpoint take; an export makes one that
-transformers loads, tokenizer included. Weights go from file to file by parts, so that the model
-needn't fit into memory. A command that was interrupted goes on when it is given again.
+transformers loads, tokenizer included: of a LoRA run, base and adapters merged, or with --adapter
+the adapters alone, for peft. Weights go from file to file by parts, so that the model needn't fit
+into memory. A command that was interrupted goes on when it is given again.
 """
 
 import json
@@ -18,11 +21,11 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mirg_jax import cli
+from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models.layers import Precision
 from mirg_jax.training import checkpoint
-from mirg_jax.weights import hf
+from mirg_jax.weights import hf, peft
 
 _DIRECTION = flags.DEFINE_enum("direction", None, ["import", "export"], "Which way.", required=True)
 _SOURCE = flags.DEFINE_string(
@@ -36,6 +39,9 @@ _TARGET = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the target."
+)
+_ADAPTER = flags.DEFINE_bool(
+    "adapter", False, "Of a LoRA run: export its adapters for peft, in float32, without the base."
 )
 
 
@@ -62,8 +68,22 @@ def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
     return marker
 
 
+def _export_adapter(target: pathlib.Path) -> None:
+    if _DIRECTION.value != "export":
+        raise ConfigError("--adapter: adapters are exported, not imported")
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"--target={target}: not empty; name another folder")
+    mesh = sharding.make_mesh(data=1, fsdp=-1)
+    record, config, values = checkpoint.load_adapters(_SOURCE.value, mesh)
+    peft.save(target, values, record.lora, config, record.base)
+    print(f"{_SOURCE.value} → {target} (adapter of {record.base})")
+
+
 def main(_):
     target = pathlib.Path(_TARGET.value)
+    if _ADAPTER.value:
+        _export_adapter(target)
+        return
     # float16 exists on disk only: the model computes and imports in wider types.
     params = "float32" if _DTYPE.value == "float16" else _DTYPE.value
     model, read = checkpoint.open_model(

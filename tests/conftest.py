@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+from configs import grpo_tiny, sft_tiny
 from mirg_jax.data import scene_tasks, small_tokenizer
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
@@ -80,3 +81,30 @@ def scenes(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("scenes")
     scene_tasks.write_dataset(folder, seed=5, sft=28, rl=28, evaluation=21)
     return folder
+
+
+@pytest.fixture
+def recipe(tiny_model, scenes):
+    """The tiny recipes on that model and those scenes, a few steps long."""
+
+    def make(kind: str, **changes):
+        config = {"sft": sft_tiny, "grpo": grpo_tiny}[kind].get_config()
+        config.model.path = str(tiny_model)
+        config.data.image_root = str(scenes)
+        config.data.train_json = str(scenes / {"sft": "sft.jsonl", "grpo": "rl.json"}[kind])
+        config.cpu_devices = 0
+        config.num_steps = 4
+        config.checkpoint.every = 2
+        config.batch_size = 4
+        if kind == "sft":
+            config.rows_per_micro_batch = 2
+        else:
+            config.prompts_per_micro_batch = 2
+            config.grpo.group = 3
+            config.grpo.max_tokens = 12
+            config.grpo.completion_lengths = (12,)
+            config.grpo.log_groups_every = 2
+        config.update_from_flattened_dict(changes)
+        return config
+
+    return make

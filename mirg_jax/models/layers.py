@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from mirg_jax.sharding import RULES, Axis, constrain
 
@@ -51,6 +52,30 @@ _matmul.defvjp(
 )
 
 
+class Linear(nnx.Module):
+    """x · kernel + bias and, once `lora.attach` has put an adapter here, (x · a) · b · scale."""
+
+    def __init__(
+        self, kernel: nnx.Param, bias: nnx.Param | None, axes: tuple[Axis, Axis], dtype: Any
+    ):
+        self.in_features, self.axes, self.dtype = kernel.shape[0], axes, dtype
+        self.kernel, self.bias = kernel, nnx.data(bias)
+        self.lora_a, self.lora_b, self.lora_scale = nnx.data(None), nnx.data(None), 0.0
+
+    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+        def product(x, matrix, *axes):
+            return _matmul(x, gather(matrix[...].astype(self.dtype), axes))
+
+        x = x.astype(self.dtype)
+        out = product(x, self.kernel, *self.axes)
+        if self.bias is not None:
+            out += self.bias[...].astype(self.dtype)
+        if self.lora_a is not None:
+            inner = product(x, self.lora_a, self.axes[0], None)
+            out += product(inner, self.lora_b, None, self.axes[1]) * self.lora_scale
+        return out
+
+
 def linear(
     in_dim: int,
     out_dim: int,
@@ -59,18 +84,16 @@ def linear(
     bias: bool,
     precision: Precision,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Linear:
     """A dense layer whose kernel `[in_dim, out_dim]` carries the logical axes `axes`."""
-    return nnx.Linear(
-        in_dim,
-        out_dim,
-        use_bias=bias,
-        dtype=precision.compute,
-        param_dtype=precision.params,
-        dot_general=lambda x, kernel, *_, **__: _matmul(x, gather(kernel, axes)),
-        kernel_metadata={"axes": axes},
-        bias_metadata={"axes": axes[1:]},
-        rngs=rngs,
+    init, dtype = nnx.initializers, precision.params
+    kernel = init.lecun_normal()(rngs.params(), (in_dim, out_dim), dtype)
+    offset = init.zeros(rngs.params(), (out_dim,), dtype) if bias else None
+    return Linear(
+        nnx.Param(kernel, axes=axes),
+        nnx.Param(offset, axes=axes[1:]) if bias else None,
+        axes,
+        precision.compute,
     )
 
 

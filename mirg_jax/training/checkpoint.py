@@ -2,16 +2,19 @@
 
 A run's folder holds `model/` (config.json, tokenizer), `checkpoints/STEP/` (Orbax: `params`,
 `train`, `data`) and its logs. Where a model is asked for, any of these will do: such a folder, one
-of its checkpoints, a Hugging Face folder, or a hub name.
+of its checkpoints, a Hugging Face folder, or a hub name. A LoRA run's `params` are its adapters
+alone; where its model is asked for, they are merged into the base that its lora.json names.
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -20,8 +23,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from mirg_jax import sharding
 from mirg_jax.errors import CheckpointError
+from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.layers import FLOAT32, Precision
 from mirg_jax.models.qwen2_vl import abstract
+from mirg_jax.training import adapters
 from mirg_jax.training.state import TrainState
 from mirg_jax.weights import hf, orbax_files
 
@@ -47,13 +53,21 @@ def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
 def find_run(source: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
     """The run folder and step that `source` means, if it is a run or one of its checkpoints."""
     path = pathlib.Path(source).absolute()
-    if path.parent.name == "checkpoints" and path.name.isdigit():
+    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
         return path.parent.parent, int(path.name)
     if (path / "checkpoints").is_dir():
         steps = ocp.utils.checkpoint_steps(path / "checkpoints")
         if steps:
             return path, max(steps)
     return None
+
+
+def exactly(source: str | pathlib.Path) -> str:
+    """What `source` means now, wherever and whenever it is read: a run's checkpoint, a folder."""
+    if run := find_run(source):
+        return str(run[0] / "checkpoints" / str(run[1]))
+    path = pathlib.Path(source)
+    return str(path.absolute() if path.exists() else source)
 
 
 def model_folder(source: str | pathlib.Path) -> pathlib.Path:
@@ -94,10 +108,13 @@ def load_model(
     config = ModelConfig.from_folder(folder)
     graph, state = abstract(config, **how)
     state = with_shardings(state, mesh)
-    if run := find_run(source):
-        state = _restore_params(run[0] / "checkpoints" / str(run[1]), state)
-    else:
+    run = find_run(source)
+    if run is None:
         state = hf.load(folder, state, config)
+    elif adapters.read(run[0]):
+        state = _load_merged(run, mesh, how.get("precision", FLOAT32))
+    else:
+        state = _restore_params(run[0] / "checkpoints" / str(run[1]), state)
     return Model(config, graph, state, folder)
 
 
@@ -114,7 +131,10 @@ def open_model(
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
     graph, state = abstract(config, precision=precision)
-    if run := find_run(source):
+    run = find_run(source)
+    if run and adapters.read(run[0]):
+        read = _merging_reader(run)
+    elif run:
         checkpoint = run[0] / "checkpoints" / str(run[1])
         with _fitting(checkpoint):
             _check_shapes(checkpoint / "params", nnx.to_pure_dict(state))
@@ -122,6 +142,72 @@ def open_model(
     else:
         read = hf.reader(folder, state, config)
     return Model(config, graph, state, folder), read
+
+
+def load_adapters(
+    source: str | pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[adapters.Record, ModelConfig, nnx.State]:
+    """The adapters of a LoRA run or one of its checkpoints, and what they belong to.
+
+    Raises:
+      CheckpointError: if `source` is something else, or broken.
+    """
+    run = find_run(source)
+    record = run and adapters.read(run[0])
+    if not record:
+        raise CheckpointError(f"{source}: not a LoRA run with a checkpoint, so it has no adapters")
+    config = ModelConfig.from_folder(run[0] / "model")
+    _, shapes = lora.attach(*abstract(config), record.lora)
+    values = _restore_params(run[0] / "checkpoints" / str(run[1]), with_shardings(shapes, mesh))
+    return record, config, values
+
+
+def _merging_reader(run: tuple[pathlib.Path, int]) -> hf.Read:
+    """Reads a LoRA run's parameters as `_load_merged` makes them, part by part."""
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    record, config, values = load_adapters(run[0] / "checkpoints" / str(run[1]), mesh)
+    with _base_of(run, record):
+        base, read_base = open_model(record.base)
+        if base.config != config:
+            raise CheckpointError(f"{record.base} is another model")
+    held = {path: np.asarray(leaf.get_value()) for path, leaf in hf.by_path(values).items()}
+
+    def read(path: str, index: hf.Index, out: np.ndarray) -> None:
+        layer = path.removesuffix(".kernel")
+        if f"{layer}.lora_a" not in held:
+            return read_base(path, index, out)
+        kernel = np.empty(out.shape, record.param_dtype)
+        read_base(path, index, kernel)
+        layers, rows, columns = index
+        a, b = held[f"{layer}.lora_a"][layers, rows], held[f"{layer}.lora_b"][layers, :, columns]
+        out[...] = kernel.astype(np.float32) + record.lora.scale * (a @ b)
+
+    return read
+
+
+@contextlib.contextmanager
+def _base_of(run: tuple[pathlib.Path, int], record: adapters.Record) -> Iterator[None]:
+    """Says, of a base that can't be loaded, whose it is."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{run[0]}: the base of its adapters can't be loaded ({error}); put it back there, or "
+            f"name another place in {adapters.path_in(run[0])}"
+        ) from None
+
+
+def _load_merged(run: tuple[pathlib.Path, int], mesh: jax.sharding.Mesh, precision: Precision):
+    """Base and adapters as one: the base in the dtype it was trained on, the sum in ours."""
+    record, config, values = load_adapters(run[0] / "checkpoints" / str(run[1]), mesh)
+    kept = precision._replace(params=jnp.dtype(record.param_dtype))
+    with _base_of(run, record):
+        base = load_model(record.base, mesh, precision=kept)
+        if base.config != config:
+            raise CheckpointError(f"{record.base} is another model")
+    merge = functools.partial(lora.merge, lora=record.lora, dtype=precision.params)
+    where = sharding.parameter_shardings(base.params, mesh)
+    return jax.jit(merge, out_shardings=where)(base.params, values)
 
 
 def _restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
@@ -200,11 +286,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, frozen: nnx.State, data: dict, *, force=False) -> None:
-        """Saves if this step is due, or `force`d: whole parameters, optimizer, key, data order."""
+        """Saves if this step is due, or `force`d: parameters, optimizer, key, data order.
+
+        Parameters are whole, frozen ones too; only adapters go without their base.
+        """
         step = int(jax.device_get(state.step))
         if self._manager.latest_step() == step or not (force or step % self._every == 0):
             return
-        params = nnx.merge_state(state.params, frozen)
+        params = _saved(state.params, frozen)
         train = state._replace(params=None)._asdict()
         self._manager.save(
             step,
@@ -222,7 +311,7 @@ class Checkpoints:
         Raises:
           CheckpointError: when it is of another model or optimizer.
         """
-        params = nnx.merge_state(state.params, frozen)
+        params = _saved(state.params, frozen)
         pure, train = nnx.to_pure_dict(params), state._replace(params=None)._asdict()
 
         def wanted(tree):
@@ -249,10 +338,10 @@ class Checkpoints:
             ) from None
         loaded = _from_pure(params, restored["params"])
         trained = set(nnx.to_flat_state(state.params).paths)
-        params, frozen = nnx.split_state(loaded, lambda path, _: tuple(path) in trained, ...)
+        params, rest = nnx.split_state(loaded, lambda path, _: tuple(path) in trained, ...)
         return (
             TrainState(**(dict(restored["train"]) | {"params": params})),
-            frozen,
+            nnx.merge_state(frozen, rest),
             restored["data"],
         )
 
@@ -260,6 +349,10 @@ class Checkpoints:
         """Waits until what is being written is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _saved(params: nnx.State, frozen: nnx.State) -> nnx.State:
+    return params if lora.is_adapters(params) else nnx.merge_state(params, frozen)
 
 
 def save_params(

@@ -21,6 +21,7 @@ from mirg_jax import sharding
 from mirg_jax.data.batching import collate_prompts
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
+from mirg_jax.models import lora
 from mirg_jax.models.qwen2_vl import computed_dtypes
 from mirg_jax.rl import objective, rewards
 from mirg_jax.rl.logprobs import exact_kl, token_logprobs
@@ -197,14 +198,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         keep=lambda example: bool(example.targets),
         updates_per_step=settings.updates,
     )
-    state, frozen, graph, mesh = run.state, run.frozen, run.model.graph, run.mesh
+    state, frozen, graph, mesh = run.state, run.frozen, run.graph, run.mesh
 
     # The reference is where this stage started, also when the run resumes: a copy of what is
     # trained, as it is computed with, since the policy's own arrays are given away at every update.
-    trained, _ = split_trainable(run.model.params, tuple(config.freeze))
-    dtypes = computed_dtypes(trained, config.model.compute_dtype)
-    copy = jax.jit(lambda params: jax.tree.map(lambda p, d: jnp.array(p, d), params, dtypes))
-    reference = nnx.merge_state(copy(trained), frozen)
+    # Under LoRA it is the frozen base, without a copy.
+    reference_graph, reference = run.model.graph, run.model.params
+    if not lora.is_adapters(state.params):
+        trained, _ = split_trainable(reference, tuple(config.freeze))
+        dtypes = computed_dtypes(trained, config.model.compute_dtype)
+        copy = jax.jit(lambda params: jax.tree.map(lambda p, d: jnp.array(p, d), params, dtypes))
+        reference = nnx.merge_state(copy(trained), frozen)
 
     # ---- The pure functions of a step, jitted once. ----
     forbidden = forbidden_ids(run.tokenizer, run.model.config.text.vocab_size)
@@ -243,10 +247,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
         return {"reward": reward, **parts}, advantage, objective.zero_spread(reward)
 
-    reference_of = jax.jit(functools.partial(reference_values, **options))
+    reference_of = jax.jit(
+        functools.partial(reference_values, **options | {"graph": reference_graph})
+    )
     reference_head = None
     if settings.beta and settings.kl == "exact":
-        reference_head = jax.jit(lambda p: nnx.merge(graph, p).head())(reference)
+        reference_head = jax.jit(lambda p: nnx.merge(reference_graph, p).head())(reference)
     gradients = make_gradients(run.layout, **options)
     accumulate = jax.jit(add, donate_argnums=0)
     apply = make_apply(run.optimizer, run.layout)

@@ -20,9 +20,10 @@ from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog, batches
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.models import lora
 from mirg_jax.models.flash import ENGINES
 from mirg_jax.models.layers import REMAT, Precision
-from mirg_jax.training import checkpoint
+from mirg_jax.training import adapters, checkpoint
 from mirg_jax.training.state import (
     TrainState,
     init_state,
@@ -35,11 +36,12 @@ from mirg_jax.training.state import (
 class Run(NamedTuple):
     """A run ready to take its next step."""
 
-    model: checkpoint.Model
+    model: checkpoint.Model  # as it was when the run began
     tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
     shapes: Shapes
     optimizer: optax.GradientTransformation
+    graph: nnx.GraphDef  # of the trained and frozen parameters together
     state: TrainState
     layout: TrainState  # where the state lies: a sharding for each array
     frozen: nnx.State
@@ -105,6 +107,33 @@ def for_sampling(config: ConfigDict) -> tuple[jax.sharding.Mesh, dict[str, Any]]
     return mesh, options | {"precision": Precision(compute, compute)}
 
 
+def lora_of(config: ConfigDict) -> lora.Lora | None:
+    """The adapters of `config.lora`; None if all weights are trained.
+
+    Raises:
+      ConfigError: for values that can't work.
+    """
+    if config.lora.rank == 0:
+        return None
+    try:
+        return lora.Lora(**config.lora.to_dict() | {"targets": tuple(config.lora.targets)})
+    except ValueError as error:
+        raise ConfigError(f"config.lora: {error}") from None
+
+
+def trainable(
+    model: checkpoint.Model, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The graph of what is run, its parameters to be trained, and those that stay as they are."""
+    adapted = lora_of(config)
+    if adapted is None:
+        return model.graph, *split_trainable(model.params, tuple(config.freeze))
+    graph, shapes = lora.attach(model.graph, model.params, adapted)
+    where = sharding.parameter_shardings(shapes, mesh)
+    params = jax.jit(lambda: lora.init(shapes, config.seed), out_shardings=where)()
+    return graph, params, model.params
+
+
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     """The tokenizer of a model's folder.
 
@@ -138,6 +167,21 @@ def make_preparer(config: ConfigDict, tokenizer: Tokenizer, *, with_response: bo
     )
 
 
+def claim_base(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """What the run starts from. A LoRA run's folder is made to remember it, and does on resuming.
+
+    Raises:
+      UserError: for a config that can't work, or isn't the one that the folder's run has.
+    """
+    source, adapted = config.init_from or config.model.path, lora_of(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    wanted = None
+    if adapted is not None:
+        wanted = adapters.Record(checkpoint.exactly(source), config.model.param_dtype, adapted)
+    record = adapters.claim(workdir, wanted, resumes=checkpoint.find_run(workdir) is not None)
+    return record.base if record else source
+
+
 def start(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -156,13 +200,12 @@ def start(
       UserError: for a config, data set or checkpoint that can't be used.
     """
     mesh = use_devices(config)
-    source = config.init_from or config.model.path
+    source = claim_base(config, workdir)
     model = checkpoint.load_model(source, mesh, **how(config, mesh))
     tokenizer = load_tokenizer(model.folder)
-    workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.write_model_folder(workdir, model, config)
 
-    params, frozen = split_trainable(model.params, tuple(config.freeze))
+    graph, params, frozen = trainable(model, config, mesh)
     optimizer = make_optimizer(config.optimizer, config.num_steps * updates_per_step)
     layout = state_shardings(params, optimizer, mesh)
     state = jax.jit(lambda p: init_state(p, optimizer, config.seed), out_shardings=layout)(params)
@@ -195,6 +238,7 @@ def start(
         mesh=mesh,
         shapes=preparer.shapes,
         optimizer=optimizer,
+        graph=graph,
         state=state,
         layout=layout,
         frozen=frozen,

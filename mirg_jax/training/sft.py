@@ -87,9 +87,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes SFT; see `defaults.sft` for the settings."""
     run = setup.start(config, workdir, with_response=True)
     state, frozen = run.state, run.frozen
-    take_step = make_step(
-        run.model.graph, run.optimizer, run.mesh, run.layout, config.logprob_chunk
-    )
+    take_step = make_step(run.graph, run.optimizer, run.mesh, run.layout, config.logprob_chunk)
     rate = schedule(config.optimizer, config.num_steps)
     metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="sft")
 

@@ -56,11 +56,11 @@ def _name(path) -> str:
 
 
 def _is_matrix(path) -> bool:
-    return _name(path) in ("kernel", "embedding")
+    return _name(path) in ("kernel", "embedding", "lora_a", "lora_b")
 
 
 def _muon_axes(params):
-    """Muon moves the matrices inside the towers; embeddings, norms and biases get Adam."""
+    """Muon moves the matrices inside the towers; embeddings, norms, biases, adapters get Adam."""
 
     def one(path, leaf):
         inner = _name(path) == "kernel" and "lm_head" not in jax.tree_util.keystr(path)

@@ -243,7 +243,11 @@ def of_state(state: nnx.State) -> Read:
 def tensors_of(
     state: nnx.State, config: ModelConfig, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Published names and tensors, one at a time."""
+    """Published names and tensors, one at a time.
+
+    Raises:
+      ValueError: for parameters that have no published name.
+    """
     read = of_state(state)
     for piece in _pieces(state, config, np.dtype(dtype)):
         yield piece.spec.name, _published(read, piece)
@@ -259,8 +263,10 @@ class _Piece(NamedTuple):
 
 
 def _pieces(state: nnx.State, config: ModelConfig, dtype: np.dtype) -> list[_Piece]:
-    pieces, leaves = [], by_path(state)
-    for entry in table(config):
+    pieces, leaves, entries = [], by_path(state), table(config)
+    if unknown := leaves.keys() - {entry.path for entry in entries}:
+        raise ValueError(f"{min(unknown)} has no published name; merge adapters into their base")
+    for entry in entries:
         shape = leaves[entry.path].shape
         published = _published_shape(entry, shape, config)
         for i, name in enumerate(_names(entry, shape)):

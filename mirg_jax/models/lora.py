@@ -1,0 +1,129 @@
+"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen dense layers.
+
+Parameters of the base and of the adapters are two states: the base alone is a plain model, which
+GRPO's reference is; base and adapters together are the policy.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mirg_jax.models.layers import Linear
+
+DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOWER = ("qkv", "proj", "fc1", "fc2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Which layers have an adapter, and of what kind.
+
+    Attributes:
+      rank: of the product a · b.
+      alpha: the product is scaled by alpha / rank.
+      targets: layers of the decoder, of `DECODER`.
+      tower: whether the layers `TOWER` of the vision blocks have one too.
+
+    Raises:
+      ValueError: for values that can't work.
+    """
+
+    rank: int
+    alpha: float = 32
+    targets: tuple[str, ...] = DECODER
+    tower: bool = False
+
+    def __post_init__(self):
+        unknown = [name for name in self.targets if name not in DECODER]
+        if unknown:
+            raise ValueError(f"targets: {unknown[0]!r} is none of {', '.join(DECODER)}")
+        if not (self.targets or self.tower):
+            raise ValueError("targets: none, so nothing would be trained; name some of the layers")
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"rank={self.rank} and alpha={self.alpha} must be above 0")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def adapts(self, path: tuple) -> bool:
+        """Whether the layer at `path` of the model has an adapter."""
+        if path[:2] == ("decoder", "layers"):
+            return path[-1] in self.targets
+        return self.tower and path[:2] == ("visual", "blocks") and path[-1] in TOWER
+
+
+def attach(graph: nnx.GraphDef, params: nnx.State, lora: Lora) -> tuple[nnx.GraphDef, nnx.State]:
+    """The graph of the model with adapters, and the adapters' shapes; for values see `init`.
+
+    Adapters are float32 whatever the base is kept in, and lie on the mesh as their layer does.
+
+    Args:
+      params: of the plain model; arrays or shapes.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    model = nnx.merge(graph, shapes)
+
+    def param(shape, axes):
+        return nnx.LoRAParam(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes)
+
+    for path, layer in nnx.iter_modules(model):
+        if isinstance(layer, Linear) and lora.adapts(path):
+            *depth, rows, columns = layer.kernel.shape
+            axes = layer.kernel.get_metadata()["axes"]
+            layer.lora_a = param((*depth, rows, lora.rank), (axes[0], None))
+            layer.lora_b = param((*depth, lora.rank, columns), (None, axes[1]))
+            layer.lora_scale = lora.scale
+    graph, adapters, _ = nnx.split(model, nnx.LoRAParam, ...)
+    return graph, adapters
+
+
+def is_adapters(params: nnx.State) -> bool:
+    """Whether these are adapters alone, without a base."""
+    variables = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return all(isinstance(variable, nnx.LoRAParam) for variable in variables)
+
+
+def init(adapters: nnx.State, seed: int) -> nnx.State:
+    """Values for the adapters of `attach`: a as PEFT draws it, b zero, so that nothing changes."""
+    flat = nnx.to_flat_state(adapters)
+    keys = jax.random.split(jax.random.key(seed), len(flat))
+
+    def one(path, leaf, key):
+        if path[-1] == "lora_b":
+            return leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))
+        bound = 1 / math.sqrt(leaf.shape[-2])
+        return leaf.replace(jax.random.uniform(key, leaf.shape, leaf.dtype, -bound, bound))
+
+    return nnx.from_flat_state(
+        [(path, one(path, leaf, key)) for (path, leaf), key in zip(flat, keys, strict=True)]
+    )
+
+
+def merge(params: nnx.State, adapters: nnx.State, lora: Lora, dtype=None) -> nnx.State:
+    """A plain model's parameters: kernel + scale · a · b, summed in float32, kept in `dtype`.
+
+    Args:
+      dtype: of the result; the parameters' own if None.
+    """
+    products = dict(nnx.to_flat_state(adapters))
+
+    def add(layer):
+        kernel, a, b = layer
+        product = jnp.matmul(a, b, precision="highest")
+        return (kernel.astype(jnp.float32) + lora.scale * product).astype(dtype or kernel.dtype)
+
+    def one(path, leaf):
+        value = leaf.get_value()
+        a, b = (products.get((*path[:-1], name)) for name in ("lora_a", "lora_b"))
+        if path[-1] != "kernel" or a is None:
+            return leaf.replace(value.astype(dtype or value.dtype))
+        # A layer at a time: a stacked product is as large as all the layers' kernels.
+        return leaf.replace(jax.lax.map(add, (value, a.get_value(), b.get_value())))
+
+    return nnx.from_flat_state(
+        [(path, one(path, leaf)) for path, leaf in nnx.to_flat_state(params)]
+    )

@@ -1,0 +1,60 @@
+"""Our adapters → a PEFT adapter, which `peft.PeftModel.from_pretrained(base, folder)` loads."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.lora import DECODER, Lora
+from mirg_jax.weights import hf
+
+# Module names that end so have an adapter. `proj` alone would be the patch embedding too.
+_TOWER = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+def _newer_name(name: str) -> str:
+    """A published name as transformers has it in memory, where PEFT looks."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    return name.replace("model.", "model.language_model.", 1)
+
+
+def save(
+    folder: str | pathlib.Path, adapters: nnx.State, lora: Lora, config: ModelConfig, base: str
+) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors, in float32.
+
+    Args:
+      base: what the adapters were trained on; a note to the reader.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = hf.by_path(adapters)
+    tensors = {}
+    for entry in hf.table(config):
+        layer, _, last = entry.path.rpartition(".")
+        if last != "kernel" or f"{layer}.lora_a" not in leaves:
+            continue
+        for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            stacked = np.asarray(jax.device_get(leaves[f"{layer}.{ours}"].get_value()))
+            for i, matrix in enumerate(stacked):
+                name = _newer_name(entry.name.format(i)).removesuffix(".weight")
+                tensors[f"base_model.model.{name}.{theirs}.weight"] = np.ascontiguousarray(matrix.T)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": [name for name in DECODER if name in lora.targets]
+        + list(_TOWER if lora.tower else ()),
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
