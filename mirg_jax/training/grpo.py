@@ -16,8 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from mirg_jax import sharding
-from mirg_jax.data.batching import collate_prompts
+from mirg_jax import processes, sharding
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
 from mirg_jax.rl import objective, rewards
@@ -31,6 +30,7 @@ from mirg_jax.sampling.sampler import (
 )
 from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
+from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
 from mirg_jax.training.state import add, apply_gradients, schedule
 from mirg_jax.types import Images, Rollout, Text
@@ -210,17 +210,20 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
     sample = make_sampler(graph, mesh, forbidden, sampling)
 
-    @jax.jit
-    def rollout_of(params, frozen, key, step, first_prompt, prompt, images):
+    rows, everywhere = sharding.by_rows(mesh), sharding.replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=(rows, everywhere))
+    def rollout_of(params, frozen, key, step, numbers, prompt, images):
+        """The rollout, and the lengths of all completions at every process."""
         keys = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-        numbers = first_prompt + jnp.arange(prompt.tokens.shape[0])
         keys = sample_keys(keys, numbers, settings.group)
         weights = nnx.merge_state(params, frozen)
-        return sample(weights, prompt, images, keys)
+        rollout = sample(weights, prompt, images, keys)
+        return rollout, rollout.mask.sum(-1)
 
     reward_functions = rewards.resolve(settings.rewards)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=(everywhere, rows, everywhere))
     def judge(answers, targets):
         reward, parts = rewards.total(reward_functions, answers, targets)
         advantage = objective.advantages(
@@ -236,14 +239,26 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     accumulate = jax.jit(add, donate_argnums=0)
     apply = jax.jit(functools.partial(apply_gradients, optimizer=run.optimizer), donate_argnums=0)
     rate = schedule(config.optimizer, config.num_steps * settings.updates)
-    metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="grpo")
+    metrics = Metrics(
+        workdir,
+        step=run.first_step,
+        num_steps=config.num_steps,
+        name="grpo",
+        write=processes.is_first(),
+    )
+    life = Lifecycle(run, config)
 
-    for step in range(run.first_step, config.num_steps):
+    for step in life.steps():
         with metrics.phase("data"):
             pairs = next(run.data)
-            size = config.prompts_per_micro_batch
+            size = config.prompts_per_micro_batch // run.share.count
             chunks = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-            prompts = [collate_prompts([item for _, item in c], run.shapes, size) for c in chunks]
+            items = [item for _, item in pairs]
+            prompts = life.collate(
+                items, [[[i + j] for j in range(size)] for i in range(0, len(pairs), size)]
+            ).parts
+        if life.stopping:
+            break
 
         with jax.transfer_guard("disallow"):
             # ---- Rollout, parsed answers, rewards, advantages. ----
@@ -252,33 +267,38 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 examples = [example for example, _ in chunk]
                 with metrics.phase("rollout"):
                     prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
-                    at = jax.device_put(
-                        (np.int32(step), np.int32(number * size)), sharding.replicated(mesh)
+                    at = sharding.place_everywhere(np.int32(step), mesh)
+                    # Of the step's prompts, this share has every so-manieth.
+                    numbers = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+                    numbers = run.share.index + run.share.count * numbers
+                    numbers = sharding.place_rows(numbers, mesh)
+                    rollout, length = rollout_of(
+                        state.params, frozen, state.key, at, numbers, prompt, images
                     )
-                    rollout = rollout_of(state.params, frozen, state.key, *at, prompt, images)
-                    tokens, mask = jax.device_get((rollout.tokens, rollout.mask))
+                    tokens, mask = map(sharding.local_rows, (rollout.tokens, rollout.mask))
+                    length = jax.device_get(length)
                 with metrics.phase("reward"):
                     texts = decode(run.tokenizer, tokens, mask)
                     answers = answer_arrays(texts, examples, mask, settings.max_objects)
                     targets = target_arrays(examples, settings.group, settings.max_objects)
                     parts, advantages, equal = judge(*sharding.place_rows((answers, targets), mesh))
                 with metrics.phase("reference"):
-                    longest = int(mask.sum(-1).max())
-                    rollout = shorten(rollout, longest, tuple(settings.completion_lengths))
+                    rollout = shorten(
+                        rollout, int(length.max()), tuple(settings.completion_lengths)
+                    )
                     values = None
                     if settings.beta:
                         values = reference_of(reference, prompt, images, rollout)
                 experiences.append(Experience(prompt, images, rollout, advantages, values))
                 judged.append((parts, equal))
                 all_texts.append(texts)
-                lengths.append(mask.sum(-1))
+                lengths.append(length)
 
             # ---- Updates on what was sampled. ----
             with metrics.phase("update"):
                 lengths = np.concatenate(lengths)
-                totals = jax.device_put(
-                    Totals(np.float32(lengths.size), np.float32(lengths.sum())),
-                    sharding.replicated(mesh),
+                totals = sharding.place_everywhere(
+                    Totals(np.float32(lengths.size), np.float32(lengths.sum())), mesh
                 )
                 for update in range(settings.updates):
                     total = None
@@ -286,22 +306,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                         part = gradients(state.params, frozen, experience, totals, reference_head)
                         total = part if total is None else accumulate(total, part)
                     (step_loss, statistics), grads = total
-                    state, norm = apply(state, grads)
+                    state, norm = apply(state, grads, step_loss)
                     if update == 0:  # later updates are off-policy by design
                         first = statistics
                 step_loss, first, norm, judged = jax.device_get((step_loss, first, norm, judged))
+                skipped, in_a_row = jax.device_get((state.skipped, state.skipped_in_a_row))
         # The optimizer counts updates; the run counts rollouts.
-        state = state._replace(step=jax.device_put(np.int32(step + 1), state.step.sharding))
+        state = state._replace(step=sharding.place_everywhere(np.int32(step + 1), mesh))
 
-        with metrics.phase("checkpoint"):
-            run.checkpoints.save(state, frozen, run.data.get_state())
         parts = {name: np.concatenate([p[name] for p, _ in judged]) for name in judged[0][0]}
-        if settings.log_groups_every and step % settings.log_groups_every == 0:
+        if (
+            settings.log_groups_every
+            and step % settings.log_groups_every == 0
+            and processes.is_first()
+        ):
+            mine = sharding.local_row_numbers(config.prompts_per_micro_batch, mesh)
+            own = {k: np.concatenate([p[k][mine] for p, _ in judged]) for k in parts}
             write_groups(
                 workdir / "groups" / f"step_{step + 1:06d}.jsonl",
                 [example for example, _ in pairs],
                 sum(all_texts, []),
-                parts,
+                own,
                 settings.log_groups,
             )
         scalars = {f"reward_{name}": v.mean() for name, v in parts.items() if name != "reward"}
@@ -316,12 +341,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 "cut_fraction": (lengths == settings.max_tokens).mean(),
                 "zero_spread_fraction": np.concatenate([equal for _, equal in judged]).mean(),
                 "grad_norm": norm,
-                "learning_rate": float(np.asarray(rate(step * settings.updates))),
+                "learning_rate": float(np.asarray(rate(step * settings.updates - skipped))),
                 "rejected": len(run.rejected),
+                "skipped": skipped,
             },
             shown=("reward", "kl"),
         )
+        with metrics.phase("checkpoint"):  # counted towards the next step
+            life.end_step(state, frozen, in_a_row)
 
-    run.checkpoints.save(state, frozen, run.data.get_state(), force=True)
-    run.checkpoints.close()
     metrics.close()
+    life.finish(state, frozen)
