@@ -10,7 +10,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import app, flags, logging
 
-from mirg_jax.errors import UserError
+from mirg_jax.errors import SaveError, UserError
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -25,7 +25,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         try:
             main(argv)
         except UserError as error:
-            _fail(error)
+            # The threads of a save that failed would each say why they can't end in order, and
+            # with other processes an orderly end would wait for them.
+            jax = sys.modules.get("jax")
+            together = jax is not None and jax.distributed.is_initialized()
+            _fail(error, at_once=together or isinstance(error, SaveError))
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -46,7 +50,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _fail(reason: object) -> None:
+def _fail(reason: object, *, at_once: bool = False) -> None:
     program = os.path.basename(sys.argv[0])
-    print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr)
+    print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    if at_once:
+        sys.stdout.flush()
+        os._exit(2)
     sys.exit(2)

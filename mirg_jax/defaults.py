@@ -74,6 +74,7 @@ def _common() -> ConfigDict:
             "sampling": {"tensor": 1},
             "cpu_devices": 0,  # split the CPU into so many devices (tests, demo); 0: leave it
             "checkpoint": {"every": 100, "keep": 2},
+            "max_skipped": 5,  # updates in a row that are not finite, after which the run stops
             "evaluation": {"batch_size": 16, "max_tokens": 1024},
         }
     )

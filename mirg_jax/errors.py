@@ -15,3 +15,7 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, broken, or of another model."""
+
+
+class SaveError(CheckpointError):
+    """A checkpoint that can't be written."""

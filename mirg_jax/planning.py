@@ -59,12 +59,13 @@ def model_config(config: ConfigDict) -> ModelConfig:
     return ModelConfig.from_folder(config.model.path)
 
 
-def _shape(mesh, shape, dtype, spec=PartitionSpec()) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, spec))
+def _shape(mesh, shape, dtype, *spec) -> jax.ShapeDtypeStruct:
+    where = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
 
 
 def _rows(mesh, *shape, dtype=np.int32) -> jax.ShapeDtypeStruct:
-    return _shape(mesh, shape, dtype, PartitionSpec(sharding.ROWS))
+    return _shape(mesh, shape, dtype, sharding.ROWS)
 
 
 def batch_shapes(config: ConfigDict, rows: int, mesh: jax.sharding.Mesh) -> PackedBatch:
@@ -117,7 +118,8 @@ def _updates(run: Setting, gradients, arguments, others: dict, micro_batches: in
     waiting = {"gradients": (grads,) * min(micro_batches, 2)}  # those summed so far, and new ones
     yield Program("gradients", run.mesh, gradients, arguments, parts | waiting)
     apply = make_apply(run.optimizer, run.layout)
-    yield Program("update", run.mesh, apply, (run.state, grads), parts | {"gradients": grads})
+    arguments = run.state, grads, _shape(run.mesh, (), np.float32)
+    yield Program("update", run.mesh, apply, arguments, parts | {"gradients": grads})
 
 
 def sft_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
@@ -159,7 +161,7 @@ def sampling_program(
         mesh,
         (*heads, 2 * text.num_layers * tokens * text.head_dim),
         config.model.compute_dtype,
-        where,
+        *where,
     )
     parts = {"sampling weights": weights, "batch": batch, "cache": cache, **others}
     return Program("sample", mesh, sampler, (weights, batch.text, batch.images, keys), parts)

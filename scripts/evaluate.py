@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mirg_jax import cli
+from mirg_jax import cli, processes
 from mirg_jax.evaluation import evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
@@ -41,6 +41,8 @@ def main(_):
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,
     )
+    if not processes.is_first():
+        return
     print(evaluate.scoring.format_table({_CHECKPOINT.value: scores}))
     print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 

@@ -5,6 +5,7 @@ next of a few sizes. SFT packs several examples into a row; GRPO keeps a prompt 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -82,14 +83,39 @@ def pack(items: Sequence[Item], shapes: Shapes) -> list[list[int]]:
     return rows
 
 
-def collate(items: Sequence[Item], rows: Sequence[Sequence[int]], shapes: Shapes) -> PackedBatch:
-    """Lays rows of examples out in arrays just large enough, among the allowed sizes."""
+ArraySizes = tuple[int, int, int]  # tokens a row, images a row, patches an image
+
+
+def sizes(items: Sequence[Item], rows: Sequence[Sequence[int]], shapes: Shapes) -> ArraySizes:
+    """The allowed sizes just large enough for rows of examples."""
     length = max((sum(len(items[i].encoded.tokens) for i in row) for row in rows), default=1)
     slots = max((sum(len(items[i].images) for i in row) for row in rows), default=1)
     used = [image for row in rows for i in row for image in items[i].images]
     patches = max((len(image.patches) for image in used), default=4)
-    B, T = len(rows), _next(shapes.lengths, length)
-    S, P = _next(shapes.slots, slots), _next(shapes.patches, patches)
+    return (
+        _next(shapes.lengths, length),
+        _next(shapes.slots, slots),
+        _next(shapes.patches, patches),
+    )
+
+
+def common_sizes(wanted: Sequence[Sequence[ArraySizes]]) -> list[ArraySizes]:
+    """As many micro-batches as any process has, each as large as any process's."""
+    return [
+        tuple(max(column) for column in zip(*each, strict=True))
+        for each in itertools.zip_longest(*wanted, fillvalue=(0, 0, 0))
+    ]
+
+
+def collate(
+    items: Sequence[Item],
+    rows: Sequence[Sequence[int]],
+    shapes: Shapes,
+    size: ArraySizes | None = None,
+) -> PackedBatch:
+    """Lays rows of examples out in arrays of `size`; by default that of `sizes`."""
+    B = len(rows)
+    T, S, P = size or sizes(items, rows, shapes)
 
     tokens = np.zeros((B, T), np.int32)
     positions = np.zeros((B, T, 3), np.int32)
@@ -119,10 +145,16 @@ def collate(items: Sequence[Item], rows: Sequence[Sequence[int]], shapes: Shapes
     return PackedBatch(text, Images(pixels, grid), labels)
 
 
-def collate_prompts(items: Sequence[Item], shapes: Shapes, size: int) -> PackedBatch:
-    """One prompt a row; empty rows fill up to `size`."""
-    rows = [[i] for i in range(len(items))] + [[] for _ in range(size - len(items))]
-    return collate(items, rows, shapes)
+def prompt_rows(items: Sequence[Item], count: int) -> list[list[int]]:
+    """One prompt a row; empty rows fill up to `count`."""
+    return [[i] for i in range(len(items))] + [[] for _ in range(count - len(items))]
+
+
+def collate_prompts(
+    items: Sequence[Item], shapes: Shapes, size: int, arrays: ArraySizes | None = None
+) -> PackedBatch:
+    """`size` rows of a prompt or none, in `arrays` of given sizes or just large enough."""
+    return collate(items, prompt_rows(items, size), shapes, arrays)
 
 
 def patch_positions(grid: tuple[int, int]) -> Int[np.ndarray, "P 2"]:

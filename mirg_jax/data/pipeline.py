@@ -18,23 +18,40 @@ from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, GroundedObject,
 
 
 class RejectedLog:
-    """Counts rows that can't be used and lists them, each once, in a JSONL file."""
+    """Counts rows that can't be used and lists them, each once, in a JSONL file.
 
-    def __init__(self, path: pathlib.Path | None = None):
-        self._path, self._lock, self._seen = path, threading.Lock(), set()
+    Of several processes, the first writes what all have told it (`take`, then `add` there).
+    """
+
+    def __init__(self, path: pathlib.Path | None = None, *, write: bool = True):
+        self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
+        self._writes = write and path is not None
         if path and path.exists():
-            for line in path.read_text().splitlines():
+            whole = path.read_bytes()
+            whole = whole[: whole.rfind(b"\n") + 1]  # a killed run may have torn the last line
+            if write:
+                path.write_bytes(whole)
+            for line in whole.decode().splitlines():
                 row = json.loads(line)
                 self._seen.add((row["source"], row["id"]))
 
-    def add(self, rejected: Rejected) -> None:
+    def add(self, rejected: Rejected, *, told: bool = False) -> None:
+        """Lists a row; `told` if all processes know of it."""
         with self._lock:
             if (rejected.source, rejected.id) in self._seen:
                 return
             self._seen.add((rejected.source, rejected.id))
-            if self._path:
+            if not told:
+                self._fresh.append(dataclasses.asdict(rejected))
+            if self._writes:
                 with self._path.open("a") as file:
                     file.write(json.dumps(dataclasses.asdict(rejected)) + "\n")
+
+    def take(self) -> list[dict]:
+        """The rows that this process has found since the last call."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, []
+            return fresh
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -99,18 +116,18 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: int = 0,
+    shares: int = 1,
     threads: int = 2,
 ) -> grain.DatasetIterator:
     """Endless batches of `(example, item)` lists, reshuffled each epoch.
 
     Rows that can't be used are left out, logged, and replaced by the next. The order depends on
-    the seed alone, and the iterator's `get_state`/`set_state` resume it exactly. Each process
-    reads every `process_count`-th example of the one global order.
+    the seed alone, and the iterator's `get_state`/`set_state` resume it exactly. Share i is every
+    `shares`-th example of the one global order, from the i-th on.
 
     Args:
-      batch_size: examples a batch in this process.
+      batch_size: examples a batch in this share.
 
     Raises:
       DataError: when no example is left.
@@ -133,7 +150,25 @@ def batches(
         return example, item
 
     dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
-    dataset = dataset[process_index::process_count] if process_count > 1 else dataset
+    dataset = dataset[share::shares] if shares > 1 else dataset
     dataset = dataset.map(load).filter(lambda pair: pair is not None)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
     return iter(dataset.to_iter_dataset(options).batch(batch_size, batch_fn=list))
+
+
+def positions(next_indices: Sequence[int]) -> dict:
+    """What a checkpoint says of the data: how far each share has been read."""
+    return {"next": list(next_indices)}
+
+
+def position(saved: dict, share: int, shares: int) -> dict:
+    """The iterator's state to go on from `positions`; exact with the same number of shares.
+
+    With another, it begins behind the last example that any share had read, so that none is seen
+    twice in an epoch; where no row was left out, that is exact too.
+    """
+    read = saved["next"]
+    if len(read) == shares:
+        return {"next_index": read[share]}
+    first = max(index * len(read) for index in read)
+    return {"next_index": max(0, -(-(first - share) // shares))}

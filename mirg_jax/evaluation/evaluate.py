@@ -1,11 +1,13 @@
 """A model and a benchmark file → predictions, scores and a report in one folder."""
 
 import json
+import os
 import pathlib
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mirg_jax import processes
 from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.errors import ConfigError
@@ -74,21 +76,23 @@ def run(
         rows = [rows[i * len(rows) // limit] for i in range(limit)]
     mesh, how = setup.for_sampling(config)
     step = load.find_run(checkpoint)
-    _claim(
-        output_dir,
-        {
-            "model": str(checkpoint),
-            "step": step and step[1],
-            "benchmark": benchmark,
-            "rows": len(rows),
-        },
-    )
     path = output_dir / "predictions.jsonl"
     responses: list[str | None] = [None] * len(rows)
-    if path.exists():
-        _drop_torn_line(path)
-        if path.stat().st_size:
-            responses = scoring.load_predictions(path, len(rows))
+    if first := processes.is_first():
+        _claim(
+            output_dir,
+            {
+                "model": str(checkpoint),
+                "step": step and step[1],
+                "benchmark": benchmark,
+                "rows": len(rows),
+            },
+        )
+        if path.exists():
+            _drop_torn_line(path)
+            if path.stat().st_size:
+                responses = scoring.load_predictions(path, len(rows))
+    responses = processes.gather(responses)[0]  # what the first process has found
 
     open_rows = [(i, e) for i, e in _examples(rows, benchmark) if responses[i] is None]
     if open_rows:
@@ -96,7 +100,7 @@ def run(
         tokenizer = setup.load_tokenizer(model.folder)
         config.data.image_root = image_root
         preparer = setup.make_preparer(config, tokenizer, with_response=False)
-        rejected = RejectedLog(output_dir / "rejected.jsonl")
+        rejected = RejectedLog(output_dir / "rejected.jsonl", write=first)
         answers = predict(
             model,
             tokenizer,
@@ -106,8 +110,10 @@ def run(
             batch_size=config.evaluation.batch_size,
             max_tokens=config.evaluation.max_tokens,
         )
-        with path.open("a") as file:
-            for answer in tqdm(answers, total=len(open_rows), unit="row", desc="evaluate"):
+        with path.open("a") if first else open(os.devnull, "w") as file:
+            for answer in tqdm(
+                answers, total=len(open_rows), unit="row", desc="evaluate", disable=not first
+            ):
                 if answer.response is None:
                     rejected.add(
                         Rejected(f"{benchmark} row {answer.index}", str(answer.index), answer.error)
@@ -118,6 +124,8 @@ def run(
                 file.write(json.dumps(line) + "\n")
 
     scores = scoring.score(rows, responses, protocol)
+    if not first:
+        return scores
     (output_dir / "scores.json").write_text(json.dumps(scores.to_json(), indent=1) + "\n")
     title = f"{pathlib.Path(checkpoint).name} on {pathlib.Path(benchmark).name}"
     runs = {pathlib.Path(checkpoint).name: report.Run(responses, scores)}

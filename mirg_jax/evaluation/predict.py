@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mirg_jax import sharding
-from mirg_jax.data.batching import Item, collate_prompts
+from mirg_jax import processes, sharding
+from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_rows, sizes
 from mirg_jax.data.examples import Example
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.errors import DataError
@@ -40,9 +40,12 @@ def make_generate(model: Model, tokenizer, mesh: jax.sharding.Mesh, *, max_token
     forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
     sample = make_sampler(model.graph, mesh, forbidden, config)
 
+    @functools.partial(jax.jit, static_argnums=0, out_shardings=sharding.by_rows(mesh))
+    def keys(count):
+        return sample_keys(jax.random.key(0), jnp.arange(count), 1)
+
     def generate(params, prompt, images):
-        keys = sample_keys(jax.random.key(0), jnp.arange(prompt.tokens.shape[0]), 1)
-        return sample(params, prompt, images, sharding.place_rows(keys, mesh))
+        return sample(params, prompt, images, keys(prompt.tokens.shape[0]))
 
     return generate
 
@@ -61,13 +64,16 @@ def predict(
     """Answers numbered examples, batch by batch; one that can't be read yields its error.
 
     Prompts of similar length are put together within windows of `window` batches, so that little
-    is padded and few pixels are held.
+    is padded and few pixels are held. Of several processes, each answers a share, and all get all
+    answers.
 
     Args:
       batch_size: prompts at a time; rounded up to what the mesh divides evenly.
     """
     batch_size = sharding.whole_rows(batch_size, mesh)
     generate = make_generate(model, tokenizer, mesh, max_tokens=max_tokens)
+    share = sharding.data_share(mesh)
+    rows, span = batch_size // share.count, window * batch_size
 
     def prepare(numbered: tuple[int, Example]) -> tuple[int, Item | str]:
         try:
@@ -75,21 +81,29 @@ def predict(
         except DataError as error:
             return numbered[0], str(error)
 
-    span = window * batch_size
+    def read(start: int) -> Iterator[tuple[int, Item | str]]:
+        return pool.map(prepare, examples[start + share.index : start + span : share.count])
+
+    def of_all(predictions: list[Prediction]) -> Iterator[Prediction]:
+        told = processes.gather(predictions)
+        yield from {p[0]: Prediction(*p) for each in told for p in each}.values()
+
     with ThreadPoolExecutor(2) as pool:
-        starts = range(0, len(examples), span)
-        read = functools.partial(pool.map, prepare)
-        ahead = read(examples[:span])
-        for start in starts:
-            prepared, ahead = list(ahead), read(examples[start + span : start + 2 * span])
-            yield from (Prediction(i, None, e) for i, e in prepared if isinstance(e, str))
+        ahead = read(0)
+        for start in range(0, len(examples), span):
+            prepared, ahead = list(ahead), read(start + span)
+            yield from of_all([Prediction(i, None, e) for i, e in prepared if isinstance(e, str)])
             usable = [(i, item) for i, item in prepared if not isinstance(item, str)]
             usable.sort(key=lambda pair: len(pair[1].encoded.tokens))
-            for at in range(0, len(usable), batch_size):
-                part = usable[at : at + batch_size]
-                batch = collate_prompts([item for _, item in part], preparer.shapes, batch_size)
+            parts = [usable[at : at + rows] for at in range(0, len(usable), rows)]
+            items = [[item for _, item in part] for part in parts]
+            wanted = [sizes(part, prompt_rows(part, rows), preparer.shapes) for part in items]
+            for number, size in enumerate(common_sizes(processes.gather(wanted))):
+                held = items[number] if number < len(items) else []
+                batch = collate_prompts(held, preparer.shapes, rows, size)
                 prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
-                rollout = jax.device_get(generate(model.params, prompt, images))
-                texts = decode(tokenizer, rollout.tokens, rollout.mask)
-                for (index, _), text in zip(part, texts, strict=False):  # the rest is padding
-                    yield Prediction(index, text)
+                rollout = generate(model.params, prompt, images)
+                texts = decode(tokenizer, *map(sharding.local_rows, rollout[:2]))
+                numbers = [index for index, _ in parts[number]] if held else []
+                # What is behind the numbered rows is padding.
+                yield from of_all([Prediction(*pair) for pair in zip(numbers, texts, strict=False)])

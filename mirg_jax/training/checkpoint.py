@@ -9,7 +9,10 @@ alone; where its model is asked for, they are merged into the base that its lora
 import contextlib
 import functools
 import json
+import logging
 import pathlib
+import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +25,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from mirg_jax import sharding
-from mirg_jax.errors import CheckpointError
+from mirg_jax.errors import CheckpointError, SaveError
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
@@ -136,7 +139,7 @@ def open_model(
         read = _merging_reader(run)
     elif run:
         checkpoint = run[0] / "checkpoints" / str(run[1])
-        with _fitting(checkpoint):
+        with _reading(checkpoint, "model", "give the run's own model folder or another checkpoint"):
             _check_shapes(checkpoint / "params", nnx.to_pure_dict(state))
         read = orbax_files.reader(checkpoint / "params")
     else:
@@ -212,27 +215,19 @@ def _load_merged(run: tuple[pathlib.Path, int], mesh: jax.sharding.Mesh, precisi
 
 def _restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
     wanted = nnx.to_pure_dict(state)
-    with _fitting(checkpoint):
+    with _reading(checkpoint, "model", "give the run's own model folder or another checkpoint"):
         _check_shapes(checkpoint / "params", wanted)
         with ocp.StandardCheckpointer() as checkpointer:
             pure = checkpointer.restore(checkpoint / "params", wanted)
     return _from_pure(state, pure)
 
 
-@contextlib.contextmanager
-def _fitting(checkpoint: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{checkpoint}: the checkpoint doesn't fit this model ({reason}); "
-            "give the run's own model folder or another checkpoint"
-        ) from None
+class _Misfit(Exception):
+    """A checkpoint holds other arrays than are wanted."""
 
 
 def _check_shapes(folder: pathlib.Path, wanted: Any) -> None:
-    """Raises ValueError if a parameter is saved in another shape; nothing is read for it."""
+    """Raises _Misfit if an array is saved in another shape; nothing is read for it."""
     saved = _pytree_handler().metadata(folder).tree
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
@@ -242,7 +237,41 @@ def _check_shapes(folder: pathlib.Path, wanted: Any) -> None:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if (found := shapes.get(name)) != tuple(leaf.shape):
             what = "missing" if found is None else f"{found}"
-            raise ValueError(f"{name} is {what} there, not {tuple(leaf.shape)}")
+            raise _Misfit(f"{name} is {what} there, not {tuple(leaf.shape)}")
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: pathlib.Path, what: str, remedy: str):
+    """Says in a line why a checkpoint can't be restored: it doesn't fit, or it is damaged."""
+    try:
+        yield
+    except _Misfit as error:
+        raise CheckpointError(
+            f"{checkpoint}: the checkpoint doesn't fit this {what} ({error}); {remedy}"
+        ) from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        others = [s for s in _steps(checkpoint.parent) if s != int(checkpoint.name)]
+        before = max((s for s in others if s < int(checkpoint.name)), default=None)
+        use = "there is no older one" if before is None else f"delete it to use step {before}"
+        raise CheckpointError(
+            f"{checkpoint}: the checkpoint is damaged ({_reason(error)}); {use}"
+        ) from None
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """The steps of which a whole checkpoint was written."""
+    return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+
+
+def _reason(error: Exception) -> str:
+    """A few words for the pages of what Orbax and TensorStore say."""
+    known = (
+        "No space left on device|Disk quota exceeded|File too large|Read-only file system|"
+        "Permission denied|Input/output error"
+    )
+    if found := re.search(known, str(error)):
+        return found[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _from_pure(state: nnx.State, pure: Any) -> nnx.State:
@@ -266,21 +295,57 @@ def _pytree_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
+def _quiet() -> None:
+    """Keeps off stderr what a failed save makes Orbax and TensorStore say from their threads."""
+    logging.getLogger("absl").addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
+    before = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if str(error) != "Event loop is closed":
+            before(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run. They are written in the background.
+
+    A checkpoint gets its name when it is whole; one that a killed run has begun is removed. Older
+    ones are removed after that.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
         self._every = every
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=options,
-            item_handlers={
-                "params": _pytree_handler(),
-                "train": _pytree_handler(),
-                "data": ocp.JsonCheckpointHandler(),
-            },
-        )
+        self._folder = (workdir / "checkpoints").absolute()
+        _quiet()
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, cleanup_tmp_directories=True
+                ),
+                item_handlers={
+                    "params": _pytree_handler(),
+                    "train": _pytree_handler(),
+                    "data": ocp.JsonCheckpointHandler(),
+                },
+            )
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # another process is gone
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            whole = max(_steps(self._folder), default=None)
+            then = "" if whole is None else f"; it goes on from step {whole}, which is whole"
+            raise SaveError(
+                f"{self._folder}: a checkpoint could not be written ({_reason(error)}); make room "
+                f"there and run again{then}"
+            ) from None
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -288,28 +353,34 @@ class Checkpoints:
     def save(self, state: TrainState, frozen: nnx.State, data: dict, *, force=False) -> None:
         """Saves if this step is due, or `force`d: parameters, optimizer, key, data order.
 
-        Parameters are whole, frozen ones too; only adapters go without their base.
+        Parameters are whole, frozen ones too; only adapters go without their base. Returns when
+        the arrays are copied; they are written in the background.
+
+        Raises:
+          SaveError: if this checkpoint or the one before can't be written.
         """
         step = int(jax.device_get(state.step))
-        if self._manager.latest_step() == step or not (force or step % self._every == 0):
-            return
-        params = _saved(state.params, frozen)
-        train = state._replace(params=None)._asdict()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(nnx.to_pure_dict(params)),
-                train=ocp.args.PyTreeSave(train),
-                data=ocp.args.JsonSave(data),
-            ),
-            force=True,  # whether it is due was decided here
-        )
+        with self._writing():
+            self._manager.check_for_errors()
+            if self._manager.latest_step() == step or not (force or step % self._every == 0):
+                return
+            params = _saved(state.params, frozen)
+            train = state._replace(params=None)._asdict()
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(nnx.to_pure_dict(params)),
+                    train=ocp.args.PyTreeSave(train),
+                    data=ocp.args.JsonSave(data),
+                ),
+                force=True,  # whether it is due was decided here
+            )
 
     def restore(self, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State, dict]:
         """The latest checkpoint, in the shapes and shardings of a fresh `state`.
 
         Raises:
-          CheckpointError: when it is of another model or optimizer.
+          CheckpointError: when it is of another model or optimizer, or damaged.
         """
         params = _saved(state.params, frozen)
         pure, train = nnx.to_pure_dict(params), state._replace(params=None)._asdict()
@@ -320,8 +391,10 @@ class Checkpoints:
             return ocp.args.PyTreeRestore(shapes, restore_args=restore_args)
 
         step = self.latest()
-        try:
-            _check_shapes(pathlib.Path(self._manager.directory) / str(step) / "params", pure)
+        folder = self._folder / str(step)
+        with _reading(folder, "config", "use the config it was made with, or another --workdir"):
+            _check_shapes(folder / "params", pure)
+            _check_shapes(folder / "train", train)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -330,12 +403,6 @@ class Checkpoints:
                     data=ocp.args.JsonRestore(),
                 ),
             )
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{self._manager.directory}/{step}: doesn't fit this config ({reason}); "
-                "use the config it was made with, or another --workdir"
-            ) from None
         loaded = _from_pure(params, restored["params"])
         trained = set(nnx.to_flat_state(state.params).paths)
         params, rest = nnx.split_state(loaded, lambda path, _: tuple(path) in trained, ...)
@@ -346,9 +413,14 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits until what is being written is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until what is being written is on disk.
+
+        Raises:
+          SaveError: if it can't be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _saved(params: nnx.State, frozen: nnx.State) -> nnx.State:

@@ -17,8 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from mirg_jax import sharding
-from mirg_jax.data.batching import collate_prompts
+from mirg_jax import processes, sharding
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
 from mirg_jax.models import lora
@@ -35,6 +34,7 @@ from mirg_jax.sampling.sampler import (
 )
 from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
+from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
 from mirg_jax.training.state import TrainState, add, make_apply, schedule, split_trainable
 from mirg_jax.types import Images, Rollout, Text
@@ -140,10 +140,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             raise ConfigError(f"grpo.{name}={config.grpo[name]!r} is none of {', '.join(allowed)}")
     if config.batch_size % config.prompts_per_micro_batch:
         raise ConfigError("batch_size must be a multiple of prompts_per_micro_batch")
-    if config.prompts_per_micro_batch % sharding.row_parts(mesh):
+    parts = max(map(sharding.row_parts, (mesh, setup.sampling_mesh(config, mesh))))
+    if config.prompts_per_micro_batch % parts:
         raise ConfigError(
             f"prompts_per_micro_batch={config.prompts_per_micro_batch} can't be divided over "
-            f"{sharding.row_parts(mesh)} devices; make it a multiple, or set config.mesh"
+            f"{parts} devices; make it a multiple, or set config.mesh or config.sampling.tensor"
         )
     if config.grpo.group < 2:
         raise ConfigError("grpo.group must be at least 2: advantages compare completions")
@@ -226,20 +227,24 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         "chunk": config.logprob_chunk,
     }
 
-    sampling_mesh = sharding.sampling_mesh(mesh, config.sampling.tensor)
+    sampling_mesh = setup.sampling_mesh(config, mesh)
     sample = make_sampler(graph, sampling_mesh, forbidden, sampling)
     everything = nnx.merge_state(state.params, frozen)
     weights_of = make_weights(everything, config.model.compute_dtype, sampling_mesh)
     del everything
 
-    @jax.jit
+    rows, everywhere = sharding.by_rows(mesh), sharding.replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=rows)
     def keys_of(key, step, numbers):
         step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         return sample_keys(step_key, numbers, settings.group)
 
+    lengths_of = jax.jit(lambda mask: mask.sum(-1), out_shardings=everywhere)
+
     reward_functions = rewards.resolve(settings.rewards)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=(everywhere, rows, everywhere))
     def judge(answers, targets):
         reward, parts = rewards.total(reward_functions, answers, targets)
         advantage = objective.advantages(
@@ -257,14 +262,26 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     accumulate = jax.jit(add, donate_argnums=0)
     apply = make_apply(run.optimizer, run.layout)
     rate = schedule(config.optimizer, config.num_steps * settings.updates)
-    metrics = Metrics(workdir, step=run.first_step, num_steps=config.num_steps, name="grpo")
+    metrics = Metrics(
+        workdir,
+        step=run.first_step,
+        num_steps=config.num_steps,
+        name="grpo",
+        write=processes.is_first(),
+    )
+    life = Lifecycle(run, config)
 
-    for step in range(run.first_step, config.num_steps):
+    for step in life.steps():
         with metrics.phase("data"):
             pairs = next(run.data)
-            size = config.prompts_per_micro_batch
+            size = config.prompts_per_micro_batch // run.share.count
             chunks = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-            prompts = [collate_prompts([item for _, item in c], run.shapes, size) for c in chunks]
+            items = [item for _, item in pairs]
+            prompts = life.collate(
+                items, [[[i + j] for j in range(size)] for i in range(0, len(pairs), size)]
+            ).parts
+        if life.stopping:
+            break
 
         with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
             # ---- Rollout, parsed answers, rewards, advantages. ----
@@ -274,38 +291,41 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
             for number, (chunk, batch) in enumerate(zip(chunks, prompts, strict=True)):
                 examples = [example for example, _ in chunk]
                 with metrics.phase("rollout"):
-                    at = jax.device_put(np.int32(step), sharding.replicated(mesh))
+                    given = sharding.place_rows((batch.text, batch.images), mesh)
+                    at = sharding.place_everywhere(np.int32(step), mesh)
+                    # Of the step's prompts, this share has every so-manieth.
                     numbers = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+                    numbers = run.share.index + run.share.count * numbers
                     keys = keys_of(state.key, at, sharding.place_rows(numbers, mesh))
-                    given = (batch.text, batch.images)
                     with jax.set_mesh(sampling_mesh):
-                        rows = sharding.place_rows((*given, keys), sampling_mesh)
-                        rollout = sample(weights, *rows)
-                    tokens, mask = jax.device_get((rollout.tokens, rollout.mask))
-                    prompt, images, rollout = sharding.place_rows((*given, rollout), mesh)
+                        there = jax.device_put((*given, keys), sharding.by_rows(sampling_mesh))
+                        rollout = sample(weights, *there)
+                    rollout = jax.device_put(rollout, rows)
+                    tokens, mask = map(sharding.local_rows, (rollout.tokens, rollout.mask))
+                    length = jax.device_get(lengths_of(rollout.mask))
                 with metrics.phase("reward"):
                     texts = decode(run.tokenizer, tokens, mask)
                     answers = answer_arrays(texts, examples, mask, settings.max_objects)
                     targets = target_arrays(examples, settings.group, settings.max_objects)
                     parts, advantages, equal = judge(*sharding.place_rows((answers, targets), mesh))
                 with metrics.phase("reference"):
-                    longest = int(mask.sum(-1).max())
-                    rollout = shorten(rollout, longest, tuple(settings.completion_lengths))
+                    rollout = shorten(
+                        rollout, int(length.max()), tuple(settings.completion_lengths)
+                    )
                     values = None
                     if settings.beta:
-                        values = reference_of(reference, prompt, images, rollout)
-                experiences.append(Experience(prompt, images, rollout, advantages, values))
+                        values = reference_of(reference, *given, rollout)
+                experiences.append(Experience(*given, rollout, advantages, values))
                 judged.append((parts, equal))
                 all_texts.append(texts)
-                lengths.append(mask.sum(-1))
+                lengths.append(length)
 
             del weights
             # ---- Updates on what was sampled. ----
             with metrics.phase("update"):
                 lengths = np.concatenate(lengths)
-                totals = jax.device_put(
-                    Totals(np.float32(lengths.size), np.float32(lengths.sum())),
-                    sharding.replicated(mesh),
+                totals = sharding.place_everywhere(
+                    Totals(np.float32(lengths.size), np.float32(lengths.sum())), mesh
                 )
                 for update in range(settings.updates):
                     total = None
@@ -313,22 +333,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                         part = gradients(state.params, frozen, experience, totals, reference_head)
                         total = part if total is None else accumulate(total, part)
                     (step_loss, statistics), grads = total
-                    state, norm = apply(state, grads)
+                    state, norm = apply(state, grads, step_loss)
                     if update == 0:  # later updates are off-policy by design
                         first = statistics
                 step_loss, first, norm, judged = jax.device_get((step_loss, first, norm, judged))
+                skipped, in_a_row = jax.device_get((state.skipped, state.skipped_in_a_row))
         # The optimizer counts updates; the run counts rollouts.
-        state = state._replace(step=jax.device_put(np.int32(step + 1), state.step.sharding))
+        state = state._replace(step=sharding.place_everywhere(np.int32(step + 1), mesh))
 
-        with metrics.phase("checkpoint"):
-            run.checkpoints.save(state, frozen, run.data.get_state())
         parts = {name: np.concatenate([p[name] for p, _ in judged]) for name in judged[0][0]}
-        if settings.log_groups_every and step % settings.log_groups_every == 0:
+        if (
+            settings.log_groups_every
+            and step % settings.log_groups_every == 0
+            and processes.is_first()
+        ):
+            mine = sharding.local_row_numbers(config.prompts_per_micro_batch, mesh)
+            own = {k: np.concatenate([p[k][mine] for p, _ in judged]) for k in parts}
             write_groups(
                 workdir / "groups" / f"step_{step + 1:06d}.jsonl",
                 [example for example, _ in pairs],
                 sum(all_texts, []),
-                parts,
+                own,
                 settings.log_groups,
             )
         scalars = {f"reward_{name}": v.mean() for name, v in parts.items() if name != "reward"}
@@ -343,12 +368,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 "cut_fraction": (lengths == settings.max_tokens).mean(),
                 "zero_spread_fraction": np.concatenate([equal for _, equal in judged]).mean(),
                 "grad_norm": norm,
-                "learning_rate": float(np.asarray(rate(step * settings.updates))),
+                "learning_rate": float(np.asarray(rate(step * settings.updates - skipped))),
                 "rejected": len(run.rejected),
+                "skipped": skipped,
             },
             shown=("reward", "kl"),
         )
+        with metrics.phase("checkpoint"):  # counted towards the next step
+            life.end_step(state, frozen, in_a_row)
 
-    run.checkpoints.save(state, frozen, run.data.get_state(), force=True)
-    run.checkpoints.close()
     metrics.close()
+    life.finish(state, frozen)

@@ -15,8 +15,18 @@ from tqdm import tqdm
 class Metrics:
     """Writes the scalars of each step."""
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, num_steps: int, name: str):
-        """Continues after `step`: later lines of an interrupted run are dropped, not doubled."""
+    def __init__(
+        self, workdir: pathlib.Path, *, step: int, num_steps: int, name: str, write: bool = True
+    ):
+        """Continues after `step`: later lines of an interrupted run are dropped, not doubled.
+
+        Args:
+          write: False in all processes but one.
+        """
+        self._seconds = collections.Counter()
+        self._writes = write
+        if not write:
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         kept = []
@@ -25,11 +35,12 @@ class Metrics:
                 with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
                     if json.loads(line)["step"] <= step:  # a torn last line is left out
                         kept.append(line + "\n")
-        path.write_text("".join(kept))
+        whole = path.with_suffix(".part")  # never half a file under the name, whenever we end
+        whole.write_text("".join(kept))
+        whole.replace(path)
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", mininterval=1)
-        self._seconds = collections.Counter()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -40,6 +51,8 @@ class Metrics:
 
     def write(self, step: int, scalars: dict[str, float], shown: tuple[str, ...]) -> None:
         """Ends a step. `shown` are put on the progress bar. NaN is written as null."""
+        if not self._writes:
+            return
         scalars = {name: float(value) for name, value in scalars.items()}
         row = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
         seconds = {name: round(value, 4) for name, value in self._seconds.items()}
@@ -54,6 +67,8 @@ class Metrics:
         self._seconds.clear()
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._bar.close()
         self._board.close()
         self._file.close()

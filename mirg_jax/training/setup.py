@@ -14,10 +14,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
-from mirg_jax import defaults, sharding
+from mirg_jax import defaults, processes, sharding
 from mirg_jax.data.batching import Shapes
 from mirg_jax.data.examples import Example, read_examples
-from mirg_jax.data.pipeline import Preparer, RejectedLog, batches
+from mirg_jax.data.pipeline import Preparer, RejectedLog, batches, position
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models import lora
@@ -46,6 +46,7 @@ class Run(NamedTuple):
     layout: TrainState  # where the state lies: a sharding for each array
     frozen: nnx.State
     data: grain.DatasetIterator
+    share: sharding.Share
     rejected: RejectedLog
     checkpoints: checkpoint.Checkpoints
     first_step: int
@@ -62,11 +63,18 @@ def config_of(source: str) -> ConfigDict:
 
 
 def use_devices(config: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of `config.mesh`; call before anything else touches JAX's devices."""
+    """The mesh of `config.mesh`; call before anything else touches JAX's devices.
+
+    Raises:
+      ConfigError: if the mesh doesn't fit the devices, or other processes are not to be reached.
+    """
     if config.cpu_devices not in (0, jax.config.jax_num_cpu_devices):
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    processes.start()
     try:
-        return sharding.make_mesh(**config.mesh)
+        mesh = sharding.make_mesh(**config.mesh)
+        sharding.data_share(mesh)
+        return mesh
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -95,13 +103,17 @@ def how(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     }
 
 
-def for_sampling(config: ConfigDict) -> tuple[jax.sharding.Mesh, dict[str, Any]]:
-    """The mesh and `how` of a model that only answers: laid out and kept as it is computed."""
-    mesh = use_devices(config)
+def sampling_mesh(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """Raises ConfigError if the devices can't be divided as `config.sampling` says."""
     try:
-        mesh = sharding.sampling_mesh(mesh, config.sampling.tensor)
+        return sharding.sampling_mesh(mesh, config.sampling.tensor)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def for_sampling(config: ConfigDict) -> tuple[jax.sharding.Mesh, dict[str, Any]]:
+    """The mesh and `how` of a model that only answers: laid out and kept as it is computed."""
+    mesh = sampling_mesh(config, use_devices(config))
     options = how(config, mesh)
     compute = options["precision"].compute
     return mesh, options | {"precision": Precision(compute, compute)}
@@ -200,38 +212,47 @@ def start(
       UserError: for a config, data set or checkpoint that can't be used.
     """
     mesh = use_devices(config)
+    share, first = sharding.data_share(mesh), processes.is_first()
+    if config.batch_size % share.count:
+        raise ConfigError(
+            f"batch_size={config.batch_size} can't be divided over {share.count} shares of the "
+            "data, one for each process's rows; make it a multiple"
+        )
     source = claim_base(config, workdir)
     model = checkpoint.load_model(source, mesh, **how(config, mesh))
     tokenizer = load_tokenizer(model.folder)
-    checkpoint.write_model_folder(workdir, model, config)
+    if first:
+        checkpoint.write_model_folder(workdir, model, config)
 
     graph, params, frozen = trainable(model, config, mesh)
     optimizer = make_optimizer(config.optimizer, config.num_steps * updates_per_step)
     layout = state_shardings(params, optimizer, mesh)
     state = jax.jit(lambda p: init_state(p, optimizer, config.seed), out_shardings=layout)(params)
 
-    rejected = RejectedLog(workdir / "rejected.jsonl")
+    rejected = RejectedLog(workdir / "rejected.jsonl", write=first)
     examples, bad = read_examples(config.data.train_json)
     for row in bad:
-        rejected.add(row)
+        rejected.add(row, told=True)
     preparer = make_preparer(config, tokenizer, with_response=with_response)
     data = batches(
         [example for example in examples if keep(example)],
         preparer,
         rejected,
-        batch_size=config.batch_size // jax.process_count(),
+        batch_size=config.batch_size // share.count,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=share.index,
+        shares=share.count,
         threads=config.data.threads,
     )
     checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint)
     first_step = checkpoints.latest() or 0
     if first_step:
         state, frozen, data_state = checkpoints.restore(state, frozen)
-        data.set_state(data_state)
-        print(f"resumed from step {first_step}", flush=True)
-    print(f"{len(examples)} examples, {len(rejected)} rows left out", flush=True)
+        data.set_state(position(data_state, *share))
+    if first:
+        if first_step:
+            print(f"resumed from step {first_step}", flush=True)
+        print(f"{len(examples)} examples, {len(rejected)} rows left out", flush=True)
     return Run(
         model=model,
         tokenizer=tokenizer,
@@ -243,6 +264,7 @@ def start(
         layout=layout,
         frozen=frozen,
         data=data,
+        share=share,
         rejected=rejected,
         checkpoints=checkpoints,
         first_step=first_step,
@@ -251,4 +273,4 @@ def start(
 
 def scalar(value: float, mesh: jax.sharding.Mesh) -> Any:
     """A float32 on every device, put there explicitly, as the transfer guard asks."""
-    return jax.device_put(np.float32(value), sharding.replicated(mesh))
+    return sharding.place_everywhere(np.float32(value), mesh)

@@ -22,6 +22,8 @@ class TrainState(NamedTuple):
     key: UInt32[Array, "2"]  # the run's random key; each step folds its number into it
     params: nnx.State
     opt_state: optax.OptState
+    skipped: Int[Array, ""]  # updates left out because something in them was not finite
+    skipped_in_a_row: Int[Array, ""]  # up to now
 
 
 def split_trainable(params: nnx.State, freeze: tuple[str, ...]) -> tuple[nnx.State, nnx.State]:
@@ -110,6 +112,8 @@ def init_state(params: nnx.State, optimizer: optax.GradientTransformation, seed:
         key=jax.random.key_data(jax.random.key(seed)),
         params=params,
         opt_state=optimizer.init(params),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
 
 
@@ -134,18 +138,37 @@ def state_shardings(
 
     moments = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(optimizer.init, params))
     where = jax.tree.map(lambda leaf: leaf.sharding, params)
-    return TrainState(everywhere, everywhere, where, moments)
+    return TrainState(everywhere, everywhere, where, moments, everywhere, everywhere)
 
 
 def apply_gradients(
-    state: TrainState, grads: nnx.State, optimizer: optax.GradientTransformation
+    state: TrainState,
+    grads: nnx.State,
+    loss: Float[Array, ""],
+    *,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One optimizer step; returns the gradients' global norm beside the new state."""
+    """One optimizer step; returns the gradients' global norm beside the new state.
+
+    Where the loss or that norm is not finite, parameters and optimizer stay as they were, and the
+    step is counted as skipped.
+    """
+    norm = optax.global_norm(grads)
+    good = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state._replace(
-        step=state.step + 1, params=params, opt_state=opt_state
-    ), optax.global_norm(grads)
+    moved = optax.apply_updates(state.params, updates), opt_state
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), moved, (state.params, state.opt_state)
+    )
+    skipped = (~good).astype(jnp.int32)
+    return TrainState(
+        step=state.step + 1,
+        key=state.key,
+        params=params,
+        opt_state=opt_state,
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
+    ), norm
 
 
 def make_apply(
