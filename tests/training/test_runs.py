@@ -24,7 +24,8 @@ CONTRACT = {
 
 def noise(answers, targets):
     """A reward: what a model of random weights says earns nothing else, and would teach nothing."""
-    return jax.random.normal(jax.random.key(0), answers.lengths.shape)
+    drawn = jax.random.normal(jax.random.key(0), answers.lengths.shape)
+    return drawn * (answers.lengths > 0)
 
 
 TRAIN = {"sft": sft.train, "grpo": grpo.train}
