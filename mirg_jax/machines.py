@@ -1,5 +1,6 @@
 """Machines that a recipe can be planned for, without having one."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -55,7 +56,7 @@ class Machine(NamedTuple):
         kind = self.name.partition(":")[0]
         try:
             if self.kind.platform == "cuda":
-                target = pathlib.Path(__file__).parent / "machines" / f"{kind}.txtpb"
+                target = pathlib.Path(__file__).parent / f"{kind}.txtpb"
                 topology = topologies.get_topology_desc(
                     platform="cuda",
                     topology_name=kind,
@@ -86,3 +87,13 @@ def prepare_environment() -> None:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        nvcc = importlib.util.find_spec("nvidia.cuda_nvcc")
+    except ModuleNotFoundError:
+        return
+    if nvcc:
+        (folder,) = nvcc.submodule_search_locations
+        os.environ["PATH"] = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
+        flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={folder}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

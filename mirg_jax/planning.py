@@ -1,7 +1,8 @@
 """Will it fit? Compiles a recipe's real programs for a machine that isn't there."""
 
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,13 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from mirg_jax import sharding
+from mirg_jax import flops, machines, sharding
 from mirg_jax.data.batching import PackedBatch
 from mirg_jax.data.images import PATCH_BYTES
 from mirg_jax.errors import ConfigError
-from mirg_jax.models import qwen2_vl
+from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
+from mirg_jax.models.layers import REMAT
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.training import grpo, setup, sft
 from mirg_jax.training.checkpoint import with_shardings
@@ -100,7 +102,12 @@ def setting(config: ConfigDict, devices: list) -> Setting:
         raise ConfigError(str(error)) from None
     sizes = model_config(config)
     graph, params = qwen2_vl.abstract(sizes, **setup.how(config, mesh))
-    params, frozen = split_trainable(with_shardings(params, mesh), tuple(config.freeze))
+    params = with_shardings(params, mesh)
+    if adapted := setup.lora_of(config):
+        graph, adapters = lora.attach(graph, params, adapted)
+        params, frozen = with_shardings(adapters, mesh), params
+    else:
+        params, frozen = split_trainable(params, tuple(config.freeze))
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     layout = state_shardings(params, optimizer, mesh)
     state = jax.tree.map(
@@ -163,28 +170,41 @@ def sampling_program(
         config.model.compute_dtype,
         *where,
     )
-    parts = {"sampling weights": weights, "batch": batch, "cache": cache, **others}
+    same = jax.tree.map(
+        lambda a, b: a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, a.ndim),
+        weights,
+        everything,
+    )
+    own = {} if all(jax.tree.leaves(same)) and others else weights  # taken as they are
+    parts = {"sampling weights": own, "batch": batch, "cache": cache, **others}
     return Program("sample", mesh, sampler, (weights, batch.text, batch.images, keys), parts)
 
 
 def grpo_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
-    """A step of GRPO: sampling, the reference's log-probs, gradients, update."""
+    """A step of GRPO: sampling, gradients, update.
+
+    The reference's pass beside them is the forward half of the gradients', and needs less.
+    """
     run, settings = setting(config, devices), config.grpo
     mesh, rows = run.mesh, config.prompts_per_micro_batch
-    reference = jax.tree.map(
-        lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-        run.params,
-        qwen2_vl.computed_dtypes(run.params, config.model.compute_dtype),
-    )
+    adapted, reference = setup.lora_of(config), {}  # the frozen base then is the reference
+    if settings.beta and not adapted:
+        reference = jax.tree.map(
+            lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+            run.params,
+            qwen2_vl.computed_dtypes(run.params, config.model.compute_dtype),
+        )
     batch = batch_shapes(config, rows, mesh)
     L = settings.completion_lengths[-1]
     make = functools.partial(_rows, mesh, rows, settings.group)
     rollout = Rollout(make(L), make(L, dtype=bool), make(L, dtype=np.float32))
     values = make(L, dtype=np.float32)
     experience = grpo.Experience(batch.text, batch.images, rollout, make(dtype=np.float32), values)
-    resident = {"weights": (run.params, run.frozen), "optimizer": run.state.opt_state}
-    if settings.beta:
-        resident["reference"] = reference
+    resident = {
+        "weights": (run.params, run.frozen),
+        "optimizer": run.state.opt_state,
+        "reference": reference,
+    }
     yield sampling_program(
         config,
         run,
@@ -199,15 +219,10 @@ def grpo_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
         "config": settings,
         "chunk": config.logprob_chunk,
     }
-    if settings.beta:
-        whole = nnx.merge_state(reference, run.frozen)
-        function = jax.jit(functools.partial(grpo.reference_values, **options))
-        arguments = whole, batch.text, batch.images, rollout
-        yield Program("reference", mesh, function, arguments, resident | {"batch": batch})
     scalar = _shape(mesh, (), np.float32)
     micro_batches = config.batch_size // rows
     others = {"batch": (experience,) * micro_batches}
-    others |= {name: resident[name] for name in ("reference",) if name in resident}
+    others["reference"] = reference
     gradients = grpo.make_gradients(run.layout, **options)
     arguments = run.params, run.frozen, experience, grpo.Totals(scalar, scalar), None
     yield from _updates(run, gradients, arguments, others, micro_batches)
@@ -242,20 +257,183 @@ class Report(NamedTuple):
     """One program's bytes per device."""
 
     name: str
-    parts: dict[str, int]  # by our own count; "activations" are the compiler's temporaries
-    total: int  # sum of the parts
-    compiler: int  # what the compiler counts, with what else lies on the device
+    parts: dict[str, int]  # counted from shapes and shardings; "activations" are the compiler's
+    compiler: int  # the compiler's own sum, with what lies on the device beside its arguments
+    problem: str = ""  # why the compiler refused it
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
 
 
 def measure(program: Program) -> Report:
-    """Compiles a program.
-
-    Raises:
-      jax.errors.JaxRuntimeError: when the compiler itself runs out of the device's memory.
-    """
+    """Compiles a program and says where the memory goes."""
+    parts = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
     with jax.set_mesh(program.mesh):
-        compiled = program.function.lower(*program.arguments).compile()
-    memory = compiled.memory_analysis()
-    held = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
-    arguments = bytes_per_device(program.arguments)
-    return memory, held, arguments
+        lowered = program.function.lower(*program.arguments)
+    try:
+        memory = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"[Uu]sed ([\d.]+)G of ([\d.]+)G", str(error))
+        problem = f"needs {used[1]} of {used[2]} GiB" if used else "runs out of memory"
+        return Report(program.name, parts, 0, problem)
+    arguments, outputs = bytes_per_device(program.arguments), memory.output_size_in_bytes
+    beside = sum(parts.values()) - arguments - parts.get("cache", 0)
+    if "gradients" in parts and program.name == "gradients":
+        beside -= bytes_per_device(program.arguments[0])  # its own output
+    elif program.name == "update":
+        beside += bytes_per_device(program.arguments[0].step)
+    made = outputs - memory.alias_size_in_bytes
+    compiler = memory.argument_size_in_bytes + made + memory.temp_size_in_bytes + max(beside, 0)
+    if program.name == "sample":
+        parts["outputs"] = made
+    parts["activations"] = max(memory.temp_size_in_bytes - parts.get("cache", 0), 0)
+    return Report(program.name, parts, compiler)
+
+
+# The share of a device's memory that a plan leaves free: for the runtime, and for fragmentation.
+FREE = 0.1
+
+
+def advice(config: ConfigDict, report: Report) -> str:
+    """Which change would make a program fit that doesn't."""
+    grpo_run = "grpo" in config
+    rows_name = "prompts_per_micro_batch" if grpo_run else "rows_per_micro_batch"
+    if report.name == "sample":
+        largest = model_config(config).text.num_kv_heads
+        if config.sampling.tensor < largest:
+            return f"--config.sampling.tensor={config.sampling.tensor * 2}"
+    elif report.name == "gradients":
+        if config.model.remat != "full":
+            return "--config.model.remat=full"
+        if config.logprob_chunk > 256:
+            return "--config.logprob_chunk=256"
+        if config.mesh.data == 1 and config.mesh.fsdp == -1:
+            return f"--config.mesh.tensor={config.mesh.tensor * 2} with half of {rows_name}"
+    if not config.get("lora", {}).get("rank"):
+        return "adapters instead (--config.lora.rank=64 --config.model.param_dtype=bfloat16)"
+    return "smaller data.shapes, or more devices"
+
+
+def step_flops(config: ConfigDict) -> dict[str, float]:
+    """Operations of one step of the recipe at its largest shapes, by what they are for."""
+    sizes = model_config(config)
+    T, S, P = (config.data.shapes[name][-1] for name in ("lengths", "slots", "patches"))
+    backward = 1.0 if config.lora.rank else 2.0  # frozen matrices need no gradient
+    vision_backward = 0.0 if "visual" in config.freeze or config.lora.rank else 2.0
+    images = flops.tower(sizes, S, P)
+    if "grpo" not in config:
+        rows = config.batch_size
+        forward = flops.decoder(sizes, T, flops.causal(T), T)
+        return {"update": rows * ((1 + backward) * forward + (1 + vision_backward) * images)}
+    settings = config.grpo
+    new = settings.group * settings.max_tokens
+    pairs = settings.group * flops.causal(settings.max_tokens) + new * T
+    prompt = flops.decoder(sizes, T, flops.causal(T), 0)
+    forward = prompt + flops.decoder(sizes, new, pairs, new)
+    once = config.batch_size * (forward + images)
+    update = config.batch_size * ((1 + backward) * forward + (1 + vision_backward) * images)
+    return {
+        "rollout": once,
+        "reference": once if settings.beta else 0.0,
+        "update": settings.updates * update,
+    }
+
+
+def _fits(report: Report, memory: float) -> bool:
+    return not report.problem and max(report.total, report.compiler) <= (1 - FREE) * memory
+
+
+def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]) -> dict:
+    """Compiles all programs of a recipe's step; the plan as JSON values, `say`ing it on the way."""
+    devices = machine.devices()
+    if machine.kind.platform == "cuda" and config.model.attention == "auto":
+        config.model.attention = "xla"
+        say("planned with plain attention, as cuDNN's can't be compiled without its card")
+    sizes, memory = model_config(config), machine.kind.memory * machines.GIB
+    _, params = qwen2_vl.abstract(sizes)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    operations = step_flops(config) if "rows_per_micro_batch" in config or "grpo" in config else {}
+    fastest = sum(operations.values()) / (len(devices) * machine.kind.flops)
+    say(
+        f"{config.model.path}: {count / 1e9:.2f} billion parameters on {len(devices)} × "
+        f"{machine.kind.memory:g} GiB"
+    )
+    if operations:
+        told = ", ".join(f"{name} {value:.3g}" for name, value in operations.items())
+        say(f"operations a step: {told}; {fastest:.1f} s at {machine.kind.flops:.3g}/s a device")
+    found = {
+        "machine": machine.name,
+        "memory_per_device": int(memory),
+        "parameters": count,
+        "operations": operations,
+        "jax": jax.__version__,
+        "programs": [],
+    }
+    for program in programs(config, devices):
+        report = measure(program)
+        say(_line(report, memory))
+        row = {
+            "name": report.name,
+            "parts": report.parts,
+            "total": report.total,
+            "compiler": report.compiler,
+            "free_fraction": 1 - max(report.total, report.compiler) / memory,
+            "fits": _fits(report, memory),
+        }
+        if not row["fits"]:
+            row["problem"] = report.problem or (
+                f"needs {max(report.total, report.compiler) / machines.GIB:.1f} of "
+                f"{machine.kind.memory:g} GiB, and {FREE:.0%} should stay free"
+            )
+            row["advice"] = advice(config, report)
+        found["programs"].append(row)
+    return found
+
+
+def _line(report: Report, memory: float) -> str:
+    if report.problem:
+        return f"{report.name:10s} does not fit: {report.problem}"
+    parts = ", ".join(f"{n} {v / machines.GIB:.2f}" for n, v in report.parts.items() if v)
+    peak = max(report.total, report.compiler)
+    return (
+        f"{report.name:10s} {peak / machines.GIB:6.2f} GiB, {1 - peak / memory:4.0%} free: {parts}"
+        f" (the compiler's sum: {report.compiler / machines.GIB:.2f})"
+    )
+
+
+def require_fit(found: dict) -> None:
+    """Raises ConfigError, in a line, for a plan that doesn't fit."""
+    for row in found["programs"]:
+        if not row["fits"]:
+            raise ConfigError(
+                f"does not fit {found['machine']}: {row['name']} {row['problem']}; "
+                f"try {row['advice']}"
+            )
+
+
+def search(config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]) -> dict:
+    """Plans with the remat that recomputes least, and then the largest micro-batch, that fit."""
+    memory = machine.kind.memory * machines.GIB
+    name = "prompts_per_micro_batch" if "grpo" in config else "rows_per_micro_batch"
+    smallest = sharding.row_parts(sharding.make_mesh(**config.mesh, devices=machine.devices()))
+
+    def fits(remat: str, rows: int) -> bool:
+        config.model.remat, config[name] = remat, rows
+        gradients = [p for p in programs(config, machine.devices()) if p.name == "gradients"]
+        report = measure(gradients[0])
+        say(f"model.remat={remat}, {name}={rows}: {_line(report, memory)}")
+        return _fits(report, memory)
+
+    for remat in REMAT:
+        rows = smallest
+        if not fits(remat, rows):
+            continue
+        while 2 * rows <= config.batch_size and fits(remat, 2 * rows):
+            rows *= 2
+        config.model.remat, config[name] = remat, rows
+        say(f"best: --config.model.remat={remat} --config.{name}={rows}")
+        break
+    return plan(config, machine, say)

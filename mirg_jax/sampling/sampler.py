@@ -13,12 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mirg_jax import sharding
 from mirg_jax.models.language import Cache
-from mirg_jax.models.qwen2_vl import computed_dtypes, last_token
+from mirg_jax.models.qwen2_vl import Qwen2VL, computed_dtypes, last_token
 from mirg_jax.rl.logprobs import log_softmax
-from mirg_jax.types import Images, Rollout, Text
+from mirg_jax.types import Images, KeyValues, Rollout, Text
 
 _MIN_STAGE = 32  # tokens for which the cache keeps its size
-_MAX_STAGES = 4  # each is compiled
+_MAX_STAGES = 4  # each is compiled,
+_LONG = 512  # and from this length on, that takes longer than a shorter cache saves
+_PREFILL_TOKENS = 8192  # of prompts, that a device computes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +107,9 @@ def sample(
     def distribution(hidden):
         return log_softmax(hidden, head, temperature=temperature, forbidden=forbidden)
 
-    visual = None if images is None else model.visual(images)
-    hidden, prefix = model.prefill(prompt, visual)
+    last, prefix = _prefill(model, prompt, images)
     layers = model.decoder.unstack(prefix)
-    first = distribution(last_token(prompt, hidden))
+    first = distribution(last)
     empty = jnp.broadcast_to(prompt.segments.max(axis=1)[:, None] == 0, (B, G))
     state = _State(
         tokens=jnp.zeros((B, G, L), jnp.int32),
@@ -149,12 +150,38 @@ def sample(
         )
 
     # By stages, so that no token reads a cache much longer than what is written so far.
-    stages = min(_MAX_STAGES, max(1, L // _MIN_STAGE))
+    stages = min(_MAX_STAGES if L < _LONG else 2, max(1, L // _MIN_STAGE))
     for limit in (L * (i + 1) // stages for i in range(stages)):
         unfinished = lambda s, limit=limit: (s.cache.length < limit) & s.running  # noqa: E731
         state = state._replace(cache=state.cache.grow(limit))
         state = jax.lax.while_loop(unfinished, body, state)
     return Rollout(state.tokens, state.mask, state.logprobs)
+
+
+def _prefill(
+    model: Qwen2VL, prompt: Text, images: Images | None
+) -> tuple[Float[Array, "B M"], KeyValues]:
+    """Each prompt's last hidden state, and what its completions look back on.
+
+    A few rows at a time where prompts are long: that keeps a device as busy, and less in memory.
+    """
+
+    def some(rows):
+        prompt, images = rows
+        visual = None if images is None else model.visual(images)
+        hidden, prefix = model.prefill(prompt, visual)
+        return last_token(prompt, hidden), prefix
+
+    B, T = prompt.tokens.shape
+    size = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * T <= _PREFILL_TOKENS))
+    if size == B:
+        return some((prompt, images))
+    groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (prompt, images))
+    last, prefix = jax.lax.map(some, groups)
+    keys, values = (  # [groups, layers, rows, …] → [layers, groups · rows, …]
+        x.swapaxes(0, 1).reshape(x.shape[1], B, *x.shape[3:]) for x in prefix[:2]
+    )
+    return last.reshape(B, -1), KeyValues(keys, values, prompt.segments)
 
 
 def make_weights(

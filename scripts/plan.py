@@ -1,0 +1,47 @@
+"""Will it fit? Compiles a recipe's step for a machine that isn't here and says where memory goes.
+
+    python scripts/plan.py --config=configs/grpo_qwen2_vl_7b_v5e_16.py --machine=v5e:4x4
+
+Needs requirements-plan.txt; a plan takes minutes and a few GB on an ordinary computer. Exits with
+status 2, and the reason in a line, if the recipe does not fit.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from mirg_jax import cli, machines
+
+machines.prepare_environment()
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
+_MACHINE = flags.DEFINE_string(
+    "machine", None, "KIND:TOPOLOGY, such as v5e:4x4, v5p:2x2x2, v6e:2x4 or h100:8.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the plan to.")
+_SEARCH = flags.DEFINE_bool(
+    "search", False, "Find the largest micro-batch, and the remat that recomputes least, that fit."
+)
+flags.mark_flag_as_required("config")
+
+
+def main(_):
+    from mirg_jax import planning
+
+    machine = machines.Machine.parse(_MACHINE.value)
+    config = _CONFIG.value
+    if _SEARCH.value:
+        plan = planning.search(config, machine, print)
+    else:
+        plan = planning.plan(config, machine, print)
+    if _OUTPUT.value:
+        path = pathlib.Path(_OUTPUT.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plan, indent=1) + "\n")
+    planning.require_fit(plan)
+
+
+if __name__ == "__main__":
+    cli.run(main)
