@@ -41,11 +41,11 @@ def _measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, lis
     return seconds
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _circumstances() -> dict[str, Any]:
+def circumstances() -> dict[str, Any]:
     """Asked only once a case has set up its devices."""
     return {
         "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
@@ -71,16 +71,16 @@ def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path
         seconds = _measure(ways, repeats)
         ours, *others = seconds
         ratios = {
-            f"{other}_over_{ours}": _spread(
+            f"{other}_over_{ours}": spread(
                 [b / a for a, b in zip(seconds[ours], seconds[other], strict=True)]
             )
             for other in others
         }
         facts = {key: fact() if callable(fact) else fact for key, fact in facts.items()}
-        times = {way: _spread(values) for way, values in seconds.items()}
+        times = {way: spread(values) for way, values in seconds.items()}
         done[name] = {"seconds": times} | ratios | facts
         told = ", ".join(f"{way} {value['median']:.3f} s" for way, value in times.items())
         told += "".join(f"; {key} {value['median']:.2f}" for key, value in ratios.items())
         print(f"{case}, {name}: {told}", flush=True)
-        result = {"case": case} | _circumstances() | {"repeats": repeats, "variants": done}
+        result = {"case": case} | circumstances() | {"repeats": repeats, "variants": done}
         path.write_text(json.dumps(result, indent=1) + "\n")

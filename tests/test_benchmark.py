@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import call
 
-from benchmarks import side_by_side
+from benchmarks import side_by_side, weights
+from mirg_jax.models.config import ModelConfig
 
 
 def test_ways_take_turns_and_ratios_are_paired(tmp_path, monkeypatch, capsys):
@@ -46,3 +47,12 @@ def test_both_sides_do_the_same_work(case, tmp_path):
         else:
             losses = list(variant["first_loss"].values())
             assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_weights_go_in_and_out_on_both_sides(tiny_model, tmp_path):
+    weights.run(1, tmp_path / "weights.json", ModelConfig.from_folder(tiny_model))
+    result = json.loads((tmp_path / "weights.json").read_text())
+    assert len(result["ways"]) == len(weights.WAYS)
+    assert all(way["peak_bytes"]["median"] > 1e7 for way in result["ways"].values())
+    assert len(result["theirs_over_ours"]) == len(weights.PAIRS)

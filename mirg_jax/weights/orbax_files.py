@@ -4,7 +4,9 @@ What is written is an ordinary Orbax checkpoint of a dictionary of arrays, in ch
 a few, each a file that gets its name when it is whole. Not compressed: weights hardly shrink.
 """
 
+import itertools
 import math
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +20,7 @@ from flax import nnx
 from mirg_jax.weights.hf import Index, Read, ahead, by_path
 from mirg_jax.weights.safetensors_files import copy
 
-_CHUNK_BYTES = 2**26
+_CHUNK_BYTES = 2**25
 
 
 def write(
@@ -53,24 +55,29 @@ def write(
 
 
 def reader(folder: str | pathlib.Path) -> Read:
-    """Reads a checkpoint of parameters, one whole (stacked) parameter at a time."""
+    """Reads a checkpoint of parameters, no more of one at a time than its chunks make necessary.
+
+    What `write` wrote is read by a chunk; what a run saved by a whole (stacked) parameter, or by as
+    many of its rows as Orbax put together.
+    """
     folder = pathlib.Path(folder).absolute()
-    held: dict[str, np.ndarray] = {}
+    ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(folder)
+    held: dict[tuple[str, int, int], np.ndarray] = {}
 
     def read(path: str, index: Index, out: np.ndarray) -> None:
-        if path not in held:
+        if ocdbt:
+            where = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{path}/"}
+        else:
+            where = {"driver": "file", "path": f"{folder / path}/"}
+        store = ts.open({"driver": "zarr", "kvstore": where}, open=True).result()
+        size, rows = store.shape[0], store.chunk_layout.read_chunk.shape[0]
+        start, stop, _ = index[0].indices(size)
+        first, last = start // rows * rows, min(-(-stop // rows) * rows, size)
+        if (path, first, last) not in held:
             held.clear()  # before the next takes memory
-            handler = ocp.PyTreeCheckpointHandler()
-            restored = handler.restore(
-                folder,
-                args=ocp.args.PyTreeRestore(
-                    item=_nested({path: 0}),
-                    restore_args=_nested({path: ocp.RestoreArgs(restore_type=np.ndarray)}),
-                    partial_restore=True,
-                ),
-            )
-            (held[path],) = jax.tree.leaves(restored)
-        copy(out, held[path][index])
+            held[path, first, last] = store[first:last].read().result()
+        part = held[path, first, last][start - first : stop - first]
+        copy(out, part[(slice(None), *index[1:])])
 
     return read
 
@@ -98,49 +105,53 @@ class _ChunkWriter(ocp.type_handlers.ArrayHandler):
         return []
 
     def _write(self, value: _Unread, path: pathlib.Path) -> None:
-        row = math.prod(value.shape[1:]) * value.dtype.itemsize
-        rows = min(value.shape[0], max(1, _CHUNK_BYTES // row))
-        store = ts.open(
+        size, *rest = value.shape
+        row = math.prod(rest) * value.dtype.itemsize
+        rows = min(size, max(1, _CHUNK_BYTES // row))
+        ts.open(
             {
                 "driver": "zarr",
                 "kvstore": {"driver": "file", "path": str(path)},
                 "dtype": value.dtype.name,
                 "metadata": {
                     "shape": value.shape,
-                    "chunks": (rows, *value.shape[1:]),
+                    "chunks": (rows, *rest),
                     "compressor": None,
+                    "filters": None,
+                    "order": "C",
                     "dimension_separator": ".",
                 },
-                "store_data_equal_to_fill_value": True,
             },
             open=True,
             create=True,
-            # A process may be killed at any time and nothing is lost; waiting for the disk as well
-            # would guard against the machine's own end, at thrice the time.
-            context=ts.Context({"file_io_sync": False}),
         ).result()
 
-        def chunk(start: int) -> tuple[Index, np.ndarray]:
-            index = (slice(start, min(start + rows, value.shape[0])),)
-            index += (slice(None),) * (len(value.shape) - 1)
-            out = np.empty((index[0].stop - start, *value.shape[1:]), value.dtype)
-            self._read(value.path, index, out)
-            return index, out
+        # An uncompressed chunk is a file of its numbers, the last filled up to the size of all.
+        # Written as such: tensorstore copies it once more, and on some machines fresh memory is
+        # what takes most of the time. For the same reason two chunks of memory serve in turn.
+        memory = itertools.cycle([np.zeros((rows, *rest), value.dtype) for _ in range(2)])
 
-        missing = []
-        for start in range(0, value.shape[0], rows):
-            name = ".".join(str(i) for i in (start // rows, *(0,) * (len(value.shape) - 1)))
-            if (path / name).exists():
-                self._progress(min(rows, value.shape[0] - start) * row)
-            else:
-                missing.append(start)
-        for index, out in ahead(chunk, missing):
-            try:
-                store[index].write(out, can_reference_source_data_indefinitely=True).result()
-            except ValueError as error:  # how tensorstore tells of a full disk
-                reason = str(error).rsplit(": ", 1)[-1]
-                raise OSError(f"{value.path} can't be written: {reason}") from error
-            self._progress(out.nbytes)
+        def chunk(number: int) -> np.ndarray:
+            first = number * rows
+            held = min(rows, size - first)
+            out = next(memory)
+            index = (slice(first, first + held), *(slice(None) for _ in rest))
+            self._read(value.path, index, out[:held])
+            return out
+
+        files = [
+            path / ".".join(map(str, (n, *(0 for _ in rest)))) for n in range(-(-size // rows))
+        ]
+        held = [min(rows, size - n * rows) * row for n in range(len(files))]
+        missing = [n for n, file in enumerate(files) if not file.exists()]
+        if len(missing) < len(files):
+            self._progress(sum(held) - sum(held[n] for n in missing))
+        for n, out in zip(missing, ahead(chunk, missing), strict=True):
+            unfinished = files[n].with_name(f"{files[n].name}.unfinished")
+            with open(unfinished, "wb") as file:
+                file.write(out.reshape(-1).view(np.uint8).data)
+            os.replace(unfinished, files[n])
+            self._progress(held[n])
 
 
 def _nested(leaves: dict[str, Any]) -> dict:

@@ -23,7 +23,8 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
             copy(part, value)
     else:
         for start in range(0, len(source), 128):
-            target[start : start + 128] = source[start : start + 128]
+            block = source[start : start + 128].astype(target.dtype, copy=False)
+            target[start : start + 128] = block
 
 
 class Tensors:
