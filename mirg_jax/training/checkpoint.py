@@ -300,13 +300,13 @@ def _quiet() -> None:
     logging.getLogger("absl").addFilter(
         lambda record: not (record.exc_info and "orbax" in record.pathname)
     )
-    before = sys.excepthook
+    before = sys.unraisablehook
 
-    def hook(kind, error, traceback):
-        if str(error) != "Event loop is closed":
-            before(kind, error, traceback)
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 class Checkpoints:

@@ -1,0 +1,208 @@
+"""Several processes are one run: the same losses, gradients, samples and checkpoints."""
+
+import json
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import together
+
+from mirg_jax import processes, sharding
+from mirg_jax.errors import ConfigError
+
+
+def mesh_of(*processes):
+    """What is looked at of a mesh: which process has the device at [data, fsdp, tensor]."""
+    devices = np.vectorize(lambda p: SimpleNamespace(process_index=p))(np.array(processes))
+    return SimpleNamespace(
+        devices=devices, shape=dict(zip(sharding.AXES, devices.shape, strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shares", "rows"),
+    [
+        (mesh_of([[0], [0]], [[1], [1]]), [(0, 2), (1, 2)], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (mesh_of([[0], [1]], [[0], [1]]), [(0, 2), (1, 2)], [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        (mesh_of([[0, 0], [1, 1]]), [(0, 2), (1, 2)], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        # The tensor axis crosses processes: both of a pair hold the same rows.
+        (mesh_of([[0, 1], [2, 3]]), [(0, 2), (0, 2), (1, 2), (1, 2)], [[0, 1, 2, 3]] * 2),
+        (mesh_of([[0, 1]]), [(0, 1), (0, 1)], [[*range(8)]] * 2),
+    ],
+)
+def test_each_process_reads_the_share_of_its_rows(mesh, shares, rows, monkeypatch):
+    for process, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert sharding.data_share(mesh) == share
+        if process < len(rows):
+            assert sharding.local_row_numbers(8, mesh).tolist() == rows[process]
+
+
+def test_rows_that_processes_hold_in_part_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="unevenly"):
+        sharding.data_share(mesh_of([[0, 0, 1], [1, 2, 2]]))
+
+
+PLAIN = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_NODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script, not a step of it
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ML_PLATFORM": "JAX"}, None),
+        (PLAIN, {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1,
+                 "cluster_detection_method": "deactivate"}),
+        (SLURM, {"cluster_detection_method": "slurm"}),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "4", "SLURM_GPUS_ON_NODE": "8"},
+         {"cluster_detection_method": "slurm", "local_device_ids": [*range(8)]}),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {"cluster_detection_method": "gketpu"}),
+        ({"TPU_ML_PLATFORM": "JAX"}, {"cluster_detection_method": "gcetpu"}),
+    ],
+)  # fmt: skip
+def test_the_environment_says_whether_there_are_others(env, expected):
+    assert processes._environment(env) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"JAX_PROCESS_ID": None}, "JAX_PROCESS_ID"), ({"JAX_PROCESS_ID": "2"}, "below")],
+)
+def test_half_an_environment_is_refused(changes, message):
+    env = {name: value for name, value in (PLAIN | changes).items() if value is not None}
+    with pytest.raises(ConfigError, match=message):
+        processes._environment(env)
+
+
+def same_numbers(workdir, expected):
+    """Equal but for the order in which float32 numbers are added."""
+    found = together.scalars(workdir)
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert {k: v for k, v in ours.items() if k != "padding_fraction"} == {
+            k: pytest.approx(v, rel=1e-4, abs=1e-6)
+            for k, v in theirs.items()
+            if k != "padding_fraction"  # each process packs for itself
+        }
+
+
+@pytest.mark.parametrize("kind", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_two_processes_and_their_checkpoints(kind, tiny_model, scenes, tmp_path):
+    """The run of one process, made by two, gone on with by one again."""
+
+    def train(name, steps, count):
+        flags = together.recipe(kind, tiny_model, scenes, num_steps=steps)
+        together.run(f"train_{kind}", *flags, f"--workdir={tmp_path / name}", count=count)
+
+    train("one", 4, 1)
+    train("two", 2, 2)
+    expected = together.scalars(tmp_path / "one")
+    assert kind == "sft" or all(row["grad_norm"] > 1e-3 for row in expected)
+    same_numbers(tmp_path / "two", expected[:2])
+    train("two", 4, 1)
+    same_numbers(tmp_path / "two", expected)
+
+    one, two = (together.groups(tmp_path / name) for name in ("one", "two"))
+    assert bool(one) == (kind == "grpo")
+    # The first process writes the groups of its own share.
+    assert sum(step <= 2 for step, _ in two) == (8 if kind == "grpo" else 0)
+    assert all(one[key] == texts for key, texts in two.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_four_processes_go_on_where_two_stopped(kind, tiny_model, scenes, tmp_path):
+    """On other meshes too: 2 × 2 devices, then 4 × 1, with weights divided."""
+
+    def train(name, steps, count, **changes):
+        flags = together.recipe(kind, tiny_model, scenes, num_steps=steps, **changes)
+        together.run(f"train_{kind}", *flags, f"--workdir={tmp_path / name}", count=count)
+
+    train("one", 4, 1)
+    train("many", 2, 2, cpu_devices=2, mesh__data=1, mesh__fsdp=2, mesh__tensor=2)
+    train("many", 3, 4, mesh__data=2, mesh__fsdp=2)
+    train("many", 4, 4, mesh__data=1, mesh__fsdp=2, mesh__tensor=2)  # tensor across processes
+    same_numbers(tmp_path / "many", together.scalars(tmp_path / "one"))
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_and_ends_all(tiny_model, scenes, tmp_path):
+    flags = together.recipe("sft", tiny_model, scenes, num_steps=500)
+    started = together.launch("train_sft", *flags, f"--workdir={tmp_path}", count=2)
+    metrics = tmp_path / "metrics.jsonl"
+    end = time.monotonic() + 600
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert time.monotonic() < end and started[0].poll() is None
+        time.sleep(0.1)
+    started[1].send_signal(signal.SIGTERM)
+    (status, said), (other, _) = together.finish(started)
+    assert (status, other) == (143, 143)
+    last = together.scalars(tmp_path)[-1]["step"]
+    assert said == (
+        f"stopped by SIGTERM after step {last}, which is saved; run the same command again to go on"
+    )
+    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == last
+
+
+@pytest.mark.slow
+def test_two_processes_list_a_bad_row_once_and_answer_for_one_another(tiny_model, scenes, tmp_path):
+    rows = [json.loads(line) for line in (scenes / "sft.jsonl").open()]
+    bad = {0, 3, 5, 8, 13, 21}
+    for i in bad:
+        rows[i]["images"][0] = f"nowhere_{i}.png"
+    data, run = tmp_path / "rows.jsonl", tmp_path / "run"
+    data.write_text("not JSON\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    flags = together.recipe("sft", tiny_model, scenes, num_steps=12, data__train_json=data)
+    together.run("train_sft", *flags, f"--workdir={run}", count=2)
+    rejected = [json.loads(line)["id"] for line in (run / "rejected.jsonl").open()]
+    assert len(rejected) == len(bad) + 1
+    assert {rows[i]["id"] for i in bad} < set(rejected)
+
+    answers = []
+    shutil.copytree(scenes, tmp_path / "scenes")
+    questions = json.loads((tmp_path / "scenes/eval.json").read_text())
+    questions[4]["images"][0] = "nowhere.png"
+    (tmp_path / "scenes/eval.json").write_text(json.dumps(questions))
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        together.run(
+            "evaluate",
+            "--config=configs/grpo_tiny.py",
+            f"--checkpoint={run}",
+            f"--benchmark={tmp_path}/scenes/eval.json",
+            f"--image_root={scenes}",
+            f"--output_dir={output}",
+            "--config.cpu_devices=1",
+            "--config.evaluation.batch_size=4",
+            "--config.evaluation.max_tokens=24",
+            count=count,
+        )
+        lines = [json.loads(line) for line in (output / "predictions.jsonl").open()]
+        assert len(lines) == 20 and len((output / "rejected.jsonl").read_text().splitlines()) == 1
+        answers.append({line["index"]: line["response"] for line in lines})
+    assert answers[0] == answers[1] and len(set(answers[0].values())) > 1
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_does_not_leave_the_others_waiting(tiny_model, scenes, tmp_path):
+    flags = together.recipe("sft", tiny_model, scenes)
+    started = together.launch(
+        "train_sft",
+        *flags,
+        f"--workdir={tmp_path}",
+        count=2,
+        last=["--config.data.train_json=nowhere.jsonl"],
+    )
+    begin = time.monotonic()
+    (first, _), (last, said) = together.finish(started)
+    assert first != 0 and last == 2 and "nowhere.jsonl" in said
+    assert time.monotonic() - begin < 90  # JAX's own patience is longer
