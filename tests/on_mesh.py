@@ -13,7 +13,7 @@ from flax import nnx
 
 from mirg_jax import defaults, sharding
 from mirg_jax.data.batching import PackedBatch
-from mirg_jax.models import qwen2_vl
+from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, make_weights, sample_keys
 from mirg_jax.training import grpo, sft
@@ -46,21 +46,25 @@ def prompts(packed: PackedBatch):
     return text._replace(segments=np.maximum(text.segments, np.arange(TOKENS) == 0)), packed.images
 
 
-def values(mesh, sampling_tensor: int, config: ModelConfig) -> dict:
+def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> dict:
     """One step of SFT, and one of GRPO on tokens that are sampled, on a mesh."""
     graph, params = qwen2_vl.create(config, 0)
-    params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params)
-    params = sharding.place_parameters(params, mesh)
+    params, frozen = sharding.place_parameters(params, mesh), nnx.State({})
+    if adapted:
+        frozen, (graph, params) = params, lora.attach(graph, params, lora.Lora(4, tower=True))
+        params = jax.tree.map(lambda leaf: 0.3 * leaf, lora.init(params, 1))
+        noise = lambda leaf: leaf + 0.1 * np.cos(np.arange(leaf.size)).reshape(leaf.shape)  # noqa: E731
+        params = sharding.place_parameters(jax.tree.map(noise, params), mesh)
     recipe = defaults.grpo()
     recipe.optimizer.update(learning_rate=1e-3, warmup_ratio=0.0)
     optimizer = make_optimizer(recipe.optimizer, 10)
     layout = state_shardings(params, optimizer, mesh)
     state = jax.jit(lambda p: init_state(p, optimizer, 0), out_shardings=layout)(params)
-    packed, frozen = batch(), nnx.State({})
-    found = {}
+    packed, found = batch(), {}
 
     sampling = sharding.sampling_mesh(mesh, sampling_tensor)
-    weights = make_weights(params, jnp.float32, sampling)(params)
+    weights = nnx.merge_state(params, frozen)
+    weights = make_weights(weights, jnp.float32, sampling)(weights)
     options = SamplingConfig(group=GROUP, max_tokens=NEW, stop_tokens=(7,))
     sample = make_sampler(graph, sampling, FORBIDDEN, options)
     keys = sample_keys(jax.random.key(3), jnp.arange(ROWS), GROUP)
@@ -87,17 +91,21 @@ def values(mesh, sampling_tensor: int, config: ModelConfig) -> dict:
         found["grpo_gradients"], found["logprob_diff"] = grads, statistics["logprob_diff"]
         for leaf, where in zip(jax.tree.leaves(grads), jax.tree.leaves(layout.params), strict=True):
             assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
-        state, found["norm"] = make_apply(optimizer, layout)(state, grads)
-    found["params"] = state.params
+        state, found["norm"] = make_apply(optimizer, layout)(state, grads, found["grpo_loss"])
+    for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
+        assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
     return jax.tree.map(np.asarray, jax.device_get(found))
 
 
 def apart(a, b) -> float:
-    """The largest difference, relative to the largest value, over all arrays."""
-    return max(
-        float(np.abs(x.astype(np.float64) - y).max() / max(np.abs(y).max(), 1e-6))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    """The largest difference over all arrays of a tree, relative to the largest value in it.
+
+    Losses near zero are sums of large terms: a difference is measured against 1 at least.
+    """
+    a, b = ([x.astype(np.float64).ravel() for x in jax.tree.leaves(tree)] for tree in (a, b))
+    a, b = np.concatenate(a), np.concatenate(b)
+    largest = np.abs(b).max()
+    return float(np.abs(a - b).max() / (largest if a.size > 1 else max(largest, 1.0)))
 
 
 def main(meshes):
@@ -105,12 +113,14 @@ def main(meshes):
         text=TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2)),
         vision=VisionConfig(2, 32, 4, 2, 32),
     )
-    one = values(sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1]), 1, config)
-    for data, fsdp, tensor, sampling in meshes:
-        mesh = sharding.make_mesh(data, fsdp, tensor)
-        found = values(mesh, sampling, config)
-        differences = {name: apart(found[name], one[name]) for name in one}
-        print(json.dumps({"mesh": [data, fsdp, tensor, sampling]} | differences))
+    alone = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    one = {}
+    for data, fsdp, tensor, sampling, adapted in meshes:
+        if adapted not in one:
+            one[adapted] = values(alone, 1, config, adapted)
+        found = values(sharding.make_mesh(data, fsdp, tensor), sampling, config, adapted)
+        differences = {name: apart(found[name], one[adapted][name]) for name in found}
+        print(json.dumps(differences), flush=True)
 
 
 if __name__ == "__main__":

@@ -116,13 +116,15 @@ def cudnn_attention(
     q_segments: Int[Array, "B T"],
     k_segments: Int[Array, "B S"],
     pattern: Pattern,
+    *,
+    implementation: str = "cudnn",
 ) -> Float[Array, "B N T D"]:
     """cuDNN's fused attention; pattern and segments go as one mask, a value a query and key."""
     rows, columns = (jnp.arange(size) for size in pattern.shape)
     mask = pattern.seen(rows[:, None], columns[None, :])
     mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=implementation)
     return out.transpose(0, 2, 1, 3)
 
 

@@ -1,0 +1,49 @@
+"""Every recipe's layout, scaled down to eight devices, computes what one device does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+# data, fsdp, tensor; sampling.tensor; adapters instead of all weights.
+LAYOUTS = {
+    "8 x 80 GB": (1, 8, 1, 1, False),
+    "slices whose sampling weights are shared": (1, 8, 1, 4, False),
+    "all three axes": (2, 2, 2, 2, False),
+    "more parts than key/value heads": (1, 2, 4, 8, False),
+    "adapters, a base on each device": (8, 1, 1, 1, True),
+    "adapters, a base divided": (1, 4, 2, 2, True),
+}
+QUICK = ("slices whose sampling weights are shared", "adapters, a base divided")
+
+
+def differences(names) -> dict[str, dict[str, float]]:
+    found = subprocess.run(
+        [sys.executable, "tests/on_mesh.py", json.dumps([LAYOUTS[name] for name in names])],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
+        timeout=1800,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    return dict(zip(names, rows, strict=True))
+
+
+def check(names):
+    for layout, row in differences(names).items():
+        assert row.pop("tokens") == 0, layout
+        assert all(difference < 1e-5 for difference in row.values()), (layout, row)
+
+
+def test_a_mesh_computes_what_one_device_does():
+    check(QUICK)
+
+
+@pytest.mark.slow
+def test_other_layouts_do_too():
+    check([name for name in LAYOUTS if name not in QUICK])
