@@ -23,6 +23,7 @@ from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.training import grpo, setup, sft
 from mirg_jax.training.checkpoint import with_shardings
 from mirg_jax.training.state import (
+    beside,
     init_state,
     make_apply,
     make_optimizer,
@@ -40,6 +41,7 @@ class Program(NamedTuple):
     function: Any
     arguments: tuple  # shapes with shardings
     parts: dict[str, Any]  # what is on the devices meanwhile, arguments or not, by part
+    apart: Any = ()  # those of them that aren't arguments
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -118,15 +120,25 @@ def setting(config: ConfigDict, devices: list) -> Setting:
     return Setting(sizes, graph, params, frozen, state, layout, optimizer, mesh)
 
 
-def _updates(run: Setting, gradients, arguments, others: dict, micro_batches: int):
-    """The two programs that both trainings end in: gradients, and the optimizer's step."""
-    parts = {"weights": (run.params, run.frozen), "optimizer": run.state.opt_state, **others}
+def _updates(run: Setting, gradients, outputs, arguments, resident: dict, micro_batches: int):
+    """The two programs that both trainings end in: gradients, and the optimizer's step.
+
+    Args:
+      outputs: of the loss and its statistics.
+      resident: what lies on the devices besides, by part.
+    """
+    parts = {"weights": (run.params, run.frozen), "optimizer": run.state.opt_state, **resident}
     grads = run.params
+    others = run.state.opt_state, resident.get("reference")
+    total = (outputs, grads) if micro_batches > 1 else None
     waiting = {"gradients": (grads,) * min(micro_batches, 2)}  # those summed so far, and new ones
-    yield Program("gradients", run.mesh, gradients, arguments, parts | waiting)
+    given = total, others, *arguments
+    held = resident["batch"] if isinstance(resident["batch"], list) else [resident["batch"]]
+    yield Program("gradients", run.mesh, gradients, given, parts | waiting, held[1:])
     apply = make_apply(run.optimizer, run.layout)
     arguments = run.state, grads, _shape(run.mesh, (), np.float32)
-    yield Program("update", run.mesh, apply, arguments, parts | {"gradients": grads})
+    apart = run.frozen, list(resident.values())
+    yield Program("update", run.mesh, apply, arguments, parts | {"gradients": grads}, apart)
 
 
 def sft_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
@@ -135,9 +147,10 @@ def sft_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
     rows = config.rows_per_micro_batch
     batch = batch_shapes(config, rows, run.mesh)
     gradients = sft.make_gradients(run.graph, run.layout, config.logprob_chunk)
-    arguments = run.params, run.frozen, batch, _shape(run.mesh, (), np.float32)
+    scalar = _shape(run.mesh, (), np.float32)
+    arguments = run.params, run.frozen, batch, scalar
     micro_batches = -(-config.batch_size // rows)
-    yield from _updates(run, gradients, arguments, {"batch": batch}, micro_batches)
+    yield from _updates(run, gradients, scalar, arguments, {"batch": batch}, micro_batches)
 
 
 def sampling_program(
@@ -177,7 +190,9 @@ def sampling_program(
     )
     own = {} if all(jax.tree.leaves(same)) and others else weights  # taken as they are
     parts = {"sampling weights": own, "batch": batch, "cache": cache, **others}
-    return Program("sample", mesh, sampler, (weights, batch.text, batch.images, keys), parts)
+    resident = others.get("optimizer"), others.get("reference"), everything if own else None
+    arguments = resident, weights, batch.text, batch.images, keys
+    return Program("sample", mesh, beside(sampler), arguments, parts)
 
 
 def grpo_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
@@ -221,11 +236,13 @@ def grpo_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
     }
     scalar = _shape(mesh, (), np.float32)
     micro_batches = config.batch_size // rows
-    others = {"batch": (experience,) * micro_batches}
+    others = {"batch": [experience] * micro_batches}
     others["reference"] = reference
     gradients = grpo.make_gradients(run.layout, **options)
     arguments = run.params, run.frozen, experience, grpo.Totals(scalar, scalar), None
-    yield from _updates(run, gradients, arguments, others, micro_batches)
+    names = ("kl", "logprob_diff", "clip_fraction")
+    outputs = scalar, dict.fromkeys(names, scalar)
+    yield from _updates(run, gradients, outputs, arguments, others, micro_batches)
 
 
 def inference_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
@@ -258,7 +275,7 @@ class Report(NamedTuple):
 
     name: str
     parts: dict[str, int]  # counted from shapes and shardings; "activations" are the compiler's
-    compiler: int  # the compiler's own sum, with what lies on the device beside its arguments
+    compiler: int  # the compiler's own sum of arguments, results and temporaries
     problem: str = ""  # why the compiler refused it
 
     @property
@@ -279,17 +296,14 @@ def measure(program: Program) -> Report:
         used = re.search(r"[Uu]sed ([\d.]+)G of ([\d.]+)G", str(error))
         problem = f"needs {used[1]} of {used[2]} GiB" if used else "runs out of memory"
         return Report(program.name, parts, 0, problem)
-    arguments, outputs = bytes_per_device(program.arguments), memory.output_size_in_bytes
-    beside = sum(parts.values()) - arguments - parts.get("cache", 0)
-    if "gradients" in parts and program.name == "gradients":
-        beside -= bytes_per_device(program.arguments[0])  # its own output
-    elif program.name == "update":
-        beside += bytes_per_device(program.arguments[0].step)
-    made = outputs - memory.alias_size_in_bytes
-    compiler = memory.argument_size_in_bytes + made + memory.temp_size_in_bytes + max(beside, 0)
-    if program.name == "sample":
-        parts["outputs"] = made
-    parts["activations"] = max(memory.temp_size_in_bytes - parts.get("cache", 0), 0)
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    compiler = memory.argument_size_in_bytes + made + memory.temp_size_in_bytes
+    compiler += bytes_per_device(program.apart)
+    # Gradients summed so far are an argument; the new ones are temporary, or the output.
+    inside = parts.get("cache", 0) if program.name == "sample" else 0
+    if program.name == "gradients":
+        inside = parts["gradients"] // 2 if program.arguments[0] else 0
+    parts["activations"] = max(memory.temp_size_in_bytes - inside, 0)
     return Report(program.name, parts, compiler)
 
 

@@ -76,7 +76,9 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
     with jax.set_mesh(mesh):
         place = lambda tree: sharding.place_rows(tree, mesh)  # noqa: E731
         gradients = sft.make_gradients(graph, layout, chunk=7)
-        found["sft_loss"], grads = gradients(params, frozen, place(packed), jnp.float32(100))
+        found["sft_loss"], grads = gradients(
+            None, None, params, frozen, place(packed), jnp.float32(100)
+        )
         found["sft_gradients"] = grads
         advantages = np.linspace(-1, 1, ROWS * GROUP, dtype=np.float32).reshape(ROWS, GROUP)
         reference = rollout.logprobs - 0.1
@@ -86,7 +88,7 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
             layout, graph=graph, forbidden=FORBIDDEN, config=recipe.grpo, chunk=7
         )
         (found["grpo_loss"], statistics), grads = gradients(
-            params, frozen, experience, totals, None
+            None, None, params, frozen, experience, totals, None
         )
         found["grpo_gradients"], found["logprob_diff"] = grads, statistics["logprob_diff"]
         for leaf, where in zip(jax.tree.leaves(grads), jax.tree.leaves(layout.params), strict=True):

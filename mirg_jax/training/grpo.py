@@ -36,7 +36,14 @@ from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
 from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
-from mirg_jax.training.state import TrainState, add, make_apply, schedule, split_trainable
+from mirg_jax.training.state import (
+    TrainState,
+    accumulating,
+    beside,
+    make_apply,
+    schedule,
+    split_trainable,
+)
 from mirg_jax.types import Images, Rollout, Text
 
 
@@ -102,8 +109,8 @@ def loss(
 
 
 def make_gradients(layout: TrainState, **options) -> Callable:
-    """`loss`, its gradients and statistics under `jit`, those laid out as the parameters are."""
-    return jax.jit(
+    """`loss`, statistics and gradients, as `accumulating`; laid out as the parameters are."""
+    return accumulating(
         jax.value_and_grad(functools.partial(loss, **options), has_aux=True),
         out_shardings=((layout.step, layout.step), layout.params),
     )
@@ -204,12 +211,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     # The reference is where this stage started, also when the run resumes: a copy of what is
     # trained, as it is computed with, since the policy's own arrays are given away at every update.
     # Under LoRA it is the frozen base, without a copy.
-    reference_graph, reference = run.model.graph, run.model.params
+    reference_graph, reference, copies = run.model.graph, run.model.params, None
     if not lora.is_adapters(state.params):
         trained, _ = split_trainable(reference, tuple(config.freeze))
         dtypes = computed_dtypes(trained, config.model.compute_dtype)
         copy = jax.jit(lambda params: jax.tree.map(lambda p, d: jnp.array(p, d), params, dtypes))
-        reference = nnx.merge_state(copy(trained), frozen)
+        copies = copy(trained)
+        reference = nnx.merge_state(copies, frozen)
 
     # ---- The pure functions of a step, jitted once. ----
     forbidden = forbidden_ids(run.tokenizer, run.model.config.text.vocab_size)
@@ -228,7 +236,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     }
 
     sampling_mesh = setup.sampling_mesh(config, mesh)
-    sample = make_sampler(graph, sampling_mesh, forbidden, sampling)
+    sample = beside(make_sampler(graph, sampling_mesh, forbidden, sampling))
     everything = nnx.merge_state(state.params, frozen)
     weights_of = make_weights(everything, config.model.compute_dtype, sampling_mesh)
     del everything
@@ -252,14 +260,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
         return {"reward": reward, **parts}, advantage, objective.zero_spread(reward)
 
-    reference_of = jax.jit(
+    reference_of = beside(
         functools.partial(reference_values, **options | {"graph": reference_graph})
     )
     reference_head = None
     if settings.beta and settings.kl == "exact":
         reference_head = jax.jit(lambda p: nnx.merge(reference_graph, p).head())(reference)
     gradients = make_gradients(run.layout, **options)
-    accumulate = jax.jit(add, donate_argnums=0)
     apply = make_apply(run.optimizer, run.layout)
     rate = schedule(config.optimizer, config.num_steps * settings.updates)
     metrics = Metrics(
@@ -287,7 +294,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
             # ---- Rollout, parsed answers, rewards, advantages. ----
             experiences, judged, all_texts, lengths = [], [], [], []
             with metrics.phase("rollout"):
-                weights = weights_of(nnx.merge_state(state.params, frozen))
+                everything = nnx.merge_state(state.params, frozen)
+                weights = weights_of(everything)
+                others = state.opt_state, copies, None if weights is everything else everything
             for number, (chunk, batch) in enumerate(zip(chunks, prompts, strict=True)):
                 examples = [example for example, _ in chunk]
                 with metrics.phase("rollout"):
@@ -299,7 +308,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                     keys = keys_of(state.key, at, sharding.place_rows(numbers, mesh))
                     with jax.set_mesh(sampling_mesh):
                         there = jax.device_put((*given, keys), sharding.by_rows(sampling_mesh))
-                        rollout = sample(weights, *there)
+                        rollout = sample(others, weights, *there)
                     rollout = jax.device_put(rollout, rows)
                     tokens, mask = map(sharding.local_rows, (rollout.tokens, rollout.mask))
                     length = jax.device_get(lengths_of(rollout.mask))
@@ -314,13 +323,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                     )
                     values = None
                     if settings.beta:
-                        values = reference_of(reference, *given, rollout)
+                        others = state.params, state.opt_state
+                        values = reference_of(others, reference, *given, rollout)
                 experiences.append(Experience(*given, rollout, advantages, values))
                 judged.append((parts, equal))
                 all_texts.append(texts)
                 lengths.append(length)
 
-            del weights
+            del weights, everything, others
             # ---- Updates on what was sampled. ----
             with metrics.phase("update"):
                 lengths = np.concatenate(lengths)
@@ -330,8 +340,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 for update in range(settings.updates):
                     total = None
                     for experience in experiences:
-                        part = gradients(state.params, frozen, experience, totals, reference_head)
-                        total = part if total is None else accumulate(total, part)
+                        given = state.params, frozen, experience, totals, reference_head
+                        total = gradients(total, (state.opt_state, copies), *given)
                     (step_loss, statistics), grads = total
                     state, norm = apply(state, grads, step_loss)
                     if update == 0:  # later updates are off-policy by design

@@ -18,7 +18,7 @@ from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.training import setup
 from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
-from mirg_jax.training.state import TrainState, add, make_apply, schedule
+from mirg_jax.training.state import TrainState, accumulating, make_apply, schedule
 
 
 def loss(
@@ -53,8 +53,8 @@ def micro_batches(items: Sequence[Item], shapes: Shapes, rows: int) -> list[Pack
 
 
 def make_gradients(graph: nnx.GraphDef, layout: TrainState, chunk: int) -> Callable:
-    """`loss` and its gradients under `jit`, those laid out as the parameters are."""
-    return jax.jit(
+    """`loss` and its gradients, as `accumulating`; laid out as the parameters are."""
+    return accumulating(
         jax.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk)),
         out_shardings=(layout.step, layout.params),
     )
@@ -74,7 +74,6 @@ def make_step(
     several.
     """
     gradients = make_gradients(graph, layout, chunk)
-    accumulate = jax.jit(add, donate_argnums=0)
     apply = make_apply(optimizer, layout)
 
     def step(state, frozen, batches, count=None):
@@ -83,8 +82,8 @@ def make_step(
             count = setup.scalar(count, mesh)
             total = None
             for batch in batches:
-                part = gradients(state.params, frozen, sharding.place_rows(batch, mesh), count)
-                total = part if total is None else accumulate(total, part)
+                given = state.params, frozen, sharding.place_rows(batch, mesh), count
+                total = gradients(total, state.opt_state, *given)
             step_loss, grads = total
             state, norm = apply(state, grads, step_loss)
             return state, *jax.device_get((step_loss, norm))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,6 +182,24 @@ def make_apply(
     )
 
 
-def add(total: Any, grads: Any) -> Any:
-    """Sums gradients of micro-batches."""
-    return jax.tree.map(jnp.add, total, grads)
+def beside(function: Callable, **options) -> Callable:
+    """`run(others, *arguments)` under `jit`, where `others` lie on the devices meanwhile.
+
+    They aren't used, but the compiler, which plans a program's memory up to the device's, counts
+    them in.
+
+    Args:
+      options: of `jax.jit`.
+    """
+    return jax.jit(lambda others, *arguments: function(*arguments), keep_unused=True, **options)
+
+
+def accumulating(function: Callable, **options) -> Callable:
+    """`run(total, others, *arguments)`: adds what `function` returns to `total`, which is given
+    away; None begins a new one. `others` and `options` as for `beside`."""
+
+    def run(total, others, *arguments):
+        part = function(*arguments)
+        return part if total is None else jax.tree.map(jnp.add, total, part)
+
+    return jax.jit(run, donate_argnums=0, keep_unused=True, **options)
