@@ -19,7 +19,7 @@ ifndef JAX_$(ACCEL)
 $(error ACCEL must be cpu, cuda12, cuda13 or tpu, not '$(ACCEL)')
 endif
 
-.PHONY: venv demo test test-slow benchmark lint format clean
+.PHONY: venv demo test test-slow benchmark plan lint format clean
 
 venv: .venv/.ready-$(ACCEL)
 
@@ -52,6 +52,16 @@ benchmark: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.arena_max
 benchmark: .venv/.ready-test
 	$(BIN)/python scripts/benchmark.py --case=$(CASE)
 
+# Will it fit? make plan CONFIG=configs/grpo_qwen2_vl_7b.py MACHINE=h100:8
+# In an environment of its own, since it brings compilers for machines that aren't there (2.5 GB).
+plan: .venv-plan/.ready
+	.venv-plan/bin/python scripts/plan.py --config=$(CONFIG) --machine=$(MACHINE) $(PLAN_FLAGS)
+
+.venv-plan/.ready: requirements-plan.txt requirements.txt
+	$(PYTHON) -m venv .venv-plan
+	.venv-plan/bin/pip install -q --disable-pip-version-check -r requirements-plan.txt -e .
+	@touch $@
+
 lint: .venv/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,4 +71,4 @@ format: .venv/.ready-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs tests/.jax_cache
+	rm -rf .venv .venv-plan runs tests/.jax_cache
