@@ -275,7 +275,7 @@ class Report(NamedTuple):
 
     name: str
     parts: dict[str, int]  # counted from shapes and shardings; "activations" are the compiler's
-    compiler: int  # the compiler's own sum of arguments, results and temporaries
+    compiler: int  # the compiler's own peak of arguments, results and temporaries
     problem: str = ""  # why the compiler refused it
 
     @property
@@ -297,14 +297,15 @@ def measure(program: Program) -> Report:
         problem = f"needs {used[1]} of {used[2]} GiB" if used else "runs out of memory"
         return Report(program.name, parts, 0, problem)
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    compiler = memory.argument_size_in_bytes + made + memory.temp_size_in_bytes
-    compiler += bytes_per_device(program.apart)
+    taken = memory.argument_size_in_bytes + made
+    # Its peak is what TPU's compiler holds against the memory: some temporaries share one place.
+    peak = memory.peak_memory_in_bytes or taken + memory.temp_size_in_bytes
     # Gradients summed so far are an argument; the new ones are temporary, or the output.
     inside = parts.get("cache", 0) if program.name == "sample" else 0
     if program.name == "gradients":
         inside = parts["gradients"] // 2 if program.arguments[0] else 0
-    parts["activations"] = max(memory.temp_size_in_bytes - inside, 0)
-    return Report(program.name, parts, compiler)
+    parts["activations"] = max(peak - taken - inside, 0)
+    return Report(program.name, parts, peak + bytes_per_device(program.apart))
 
 
 # The share of a device's memory that a plan leaves free: for the runtime, and for fragmentation.
@@ -414,7 +415,7 @@ def _line(report: Report, memory: float) -> str:
     peak = max(report.total, report.compiler)
     return (
         f"{report.name:10s} {peak / machines.GIB:6.2f} GiB, {1 - peak / memory:4.0%} free: {parts}"
-        f" (the compiler's sum: {report.compiler / machines.GIB:.2f})"
+        f" (the compiler's count: {report.compiler / machines.GIB:.2f})"
     )
 
 

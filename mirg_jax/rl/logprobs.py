@@ -20,8 +20,26 @@ def log_softmax(
     return jax.nn.log_softmax(_logits(hidden, head, temperature, forbidden), axis=-1)
 
 
+@jax.custom_vjp
+def _project(hidden: Float[Array, "*N M"], head: Float[Array, "M vocab"]) -> Array:
+    """hidden · head in float32; gradients are products in the head's own precision.
+
+    Left to itself the head's gradient, as large as all logits of a chunk, would be made in float32.
+    """
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def _project_backward(saved, g):
+    hidden, head = saved
+    g = g.astype(head.dtype)
+    return g @ head.T, jnp.einsum("...m,...v->mv", hidden, g)
+
+
+_project.defvjp(lambda hidden, head: (_project(hidden, head), (hidden, head)), _project_backward)
+
+
 def _logits(hidden, head, temperature, forbidden):
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32) / temperature
+    logits = _project(hidden, head) / temperature
     return logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
 
 
