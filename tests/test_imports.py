@@ -15,6 +15,7 @@ ALLOWED = {
     "models": {"types", "errors", "sharding"},
     "weights": {"models", "errors"},
     "sharding": set(),
+    "processes": {"errors"},
     "rl": set(),
     "sampling": {"models", "rl", "sharding", "types"},
     "small_base": {"data", "grounding", "models", "rl", "types"},

@@ -27,9 +27,9 @@ class RejectedLog:
         self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
         self._writes = write and path is not None
         if path and path.exists():
-            whole = path.read_bytes()
-            whole = whole[: whole.rfind(b"\n") + 1]  # a killed run may have torn the last line
-            if write:
+            found = path.read_bytes()
+            whole = found[: found.rfind(b"\n") + 1]  # a killed run may have torn the last line
+            if write and whole != found:
                 path.write_bytes(whole)
             for line in whole.decode().splitlines():
                 row = json.loads(line)

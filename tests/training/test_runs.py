@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -60,6 +61,8 @@ def test_a_killed_run_resumes_to_the_same_numbers(kind, changes, recipe, tmp_pat
         patch.setattr(metrics.Metrics, "write", write_until_step_3)
         with pytest.raises(Killed):
             TRAIN[kind](recipe(kind, **changes), tmp_path / "killed")
+    while not (tmp_path / "killed/checkpoints/2").exists():
+        time.sleep(0.01)  # this process lives on, and so does the save under way
     TRAIN[kind](recipe(kind, **changes), tmp_path / "killed")
     assert scalars(tmp_path / "killed") == expected
     assert list((tmp_path / "killed" / "tensorboard").iterdir())
