@@ -20,7 +20,7 @@ from mirg_jax.types import Images, KeyValues, Rollout, Text
 _MIN_STAGE = 32  # tokens for which the cache keeps its size
 _MAX_STAGES = 4  # each is compiled,
 _LONG = 512  # and from this length on, that takes longer than a shorter cache saves
-_PREFILL_TOKENS = 8192  # of prompts, that a device computes at a time
+_PREFILL_TOKENS = 4096  # of prompts, that a device computes at a time
 
 
 @dataclasses.dataclass(frozen=True)
