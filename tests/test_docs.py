@@ -1,0 +1,49 @@
+"""What README, docs, recipes and notebook name is there, and every recipe is sound."""
+
+import importlib
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+from mirg_jax import sharding
+from mirg_jax.training import setup
+
+RECIPES = sorted(
+    path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "machines"
+)
+TEXTS = [
+    REPOSITORY / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "notebooks").glob("*.ipynb")),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(text):
+    named = re.findall(
+        r"\b((?:scripts|configs|mirg_jax|tests|notebooks|docs)/[\w/]+\.\w+)", text.read_text()
+    )
+    missing = {name for name in named if not (REPOSITORY / name).exists()}
+    assert not missing
+    links = re.findall(r"\]\(([\w/]+\.md)\)", text.read_text())
+    assert all((text.parent / link).exists() for link in links)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_sound(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    mesh = sharding.make_mesh()
+    assert setup.how(config, mesh)["attention"] == "xla"  # on a CPU
+    setup.lora_of(config)
+    shapes = setup.shapes_of(config)
+    for sizes in (shapes.lengths, shapes.slots, shapes.patches):
+        assert list(sizes) == sorted(sizes)
+    if "grpo" in config:
+        assert config.batch_size % config.prompts_per_micro_batch == 0
+    if "qwen2_vl" in name and "inference" not in name:
+        # The paper's figures, whatever the machine.
+        rate = {"sft": 2e-5, "grpo": 5e-6}[name.split("_")[0]] * (10 if "lora" in name else 1)
+        assert config.optimizer.learning_rate == pytest.approx(rate)
+        completions = config.batch_size * config.get("grpo", {"group": 1})["group"]
+        assert completions == 128
