@@ -56,8 +56,12 @@ def measure(program: Program) -> Report:
 FREE = 0.1
 
 
-def advice(config: ConfigDict, report: Report) -> str:
+def advice(config: ConfigDict, report: Report, memory: float) -> str:
     """Which change would make a program fit that doesn't."""
+    adapters = "--config.lora.rank=64 --config.model.param_dtype=bfloat16"
+    held = report.total - report.parts.get("activations", 0)
+    if held > (1 - FREE) * memory and report.name != "sample":  # whatever is computed with it
+        return "more devices" if config.lora.rank else f"more devices, or {adapters}"
     grpo_run = "grpo" in config
     rows_name = "prompts_per_micro_batch" if grpo_run else "rows_per_micro_batch"
     if report.name == "sample":
@@ -71,8 +75,8 @@ def advice(config: ConfigDict, report: Report) -> str:
             return "--config.logprob_chunk=256"
         if config.mesh.data == 1 and config.mesh.fsdp == -1:
             return f"--config.mesh.tensor={config.mesh.tensor * 2} with half of {rows_name}"
-    if not config.get("lora", {}).get("rank"):
-        return "adapters instead (--config.lora.rank=64 --config.model.param_dtype=bfloat16)"
+    if not config.lora.rank:
+        return f"adapters instead: {adapters}"
     return "smaller data.shapes, or more devices"
 
 
@@ -147,7 +151,7 @@ def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], obj
                 f"needs {max(report.total, report.compiler) / machines.GIB:.1f} of "
                 f"{machine.kind.memory:g} GiB, and {FREE:.0%} should stay free"
             )
-            row["advice"] = advice(config, report)
+            row["advice"] = advice(config, report, memory)
         found["programs"].append(row)
     return found
 

@@ -60,13 +60,16 @@ def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, here, tiny_mod
 
 
 def test_a_recipe_that_is_too_large_is_refused_in_a_line(here, tiny_model):
-    config = recipe("sft", tiny_model)
-    plan = planning.plan(config, here(0.001), lambda _: None)
-    with pytest.raises(ConfigError) as refused:
-        planning.require_fit(plan)
-    line = str(refused.value)
-    assert "does not fit here:1: gradients needs" in line and "--config.model.remat=full" in line
-    assert "\n" not in line
+    roomy = planning.plan(recipe("sft", tiny_model), here(4), lambda _: None)["programs"][0]
+    held = (roomy["total"] - roomy["parts"]["activations"]) / 2**30
+    between = (held + roomy["total"] / 2**30) / 2 / (1 - planning.FREE)
+    for gib, remedy in ((held, "more devices, or --config.lora.rank"), (between, "remat=full")):
+        plan = planning.plan(recipe("sft", tiny_model), here(gib), lambda _: None)
+        with pytest.raises(ConfigError) as refused:
+            planning.require_fit(plan)
+        line = str(refused.value)
+        assert "does not fit here:1: gradients needs" in line and remedy in line
+        assert "\n" not in line
 
 
 def test_search_takes_the_remat_that_recomputes_least(here, tiny_model):
