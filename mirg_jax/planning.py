@@ -42,8 +42,10 @@ def measure(program: Program) -> Report:
         return Report(program.name, parts, 0, problem)
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     taken = memory.argument_size_in_bytes + made
-    # Its peak is what TPU's compiler holds against the memory: some temporaries share one place.
-    peak = memory.peak_memory_in_bytes or taken + memory.temp_size_in_bytes
+    peak = taken + memory.temp_size_in_bytes
+    if program.mesh.devices.flat[0].platform == "tpu":
+        # Some temporaries share one place; this is what its compiler holds against the memory.
+        peak = memory.peak_memory_in_bytes
     # Gradients summed so far are an argument; the new ones are temporary, or the output.
     inside = parts.get("cache", 0) if program.name == "sample" else 0
     if program.name == "gradients":
