@@ -195,6 +195,20 @@ def write_groups(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def reference_copies(run: setup.Run, config: ConfigDict) -> nnx.State | None:
+    """What the reference policy has besides the frozen parameters: where this stage started.
+
+    So it is when the run resumes, too. A copy, as it is computed with, since the policy's own
+    arrays are given away at every update. None under LoRA: the frozen base is the reference.
+    """
+    if lora.is_adapters(run.state.params):
+        return None
+    trained, _ = split_trainable(run.model.params, tuple(config.freeze))
+    dtypes = computed_dtypes(trained, config.model.compute_dtype)
+    copy = jax.jit(lambda params: jax.tree.map(lambda p, d: jnp.array(p, d), params, dtypes))
+    return copy(trained)
+
+
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes GRPO; see `defaults.grpo` for the settings."""
     check(config, setup.use_devices(config))
@@ -208,16 +222,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
     state, frozen, graph, mesh = run.state, run.frozen, run.graph, run.mesh
 
-    # The reference is where this stage started, also when the run resumes: a copy of what is
-    # trained, as it is computed with, since the policy's own arrays are given away at every update.
-    # Under LoRA it is the frozen base, without a copy.
-    reference_graph, reference, copies = run.model.graph, run.model.params, None
-    if not lora.is_adapters(state.params):
-        trained, _ = split_trainable(reference, tuple(config.freeze))
-        dtypes = computed_dtypes(trained, config.model.compute_dtype)
-        copy = jax.jit(lambda params: jax.tree.map(lambda p, d: jnp.array(p, d), params, dtypes))
-        copies = copy(trained)
-        reference = nnx.merge_state(copies, frozen)
+    reference_graph, copies = run.model.graph, reference_copies(run, config)
+    reference = frozen if copies is None else nnx.merge_state(copies, frozen)
+    run = run.without_start()
 
     # ---- The pure functions of a step, jitted once. ----
     forbidden = forbidden_ids(run.tokenizer, run.model.config.text.vocab_size)
@@ -323,8 +330,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                     )
                     values = None
                     if settings.beta:
-                        others = state.params, state.opt_state
-                        values = reference_of(others, reference, *given, rollout)
+                        policy = state.params, state.opt_state
+                        values = reference_of(policy, reference, *given, rollout)
                 experiences.append(Experience(*given, rollout, advantages, values))
                 judged.append((parts, equal))
                 all_texts.append(texts)

@@ -51,6 +51,10 @@ class Run(NamedTuple):
     checkpoints: checkpoint.Checkpoints
     first_step: int
 
+    def without_start(self) -> "Run":
+        """Lets go of the parameters that the run started from, which a resumed one needn't hold."""
+        return self._replace(model=self.model._replace(params=None))
+
 
 def config_of(source: str) -> ConfigDict:
     """The config that a run was trained with; the defaults for a Hugging Face model."""
@@ -227,7 +231,12 @@ def start(
     graph, params, frozen = trainable(model, config, mesh)
     optimizer = make_optimizer(config.optimizer, config.num_steps * updates_per_step)
     layout = state_shardings(params, optimizer, mesh)
-    state = jax.jit(lambda p: init_state(p, optimizer, config.seed), out_shardings=layout)(params)
+    # The parameters themselves stay where they are: a program would return copies of them.
+    begin = jax.jit(
+        lambda p: init_state(p, optimizer, config.seed)._replace(params=None),
+        out_shardings=layout._replace(params=None),
+    )
+    state = begin(params)._replace(params=params)
 
     rejected = RejectedLog(workdir / "rejected.jsonl", write=first)
     examples, bad = read_examples(config.data.train_json)

@@ -109,7 +109,7 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes SFT; see `defaults.sft` for the settings."""
     rows = check(config, setup.use_devices(config))
-    run = setup.start(config, workdir, with_response=True)
+    run = setup.start(config, workdir, with_response=True).without_start()
     state, frozen = run.state, run.frozen
     take_step = make_step(run.graph, run.optimizer, run.mesh, run.layout, config.logprob_chunk)
     rate = schedule(config.optimizer, config.num_steps)

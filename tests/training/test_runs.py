@@ -11,7 +11,7 @@ import pytest
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import create
-from mirg_jax.training import grpo, metrics, sft
+from mirg_jax.training import grpo, metrics, setup, sft
 from mirg_jax.training.checkpoint import load_model
 from mirg_jax.training.setup import use_devices
 from mirg_jax.types import Rollout
@@ -66,6 +66,14 @@ def test_a_killed_run_resumes_to_the_same_numbers(kind, changes, recipe, tmp_pat
     TRAIN[kind](recipe(kind, **changes), tmp_path / "killed")
     assert scalars(tmp_path / "killed") == expected
     assert list((tmp_path / "killed" / "tensorboard").iterdir())
+
+
+def test_a_run_starts_without_a_second_copy_of_its_parameters(recipe, tmp_path):
+    run = setup.start(recipe("sft"), tmp_path, with_response=True)
+    held = {id(leaf) for leaf in jax.tree.leaves(run.model.params)}
+    assert all(id(leaf) in held for leaf in jax.tree.leaves(run.state.params))
+    assert run.without_start().model.params is None
+    run.checkpoints.close()
 
 
 def test_gradient_accumulation_does_not_change_sft(recipe, tmp_path):
