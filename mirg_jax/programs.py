@@ -17,7 +17,12 @@ from mirg_jax.data.images import PATCH_BYTES
 from mirg_jax.errors import ConfigError
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
-from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
+from mirg_jax.sampling.sampler import (
+    SamplingConfig,
+    make_sampler,
+    taken_as_they_are,
+    weight_shapes,
+)
 from mirg_jax.training import grpo, setup, sft
 from mirg_jax.training.checkpoint import with_shardings
 from mirg_jax.training.state import (
@@ -157,13 +162,7 @@ def sampling_program(
     """The sampler with its weights, as GRPO and evaluation run it."""
     mesh = sharding.sampling_mesh(run.mesh, config.sampling.tensor)
     everything = nnx.merge_state(run.params, run.frozen)
-    dtypes = qwen2_vl.computed_dtypes(everything, config.model.compute_dtype)
-    weights = jax.tree.map(
-        lambda leaf, dtype, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
-        everything,
-        dtypes,
-        sharding.parameter_shardings(everything, mesh, sharding.GATHERED),
-    )
+    weights = weight_shapes(everything, config.model.compute_dtype, mesh)
     batch = batch_shapes(config, rows, mesh)
     options = SamplingConfig(group=group, max_tokens=max_tokens, stop_tokens=(0, 1))
     sampler = make_sampler(run.graph, mesh, np.zeros(run.model.text.vocab_size, bool), options)
@@ -181,12 +180,7 @@ def sampling_program(
         config.model.compute_dtype,
         *where,
     )
-    same = jax.tree.map(
-        lambda a, b: a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, a.ndim),
-        weights,
-        everything,
-    )
-    own = {} if all(jax.tree.leaves(same)) and others else weights  # taken as they are
+    own = {} if others and taken_as_they_are(everything, weights) else weights
     parts = {"sampling weights": own, "batch": batch, "cache": cache, **others}
     resident = others.get("optimizer"), others.get("reference"), everything if own else None
     arguments = resident, weights, batch.text, batch.images, keys

@@ -184,6 +184,26 @@ def _prefill(
     return last.reshape(B, -1), KeyValues(keys, values, prompt.segments)
 
 
+def weight_shapes(params: nnx.State, compute: Any, mesh: jax.sharding.Mesh) -> nnx.State:
+    """Shapes, dtypes and layouts of what the sampler reads; see `make_weights`."""
+    return jax.tree.map(
+        lambda leaf, dtype, layout: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=layout),
+        params,
+        computed_dtypes(params, compute),
+        sharding.parameter_shardings(params, mesh, sharding.GATHERED),
+    )
+
+
+def taken_as_they_are(params: nnx.State, wanted: nnx.State) -> bool:
+    """Whether the parameters already have the dtypes and layouts of `weight_shapes`."""
+    same = jax.tree.map(
+        lambda a, b: a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, a.ndim),
+        params,
+        wanted,
+    )
+    return all(jax.tree.leaves(same))
+
+
 def make_weights(
     params: nnx.State, compute: Any, mesh: jax.sharding.Mesh
 ) -> Callable[[nnx.State], nnx.State]:
@@ -198,18 +218,8 @@ def make_weights(
       compute: the model's compute dtype.
       mesh: from `sharding.sampling_mesh`.
     """
-
-    dtypes = computed_dtypes(params, compute)
-    layouts = sharding.parameter_shardings(params, mesh, sharding.GATHERED)
-    same = jax.tree.map(
-        lambda leaf, dtype, layout: (
-            leaf.dtype == dtype and leaf.sharding.is_equivalent_to(layout, leaf.ndim)
-        ),
-        params,
-        dtypes,
-        layouts,
-    )
-    if all(jax.tree.leaves(same)):
+    wanted = weight_shapes(params, compute, mesh)
+    if taken_as_they_are(params, wanted):
         return lambda params: params
 
     def move(leaf, dtype, layout):
@@ -218,14 +228,17 @@ def make_weights(
             jax.lax.with_sharding_constraint(leaf.astype(dtype), whole), layout
         )
 
-    def one(leaf, dtype, layout):
+    def one(leaf, wanted):
         if leaf.ndim < 3:
-            return move(leaf, dtype, layout)
+            return move(leaf, wanted.dtype, wanted.sharding)
         # A layer at a time, since no device has room for all of them whole.
-        inner = NamedSharding(mesh, PartitionSpec(*layout.spec[1:]))
-        return jax.lax.map(lambda layer: move(layer, dtype, inner), leaf)
+        inner = NamedSharding(mesh, PartitionSpec(*wanted.sharding.spec[1:]))
+        return jax.lax.map(lambda layer: move(layer, wanted.dtype, inner), leaf)
 
-    return jax.jit(lambda params: jax.tree.map(one, params, dtypes, layouts), out_shardings=layouts)
+    return jax.jit(
+        lambda params: jax.tree.map(one, params, wanted),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted),
+    )
 
 
 def make_sampler(

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -278,8 +277,3 @@ def start(
         checkpoints=checkpoints,
         first_step=first_step,
     )
-
-
-def scalar(value: float, mesh: jax.sharding.Mesh) -> Any:
-    """A float32 on every device, put there explicitly, as the transfer guard asks."""
-    return sharding.place_everywhere(np.float32(value), mesh)

@@ -79,7 +79,7 @@ def make_step(
     def step(state, frozen, batches, count=None):
         count = count or sum(batch.labels[:, 1:].sum() for batch in batches)
         with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
-            count = setup.scalar(count, mesh)
+            count = sharding.place_everywhere(np.float32(count), mesh)
             total = None
             for batch in batches:
                 given = state.params, frozen, sharding.place_rows(batch, mesh), count
