@@ -125,9 +125,6 @@ def _flash(engine, q, k, v, q_segments, k_segments, causal, prefix) -> Float[Arr
     B, K, G, R, T, D = q.shape
     S = k.shape[2]
 
-    def flat(x):  # [B, KG, S, D] → [B, K, GS, D]
-        return x.reshape(B, K, G * S, D)
-
     q_segments, k_segments = q_segments.reshape(B, G * T), k_segments.reshape(B, G * S)
     prefix_k, prefix_v, prefix_segments = prefix
     if prefix_k is None and G > 1:
@@ -140,13 +137,12 @@ def _flash(engine, q, k, v, q_segments, k_segments, causal, prefix) -> Float[Arr
         pattern = flash.Pattern(1, T, S, 0, causal)
         out = _on_devices(engine, pattern, *split, *segments).reshape(B, G, K, R, T, D)
         return out.transpose(0, 2, 1, 3, 4, 5)
-    pattern = flash.Pattern(G, T, S, 0, causal)
-    k, v = flat(k), flat(v)
+    k, v = (x.reshape(B, K, G * S, D) for x in (k, v))
     if prefix_k is not None:
-        pattern = flash.Pattern(G, T, S, prefix_k.shape[2], causal)
         k = jnp.concatenate([prefix_k.astype(k.dtype), k], axis=2)
         v = jnp.concatenate([prefix_v.astype(v.dtype), v], axis=2)
         k_segments = jnp.concatenate([prefix_segments, k_segments], axis=1)
+    pattern = flash.Pattern(G, T, S, k.shape[2] - G * S, causal)
     q = q.transpose(0, 1, 3, 2, 4, 5).reshape(B, K, R, G * T, D)
     out = _on_devices(engine, pattern, q, k, v, q_segments, k_segments)
     return out.reshape(B, K, R, G, T, D).transpose(0, 1, 3, 2, 4, 5)
