@@ -17,12 +17,8 @@ from mirg_jax.data.images import PATCH_BYTES
 from mirg_jax.errors import ConfigError
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
-from mirg_jax.sampling.sampler import (
-    SamplingConfig,
-    make_sampler,
-    taken_as_they_are,
-    weight_shapes,
-)
+from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
+from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
 from mirg_jax.training import grpo, setup, sft
 from mirg_jax.training.checkpoint import with_shardings
 from mirg_jax.training.state import (

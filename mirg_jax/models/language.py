@@ -18,26 +18,22 @@ from mirg_jax.types import KeyValues
 
 
 class Cache(NamedTuple):
-    """Keys and values of the completions while they are sampled; `length` tokens are written.
+    """Keys and values of the completions while they are sampled: rings over the last L steps.
 
     An array a layer, since a loop updates whole arrays in place, but copies what it slices.
     """
 
     keys: tuple[Float[Array, "B KG L D"], ...]
     values: tuple[Float[Array, "B KG L D"], ...]
-    length: Int[Array, ""]
+    steps: Int[Array, ""]  # taken so far; step i is written at i modulo L
 
     def grow(self, limit: int) -> "Cache":
-        """The same with room for `limit` tokens."""
+        """The same with room for `limit` tokens, before its ring has closed."""
 
         def one(array):
             return jnp.pad(array, [(0, 0), (0, 0), (0, limit - array.shape[2]), (0, 0)])
 
-        return Cache(tuple(map(one, self.keys)), tuple(map(one, self.values)), self.length)
-
-
-# A decoder layer and its keys and values of the prefix, [B, K, P, D].
-UnstackedLayer = tuple["DecoderLayer", Array, Array]
+        return Cache(tuple(map(one, self.keys)), tuple(map(one, self.values)), self.steps)
 
 
 class Attention(nnx.Module):
@@ -181,24 +177,33 @@ class Decoder(nnx.Module):
         zeros = (jnp.zeros(shape, self.precision.compute),) * config.num_layers
         return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
 
-    def unstack(self, prefix: KeyValues) -> list[UnstackedLayer]:
-        """Each layer with its keys and values of the prefix; made once, before a decoding loop."""
-        return list(zip(unstack(self.layers), prefix.keys, prefix.values, strict=True))
+    def unstack(self) -> list[DecoderLayer]:
+        """The layers one by one; made once, before a decoding loop."""
+        return unstack(self.layers)
 
     def step(
         self,
         x: Float[Array, "B G M"],
         positions: Int[Array, "B G 3"],
-        prefix_segments: Int[Array, "B P"],
-        layers: Sequence[UnstackedLayer],
+        offsets: Int[Array, " B"],
+        layers: Sequence[DecoderLayer],
+        prefix: KeyValues,
         cache: Cache,
     ) -> tuple[Float[Array, "B G M"], Cache]:
-        """Hidden states of one new token a branch, and the cache with it written."""
+        """Hidden states of one new token a branch, and the cache with it written.
+
+        Args:
+          offsets: tokens that each row's completions have already; the cache's last so many are
+            theirs.
+          prefix: keys and values of each row's prompt, by layer.
+        """
         angles = self.angles(positions)[:, :, None]
         B, G, L = *x.shape[:2], cache.keys[0].shape[2]
         ones = jnp.ones((B, G, 1), jnp.int32)
-        written = jnp.broadcast_to((jnp.arange(L) <= cache.length).astype(jnp.int32), (B, G, L))
-        where = (0, 0, cache.length, 0)
+        age = (cache.steps - jnp.arange(L)) % L
+        own = (age <= offsets[:, None]).astype(jnp.int32)
+        own = jnp.broadcast_to(own[:, None], (B, G, L))
+        where = (0, 0, cache.steps % L, 0)
 
         def attend_to(q, k, v, *, old_k, old_v, prefix_k, prefix_v):
             all_k = jax.lax.dynamic_update_slice(old_k, k.astype(old_k.dtype), where)
@@ -208,20 +213,21 @@ class Decoder(nnx.Module):
                 all_k,
                 all_v,
                 ones,
-                written,
+                own,
                 causal=False,
                 prefix_k=prefix_k,
                 prefix_v=prefix_v,
-                prefix_segments=prefix_segments,
+                prefix_segments=prefix.segments,
             )
             return out, (all_k, all_v)
 
         x, keys, values = x[:, :, None], [], []
-        for (layer, prefix_k, prefix_v), old_k, old_v in zip(
-            layers, cache.keys, cache.values, strict=True
+        names = "old_k", "old_v", "prefix_k", "prefix_v"
+        for layer, *arrays in zip(
+            layers, cache.keys, cache.values, prefix.keys, prefix.values, strict=True
         ):
-            given = {"old_k": old_k, "old_v": old_v, "prefix_k": prefix_k, "prefix_v": prefix_v}
+            given = dict(zip(names, arrays, strict=True))
             x, (all_k, all_v) = layer(x, angles, functools.partial(attend_to, **given))
             keys.append(all_k)
             values.append(all_v)
-        return self.norm(x)[:, :, 0], Cache(tuple(keys), tuple(values), cache.length + 1)
+        return self.norm(x)[:, :, 0], Cache(tuple(keys), tuple(values), cache.steps + 1)

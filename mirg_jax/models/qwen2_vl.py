@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.models.language import Cache, Decoder, UnstackedLayer
+from mirg_jax.models.language import Cache, Decoder, DecoderLayer
 from mirg_jax.models.layers import FLOAT32, Precision, gather, linear
 from mirg_jax.models.vision import VisionTower
 from mirg_jax.sharding import constrain
@@ -79,6 +79,10 @@ class Qwen2VL(nnx.Module):
         image = jnp.take_along_axis(visual, jnp.maximum(index, 0), axis=1)
         return jnp.where(index >= 0, image.astype(x.dtype), x)
 
+    def see(self, images: Images | Float[Array, "B V M"] | None) -> Float[Array, "B V M"] | None:
+        """The images' visual tokens; those that were computed before are taken as they are."""
+        return self.visual(images) if isinstance(images, Images) else images
+
     def hidden(self, text: Text, visual: Float[Array, "B V M"] | None) -> Float[Array, "B T M"]:
         """Hidden states of packed rows."""
         x = self.embed(text, visual)
@@ -98,22 +102,21 @@ class Qwen2VL(nnx.Module):
         prefix: KeyValues,
     ) -> Float[Array, "B G L M"]:
         """Hidden states of G completions of each prompt, the prompt computed once."""
-        positions = completion_positions(prompt, jnp.arange(tokens.shape[-1]))
+        positions = completion_positions(prompt, jnp.arange(tokens.shape[-1])[None])
         positions = jnp.broadcast_to(positions[:, None], (*tokens.shape, 3))
         return self.decoder(
             self.embed_words(tokens), positions, mask.astype(jnp.int32), prefix=prefix
         )
 
     def completion_hidden(
-        self, prompt: Text, images: Images | None, rollout: Rollout
+        self, prompt: Text, images: Images | Float[Array, "B V M"] | None, rollout: Rollout
     ) -> Float[Array, "B G L M"]:
         """The hidden states that predict each completion token.
 
         The images and the prompt are computed once for the whole group. The first token is
         predicted by the prompt's last, every other by the one before it.
         """
-        visual = None if images is None else self.visual(images)
-        hidden, prefix = self.prefill(prompt, visual)
+        hidden, prefix = self.prefill(prompt, self.see(images))
         after = self.continue_prompts(rollout.tokens, rollout.mask, prompt, prefix)
         first = last_token(prompt, hidden)[:, None, None]
         first = jnp.broadcast_to(first, (*after.shape[:2], 1, after.shape[-1]))
@@ -122,31 +125,34 @@ class Qwen2VL(nnx.Module):
     def step(
         self,
         tokens: Int[Array, "B G"],
+        offsets: Int[Array, " B"],
         prompt: Text,
-        layers: Sequence[UnstackedLayer],
+        layers: Sequence[DecoderLayer],
+        prefix: KeyValues,
         cache: Cache,
     ) -> tuple[Float[Array, "B G M"], Cache]:
         """Hidden states after one more token of each completion.
 
         Args:
+          offsets: tokens that each prompt's completions have already.
           layers: of the decoder, from `decoder.unstack`.
         """
-        positions = completion_positions(prompt, cache.length[None])
+        positions = completion_positions(prompt, offsets[:, None])
         positions = jnp.broadcast_to(positions, (*tokens.shape, 3))
         x = self.embed_words(tokens)
-        return self.decoder.step(x, positions, prompt.segments, layers, cache)
+        return self.decoder.step(x, positions, offsets, layers, prefix, cache)
 
     def __call__(self, text: Text, images: Images | None) -> Float[Array, "B T vocab"]:
         """Logits of every token, in float32: for tests and short texts. Training chunks them."""
-        hidden = self.hidden(text, None if images is None else self.visual(images))
+        hidden = self.hidden(text, self.see(images))
         return jnp.matmul(hidden, self.head(), preferred_element_type=jnp.float32)
 
 
-def completion_positions(prompt: Text, offsets: Int[Array, " L"]) -> Int[Array, "B L 3"]:
+def completion_positions(prompt: Text, offsets: Int[Array, "#B L"]) -> Int[Array, "B L 3"]:
     """M-RoPE positions of completion tokens: they go on from the prompt's largest position."""
     positions = jnp.where(prompt.segments[..., None] > 0, prompt.positions, -1)
-    start = positions.max(axis=(1, 2)) + 1
-    return jnp.broadcast_to((start[:, None] + offsets)[..., None], (len(start), len(offsets), 3))
+    at = positions.max(axis=(1, 2))[:, None] + 1 + offsets
+    return jnp.broadcast_to(at[..., None], (*at.shape, 3))
 
 
 def last_token(prompt: Text, hidden: Float[Array, "B T M"]) -> Float[Array, "B M"]:

@@ -1,19 +1,20 @@
 """Sampling completions: prompts prefilled once, their completions decoded side by side."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mirg_jax import sharding
 from mirg_jax.models.language import Cache
-from mirg_jax.models.qwen2_vl import Qwen2VL, computed_dtypes, last_token
+from mirg_jax.models.qwen2_vl import Qwen2VL, last_token
 from mirg_jax.rl.logprobs import log_softmax
 from mirg_jax.types import Images, KeyValues, Rollout, Text
 
@@ -21,6 +22,7 @@ _MIN_STAGE = 32  # tokens for which the cache keeps its size
 _MAX_STAGES = 4  # each is compiled,
 _LONG = 512  # and from this length on, that takes longer than a shorter cache saves
 _PREFILL_TOKENS = 4096  # of prompts, that a device computes at a time
+_ENDLESS = 2**31 - 1  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class SamplingConfig:
 
     Attributes:
       group: completions a prompt.
+      slots: prompts that a device decodes side by side; when all completions of one have ended,
+        the next takes its place. 0: all that it is given.
       max_tokens: length limit of a completion, its stop token included.
       temperature: of the softmax; 0 takes the likeliest token.
       top_p: draw from the smallest set of tokens that holds this much probability. Log-probs are
@@ -37,20 +41,34 @@ class SamplingConfig:
     """
 
     group: int = 1
+    slots: int = 0
     max_tokens: int = 1024
     temperature: float = 1.0
     top_p: float = 1.0
     stop_tokens: tuple[int, ...] = ()
 
 
+class _Slots(NamedTuple):
+    """What W slots hold while tokens are drawn: each a prompt and what its completions read."""
+
+    row: Int[Array, " W"]  # which of the prompts
+    begun: Int[Array, " W"]  # the step of its completions' first token
+    prompt: Text
+    prefix: KeyValues  # of each prompt, an array a layer
+    taken: Int[Array, ""]  # prompts that have had a slot
+
+
 class _State(NamedTuple):
-    tokens: Int[Array, "B G L"]
-    logprobs: Float[Array, "B G L"]
-    mask: Bool[Array, "B G L"]
-    done: Bool[Array, "B G"]
-    running: Bool[Array, ""]
-    next_logprobs: Float[Array, "B G vocab"]
+    """The completions of the slots. Step i is written at i modulo L, as in the cache."""
+
+    tokens: Int[Array, "W G L"]
+    logprobs: Float[Array, "W G L"]
+    mask: Bool[Array, "W G L"]
+    done: Bool[Array, "W G"]
+    next_logprobs: Float[Array, "W G vocab"]
     cache: Cache
+    running: Bool[Array, ""]  # a completion isn't done
+    vacant: Bool[Array, ""]  # a slot is free for a prompt that waits
 
 
 def sample_keys(key: Key[Array, ""], prompts: Int[Array, " B"], group: int) -> Key[Array, "B G"]:
@@ -75,7 +93,7 @@ def sample(
     graph: nnx.GraphDef,
     params: nnx.State,
     prompt: Text,
-    images: Images | None,
+    images: Images | Float[Array, "B V M"] | None,
     keys: Key[Array, "B G"],
     forbidden: Bool[Array, " vocab"],
     config: SamplingConfig,
@@ -88,157 +106,173 @@ def sample(
 
     Args:
       prompt: one prompt a row, segment 1, padded at the end.
+      images: or their visual tokens.
       keys: from `sample_keys`.
       forbidden: tokens that are never drawn (vision tokens: a sampled `<|image_pad|>` would ask
         for an image that isn't there).
-      together: mesh axes of a `shard_map` whose devices stop together.
+      together: mesh axes of a `shard_map` whose devices take every step together.
     """
     model = nnx.merge(graph, params)
     B, G, L = prompt.tokens.shape[0], config.group, config.max_tokens
-    greedy = config.temperature == 0
-    temperature = 1.0 if greedy else config.temperature
+    W = min(config.slots or B, B)
+    # Transposed, and divided into layers, once and not at every token.
+    head, layers = jax.lax.optimization_barrier(model.head()), model.decoder.unstack()
     stops = jnp.array(config.stop_tokens or (-1,))
-    head = jax.lax.optimization_barrier(model.head())  # transposed once, not at every token
-
-    def running(done):
-        here = ~done.all()
-        return jax.lax.pmax(here.astype(jnp.int32), together) > 0 if together else here
 
     def distribution(hidden):
+        temperature = config.temperature or 1.0
         return log_softmax(hidden, head, temperature=temperature, forbidden=forbidden)
 
-    last, prefix = _prefill(model, prompt, images)
-    layers = model.decoder.unstack(prefix)
-    first = distribution(last)
-    empty = jnp.broadcast_to(prompt.segments.max(axis=1)[:, None] == 0, (B, G))
-    state = _State(
-        tokens=jnp.zeros((B, G, L), jnp.int32),
-        logprobs=jnp.zeros((B, G, L), jnp.float32),
-        mask=jnp.zeros((B, G, L), bool),
-        done=empty,
-        running=running(empty),
-        next_logprobs=jnp.broadcast_to(first[:, None], (B, G, first.shape[-1])),
-        cache=model.decoder.init_cache(B, G, 0),
-    )
+    def anywhere(here):
+        return jax.lax.pmax(here.astype(jnp.int32), together) > 0 if together else here
 
-    def draw(logprobs, position):
-        if greedy:
-            # The first of the largest; `argmax` itself is several times slower on a CPU.
-            largest = logprobs == logprobs.max(axis=-1, keepdims=True)
-            last = logprobs.shape[-1] - 1
-            return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
-        if config.top_p < 1:
-            logprobs = top_p_filter(logprobs, config.top_p)
-        at = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)), in_axes=(0, None))
-        return jax.vmap(jax.vmap(jax.random.categorical))(at(keys, position), logprobs)
+    def signals(done, taken):
+        free, left = done.all(axis=1).any(), taken < B
+        # Devices that step together fill slots together: once each has one, or no prompt left.
+        vacant = anywhere(free & left) & ~anywhere(~free & left)
+        return {"running": anywhere(~done.all()), "vacant": vacant}
 
-    def body(state):
-        position = state.cache.length
-        token = jnp.where(state.done, 0, draw(state.next_logprobs, position).astype(jnp.int32))
-        logprob = jnp.take_along_axis(state.next_logprobs, token[..., None], axis=-1)[..., 0]
+    def begin(prompt, images):
+        last, prefix = _prefill(model, prompt, images)
+        first = distribution(last)
+        first = jnp.broadcast_to(first[:, None], (len(first), G, first.shape[-1]))
+        empty = jnp.broadcast_to(prompt.segments.max(axis=1)[:, None] == 0, first.shape[:2])
+        return prefix, empty, first
+
+    def step(slots, state):
+        at, offset = state.cache.steps % L, state.cache.steps - slots.begun
         live = ~state.done
-        done = state.done | (token[..., None] == stops).any(axis=-1)
-        hidden, cache = model.step(token, prompt, layers, state.cache)
+        token = jnp.where(live, _choose(state.next_logprobs, keys[slots.row], offset, config), 0)
+        logprob = jnp.take_along_axis(state.next_logprobs, token[..., None], axis=-1)[..., 0]
+        stopped = (token[..., None] == stops).any(axis=-1) | (offset == L - 1)[:, None]
+        done = state.done | stopped
+        hidden, cache = model.step(token, offset, slots.prompt, layers, slots.prefix, state.cache)
+
+        def write(whole, new):  # what is done stays, while the ring goes round
+            return whole.at[:, :, at].set(jnp.where(live, new, whole[:, :, at]))
+
         return _State(
-            tokens=state.tokens.at[:, :, position].set(token),
-            logprobs=state.logprobs.at[:, :, position].set(jnp.where(live, logprob, 0.0)),
-            mask=state.mask.at[:, :, position].set(live),
+            tokens=write(state.tokens, token),
+            logprobs=write(state.logprobs, logprob),
+            mask=write(state.mask, live),
             done=done,
-            running=running(done),
             next_logprobs=distribution(hidden),
             cache=cache,
+            **signals(done, slots.taken),
         )
 
-    # By stages, so that no token reads a cache much longer than what is written so far.
-    stages = min(_MAX_STAGES if L < _LONG else 2, max(1, L // _MIN_STAGE))
-    for limit in (L * (i + 1) // stages for i in range(stages)):
-        unfinished = lambda s, limit=limit: (s.cache.length < limit) & s.running  # noqa: E731
-        state = state._replace(cache=state.cache.grow(limit))
-        state = jax.lax.while_loop(unfinished, body, state)
-    return Rollout(state.tokens, state.mask, state.logprobs)
+    def decode(slots, state, limit):
+        unfinished = lambda s: s.running & ~s.vacant & (s.cache.steps < limit)  # noqa: E731
+        return jax.lax.while_loop(unfinished, functools.partial(step, slots), state)
+
+    def fill(slots, state):
+        """A vacant slot gets the next prompt; on a device that has none, nothing changes."""
+        free, row = state.done.all(axis=1), jnp.minimum(slots.taken, B - 1)
+        slot, use = jnp.argmax(free), free.any() & (slots.taken < B)
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1)
+        text, pictures = jax.tree.map(lambda x: cut(x, row), (prompt, images))
+        prefix, empty, first = begin(text, pictures)
+
+        def put(whole, new):
+            new = jnp.where(use, new, cut(whole, slot))
+            return jax.lax.dynamic_update_slice_in_dim(whole, new, slot, axis=0)
+
+        def put_all(whole, new):
+            return jax.tree.map(put, whole, new)
+
+        taken, done = slots.taken + use, put(state.done, empty)
+        slots = _Slots(
+            row=put(slots.row, row),
+            begun=put(slots.begun, state.cache.steps),
+            prompt=put_all(slots.prompt, text),
+            prefix=put_all(slots.prefix, prefix),
+            taken=taken,
+        )
+        return slots, state._replace(
+            mask=put(state.mask, jnp.zeros((1, G, L), bool)),
+            done=done,
+            next_logprobs=put(state.next_logprobs, first),
+            **signals(done, taken),
+        )
+
+    def keep(found, slots, state):
+        """`found` with the slots' completions in their rows, their first token in front."""
+        roll = jax.vmap(lambda x, begun: jnp.roll(x, -(begun % L), axis=-1))
+        now = (roll(x, slots.begun) for x in (state.tokens, state.mask, state.logprobs))
+        return Rollout(*(x.at[slots.row].set(new) for x, new in zip(found, now, strict=True)))
+
+    text, pictures = jax.tree.map(lambda x: x[:W], (prompt, images))
+    prefix, empty, first = begin(text, pictures)
+    slots = _Slots(jnp.arange(W), jnp.zeros(W, jnp.int32), text, prefix, jnp.array(W))
+    state = _State(
+        tokens=jnp.zeros((W, G, L), jnp.int32),
+        logprobs=jnp.zeros((W, G, L), jnp.float32),
+        mask=jnp.zeros((W, G, L), bool),
+        done=empty,
+        next_logprobs=first,
+        cache=model.decoder.init_cache(W, G, 0),
+        **signals(empty, slots.taken),
+    )
+    if W == B:
+        # By stages, so that no token reads a cache much longer than what is written so far.
+        stages = min(_MAX_STAGES if L < _LONG else 2, max(1, L // _MIN_STAGE))
+        for limit in (L * (i + 1) // stages for i in range(stages)):
+            state = decode(slots, state._replace(cache=state.cache.grow(limit)), limit)
+        return Rollout(state.tokens, state.mask, state.logprobs)
+
+    def go_on(carry):
+        found, slots, state = carry
+        found = keep(found, slots, state)
+        slots, state = fill(slots, state)
+        return found, slots, decode(slots, state, _ENDLESS)
+
+    state = decode(slots, state._replace(cache=state.cache.grow(L)), _ENDLESS)
+    found = Rollout(*(jnp.zeros((B, G, L), dtype) for dtype in (jnp.int32, bool, jnp.float32)))
+    carry = jax.lax.while_loop(lambda carry: carry[2].vacant, go_on, (found, slots, state))
+    found = keep(*carry)
+    return Rollout(jnp.where(found.mask, found.tokens, 0), found.mask, found.logprobs * found.mask)
+
+
+def _choose(
+    logprobs: Float[Array, "W G vocab"],
+    keys: Key[Array, "W G"],
+    offsets: Int[Array, " W"],
+    config: SamplingConfig,
+) -> Int[Array, "W G"]:
+    """The next token of each completion that has `offsets` tokens already."""
+    if config.temperature == 0:
+        # The first of the largest; `argmax` itself is several times slower on a CPU.
+        largest = logprobs == logprobs.max(axis=-1, keepdims=True)
+        last = logprobs.shape[-1] - 1
+        return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
+    if config.top_p < 1:
+        logprobs = top_p_filter(logprobs, config.top_p)
+    at = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)))(keys, offsets)
+    return jax.vmap(jax.vmap(jax.random.categorical))(at, logprobs)
 
 
 def _prefill(
-    model: Qwen2VL, prompt: Text, images: Images | None
+    model: Qwen2VL, prompt: Text, images: Images | Float[Array, "B V M"] | None
 ) -> tuple[Float[Array, "B M"], KeyValues]:
-    """Each prompt's last hidden state, and what its completions look back on.
+    """Each prompt's last hidden state, and what its completions look back on, an array a layer.
 
     A few rows at a time where prompts are long: that keeps a device as busy, and less in memory.
     """
 
     def some(rows):
         prompt, images = rows
-        visual = None if images is None else model.visual(images)
-        hidden, prefix = model.prefill(prompt, visual)
-        return last_token(prompt, hidden), prefix
+        hidden, prefix = model.prefill(prompt, model.see(images))
+        return last_token(prompt, hidden), (tuple(prefix.keys), tuple(prefix.values))
 
     B, T = prompt.tokens.shape
     size = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * T <= _PREFILL_TOKENS))
     if size == B:
-        return some((prompt, images))
-    groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (prompt, images))
-    last, prefix = jax.lax.map(some, groups)
-    keys, values = (  # [groups, layers, rows, …] → [layers, groups · rows, …]
-        x.swapaxes(0, 1).reshape(x.shape[1], B, *x.shape[3:]) for x in prefix[:2]
-    )
-    return last.reshape(B, -1), KeyValues(keys, values, prompt.segments)
-
-
-def weight_shapes(params: nnx.State, compute: Any, mesh: jax.sharding.Mesh) -> nnx.State:
-    """Shapes, dtypes and layouts of what the sampler reads; see `make_weights`."""
-    return jax.tree.map(
-        lambda leaf, dtype, layout: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=layout),
-        params,
-        computed_dtypes(params, compute),
-        sharding.parameter_shardings(params, mesh, sharding.GATHERED),
-    )
-
-
-def taken_as_they_are(params: nnx.State, wanted: nnx.State) -> bool:
-    """Whether the parameters already have the dtypes and layouts of `weight_shapes`."""
-    same = jax.tree.map(
-        lambda a, b: a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, a.ndim),
-        params,
-        wanted,
-    )
-    return all(jax.tree.leaves(same))
-
-
-def make_weights(
-    params: nnx.State, compute: Any, mesh: jax.sharding.Mesh
-) -> Callable[[nnx.State], nnx.State]:
-    """`weights(params)`: what the sampler reads, made once for all prompts of a step.
-
-    Matrices in the precision that they are computed in, whole along the model's width and divided
-    over the `tensor` axis of `mesh`, so that no token waits for another device's weights. If the
-    parameters lie so already they are taken as they are, without a copy.
-
-    Args:
-      params: arrays, or their shapes and shardings.
-      compute: the model's compute dtype.
-      mesh: from `sharding.sampling_mesh`.
-    """
-    wanted = weight_shapes(params, compute, mesh)
-    if taken_as_they_are(params, wanted):
-        return lambda params: params
-
-    def move(leaf, dtype, layout):
-        whole = sharding.replicated(mesh)
-        return jax.lax.with_sharding_constraint(
-            jax.lax.with_sharding_constraint(leaf.astype(dtype), whole), layout
-        )
-
-    def one(leaf, wanted):
-        if leaf.ndim < 3:
-            return move(leaf, wanted.dtype, wanted.sharding)
-        # A layer at a time, since no device has room for all of them whole.
-        inner = NamedSharding(mesh, PartitionSpec(*wanted.sharding.spec[1:]))
-        return jax.lax.map(lambda layer: move(layer, wanted.dtype, inner), leaf)
-
-    return jax.jit(
-        lambda params: jax.tree.map(one, params, wanted),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted),
-    )
+        last, prefix = some((prompt, images))
+    else:
+        groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (prompt, images))
+        groups = jax.lax.map(some, groups)
+        last, prefix = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), groups)
+    return last, KeyValues(*prefix, prompt.segments)
 
 
 def make_sampler(
@@ -246,7 +280,7 @@ def make_sampler(
     mesh: jax.sharding.Mesh,
     forbidden: Bool[Array, " vocab"],
     config: SamplingConfig,
-) -> Callable[[nnx.State, Text, Images | None, Key[Array, "B G"]], Rollout]:
+) -> Callable[..., Rollout]:
     """`sample(weights, prompt, images, keys)`, jitted, with the prompts divided over the mesh.
 
     Prompts don't concern each other, so each device runs a decoding loop of its own, which needs

@@ -28,10 +28,10 @@ from mirg_jax.sampling.sampler import (
     SamplingConfig,
     forbidden_ids,
     make_sampler,
-    make_weights,
     sample_keys,
     stop_ids,
 )
+from mirg_jax.sampling.weights import make_weights
 from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
 from mirg_jax.training.lifecycle import Lifecycle

@@ -168,13 +168,14 @@ def test_greedy_tokens(case):
         model = nnx.merge(case.graph, params)
         hidden, prefix = model.prefill(text, model.visual(images))
         first = last_token(text, hidden) @ model.head()
-        layers = model.decoder.unstack(prefix)
+        layers = model.decoder.unstack()
         cache = model.decoder.init_cache(len(first), group, NEW_TOKENS)
 
         def body(carry, _):
             logits, cache = carry
             tokens = logits.argmax(axis=-1)
-            hidden, cache = model.step(tokens, text, layers, cache)
+            offsets = jnp.full(len(tokens), cache.steps)
+            hidden, cache = model.step(tokens, offsets, text, layers, prefix, cache)
             return (hidden @ model.head(), cache), (tokens, logits)
 
         first = jnp.repeat(first[:, None], group, axis=1)

@@ -15,6 +15,7 @@ from mirg_jax.models.qwen2_vl import create
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.sampling import sampler
 from mirg_jax.sampling.sampler import SamplingConfig, sample, sample_keys, top_p_filter
+from mirg_jax.sampling.weights import make_weights
 from mirg_jax.types import Images, Text
 
 VOCAB, STOP = 60, 7
@@ -109,6 +110,19 @@ def test_stages_of_the_cache_change_nothing(model, monkeypatch):
     assert whole.mask.sum(-1).max() > 18  # into the last stage
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_slots_are_given_back_and_change_nothing(model, slots):
+    """Seven prompts, one of them empty, of which a few are decoded at a time."""
+    lengths = (9, 12, 5, 0, 7, 11, 8)
+    for options in ({}, {"temperature": 0.0}, {"max_tokens": 3}):
+        _, _, at_once = run(model, lengths=lengths, **options)
+        _, _, in_turn = run(model, lengths=lengths, slots=slots, **options)
+        np.testing.assert_array_equal(in_turn.tokens, at_once.tokens)
+        np.testing.assert_array_equal(in_turn.mask, at_once.mask)
+        np.testing.assert_allclose(in_turn.logprobs, at_once.logprobs, atol=1e-4)
+    assert not in_turn.mask[3].any() and in_turn.mask.any(axis=(1, 2)).sum() == 6
+
+
 def test_weights_cast_ahead_of_the_loop_give_the_same_tokens():
     """Masters in float32 for bfloat16: cast once by `make_weights`, at every use by `sample`."""
     graph, params = create(CONFIG, 0, precision=Precision(jnp.bfloat16, jnp.float32))
@@ -118,7 +132,7 @@ def test_weights_cast_ahead_of_the_loop_give_the_same_tokens():
     keys = sample_keys(jax.random.key(0), jnp.arange(2), 3)
     mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1)
     params = sharding.place_parameters(params, mesh)
-    weights = sampler.make_weights(params, jnp.bfloat16, mesh)(params)
+    weights = make_weights(params, jnp.bfloat16, mesh)(params)
     assert weights["decoder"]["layers"]["up_proj"]["kernel"].dtype == jnp.bfloat16
     assert weights["decoder"]["layers"]["input_norm"]["scale"].dtype == jnp.float32
     ahead = sampler.make_sampler(graph, mesh, FORBIDDEN, config)
