@@ -35,9 +35,9 @@ venv: .venv/.ready-$(ACCEL)
 	@touch $@
 
 # The main job: scenes, SFT, GRPO, evaluation, a table and a page of pictures in runs/demo.
-# QUICK=1 takes about three minutes and shows only that everything moves.
+# QUICK=1 takes about three minutes and shows only that everything moves, in runs/demo_quick.
 demo: venv
-	$(BIN)/python scripts/demo.py --workdir=runs/demo $(if $(QUICK),--quick) $(DEMO_FLAGS)
+	$(BIN)/python scripts/demo.py --workdir=runs/demo$(if $(QUICK),_quick) $(if $(QUICK),--quick) $(DEMO_FLAGS)
 
 test: .venv/.ready-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -10,6 +10,6 @@ from mirg_jax import defaults
 
 
 def get_config():
-    config = machines.one(defaults.grpo())
+    config = machines.gpu_1(defaults.grpo())
     config.model.path = "Qwen/Qwen2-VL-2B-Instruct"
     return config

@@ -10,4 +10,4 @@ from mirg_jax import defaults
 
 
 def get_config():
-    return machines.lora(machines.one(defaults.grpo()))
+    return machines.lora(machines.gpu_1(defaults.grpo()))

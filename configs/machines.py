@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 def _rows(config: ConfigDict, devices: int) -> ConfigDict:
     name = "prompts_per_micro_batch" if "grpo" in config else "rows_per_micro_batch"
     config[name] = devices
+    if "grpo" in config:  # a step's prompts are sampled at once: decoding likes many rows
+        config.sampling.prompts = config.batch_size
     return config
 
 
@@ -41,7 +43,14 @@ def v6e_8(config: ConfigDict) -> ConfigDict:
 
 
 def one(config: ConfigDict) -> ConfigDict:
-    """A single device."""
+    """A single device of 16 GB or more."""
+    if "grpo" in config:
+        config.sampling.slots = 4
+    return gpu_1(config)
+
+
+def gpu_1(config: ConfigDict) -> ConfigDict:
+    """One 80 GB GPU."""
     config.logprob_chunk = 512
     return _rows(config, 1)
 

@@ -8,6 +8,6 @@ from mirg_jax import defaults
 
 
 def get_config():
-    config = machines.one(defaults.sft())
+    config = machines.gpu_1(defaults.sft())
     config.model.path = "Qwen/Qwen2-VL-2B-Instruct"
     return config

@@ -8,4 +8,4 @@ from mirg_jax import defaults
 
 
 def get_config():
-    return machines.lora(machines.one(defaults.sft()))
+    return machines.lora(machines.gpu_1(defaults.sft()))

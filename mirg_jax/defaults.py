@@ -69,9 +69,16 @@ def _common() -> ConfigDict:
                 "adam_ratio": 1.0,  # muon: Adam's rate for embeddings, norms and biases over muon's
             },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: the devices that the others leave
-            # When sampling, each group of so many devices holds one copy of the weights, in the
-            # compute dtype, and answers rows of its own.
-            "sampling": {"tensor": 1},
+            "sampling": {
+                # Each group of so many devices holds one copy of the weights, in the compute dtype,
+                # and answers rows of its own.
+                "tensor": 1,
+                # GRPO: prompts sampled at a time, on all devices together (0: a micro-batch), and
+                # of those decoded side by side; when one's completions have all ended, the next
+                # takes its place (0: all).
+                "prompts": 0,
+                "slots": 0,
+            },
             "cpu_devices": 0,  # split the CPU into so many devices (tests, demo); 0: leave it
             "checkpoint": {"every": 100, "keep": 2},
             "max_skipped": 5,  # updates in a row that are not finite, after which the run stops

@@ -12,6 +12,7 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.layers import REMAT
 from mirg_jax.programs import Program, bytes_per_device, model_config, programs
+from mirg_jax.training import setup
 
 
 class Report(NamedTuple):
@@ -67,6 +68,9 @@ def advice(config: ConfigDict, report: Report, memory: float) -> str:
     grpo_run = "grpo" in config
     rows_name = "prompts_per_micro_batch" if grpo_run else "rows_per_micro_batch"
     if report.name == "sample":
+        slots = config.sampling.slots or config.sampling.prompts
+        if grpo_run and slots > config.prompts_per_micro_batch:
+            return f"--config.sampling.slots={slots // 2}"
         largest = model_config(config).text.num_kv_heads
         if config.sampling.tensor < largest:
             return f"--config.sampling.tensor={config.sampling.tensor * 2}"
@@ -87,7 +91,8 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     sizes = model_config(config)
     T, S, P = (config.data.shapes[name][-1] for name in ("lengths", "slots", "patches"))
     backward = 1.0 if config.lora.rank else 2.0  # frozen matrices need no gradient
-    vision_backward = 0.0 if "visual" in config.freeze or config.lora.rank else 2.0
+    frozen = setup.tower_is_frozen(config)
+    vision_backward = 0.0 if frozen else 2.0
     images = flops.tower(sizes, S, P)
     if "grpo" not in config:
         rows = config.batch_size
@@ -98,16 +103,18 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     pairs = settings.group * flops.causal(settings.max_tokens) + new * T
     prompt = flops.decoder(sizes, T, flops.causal(T), 0)
     forward = prompt + flops.decoder(sizes, new, pairs, new)
-    once = config.batch_size * (forward + images)
-    update = config.batch_size * ((1 + backward) * forward + (1 + vision_backward) * images)
+    again = 0.0 if frozen else images  # a frozen tower's visual tokens are kept for the whole step
+    reference = forward + again if settings.beta else 0.0
+    update = (1 + backward) * forward + (1 + vision_backward) * again
     return {
-        "rollout": once,
-        "reference": once if settings.beta else 0.0,
-        "update": settings.updates * update,
+        "rollout": config.batch_size * (forward + images),
+        "reference": config.batch_size * reference,
+        "update": config.batch_size * settings.updates * update,
     }
 
 
-def _fits(report: Report, memory: float) -> bool:
+def fits(report: Report, memory: float) -> bool:
+    """Whether a program leaves enough of a device's `memory` (bytes) free."""
     return not report.problem and max(report.total, report.compiler) <= (1 - FREE) * memory
 
 
@@ -146,7 +153,7 @@ def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], obj
             "total": report.total,
             "compiler": report.compiler,
             "free_fraction": 1 - max(report.total, report.compiler) / memory,
-            "fits": _fits(report, memory),
+            "fits": fits(report, memory),
         }
         if not row["fits"]:
             row["problem"] = report.problem or (
@@ -185,18 +192,18 @@ def search(config: ConfigDict, machine: machines.Machine, say: Callable[[str], o
     name = "prompts_per_micro_batch" if "grpo" in config else "rows_per_micro_batch"
     smallest = sharding.row_parts(sharding.make_mesh(**config.mesh, devices=machine.devices()))
 
-    def fits(remat: str, rows: int) -> bool:
+    def possible(remat: str, rows: int) -> bool:
         config.model.remat, config[name] = remat, rows
         gradients = [p for p in programs(config, machine.devices()) if p.name == "gradients"]
         report = measure(gradients[0])
         say(f"model.remat={remat}, {name}={rows}: {_line(report, memory)}")
-        return _fits(report, memory)
+        return fits(report, memory)
 
     for remat in REMAT:
         rows = smallest
-        if not fits(remat, rows):
+        if not possible(remat, rows):
             continue
-        while 2 * rows <= config.batch_size and fits(remat, 2 * rows):
+        while 2 * rows <= config.batch_size and possible(remat, 2 * rows):
             rows *= 2
         config.model.remat, config[name] = remat, rows
         say(f"best: --config.model.remat={remat} --config.{name}={rows}")

@@ -19,7 +19,7 @@ from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
-from mirg_jax.training import grpo, setup, sft
+from mirg_jax.training import grpo, rollouts, setup, sft
 from mirg_jax.training.checkpoint import with_shardings
 from mirg_jax.training.state import (
     beside,
@@ -95,12 +95,16 @@ class Setting(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def setting(config: ConfigDict, devices: list) -> Setting:
+def _mesh(config: ConfigDict, devices: list) -> jax.sharding.Mesh:
     """Raises ConfigError if the recipe's mesh isn't one of these devices."""
     try:
-        mesh = sharding.make_mesh(**config.mesh, devices=devices)
+        return sharding.make_mesh(**config.mesh, devices=devices)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def setting(config: ConfigDict, devices: list) -> Setting:
+    mesh = _mesh(config, devices)
     sizes = model_config(config)
     graph, params = qwen2_vl.abstract(sizes, **setup.how(config, mesh))
     params = with_shardings(params, mesh)
@@ -152,24 +156,36 @@ def sft_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
     yield from _updates(run, gradients, scalar, arguments, {"batch": batch}, micro_batches)
 
 
+def visual_shapes(config: ConfigDict, run: Setting, images: Images, mesh: Any) -> Any:
+    """What stands for the images in sampling and loss: their visual tokens if they are frozen."""
+    if not setup.tower_is_frozen(config):
+        return images
+    B, S, P, _ = images.patches.shape
+    width, dtype = run.model.text.hidden_size, config.model.compute_dtype
+    return _rows(mesh, B, S * P // 4, width, dtype=dtype)
+
+
 def sampling_program(
-    config: ConfigDict, run: Setting, *, rows: int, group: int, max_tokens: int, others: dict
+    config: ConfigDict, run: Setting, batch: PackedBatch, options: SamplingConfig, others: dict
 ) -> Program:
-    """The sampler with its weights, as GRPO and evaluation run it."""
-    mesh = sharding.sampling_mesh(run.mesh, config.sampling.tensor)
+    """The sampler with its weights, as GRPO and evaluation run it.
+
+    Args:
+      batch: its prompts, on the mesh that it runs on.
+    """
+    mesh, group = batch.text.tokens.sharding.mesh, options.group
     everything = nnx.merge_state(run.params, run.frozen)
     weights = weight_shapes(everything, config.model.compute_dtype, mesh)
-    batch = batch_shapes(config, rows, mesh)
-    options = SamplingConfig(group=group, max_tokens=max_tokens, stop_tokens=(0, 1))
     sampler = make_sampler(run.graph, mesh, np.zeros(run.model.text.vocab_size, bool), options)
     key = jax.eval_shape(lambda: jax.random.key(0)).dtype
+    rows, length = batch.text.tokens.shape
     keys = jax.ShapeDtypeStruct(
         (rows, group), key, sharding=NamedSharding(mesh, PartitionSpec(sharding.ROWS))
     )
     text = run.model.text
-    heads = (rows, text.num_kv_heads)
+    heads = (options.slots * sharding.row_parts(mesh) or rows, text.num_kv_heads)
     where = sharding.spec(("rows", "heads"), heads, mesh.shape, sharding.GATHERED)
-    tokens = batch.text.tokens.shape[1] + group * max_tokens
+    tokens = length + group * options.max_tokens
     cache = _shape(
         mesh,
         (*heads, 2 * text.num_layers * tokens * text.head_dim),
@@ -183,6 +199,17 @@ def sampling_program(
     return Program("sample", mesh, beside(sampler), arguments, parts)
 
 
+def reference_shapes(config: ConfigDict, run: Setting) -> Any:
+    """What the reference policy has of its own; with adapters, the frozen base is it."""
+    if not config.grpo.beta or setup.lora_of(config):
+        return {}
+    return jax.tree.map(
+        lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+        run.params,
+        qwen2_vl.computed_dtypes(run.params, config.model.compute_dtype),
+    )
+
+
 def grpo_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
     """A step of GRPO: sampling, gradients, update.
 
@@ -190,32 +217,24 @@ def grpo_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
     """
     run, settings = setting(config, devices), config.grpo
     mesh, rows = run.mesh, config.prompts_per_micro_batch
-    adapted, reference = setup.lora_of(config), {}  # the frozen base then is the reference
-    if settings.beta and not adapted:
-        reference = jax.tree.map(
-            lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-            run.params,
-            qwen2_vl.computed_dtypes(run.params, config.model.compute_dtype),
-        )
+    reference = reference_shapes(config, run)
     batch = batch_shapes(config, rows, mesh)
+    visual = visual_shapes(config, run, batch.images, mesh)
     L = settings.completion_lengths[-1]
     make = functools.partial(_rows, mesh, rows, settings.group)
     rollout = Rollout(make(L), make(L, dtype=bool), make(L, dtype=np.float32))
     values = make(L, dtype=np.float32)
-    experience = grpo.Experience(batch.text, batch.images, rollout, make(dtype=np.float32), values)
+    experience = grpo.Experience(batch.text, visual, rollout, make(dtype=np.float32), values)
     resident = {
         "weights": (run.params, run.frozen),
         "optimizer": run.state.opt_state,
         "reference": reference,
     }
-    yield sampling_program(
-        config,
-        run,
-        rows=rows,
-        group=settings.group,
-        max_tokens=settings.max_tokens,
-        others=resident,
-    )
+    there = setup.sampling_mesh(config, mesh)
+    prompts = batch_shapes(config, rollouts.prompts_a_call(config), there)
+    prompts = prompts._replace(images=visual_shapes(config, run, prompts.images, there))
+    how = rollouts.sampling_config(config, sharding.row_parts(there), stops=(0, 1))
+    yield sampling_program(config, run, prompts, how, resident)
     options = {
         "graph": run.graph,
         "forbidden": np.zeros(run.model.text.vocab_size, bool),
@@ -237,15 +256,12 @@ def inference_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
     """Answering questions, as `scripts/evaluate.py` does."""
     config = ConfigDict(config.to_dict())
     config.model.param_dtype = config.model.compute_dtype
-    mesh = sharding.sampling_mesh(
-        sharding.make_mesh(**config.mesh, devices=devices), config.sampling.tensor
-    )
+    mesh = setup.sampling_mesh(config, _mesh(config, devices))
     config.mesh.update(data=mesh.shape["data"], fsdp=1, tensor=mesh.shape["tensor"])
     run = setting(config, devices)
     rows = sharding.whole_rows(config.evaluation.batch_size, mesh)
-    yield sampling_program(
-        config, run, rows=rows, group=1, max_tokens=config.evaluation.max_tokens, others={}
-    )
+    how = SamplingConfig(max_tokens=config.evaluation.max_tokens, stop_tokens=(0, 1))
+    yield sampling_program(config, run, batch_shapes(config, rows, run.mesh), how, {})
 
 
 def programs(config: ConfigDict, devices: list) -> Iterator[Program]:

@@ -1,10 +1,12 @@
 """The device mesh, and which logical axis of an array lies along which of its axes."""
 
 import collections
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -218,6 +220,44 @@ def place_everywhere(values: Any, mesh: Mesh) -> Any:
         return _assemble(value.shape, replicated(mesh), lambda at: value[at])
 
     return jax.tree.map(one, values)
+
+
+def _on_own_rows(function: Callable, mesh: Mesh) -> Callable:
+    """`function` of trees of rows, by each device for its own: no row moves."""
+    rows = PartitionSpec(ROWS)
+    run = jax.shard_map(
+        function, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=set(ROWS), check_vma=False
+    )
+    return jax.jit(run)
+
+
+@functools.cache
+def _splitter(parts: int, mesh: Mesh) -> Callable:
+    def part(x, i):
+        return x.reshape(parts, -1, *x.shape[1:])[i]
+
+    def split(tree):
+        return [jax.tree.map(functools.partial(part, i=i), tree) for i in range(parts)]
+
+    return _on_own_rows(split, mesh)
+
+
+@functools.cache
+def _joiner(mesh: Mesh) -> Callable:
+    def join(trees):
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *trees)
+
+    return _on_own_rows(join, mesh)
+
+
+def split_rows(batch: Any, parts: int, mesh: Mesh) -> list[Any]:
+    """A batch as `parts` equal ones, each with a part of every device's rows."""
+    return [batch] if parts == 1 else _splitter(parts, mesh)(batch)
+
+
+def join_rows(batches: list[Any], mesh: Mesh) -> Any:
+    """The inverse of `split_rows`."""
+    return batches[0] if len(batches) == 1 else _joiner(mesh)(batches)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -24,6 +24,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the plan to.")
 _SEARCH = flags.DEFINE_bool(
     "search", False, "Find the largest micro-batch, and the remat that recomputes least, that fit."
 )
+_REPEATED = flags.DEFINE_bool(
+    "repeated",
+    False,
+    "Instead, the largest micro-batch of GRPO's update, beside that of the usual form, in which "
+    "each completion has its own copy of the prompt.",
+)
 flags.mark_flag_as_required("config")
 
 
@@ -32,7 +38,11 @@ def main(_):
 
     machine = machines.Machine.parse(_MACHINE.value)
     config = _CONFIG.value
-    if _SEARCH.value:
+    if _REPEATED.value:
+        from benchmarks import planned_prefix
+
+        plan = planned_prefix.compare(config, machine, print)
+    elif _SEARCH.value:
         plan = planning.search(config, machine, print)
     else:
         plan = planning.plan(config, machine, print)
@@ -40,7 +50,8 @@ def main(_):
         path = pathlib.Path(_OUTPUT.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plan, indent=1) + "\n")
-    planning.require_fit(plan)
+    if not _REPEATED.value:
+        planning.require_fit(plan)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,12 @@ from mirg_jax.models import lora
 from mirg_jax.models.qwen2_vl import computed_dtypes
 from mirg_jax.rl import objective, rewards
 from mirg_jax.rl.logprobs import exact_kl, token_logprobs
-from mirg_jax.sampling.sampler import (
-    SamplingConfig,
-    forbidden_ids,
-    make_sampler,
-    sample_keys,
-    stop_ids,
-)
-from mirg_jax.sampling.weights import make_weights
+from mirg_jax.sampling.sampler import forbidden_ids, stop_ids
 from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
 from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
+from mirg_jax.training.rollouts import Rollouts, prompts_a_call, sampling_config
 from mirg_jax.training.state import (
     TrainState,
     accumulating,
@@ -51,10 +45,11 @@ class Experience(NamedTuple):
     """What the update needs of one micro-batch of prompts and their sampled groups."""
 
     prompt: Text
-    images: Images
+    images: Images | Float[Array, "B V M"]  # where the tower is frozen, their visual tokens
     rollout: Rollout
     advantages: Float[Array, "B G"]
-    reference: Any  # log-probs [B, G, L] of π_ref; hidden states [B, G, L, M] for the exact KL
+    # Log-probs [B, G, L] of π_ref, for the exact KL hidden states [B, G, L, M]; None until known.
+    reference: Any
 
 
 class Totals(NamedTuple):
@@ -119,7 +114,7 @@ def make_gradients(layout: TrainState, **options) -> Callable:
 def reference_values(
     params: nnx.State,
     prompt: Text,
-    images: Images,
+    images: Images | Float[Array, "B V M"],
     rollout: Rollout,
     *,
     graph: nnx.GraphDef,
@@ -147,12 +142,13 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             raise ConfigError(f"grpo.{name}={config.grpo[name]!r} is none of {', '.join(allowed)}")
     if config.batch_size % config.prompts_per_micro_batch:
         raise ConfigError("batch_size must be a multiple of prompts_per_micro_batch")
-    parts = max(map(sharding.row_parts, (mesh, setup.sampling_mesh(config, mesh))))
+    parts = sharding.row_parts(mesh)
     if config.prompts_per_micro_batch % parts:
         raise ConfigError(
             f"prompts_per_micro_batch={config.prompts_per_micro_batch} can't be divided over "
-            f"{parts} devices; make it a multiple, or set config.mesh or config.sampling.tensor"
+            f"{parts} devices; make it a multiple, or set config.mesh"
         )
+    sampling_config(config, sharding.row_parts(setup.sampling_mesh(config, mesh)), ())
     if config.grpo.group < 2:
         raise ConfigError("grpo.group must be at least 2: advantages compare completions")
     if config.grpo.completion_lengths[-1] < config.grpo.max_tokens:
@@ -228,13 +224,6 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
     # ---- The pure functions of a step, jitted once. ----
     forbidden = forbidden_ids(run.tokenizer, run.model.config.text.vocab_size)
-    sampling = SamplingConfig(
-        group=settings.group,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        stop_tokens=stop_ids(run.tokenizer),
-    )
     options = {
         "graph": graph,
         "forbidden": forbidden,
@@ -242,21 +231,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         "chunk": config.logprob_chunk,
     }
 
-    sampling_mesh = setup.sampling_mesh(config, mesh)
-    sample = beside(make_sampler(graph, sampling_mesh, forbidden, sampling))
-    everything = nnx.merge_state(state.params, frozen)
-    weights_of = make_weights(everything, config.model.compute_dtype, sampling_mesh)
-    del everything
+    rollouts = Rollouts(run, config, forbidden, stop_ids(run.tokenizer))
+    size = prompts_a_call(config)
+    micro_batches = size // config.prompts_per_micro_batch
 
     rows, everywhere = sharding.by_rows(mesh), sharding.replicated(mesh)
-
-    @functools.partial(jax.jit, out_shardings=rows)
-    def keys_of(key, step, numbers):
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-        return sample_keys(step_key, numbers, settings.group)
-
-    lengths_of = jax.jit(lambda mask: mask.sum(-1), out_shardings=everywhere)
-
     reward_functions = rewards.resolve(settings.rewards)
 
     @functools.partial(jax.jit, out_shardings=(everywhere, rows, everywhere))
@@ -288,56 +267,42 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     for step in life.steps():
         with metrics.phase("data"):
             pairs = next(run.data)
-            size = config.prompts_per_micro_batch // run.share.count
-            chunks = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+            calls = np.arange(len(pairs)).reshape(-1, size // run.share.count)
             items = [item for _, item in pairs]
-            prompts = life.collate(
-                items, [[[i + j] for j in range(size)] for i in range(0, len(pairs), size)]
-            ).parts
+            batches = life.collate(items, calls[..., None].tolist()).parts
         if life.stopping:
             break
 
         with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
-            # ---- Rollout, parsed answers, rewards, advantages. ----
+            # ---- Completions; parsed and rewarded while the next are sampled. ----
             experiences, judged, all_texts, lengths = [], [], [], []
-            with metrics.phase("rollout"):
-                everything = nnx.merge_state(state.params, frozen)
-                weights = weights_of(everything)
-                others = state.opt_state, copies, None if weights is everything else everything
-            for number, (chunk, batch) in enumerate(zip(chunks, prompts, strict=True)):
-                examples = [example for example, _ in chunk]
+            sampled = rollouts.sample(state, frozen, copies, step, batches)
+            for examples in ([pairs[i][0] for i in call] for call in calls):
                 with metrics.phase("rollout"):
-                    given = sharding.place_rows((batch.text, batch.images), mesh)
-                    at = sharding.place_everywhere(np.int32(step), mesh)
-                    # Of the step's prompts, this share has every so-manieth.
-                    numbers = np.arange(number * size, (number + 1) * size, dtype=np.int32)
-                    numbers = run.share.index + run.share.count * numbers
-                    keys = keys_of(state.key, at, sharding.place_rows(numbers, mesh))
-                    with jax.set_mesh(sampling_mesh):
-                        there = jax.device_put((*given, keys), sharding.by_rows(sampling_mesh))
-                        rollout = sample(others, weights, *there)
-                    rollout = jax.device_put(rollout, rows)
+                    prompt, images, rollout, length = next(sampled)
+                    length = jax.device_get(length)
                     tokens, mask = map(sharding.local_rows, (rollout.tokens, rollout.mask))
-                    length = jax.device_get(lengths_of(rollout.mask))
                 with metrics.phase("reward"):
                     texts = decode(run.tokenizer, tokens, mask)
                     answers = answer_arrays(texts, examples, mask, settings.max_objects)
                     targets = target_arrays(examples, settings.group, settings.max_objects)
                     parts, advantages, equal = judge(*sharding.place_rows((answers, targets), mesh))
-                with metrics.phase("reference"):
-                    rollout = shorten(
-                        rollout, int(length.max()), tuple(settings.completion_lengths)
-                    )
-                    values = None
-                    if settings.beta:
-                        policy = state.params, state.opt_state
-                        values = reference_of(policy, reference, *given, rollout)
-                experiences.append(Experience(*given, rollout, advantages, values))
+                rollout = shorten(rollout, int(length.max()), tuple(settings.completion_lengths))
+                experience = Experience(prompt, images, rollout, advantages, None)
+                experiences += sharding.split_rows(experience, micro_batches, mesh)
                 judged.append((parts, equal))
                 all_texts.append(texts)
                 lengths.append(length)
+            sampled.close()  # and with it go the weights that it sampled with
 
-            del weights, everything, others
+            # ---- What the reference policy says. ----
+            if settings.beta:
+                with metrics.phase("reference"):
+                    policy = state.params, state.opt_state
+                    for i, given in enumerate(experiences):
+                        values = reference_of(policy, reference, *given[:3])
+                        experiences[i] = given._replace(reference=values)
+
             # ---- Updates on what was sampled. ----
             with metrics.phase("update"):
                 lengths = np.concatenate(lengths)
@@ -364,7 +329,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
             and step % settings.log_groups_every == 0
             and processes.is_first()
         ):
-            mine = sharding.local_row_numbers(config.prompts_per_micro_batch, mesh)
+            mine = sharding.local_row_numbers(size, mesh)
             own = {k: np.concatenate([p[k][mine] for p, _ in judged]) for k in parts}
             write_groups(
                 workdir / "groups" / f"step_{step + 1:06d}.jsonl",

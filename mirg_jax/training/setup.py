@@ -136,6 +136,11 @@ def lora_of(config: ConfigDict) -> lora.Lora | None:
         raise ConfigError(f"config.lora: {error}") from None
 
 
+def tower_is_frozen(config: ConfigDict) -> bool:
+    """Whether the images' visual tokens are the same for every policy of the run."""
+    return not config.lora.tower if config.lora.rank else "visual" in config.freeze
+
+
 def trainable(
     model: checkpoint.Model, config: ConfigDict, mesh: jax.sharding.Mesh
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

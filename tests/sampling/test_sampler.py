@@ -123,6 +123,32 @@ def test_slots_are_given_back_and_change_nothing(model, slots):
     assert not in_turn.mask[3].any() and in_turn.mask.any(axis=(1, 2)).sum() == 6
 
 
+def test_repeated_prompts_give_the_same_tokens(model):
+    """Groups behind one prompt, and as many rows of their own with the same keys."""
+    text, images, shared = run(model, group=4)
+    graph, params = model
+    keys = sample_keys(jax.random.key(0), jnp.arange(2), 4).reshape(8, 1)
+    rows = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), (text, images))
+    config = SamplingConfig(group=1, max_tokens=10, stop_tokens=(STOP,))
+    repeated = jax.jit(functools.partial(sample, graph, forbidden=FORBIDDEN, config=config))(
+        params, *rows, keys
+    )
+    np.testing.assert_array_equal(shared.tokens.reshape(8, 1, -1), repeated.tokens)
+    np.testing.assert_array_equal(shared.mask.reshape(8, 1, -1), repeated.mask)
+
+
+def test_visual_tokens_in_place_of_images(model):
+    graph, params = model
+    text, images, seen = run(model)
+    visual = nnx.merge(graph, params).visual(images)
+    config = SamplingConfig(group=3, max_tokens=10, stop_tokens=(STOP,))
+    keys = sample_keys(jax.random.key(0), jnp.arange(2), 3)
+    given = functools.partial(sample, graph, forbidden=FORBIDDEN, config=config)
+    np.testing.assert_array_equal(jax.jit(given)(params, text, visual, keys).tokens, seen.tokens)
+    other = jax.jit(given)(params, text, visual[::-1] + 1, keys).tokens
+    assert (other != seen.tokens).any()
+
+
 def test_weights_cast_ahead_of_the_loop_give_the_same_tokens():
     """Masters in float32 for bfloat16: cast once by `make_weights`, at every use by `sample`."""
     graph, params = create(CONFIG, 0, precision=Precision(jnp.bfloat16, jnp.float32))

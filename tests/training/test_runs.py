@@ -11,7 +11,7 @@ import pytest
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import create
-from mirg_jax.training import grpo, metrics, setup, sft
+from mirg_jax.training import grpo, metrics, rollouts, setup, sft
 from mirg_jax.training.checkpoint import load_model
 from mirg_jax.training.setup import use_devices
 from mirg_jax.types import Rollout
@@ -95,6 +95,31 @@ def test_grpo_logs_what_it_sampled(recipe, tmp_path):
     (group,) = [json.loads(line) for line in (tmp_path / "groups/step_000001.jsonl").open()][:1]
     assert len(group["completions"]) == 3
     assert set(group["completions"][0]) == {"text", "reward", "format", "image", "object"}
+
+
+def test_how_prompts_are_sampled_changes_nothing(recipe, tmp_path, monkeypatch):
+    """All of a step's prompts at once and in one slot, on visual tokens that are computed once."""
+    options = {"num_steps": 2, "freeze": ("visual",)}
+    at_once = {"sampling.prompts": 4, "sampling.slots": 1}
+    grpo.train(recipe("grpo", **options, **at_once), tmp_path / "at_once")
+    monkeypatch.setattr(setup, "tower_is_frozen", lambda config: False)
+    grpo.train(recipe("grpo", **options), tmp_path / "in_turn")
+    for a, b in zip(scalars(tmp_path / "at_once"), scalars(tmp_path / "in_turn"), strict=True):
+        assert a["logprob_diff"] < 1e-4
+        for name in ("loss", "reward", "kl", "grad_norm", "completion_length"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
+
+
+def test_answers_are_parsed_while_the_next_are_sampled(recipe, tmp_path, monkeypatch):
+    events, beside, decode = [], rollouts.beside, grpo.decode
+
+    def noted(name, function):
+        return lambda *arguments: (events.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(rollouts, "beside", lambda sample: noted("sample", beside(sample)))
+    monkeypatch.setattr(grpo, "decode", noted("parse", decode))
+    grpo.train(recipe("grpo", num_steps=1, batch_size=6), tmp_path)
+    assert events == ["sample", "sample", "parse", "sample", "parse", "parse"]
 
 
 def test_padding_behind_the_longest_completion_is_cut():

@@ -1,0 +1,105 @@
+"""The memory of GRPO's update on a machine that isn't there: prompts computed once a group, beside
+the usual form, where each completion has a row with its own prompt and images."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mirg_jax import machines, planning, programs, sharding
+from mirg_jax.rl import objective
+from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.training.state import accumulating
+
+
+def repeated_loss(params, frozen, batch, old, advantages, reference, *, graph, config, chunk):
+    """Equation 5 on whole rows [prompt | completion], the completion last."""
+    settings, (rows, length) = config.grpo, old.shape
+    model = nnx.merge(graph, params, frozen)
+    hidden = model.hidden(batch.text, model.visual(batch.images))[:, -length - 1 : -1]
+    tokens = batch.text.tokens[:, -length:]
+    options = {"temperature": settings.temperature, "chunk": chunk}
+    logprobs = token_logprobs(hidden, model.head(), tokens, **options)[:, None]
+    policy = objective.policy_loss(logprobs, old[:, None], advantages)
+    kl = objective.kl_estimate(logprobs, reference[:, None], settings.kl, settings.kl_clamp)
+    mask = batch.labels[:, None, -length:]
+    return objective.reduce_tokens(
+        policy.loss + settings.beta * kl, mask, settings.normalisation, sequences=rows, tokens=1.0
+    )
+
+
+def repeated_program(config: ConfigDict, devices: list, rows: int) -> programs.Program:
+    """Loss and gradients of so many completions, each in a row of its own."""
+    run = programs.setting(config, devices)
+    wider = ConfigDict(config.to_dict())
+    length = config.grpo.completion_lengths[-1]
+    wider.data.shapes.lengths = (config.data.shapes.lengths[-1] + length,)
+    batch = programs.batch_shapes(wider, rows, run.mesh)
+
+    def make(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.by_rows(run.mesh))
+
+    options = {"graph": run.graph, "config": config, "chunk": config.logprob_chunk}
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=run.layout.step)
+    gradients = accumulating(
+        jax.value_and_grad(functools.partial(repeated_loss, **options)),
+        out_shardings=(run.layout.step, run.layout.params),
+    )
+    given = batch, make(rows, length), make(rows, 1), make(rows, length)
+    reference = programs.reference_shapes(config, run)
+    arguments = (scalar, run.params), (run.state.opt_state, reference), run.params, run.frozen
+    parts = {
+        "weights": (run.params, run.frozen),
+        "optimizer": run.state.opt_state,
+        "reference": reference,
+        "gradients": (run.params, run.params),
+        "batch": given,
+    }
+    return programs.Program("gradients", run.mesh, gradients, (*arguments, *given), parts)
+
+
+def shared_program(config: ConfigDict, devices: list, prompts: int) -> programs.Program:
+    config = ConfigDict(config.to_dict())
+    config.prompts_per_micro_batch = config.sampling.prompts = prompts
+    config.batch_size = 2 * prompts  # at least two micro-batches, as `repeated_program` has
+    return next(p for p in programs.grpo_programs(config, devices) if p.name == "gradients")
+
+
+def compare(
+    config: ConfigDict, machine: machines.Machine, say: Callable[[str], object], most: int = 64
+) -> dict:
+    """Doubles the micro-batch of both forms until it doesn't fit.
+
+    Args:
+      most: completions a device, at which to stop.
+    """
+    devices = machine.devices()
+    if machine.kind.platform == "cuda" and config.model.attention == "auto":
+        config.model.attention = "xla"
+    memory = machine.kind.memory * machines.GIB
+    ways = sharding.row_parts(sharding.make_mesh(**config.mesh, devices=devices))
+    group = config.grpo.group
+    found = {"machine": machine.name, "group": group, "jax": jax.__version__}
+    forms = {"shared": (shared_program, group), "repeated": (repeated_program, 1)}
+    for form, (make, each) in forms.items():
+        found[form] = []
+        rows = 1
+        while rows * each <= most:
+            report = planning.measure(make(config, devices, rows * ways))
+            fits = planning.fits(report, memory)
+            peak = max(report.total, report.compiler)
+            row = {
+                "completions_a_device": rows * each,
+                "peak": peak,
+                "activations": report.parts.get("activations", 0),
+                "fits": fits,
+            } | ({"problem": report.problem} if report.problem else {})
+            found[form].append(row)
+            say(f"{form}: {rows * each} completions a device, {report.problem or peak / 2**30}")
+            if not fits:
+                break
+            rows *= 2
+    return found
