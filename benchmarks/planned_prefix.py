@@ -50,12 +50,15 @@ def repeated_program(config: ConfigDict, devices: list, rows: int) -> programs.P
     )
     given = batch, make(rows, length), make(rows, 1), make(rows, length)
     reference = programs.reference_shapes(config, run)
-    arguments = (scalar, run.params), (run.state.opt_state, reference), run.params, run.frozen
+    # Gradients are summed where a step has several micro-batches.
+    several = rows < config.batch_size * config.grpo.group
+    total = (scalar, run.params) if several else None
+    arguments = total, (run.state.opt_state, reference), run.params, run.frozen
     parts = {
         "weights": (run.params, run.frozen),
         "optimizer": run.state.opt_state,
         "reference": reference,
-        "gradients": (run.params, run.params),
+        "gradients": (run.params,) * (1 + several),
         "batch": given,
     }
     return programs.Program("gradients", run.mesh, gradients, (*arguments, *given), parts)
@@ -64,7 +67,7 @@ def repeated_program(config: ConfigDict, devices: list, rows: int) -> programs.P
 def shared_program(config: ConfigDict, devices: list, prompts: int) -> programs.Program:
     config = ConfigDict(config.to_dict())
     config.prompts_per_micro_batch = config.sampling.prompts = prompts
-    config.batch_size = 2 * prompts  # at least two micro-batches, as `repeated_program` has
+    config.batch_size = max(config.batch_size, prompts)
     return next(p for p in programs.grpo_programs(config, devices) if p.name == "gradients")
 
 
@@ -77,8 +80,7 @@ def compare(
       most: completions a device, at which to stop.
     """
     devices = machine.devices()
-    if machine.kind.platform == "cuda" and config.model.attention == "auto":
-        config.model.attention = "xla"
+    planning.choose_attention(config, machine, say)
     memory = machine.kind.memory * machines.GIB
     ways = sharding.row_parts(sharding.make_mesh(**config.mesh, devices=devices))
     group = config.grpo.group
@@ -98,7 +100,8 @@ def compare(
                 "fits": fits,
             } | ({"problem": report.problem} if report.problem else {})
             found[form].append(row)
-            say(f"{form}: {rows * each} completions a device, {report.problem or peak / 2**30}")
+            told = report.problem or f"{peak / machines.GIB:.1f} GiB"
+            say(f"{form}: {rows * each} completions a device, {told}")
             if not fits:
                 break
             rows *= 2

@@ -118,12 +118,19 @@ def fits(report: Report, memory: float) -> bool:
     return not report.problem and max(report.total, report.compiler) <= (1 - FREE) * memory
 
 
-def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]) -> dict:
-    """Compiles all programs of a recipe's step; the plan as JSON values, `say`ing it on the way."""
-    devices = machine.devices()
+def choose_attention(
+    config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]
+) -> None:
+    """Changes `config` to attention that can be compiled here."""
     if machine.kind.platform == "cuda" and config.model.attention == "auto":
         config.model.attention = "xla"
         say("planned with plain attention, as cuDNN's can't be compiled without its card")
+
+
+def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]) -> dict:
+    """Compiles all programs of a recipe's step; the plan as JSON values, `say`ing it on the way."""
+    devices = machine.devices()
+    choose_attention(config, machine, say)
     sizes, memory = model_config(config), machine.kind.memory * machines.GIB
     _, params = qwen2_vl.abstract(sizes)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import call
 
+from benchmarks import planned_prefix
 from configs import grpo_tiny, sft_tiny
 from mirg_jax import flops, machines, planning
 from mirg_jax.errors import ConfigError
@@ -76,6 +77,18 @@ def test_search_takes_the_remat_that_recomputes_least(here, tiny_model):
     config = recipe("sft", tiny_model, rows_per_micro_batch=1, batch_size=4)
     planning.search(config, here(4), lambda _: None)
     assert (config.model.remat, config.rows_per_micro_batch) == ("none", 4)
+
+
+def test_whole_rows_need_more_memory_than_a_shared_prompt(here, tiny_model):
+    config = recipe("grpo", tiny_model, **{"grpo.group": 4, "data.shapes.lengths": (96,)})
+    found = planned_prefix.compare(config, here(4), lambda _: None, most=8)
+    shared, repeated = (
+        {row["completions_a_device"]: row for row in found[form]} for form in ("shared", "repeated")
+    )
+    assert list(shared) == [4, 8] and list(repeated) == [1, 2, 4, 8]
+    for count, row in shared.items():
+        assert row["fits"] and 2 * row["activations"] < repeated[count]["activations"]
+    assert repeated[8]["peak"] > repeated[4]["peak"]
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9z:4x4", "v5e:4xx4", "h100:"])

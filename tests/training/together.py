@@ -45,6 +45,8 @@ def recipe(kind: str, model: pathlib.Path, scenes: pathlib.Path, **changes) -> l
     else:
         flags |= {
             "prompts_per_micro_batch": 4,
+            "sampling.prompts": 8,  # rows of a call are divided into micro-batches
+            "freeze": "('visual',)",  # and visual tokens joined from them
             "grpo.group": 4,
             "grpo.max_tokens": 12,
             "grpo.completion_lengths": "(12,)",
