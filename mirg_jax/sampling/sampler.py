@@ -127,9 +127,11 @@ def sample(
         return jax.lax.pmax(here.astype(jnp.int32), together) > 0 if together else here
 
     def signals(done, taken):
-        free, left = done.all(axis=1).any(), taken < B
-        # Devices that step together fill slots together: once each has one, or no prompt left.
-        vacant = anywhere(free & left) & ~anywhere(~free & left)
+        vacant = jnp.zeros((), bool)
+        if W < B:
+            free, left = done.all(axis=1).any(), taken < B
+            # Devices that step together fill slots together: once each has one, or no prompt left.
+            vacant = anywhere(free & left) & ~anywhere(~free & left)
         return {"running": anywhere(~done.all()), "vacant": vacant}
 
     def begin(prompt, images):
