@@ -11,6 +11,7 @@ Rows count from 0. A row that can't be used is rejected with a reason; it never 
 
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,6 +34,8 @@ IMAGE_MARK = "<image>"
 # MIG-Bench's authors append a note on the format to the questions of the other tasks.
 _NO_FORMAT_NOTE = ("group_grounding", "object_tracking")
 _TYPE_OF_TASK = {task: kind for kind, task in tasks.MGROUNDING_TYPES.items()}
+# A subset of MGrounding-630k that describes boxes instead of finding them.
+_CAPTIONING = re.compile(r"(?<![a-z])gg_reg(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,8 @@ def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Ex
 def _read_mgrounding(row: dict[str, Any], index: int, source: str) -> Iterator[Example | Rejected]:
     """An example a turn. The second turn of row "x" is "x#2"."""
     images, name, task = _images(row), _id(row), tasks.task_of_mgrounding(row)
+    if any(map(_CAPTIONING.search, (name, source, str(row.get("type"))))):
+        raise DataError("gg_reg is captioning, not grounding")
     turns = _list(row, "conversations")
     if not all(isinstance(turn, dict) for turn in turns):
         raise DataError("a turn of the conversation is not an object")

@@ -246,6 +246,8 @@ BAD_ROWS = [
     (MIG_BENCH, {"answer": [False, 0.2, True, 0.4]}, "four numbers"),
     (MIG_BENCH, {"answer": "0.1 0.2 0.3 0.4"}, "four numbers"),
     (MGROUNDING, {"id": None}, "'id' is missing"),
+    (MGROUNDING, {"type": "gg_reg_train"}, "captioning"),
+    (MGROUNDING, {"id": "COCO_GG_REG_7"}, "captioning"),
     (MGROUNDING, {"conversations": []}, "empty"),
     (MGROUNDING, {"conversations": "x"}, "text"),
     (MGROUNDING, {"conversations": ["x", "y"]}, "not an object"),

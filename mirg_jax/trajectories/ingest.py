@@ -1,0 +1,119 @@
+"""MGrounding-630k as it is published → single questions, and every row accounted for."""
+
+import collections
+import dataclasses
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterable
+
+from mirg_jax.data.examples import Example, Rejected, read_examples
+from mirg_jax.errors import DataError
+
+_DATASET = "MGrounding-630k"
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """What came of a file: rows = rows_kept + rows_left_out, and the same of the questions."""
+
+    name: str
+    sha256: str
+    rows: int
+    rows_left_out: int  # with all their questions
+    questions: int
+    questions_left_out: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingested:
+    """Questions with unique ids, in the order of the files, and what was left out."""
+
+    questions: list[Example]
+    left_out: list[Rejected]
+    files: list[File]
+
+
+def kind(reason: str) -> str:
+    """A reason without its particulars, to count by."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\[[^\[\]]*\]|-?\d+(\.\d+)?", "…", reason)
+
+
+def find_files(source: str | pathlib.Path) -> list[pathlib.Path]:
+    """A file alone, or all .json files below a folder but those in hidden folders.
+
+    Raises:
+      DataError: there is none.
+    """
+    source = pathlib.Path(source)
+    if not source.is_dir():
+        return [source]
+    found = sorted(
+        path
+        for path in source.rglob("*.json")
+        if not any(part.startswith(".") for part in path.relative_to(source).parts)
+    )
+    if not found:
+        raise DataError(f"{source}: holds no .json file; give the data set's folder or a file")
+    return found
+
+
+def ingest(source: str | pathlib.Path) -> Ingested:
+    """Reads a file, or a folder of them as the data set has, into questions.
+
+    Turns become questions; image paths begin at the data set's folder, wherever the file says it
+    is; an id that is there already gets a number behind it; a question that is there already, of
+    the same images and with the same answer, is left out.
+
+    Raises:
+      DataError: for a file that can't be read or is of no known format.
+    """
+    source = pathlib.Path(source)
+    questions, left_out, files = [], [], []
+    ids: collections.Counter[str] = collections.Counter()
+    first: dict[tuple, str] = {}
+    for path in find_files(source):
+        name = str(path.relative_to(source)) if source.is_dir() else path.name
+        folder = name.removesuffix(path.name)
+        examples, rejected = read_examples(path)
+        bad = [dataclasses.replace(row, source=folder + row.source) for row in rejected]
+        good = []
+        for example in examples:
+            ids[example.id] += 1
+            example = dataclasses.replace(
+                example,
+                id=example.id if ids[example.id] == 1 else f"{example.id}~{ids[example.id]}",
+                images=tuple(map(_from_dataset, example.images)),
+                source=folder + example.source,
+            )
+            what = (example.images, example.question, example.targets)
+            if what in first:
+                reason = f"the same question as {first[what]!r}"
+                bad.append(Rejected(example.source, example.id, reason))
+            else:
+                first[what] = example.id
+                good.append(example)
+        kept, lost = _rows(good), _rows(bad)
+        files.append(
+            File(
+                name,
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                rows=len(kept | lost),
+                rows_left_out=len(lost - kept),
+                questions=len(good) + len(bad),
+                questions_left_out=len(bad),
+            )
+        )
+        questions += good
+        left_out += bad
+    return Ingested(questions, left_out, files)
+
+
+def _rows(items: Iterable[Example | Rejected]) -> set[str]:
+    return {item.source for item in items}
+
+
+def _from_dataset(path: str) -> str:
+    """The path from the data set's folder on, where that folder is in it."""
+    parts = pathlib.PurePosixPath(path).parts
+    return "/".join(parts[parts.index(_DATASET) :]) if _DATASET in parts else path

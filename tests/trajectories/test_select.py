@@ -1,0 +1,234 @@
+"""Ingestion and the choice of questions: every row accounted for, nothing shown twice."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mirg_jax.data.examples import read_examples
+from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.grounding.tasks import MGROUNDING_FOLDERS, TRAINING_TASKS
+from mirg_jax.trajectories.ingest import ingest, kind
+from mirg_jax.trajectories.select import Choice, apportion, choose, prepare
+
+EQUAL = dict.fromkeys(TRAINING_TASKS, 1.0)
+BOX = "<|box_start|>(10,20),(300,400)<|box_end|>"
+
+
+def turns(*pairs):
+    return [
+        {"from": who, "value": value}
+        for pair in pairs
+        for who, value in zip(("human", "gpt"), pair, strict=True)
+    ]
+
+
+def row(folder, n, *pairs, prefix="./", **changes):
+    images = [f"{prefix}MGrounding-630k/{folder}/images/{n:06d}_{i}.jpg" for i in (1, 2)]
+    pairs = pairs or (("<image>\n<image>\nLocate it in the second image.", BOX),)
+    return {"id": n, "images": images, "conversations": turns(*pairs), "type": "x"} | changes
+
+
+def publish(root):
+    """A data set's folder with the quirks of the published one; the rows by file."""
+    files = {}
+    for folder in MGROUNDING_FOLDERS:
+        # Ids count from 0 in every file.
+        files[f"{folder}/train.json"] = [row(folder, n) for n in range(8)]
+    group = files["Group_Grounding/train.json"]
+    question, answer = "Where is the dog?", f"It's in the second image. {BOX}"
+    group += [
+        row("Group_Grounding", 10, (question, answer), ("And the cat?", f"In image 1: {BOX}")),
+        row("Group_Grounding", 11, ("Where?", "It's in the first image. " + BOX), ("?", "A cat.")),
+        row("Group_Grounding", 12, (question, BOX.replace("(300", "(1300"))),
+        row("Group_Grounding", 13, (question, BOX.replace("(300", "(3"))),
+        row("Group_Grounding", 14, (f"What is at {BOX}?", "A dog."), type="gg_reg_train"),
+        row("Group_Grounding", 15, prefix="/home/someone/data/"),
+        row("Group_Grounding", 0),  # a row that is there already
+        row("Group_Grounding", 16, conversations=[]),
+        "not a row",
+    ]
+    files["Group_Grounding/gg_reg_120k.json"] = [row("Group_Grounding", 20)]
+    for name, rows in files.items():
+        path = root / "MGrounding-630k" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+        for item in rows:
+            for image in item["images"] if isinstance(item, dict) else ():
+                file = root / image[image.index("MGrounding") :]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (hash(image) % 256, 0, 0)).save(file)
+    return files
+
+
+def test_every_row_of_a_published_folder_is_accounted_for(tmp_path):
+    files = publish(tmp_path)
+    (tmp_path / "MGrounding-630k/.cache").mkdir()
+    (tmp_path / "MGrounding-630k/.cache/other.json").write_text("{")
+    found = ingest(tmp_path)
+    assert {file.name for file in found.files} == {f"MGrounding-630k/{name}" for name in files}
+    for file in found.files:
+        rows = files[file.name.removeprefix("MGrounding-630k/")]
+        prefix = file.name + " row "
+        kept = [q for q in found.questions if q.source.startswith(prefix)]
+        lost = [r for r in found.left_out if r.source.startswith(prefix)]
+        assert all(r.reason for r in lost)
+        # Every row is in one list or the other, by its number.
+        numbers = {int(item.source.rsplit(" ", 1)[1]) for item in kept + lost}
+        assert numbers == set(range(len(rows)))
+        assert file.rows == len(rows)
+        assert file.questions == len(kept) + len(lost)
+        assert file.questions_left_out == len(lost)
+        assert file.rows_left_out == len(rows) - len({item.source for item in kept})
+
+    assert len({q.id for q in found.questions}) == len(found.questions)
+    assert {q.task for q in found.questions} == set(TRAINING_TASKS)
+    by_source = collections.defaultdict(list)
+    for question in found.questions:
+        by_source[question.source].append(question)
+    first, second = by_source["MGrounding-630k/Group_Grounding/train.json row 8"]
+    assert (first.targets[0].image, second.targets[0].image) == (2, 1)
+    (elsewhere,) = by_source["MGrounding-630k/Group_Grounding/train.json row 13"]
+    assert elsewhere.images[0].startswith("MGrounding-630k/Group_Grounding/")
+
+    reasons = collections.Counter(kind(r.reason) for r in found.left_out)
+    assert sum("captioning" in reason for reason in reasons.elements()) == 2
+    assert sum("not a box on the grid" in reason for reason in reasons.elements()) == 2
+    assert sum("the same question as" in reason for reason in reasons.elements()) == 1
+    assert len(found.left_out) == 8
+
+
+def test_real_photos_are_accounted_for(shared, tmp_path):
+    photos = shared("real_photos")
+    rows = json.loads((photos / "train.json").read_text())
+    found = ingest(photos / "train.json")
+    (file,) = found.files
+    assert file.rows == len(rows) == 1121
+    asked = sum(len(row["conversations"]) // 2 for row in rows)
+    assert file.questions == asked == len(found.questions) + len(found.left_out)
+
+    choice = Choice(280, 140, EQUAL, seed=1, exclude=str(photos / "eval.json"))
+    prepare(photos / "train.json", photos, tmp_path, choice)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    parts = [manifest[name] for name in ("sft", "rl", "not_drawn", "left_out")]
+    assert sum(parts) == asked and manifest["sft"] == 280 and manifest["rl"] == 140
+    assert sum(manifest["reasons"].values()) == manifest["left_out"]
+    assert set(manifest["by_task"]["sft"].values()) == {40}
+
+
+def test_choice_is_balanced_apart_and_seeded(tmp_path):
+    publish(tmp_path)
+    questions = ingest(tmp_path).questions
+    chosen, _ = choose(questions, tmp_path, Choice(28, 21, EQUAL, seed=3))
+    for name, share in (("sft", 4), ("rl", 3)):
+        counts = collections.Counter(question.task for question in chosen[name])
+        assert counts == dict.fromkeys(TRAINING_TASKS, share)
+        head = collections.Counter(question.task for question in chosen[name][:7])
+        assert set(head.values()) == {1}
+    shown = [frozenset(question.images) for name in chosen for question in chosen[name]]
+    assert len(set(shown)) == len(shown)
+    again, _ = choose(questions, tmp_path, Choice(28, 21, EQUAL, seed=3))
+    other, _ = choose(questions, tmp_path, Choice(28, 21, EQUAL, seed=4))
+    assert again == chosen != other
+
+    weights = EQUAL | {"diff": 3.0, "region": 0.0}
+    chosen, left_out = choose(questions, tmp_path, Choice(16, 0, weights, seed=3))
+    counts = collections.Counter(question.task for question in chosen["sft"])
+    assert counts["diff"] == 6 and counts["reasoning"] == 2 and not counts["region"]
+    assert sum("'region' is not one of" in row.reason for row in left_out) == 8
+
+
+def test_a_short_task_is_made_up_for(tmp_path):
+    publish(tmp_path)
+    questions = ingest(tmp_path).questions
+    for n in range(4):
+        (tmp_path / f"MGrounding-630k/Difference/images/{n:06d}_2.jpg").unlink()
+    chosen, left_out = choose(questions, tmp_path, Choice(28, 14, EQUAL, seed=0))
+    assert (len(chosen["sft"]), len(chosen["rl"])) == (28, 14)
+    both = collections.Counter(q.task for name in chosen for q in chosen[name])
+    assert both["diff"] == 4 and {both[t] for t in TRAINING_TASKS} <= {4, 6, 7}
+    assert sum("no such file" in row.reason for row in left_out) == 4
+    chosen, _ = choose(questions, tmp_path, Choice(1000, 700, EQUAL, seed=0))
+    assert len(chosen["sft"]) == pytest.approx(len(chosen["rl"]) * 10 / 7, abs=1)
+
+
+def test_nothing_of_a_benchmark_is_used(tmp_path):
+    publish(tmp_path)
+    questions = ingest(tmp_path).questions
+    by_name, copied = questions[0].images[1], questions[9].images[0]
+    bench = tmp_path / "MIG-Bench"
+    bench.mkdir()
+    other = "MIG-Bench/images/other.png"
+    (bench / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / other)
+    (tmp_path / copied).write_bytes((tmp_path / other).read_bytes())
+    # A frame's number alone says nothing: its folder must be the same too.
+    rows = [
+        {"task": "diff", "images": [path], "question": "?", "answer": [0.1, 0.1, 0.5, 0.5]}
+        for path in (f"./MIG-Bench/images/{by_name.split('/')[-1]}", f"./{other}")
+    ]
+    (tmp_path / "bench.json").write_text(json.dumps(rows))
+    Image.new("RGB", (3, 3)).save(tmp_path / "MIG-Bench" / rows[0]["images"][0][12:])
+    choice = Choice(1000, 0, EQUAL, 0, str(tmp_path / "bench.json"), str(tmp_path))
+    chosen, left_out = choose(questions, tmp_path, choice)
+    used = {path for question in chosen["sft"] for path in question.images}
+    assert copied not in used
+    assert by_name.split("/")[-1] not in {path.split("/")[-1] for path in used}
+    assert any("copy of one of the benchmark's" in row.reason for row in left_out)
+    assert any("is one of the benchmark's" in row.reason for row in left_out)
+
+
+def test_a_choice_is_kept_and_not_mixed_up(tmp_path):
+    publish(tmp_path)
+    out = tmp_path / "out"
+    choice = Choice(14, 7, EQUAL, seed=3)
+    first = prepare(tmp_path / "MGrounding-630k", tmp_path, out, choice)
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert prepare(tmp_path / "MGrounding-630k", tmp_path, out, choice) == first
+    prepare(tmp_path / "MGrounding-630k", tmp_path, tmp_path / "again", choice)
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    rl, rejected = read_examples(out / "rl.jsonl")
+    assert len(rl) == 7 and not rejected and all(question.response is None for question in rl)
+
+    with pytest.raises(ConfigError, match="chosen otherwise"):
+        prepare(tmp_path / "MGrounding-630k", tmp_path, out, Choice(14, 7, EQUAL, seed=4))
+    (tmp_path / "MGrounding-630k/Difference/train.json").write_text(json.dumps([row("x", 1)]))
+    with pytest.raises(ConfigError, match="other files"):
+        prepare(tmp_path / "MGrounding-630k", tmp_path, out, choice)
+
+
+def test_unusable_input(tmp_path):
+    with pytest.raises(DataError, match="no .json file"):
+        ingest(tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        ingest(tmp_path / "missing.json")
+    with pytest.raises(ConfigError, match="negative"):
+        Choice(-1, 0, EQUAL, 0)
+
+
+def test_without_a_count_all_come_in_order(tmp_path):
+    publish(tmp_path)
+    questions = ingest(tmp_path).questions
+    chosen, left_out = choose(questions, tmp_path, Choice(0, 0, EQUAL, 0))
+    assert chosen == {"sft": questions, "rl": []} and not left_out
+
+
+@given(
+    st.integers(0, 500),
+    st.lists(st.tuples(st.floats(0.01, 10), st.integers(0, 200)), min_size=1, max_size=7),
+)
+def test_apportion_gives_all_there_is_and_no_more(total, tasks):
+    weights = {str(n): weight for n, (weight, _) in enumerate(tasks)}
+    most = {str(n): count for n, (_, count) in enumerate(tasks)}
+    shares = apportion(total, weights, most)
+    assert sum(shares.values()) == min(total, sum(most.values()))
+    assert all(0 <= shares[name] <= most[name] for name in shares)
+    if all(total * w / sum(weights.values()) <= most[n] - 1 for n, w in weights.items()):
+        assert all(
+            abs(shares[n] - total * w / sum(weights.values())) <= 1 for n, w in weights.items()
+        )
