@@ -14,7 +14,7 @@ at the tokens, and every piece between two tokens is looked at a fixed number of
 """  # noqa: E501
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mirg_jax.grounding.boxes import Box, is_valid
@@ -38,9 +38,15 @@ _END_OF = {ID_START: ID_END, OBJECT_START: OBJECT_END, BOX_START: BOX_END}
 _PART = re.compile("(" + "|".join(map(re.escape, (*_END_OF, *_END_OF.values()))) + ")")
 _TOKEN = re.compile(f"{_BLOCK.pattern}|{_PART.pattern}")
 _WORD = re.compile(r"\w")
+# No quantifier crosses a "<": linear whatever the text.
+_NOT_PROSE = re.compile(
+    f"{re.escape(ID_START)}[^<]*{re.escape(ID_END)}"
+    f"|{re.escape(BOX_START)}[^<]*{re.escape(BOX_END)}|{_TOKEN.pattern}"
+)
 _POINT = r"\s*\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)\s*"
 _BOX = re.compile(f"{_POINT},{_POINT}", re.ASCII)
 _ID = re.compile(r"\s*\[\s*(\d{1,4})\s*-\s*(\d{1,4})\s*\]\s*", re.ASCII)
+_ID_PART = re.compile(f"{re.escape(ID_START)}([^<]*){re.escape(ID_END)}")
 
 ORDINALS = (
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
@@ -118,6 +124,22 @@ def format_answer(objects: Iterable[GroundedObject]) -> str:
 
 def format_response(thinking: str, answer: str) -> str:
     return f"{THINK_START}{thinking}{THINK_END}{ANSWER_START}{answer}{ANSWER_END}"
+
+
+def prose(text: str) -> str:
+    """The text without ids, boxes and tokens; the names of objects stay."""
+    return _NOT_PROSE.sub("", text)
+
+
+def renumber(text: str, numbers: Mapping[tuple[int, int], int]) -> str:
+    """The text with other object numbers in its ids: `numbers[image, old] = new`."""
+
+    def new(match: re.Match) -> str:
+        identity = _ID.fullmatch(match[1])
+        key = (int(identity[1]), int(identity[2])) if identity else None
+        return format_id(key[0], numbers[key]) if key in numbers else match[0]
+
+    return _ID_PART.sub(new, text)
 
 
 def find_image_index(text: str, num_images: int | None = None) -> int | None:

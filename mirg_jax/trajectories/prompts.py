@@ -1,0 +1,105 @@
+"""The stages' prompts: text files that can be read and changed, one a task and stage.
+
+`STAGE/frame.txt` is the prompt of a stage; its `$guidance` is the text of `STAGE/TASK.txt`. Other
+names in it: `$count`, `$question`, `$answer` (stage 1), `$reasoning` (stages 2 and 3) and
+`$objects` (stage 3). `leaks.txt` says what thoughts may not say.
+"""
+
+import importlib.resources
+import pathlib
+import string
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mirg_jax.data.examples import IMAGE_MARK, Example
+from mirg_jax.errors import ConfigError
+from mirg_jax.grounding.grammar import GroundedObject, format_box, format_object
+
+STAGES = ("reasoning", "mapping", "reassembly")
+_NAMES = {
+    "reasoning": {"answer"},
+    "mapping": {"reasoning"},
+    "reassembly": {"reasoning", "objects"},
+}
+
+
+class Prompts(NamedTuple):
+    """The texts, by stage and task, and the patterns of `leaks.txt`."""
+
+    frames: dict[str, str]
+    guidance: dict[tuple[str, str], str]
+    leaks: str
+
+    def tasks(self) -> set[str]:
+        """Those with a text for every stage."""
+        return set.intersection(
+            *({task for at, task in self.guidance if at == stage} for stage in STAGES)
+        )
+
+    def render(self, stage: str, question: Example, **values: str) -> str:
+        """The prompt of a stage for a question; `values` as the stage needs."""
+        return string.Template(self.frames[stage]).substitute(
+            count=len(question.images),
+            question=question_text(question),
+            guidance=self.guidance[stage, question.task],
+            **values,
+        )
+
+
+def load(folder: str = "") -> Prompts:
+    """Reads a folder laid out like the package's own, which "" means.
+
+    Raises:
+      ConfigError: a file is missing or not UTF-8, or holds a `$name` that means nothing.
+    """
+    root = pathlib.Path(folder) if folder else importlib.resources.files(__package__) / "prompts"
+
+    def read(path) -> str:
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            what = getattr(error, "strerror", None) or "not UTF-8"
+            raise ConfigError(
+                f"prompts: {path}: cannot be read ({what}); copy mirg_jax/trajectories/prompts "
+                "and change the copy"
+            ) from None
+
+    frames, guidance = {}, {}
+    for stage in STAGES:
+        frames[stage] = read(root / stage / "frame.txt")
+        try:
+            names = set(string.Template(frames[stage]).get_identifiers())
+            string.Template(frames[stage]).substitute(dict.fromkeys(names, ""))
+        except ValueError as error:
+            raise ConfigError(f"prompts: {stage}/frame.txt: {error}; write $$ for $") from None
+        if unknown := names - _NAMES[stage] - {"count", "question", "guidance"}:
+            raise ConfigError(f"prompts: {stage}/frame.txt: ${min(unknown)} means nothing here")
+        for file in (root / stage).iterdir():
+            task = file.name.removesuffix(".txt")
+            if file.name.endswith(".txt") and task != "frame":
+                guidance[stage, task] = read(file)
+    return Prompts(frames, guidance, read(root / "leaks.txt"))
+
+
+def question_text(question: Example) -> str:
+    """The question for a reader who gets the images before it, each under its name."""
+    text, n = question.question.strip(), 0
+    while text.startswith(IMAGE_MARK):
+        text, n = text.removeprefix(IMAGE_MARK).strip(), n + 1
+    while IMAGE_MARK in text:
+        n += 1
+        text = text.replace(IMAGE_MARK, f"Image-{n}", 1)
+    return text
+
+
+def answer_text(question: Example) -> str:
+    """The true answer in words that the grammar reads back."""
+    return " ".join(
+        (f"Image-{target.image}: " if target.image else "") + format_box(target.box)
+        for target in question.targets
+    )
+
+
+def objects_text(objects: Sequence[GroundedObject]) -> str:
+    """A line for each object, as a trajectory first mentions it."""
+    return "\n".join(map(format_object, objects))
