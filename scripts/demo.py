@@ -1,4 +1,4 @@
-"""The main job at the small scale: scenes, trajectory SFT, image-aware GRPO, evaluation, report.
+"""The main job at the small scale: scenes, trajectories, SFT, image-aware GRPO, evaluation, report.
 
     python scripts/demo.py --workdir=runs/demo
 
@@ -17,11 +17,12 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from configs import grpo_tiny, sft_tiny
+from configs import grpo_tiny, sft_tiny, trajectories_scenes
 from mirg_jax import cli
 from mirg_jax.data.scene_tasks import write_dataset
 from mirg_jax.evaluation import evaluate, report, scoring
 from mirg_jax.training import grpo, sft
+from mirg_jax.trajectories import build
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.")
 _QUICK = flags.DEFINE_bool("quick", False, "Three minutes: too short to learn, enough to see.")
@@ -54,9 +55,20 @@ def recipes(scenes: pathlib.Path, seed: int):
         config.data.image_root = str(scenes)
         if _QUICK.value:
             config.num_steps = 10
-    stages["sft"].data.train_json = str(scenes / "sft.jsonl")
+    stages["sft"].data.train_json = str(scenes / "annotated/grounded.jsonl")
     stages["grpo"].data.train_json = str(scenes / "rl.json")
     return stages
+
+
+def annotate(scenes: pathlib.Path, name: str, seed: int, error: float | None = None) -> None:
+    """The trajectories of SFT, into SCENES/NAME, by the embedded teacher."""
+    config = trajectories_scenes.get_config()
+    config.scenes.seed = _FIRST_SEED + seed
+    if error is not None:
+        config.scenes.error = error
+    build.build(
+        config, source=str(scenes / "sft.json"), image_root=str(scenes), output_dir=scenes / name
+    )
 
 
 def summarise(scores: scoring.Scores) -> dict:
@@ -85,6 +97,9 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
             "scenes", write_dataset, scenes, seed=_FIRST_SEED + seed, sft=n_sft, rl=n_rl,
             evaluation=n_eval,
         )  # fmt: skip
+    # The annotator errs; beside it, one who never does.
+    clock.time("trajectories", annotate, scenes, "annotated", seed)
+    clock.time("exact trajectories", annotate, scenes, "exact", seed, error=0.0)
 
     def test(name: str, checkpoint: pathlib.Path | str) -> scoring.Scores:
         return clock.time(
@@ -103,9 +118,9 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
     stages["grpo"].init_from = str(workdir / "sft")
     clock.time("grpo", grpo.train, stages["grpo"], workdir / "grpo")
     scores["grpo"] = test("grpo", workdir / "grpo")
-    # Beside them: the same SFT on exact boxes, as if the annotator never erred.
+    # Beside them: the same SFT on exact boxes.
     exact = stages["sft"].copy_and_resolve_references()
-    exact.data.train_json = str(scenes / "sft_exact.jsonl")
+    exact.data.train_json = str(scenes / "exact/grounded.jsonl")
     clock.time("sft on exact boxes", sft.train, exact, workdir / "sft_exact")
     scores["sft_exact"] = test("sft_exact", workdir / "sft_exact")
 

@@ -14,10 +14,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from configs import grpo_tiny, sft_tiny
+from configs import grpo_tiny, sft_tiny, trajectories_scenes
 from mirg_jax.data import scene_tasks, small_tokenizer
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
+from mirg_jax.trajectories import build
 from mirg_jax.weights import hf
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -77,9 +78,14 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> pathlib.Path:
-    """A few procedural scenes in the real file formats."""
+    """A few procedural scenes in the real file formats, with trajectories."""
     folder = tmp_path_factory.mktemp("scenes")
     scene_tasks.write_dataset(folder, seed=5, sft=28, rl=28, evaluation=21)
+    config = trajectories_scenes.get_config()
+    config.scenes.seed = 5
+    made = folder / "trajectories"
+    build.build(config, source=str(folder / "sft.json"), image_root=str(folder), output_dir=made)
+    (folder / "sft.jsonl").write_bytes((made / "grounded.jsonl").read_bytes())
     return folder
 
 

@@ -10,7 +10,9 @@ from mirg_jax import sharding
 from mirg_jax.training import setup
 
 RECIPES = sorted(
-    path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "machines"
+    path.stem
+    for path in (REPOSITORY / "configs").glob("*.py")
+    if path.stem != "machines" and not path.stem.startswith("trajectories")
 )
 TEXTS = [
     REPOSITORY / "README.md",

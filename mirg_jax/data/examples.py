@@ -102,10 +102,14 @@ def read_examples(path: str | pathlib.Path) -> tuple[list[Example], list[Rejecte
 def write_trajectories(path: str | pathlib.Path, examples: Iterable[Example]) -> None:
     """Writes the trajectory format; everything but `source` is kept."""
     with open(path, "w", encoding="utf-8") as file:
-        for example in examples:
-            row = asdict(example)
-            del row["source"]
-            file.write(json.dumps(row) + "\n")
+        file.writelines(map(to_line, examples))
+
+
+def to_line(example: Example) -> str:
+    """A line of the trajectory format."""
+    row = asdict(example)
+    del row["source"]
+    return json.dumps(row) + "\n"
 
 
 def write_mgrounding(path: str | pathlib.Path, examples: Iterable[Example]) -> None:

@@ -1,11 +1,13 @@
 """Multi-image questions about procedural pictures, for the seven training tasks.
 
 Each puzzle knows everything a trajectory says: all things of all images and the look-up that leads
-to the answer. Written to disk in the formats of the real data sets, with images as PNG files.
+to the answer (trajectories/scene_teacher.py says it). Written to disk in the formats of the real
+data sets, with images as PNG files.
 """
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,7 +19,6 @@ from mirg_jax.data.examples import (
     Target,
     write_mgrounding,
     write_mig_bench,
-    write_trajectories,
 )
 from mirg_jax.data.scenes import (
     LOOKS,
@@ -33,20 +34,16 @@ from mirg_jax.data.scenes import (
     push_out,
     snap,
 )
+from mirg_jax.errors import DataError
 from mirg_jax.grounding.boxes import GRID
 from mirg_jax.grounding.grammar import (
     OBJECT_END,
     OBJECT_START,
     ORDINALS,
     GroundedObject,
-    format_answer,
     format_box,
     format_id,
-    format_object,
-    format_response,
 )
-
-ANNOTATOR_ERROR = 0.3  # how far, in sides of the box, an annotated side may lie too far out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +83,18 @@ def seen(image: int, number: int) -> str:
     return f"Object: {format_id(image, number)}."
 
 
-def trajectory(puzzle: Puzzle, rng: np.random.Generator, error: float) -> str:
-    """The response of an annotator who draws boxes up to `error` sides too large."""
-    boxes = [[push_out(rng, thing.box, error) for thing in things] for things in puzzle.things]
-    listing = "".join(
-        format_object(GroundedObject(box, n, m, thing.name))
-        for n, (things, drawn) in enumerate(zip(puzzle.things, boxes, strict=True), start=1)
-        for m, (thing, box) in enumerate(zip(things, drawn, strict=True), start=1)
+def annotate(
+    puzzle: Puzzle, rng: np.random.Generator, error: float
+) -> tuple[tuple[GroundedObject, ...], ...]:
+    """All things of each image with the boxes of an annotator who draws them up to `error` sides
+    too large."""
+    return tuple(
+        tuple(
+            GroundedObject(push_out(rng, thing.box, error), n, m, thing.name)
+            for m, thing in enumerate(things, start=1)
+        )
+        for n, things in enumerate(puzzle.things, start=1)
     )
-    n, m = puzzle.target
-    answer = format_answer([GroundedObject(boxes[n - 1][m - 1], n, m)])
-    return format_response(f"{listing} {puzzle.look_up}", answer)
 
 
 # The tasks ----------------------------------------------------------------------------------------
@@ -337,15 +335,30 @@ PUZZLES: dict[str, Callable[[np.random.Generator], Puzzle]] = {
 }
 
 
+_SPLITS = ("sft", "rl", "eval")
+
+
+def find_puzzle(name: str, seed: int) -> tuple[Puzzle, np.random.Generator]:
+    """The puzzle of a question's id in a data set of this seed, and what to draw on with.
+
+    Raises:
+      DataError: the id is not of such a data set.
+    """
+    match = re.fullmatch(rf"(?:.*_)?({'|'.join(_SPLITS)})_([0-9]{{5,9}})", name)
+    if not match:
+        raise DataError(f"{name!r} is not the id of a procedural scene")
+    index = int(match[2])
+    rng = np.random.default_rng([seed, _SPLITS.index(match[1]), index])
+    return list(PUZZLES.values())[index % len(PUZZLES)](rng), rng
+
+
 def write_dataset(
     folder: str | pathlib.Path, *, seed: int, sft: int, rl: int, evaluation: int
 ) -> None:
-    """Writes the demo's data: the tasks in turn, no scene in two of the files.
+    """Writes questions with exact answers: the tasks in turn, no scene in two of the files.
 
-    - `sft.jsonl`: trajectories by an annotator who draws boxes too large (`ANNOTATOR_ERROR`);
-      `sft_exact.jsonl`: the same with exact boxes.
-    - `rl.json`: questions with exact answers, in MGrounding-630k's format.
-    - `eval.json`: the same in MIG-Bench's.
+    - `sft.json`, to be given trajectories, and `rl.json`: in MGrounding-630k's format.
+    - `eval.json`: in MIG-Bench's.
     - `images/`: the image root is `folder`.
 
     Args:
@@ -354,42 +367,20 @@ def write_dataset(
     """
     folder = pathlib.Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    tasks = list(PUZZLES)
 
-    def examples(split: int, name: str, count: int) -> list[tuple[Example, Example]]:
-        return [
-            _write_puzzle(
-                folder,
-                f"{name}_{i:05d}",
-                np.random.default_rng([seed, split, i]),
-                tasks[i % len(tasks)],
-            )
-            for i in range(count)
-        ]
+    def examples(split: str, count: int) -> list[Example]:
+        return [_write_puzzle(folder, f"{split}_{i:05d}", seed) for i in range(count)]
 
-    pairs = examples(0, "sft", sft)
-    write_trajectories(folder / "sft.jsonl", [annotated for annotated, _ in pairs])
-    write_trajectories(folder / "sft_exact.jsonl", [exact for _, exact in pairs])
-    write_mgrounding(folder / "rl.json", [exact for _, exact in examples(1, "rl", rl)])
-    write_mig_bench(folder / "eval.json", [exact for _, exact in examples(2, "eval", evaluation)])
+    write_mgrounding(folder / "sft.json", examples("sft", sft))
+    write_mgrounding(folder / "rl.json", examples("rl", rl))
+    write_mig_bench(folder / "eval.json", examples("eval", evaluation))
 
 
-def _write_puzzle(
-    folder: pathlib.Path, stem: str, rng: np.random.Generator, task: str
-) -> tuple[Example, Example]:
-    """Draws and saves one puzzle; the example as annotated and with exact boxes."""
-    puzzle = PUZZLES[task](rng)
+def _write_puzzle(folder: pathlib.Path, stem: str, seed: int) -> Example:
+    """Draws and saves one puzzle."""
+    puzzle, _ = find_puzzle(stem, seed)
     paths = tuple(f"images/{stem}_{n}.png" for n in range(1, len(puzzle.images) + 1))
     for path, image in zip(paths, puzzle.images, strict=True):
         Image.fromarray(image).save(folder / path, compress_level=1)
     target = Target(puzzle.answer.box, puzzle.target[0], puzzle.answer.name)
-    exact = Example(
-        f"{task}_{stem}",
-        task,
-        paths,
-        puzzle.question,
-        (target,),
-        trajectory(puzzle, rng, error=0.0),
-    )
-    annotated = trajectory(puzzle, rng, ANNOTATOR_ERROR)
-    return dataclasses.replace(exact, response=annotated), exact
+    return Example(f"{puzzle.task}_{stem}", puzzle.task, paths, puzzle.question, (target,))

@@ -80,11 +80,12 @@ def write_report(
     template = importlib.resources.files(__package__).joinpath("report.html").read_text("utf-8")
     page = string.Template(template).substitute(
         title=html.escape(title),
+        style=style(),
         table=score_table({name: run.scores for name, run in runs.items()}),
         curves=f'<h2>Curves</h2><div class="charts">{charts}</div>' if charts else "",
-        task_options="".join(_option(task, _task_title(task)) for task in sorted(present)),
+        task_options="".join(option(task, task_title(task)) for task in sorted(present)),
         result_options="".join(
-            _option(f"{number}-{result}", f"{name}: {result}")
+            option(f"{number}-{result}", f"{name}: {result}")
             for number, name in enumerate(runs)
             for result in ("hit", "miss")
         ),
@@ -93,6 +94,11 @@ def write_report(
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8", errors="replace")  # a response may hold half a pair
+
+
+def style() -> str:
+    """The style sheet of our pages."""
+    return importlib.resources.files(__package__).joinpath("report.css").read_text("utf-8")
 
 
 def _spread(rows: Sequence[scoring.Row], indices: set[int]) -> list[int]:
@@ -117,20 +123,20 @@ def _example(
     count = len(row["images"])
     target = next(result.target_image for _, result in results.values())
     overlays: list[list[str]] = [[] for _ in range(count)]
-    overlays[(target or 1) - 1].append(_overlay(row["answer"], "truth", ""))
+    overlays[(target or 1) - 1].append(overlay(row["answer"], "truth", ""))
     for name, (_, result) in results.items():
         if result.box:
             named = result.image if result.image and 1 <= result.image <= count else None
             place = named or target or 1
             label = name if len(results) > 1 else ""
-            overlays[place - 1].append(_overlay(result.box, "predicted", label))
+            overlays[place - 1].append(overlay(result.box, "predicted", label))
 
     figures = []
     for number, (path, marks) in enumerate(zip(row["images"], overlays, strict=True), start=1):
         if path not in pictures:
-            pictures[path] = _picture(image_root, path)
-        picture = pictures[path].replace("</svg>", "".join(marks) + "</svg>")
-        figures.append(f"<figure>{picture}<figcaption>Image-{number}</figcaption></figure>")
+            pictures[path] = picture(image_root, path)
+        marked = pictures[path].replace("</svg>", "".join(marks) + "</svg>")
+        figures.append(f"<figure>{marked}<figcaption>Image-{number}</figcaption></figure>")
 
     blocks, outcomes = [], []
     for number, (name, (response, result)) in enumerate(results.items()):
@@ -138,20 +144,20 @@ def _example(
         outcomes.append(f"{number}-{outcome}")
         images = f", image {result.image}" if result.image else ""
         images += f" (target {target})" if target and result.image else ""
-        shown = "<i>no response</i>" if response is None else _colour(response)
+        shown = "<i>no response</i>" if response is None else coloured(response)
         blocks.append(
             f'<div class="run {outcome}"><b>{html.escape(name)}</b>: {outcome}, '
             f'IoU {result.iou:.2f}{images}<div class="response">{shown}</div></div>'
         )
     return (
         f'<article data-task="{html.escape(row["task"])}" data-results="{" ".join(outcomes)}">'
-        f"<h3>{html.escape(_task_title(row['task']))}, row {index}</h3>"
-        f"<p>{_colour(row['question'])}</p>"
+        f"<h3>{html.escape(task_title(row['task']))}, row {index}</h3>"
+        f"<p>{coloured(row['question'])}</p>"
         f'<div class="strip">{"".join(figures)}</div>{"".join(blocks)}</article>'
     )
 
 
-def _picture(image_root: str | pathlib.Path, path: str) -> str:
+def picture(image_root: str | pathlib.Path, path: str) -> str:
     """A thumbnail as an SVG element, or a placeholder that says why there is none."""
     try:
         image = load_image(image_root, path)
@@ -166,7 +172,7 @@ def _picture(image_root: str | pathlib.Path, path: str) -> str:
     return f'<svg {size}><image href="data:image/jpeg;base64,{data}" {size}/></svg>'
 
 
-def _overlay(fractions: Sequence[float], kind: str, label: str) -> str:
+def overlay(fractions: Sequence[float], kind: str, label: str) -> str:
     x1, y1, x2, y2 = (100 * min(max(value, 0.0), 1.0) for value in fractions)
     left, top = min(x1, x2), min(y1, y2)  # a ground truth may be inverted
     text = f'<text class="{kind}" x="{left:.1f}%" y="{top:.1f}%" dx="3" dy="12">' if label else ""
@@ -177,7 +183,7 @@ def _overlay(fractions: Sequence[float], kind: str, label: str) -> str:
     )
 
 
-def _colour(text: str) -> str:
+def coloured(text: str) -> str:
     """Escaped text with the parts of the grounding grammar in spans."""
     pieces, end = [], 0
     for match in _MARKUP.finditer(text):
@@ -197,11 +203,11 @@ def score_table(named_scores: Mapping[str, scoring.Scores]) -> str:
     return f"<table>{line(header, 'th')}{''.join(line(cells, 'td') for cells in lines)}</table>"
 
 
-def _option(value: str, text: str) -> str:
+def option(value: str, text: str) -> str:
     return f'<option value="{html.escape(value)}">{html.escape(text)}</option>'
 
 
-def _task_title(name: str) -> str:
+def task_title(name: str) -> str:
     return tasks.MIG_BENCH_TASKS[name].short if name in tasks.MIG_BENCH_TASKS else name
 
 

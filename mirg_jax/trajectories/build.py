@@ -1,0 +1,203 @@
+"""Everything from a data set's files to trajectories in a folder."""
+
+import asyncio
+import collections
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from mirg_jax.data.examples import Example
+from mirg_jax.errors import ConfigError
+from mirg_jax.trajectories import checks, outputs, page, prompts, select
+from mirg_jax.trajectories.estimate import Estimate, estimate
+from mirg_jax.trajectories.journal import Journal
+from mirg_jax.trajectories.pipeline import Plan, Run, replay
+from mirg_jax.trajectories.prompts import STAGES
+from mirg_jax.trajectories.scene_teacher import SceneTeacher
+from mirg_jax.trajectories.teachers import OpenAITeacher, Teacher
+
+
+class Shard(NamedTuple):
+    """A share of the questions: those at index, index + count, …"""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Reads "i/n", i from 0.
+
+        Raises:
+          ConfigError: for anything else.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if not match or int(match[1]) >= int(match[2]):
+            raise ConfigError(f"--shard={text}: it is i/n with i from 0 to n - 1, such as 0/4")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def journal(self) -> str:
+        return f"replies-{self.index}-of-{self.count}.jsonl"
+
+
+def make_teachers(config: ConfigDict, image_root: str) -> dict[str, Teacher]:
+    """The teacher of each stage.
+
+    Raises:
+      ConfigError: for one that isn't known, or has no key.
+    """
+    teachers: dict[str, Teacher] = {}
+    scenes = SceneTeacher(config.scenes.seed, config.scenes.error)
+    for stage in STAGES:
+        how = config.stages[stage].to_dict()
+        if how["teacher"] == "openai":
+            teachers[stage] = OpenAITeacher(
+                how, image_root, config.max_pixels, cached=config.concurrency
+            )
+        elif how["teacher"] == "scenes":
+            teachers[stage] = scenes
+        else:
+            raise ConfigError(
+                f"stages.{stage}.teacher={how['teacher']!r}: openai and scenes are known"
+            )
+    return teachers
+
+
+def make_plan(config: ConfigDict, teachers: Mapping[str, Teacher]) -> Plan:
+    """The plan of a config.
+
+    Raises:
+      ConfigError: for prompts or rules that can't be used.
+    """
+    texts = prompts.load(config.prompts)
+    if missing := {t for t, w in config.select.weights.items() if w > 0} - texts.tasks():
+        raise ConfigError(
+            f"select.weights: no prompt for the task {min(missing)!r}; add one to each stage's "
+            "folder, or give it the weight 0"
+        )
+    rules = checks.Rules(**config.checks, leaks=checks.read_leaks(texts.leaks))
+    settings = {stage: teacher.settings for stage, teacher in teachers.items()}
+    return Plan(texts, rules, settings, config.tries)
+
+
+def _select(config: ConfigDict, source: str, image_root: str, folder: pathlib.Path):
+    choice = select.Choice(
+        **{name: config.select[name] for name in ("sft", "rl", "exclude", "exclude_root")},
+        weights=config.select.weights.to_dict(),
+        seed=config.seed,
+    )
+    return select.prepare(source, image_root, folder / "selection", choice)
+
+
+class Result(NamedTuple):
+    """The summary as in summary.json, and why not everything was asked, "" if it was."""
+
+    summary: dict
+    stopped: str
+
+
+def build(
+    config: ConfigDict,
+    *,
+    source: str,
+    image_root: str,
+    output_dir: pathlib.Path,
+    shard: Shard | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Chooses questions, asks what isn't asked yet, and writes what there is.
+
+    Args:
+      config: as `settings.trajectories`.
+      source: file or folder in the layout of MGrounding-630k.
+      shard: do only this share, with a journal of its own. Without one, all journals that lie in
+        the folder count, so that shards are merged by putting theirs into one folder.
+      retry_failed: ask once more what had no answer for good.
+
+    Raises:
+      UserError: for input or settings that can't be used, or a server that doesn't answer; what
+        there is has been written then.
+    """
+    questions = _select(config, source, image_root, output_dir)
+    if shard:
+        questions = questions[shard.index :: shard.count]
+    teachers = make_teachers(config, image_root)
+    plan = make_plan(config, teachers)
+    name = shard.journal if shard else "replies.jsonl"
+    journal = Journal(output_dir, name, write=True, retry_failed=retry_failed)
+    try:
+        run = Run(
+            plan,
+            teachers,
+            journal,
+            stages={stage: config.stages[stage].to_dict() for stage in STAGES},
+            concurrency=config.concurrency,
+            retries=config.retries,
+            backoff=config.backoff,
+            max_dollars=config.max_dollars,
+        )
+        asyncio.run(run.run(questions, progress=progress))
+        summary = write_outputs(config, questions, plan, journal, image_root, output_dir, shard)
+    finally:
+        journal.close()
+    if run.error:
+        raise run.error
+    return Result(summary, run.stopped)
+
+
+def write_outputs(
+    config: ConfigDict,
+    questions: list[Example],
+    plan: Plan,
+    journal: Journal,
+    image_root: str,
+    output_dir: pathlib.Path,
+    shard: Shard | None = None,
+) -> dict:
+    """Writes all that follows from the journal; a shard's into a folder of its own."""
+    folder = output_dir / f"shard-{shard.index}-of-{shard.count}" if shard else output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    sample = page.Sample(config.page_examples, len({question.task for question in questions}))
+    for outcome in outputs.write(replay(questions, plan, journal), folder):
+        sample.add(outcome)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    page.write(folder / "report.html", summary, sample.outcomes, image_root)
+    return summary
+
+
+def dry_run(
+    config: ConfigDict,
+    *,
+    source: str,
+    image_root: str,
+    output_dir: pathlib.Path,
+    shard: Shard | None = None,
+) -> Estimate:
+    """What is left to ask, and what it would take. Asks nothing, and needs no key.
+
+    Chooses the questions as `build` does, and keeps the choice.
+
+    Raises:
+      UserError: as `build`.
+    """
+    questions = _select(config, source, image_root, output_dir)
+    if shard:
+        questions = questions[shard.index :: shard.count]
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for stage in STAGES:
+            config.stages[stage].key_variable = ""
+    plan = make_plan(config, make_teachers(config, image_root))
+    journal = Journal(output_dir, "replies.jsonl", write=False)
+    try:
+        counts = collections.Counter(question.task for question in questions)
+        stages = {stage: config.stages[stage].to_dict() for stage in STAGES}
+        outcomes = replay(questions, plan, journal)
+        return estimate(outcomes, plan, stages, journal.dollars, counts)
+    finally:
+        journal.close()

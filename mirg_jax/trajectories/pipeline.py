@@ -1,0 +1,375 @@
+"""Questions → trajectories: three stages each, many questions at a time.
+
+What becomes of a question follows from the answers in the journal alone. So a run goes on where
+another ended by going through everything again, without asking for what is there; and outputs are
+written by going through it once more, in order.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from tqdm import tqdm
+
+from mirg_jax.data.examples import Example
+from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.grounding.grammar import GroundedObject
+from mirg_jax.trajectories import checks, prompts
+from mirg_jax.trajectories.journal import Journal
+from mirg_jax.trajectories.limits import CapReached, Pace, Purse
+from mirg_jax.trajectories.teachers import Reply, Request, Retry, Teacher, Unanswerable
+
+_LONGEST_WAIT = 60.0
+# Requests given up one after the other, with no answer to any other between: the server is down.
+_OUTAGE = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer of a stage, and what is wrong with it."""
+
+    stage: str
+    attempt: int
+    reply: Reply
+    dollars: float
+    problems: tuple[str, ...]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of a question.
+
+    Attributes:
+      reasoning, grounded: the answers of stages 1 and 3; "" where there is none.
+      objects: of stage 2.
+      rejected: why there is no trajectory, with the stage; "" if there is one, or may still be.
+      unfinished: not all has been asked.
+    """
+
+    question: Example
+    answers: list[Answer] = dataclasses.field(default_factory=list)
+    reasoning: str = ""
+    objects: tuple[GroundedObject, ...] = ()
+    grounded: str = ""
+    rejected: str = ""
+    unfinished: bool = False
+
+
+class _Failed(Exception):
+    """A request that has no answer for good."""
+
+
+class _Stopped(Exception):
+    """Nothing more is asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is asked of whom: everything that the outcomes follow from but the answers.
+
+    Attributes:
+      settings: of each stage's teacher.
+    """
+
+    texts: prompts.Prompts
+    rules: checks.Rules
+    settings: Mapping[str, str]
+    tries: int
+
+    def __post_init__(self):
+        if self.tries < 1:
+            raise ConfigError("tries: at least one answer of each stage must be allowed")
+
+    async def build(self, question: Example, ask: Callable, outcome: Outcome) -> None:
+        """Takes a question through the stages.
+
+        Args:
+          ask: `async (request) -> (Reply, dollars)`.
+          outcome: is filled.
+
+        Raises:
+          What `ask` raises, but `_Failed`.
+        """
+        try:
+            answer = prompts.answer_text(question)
+            thoughts, _ = await self._stage(
+                outcome, ask, "reasoning", {"answer": answer}, self._check_reasoning
+            )
+            outcome.reasoning = thoughts
+            said = thoughts.removeprefix("<think>").split("</think>")[0].strip()
+            _, outcome.objects = await self._stage(
+                outcome, ask, "mapping", {"reasoning": said}, self._check_mapping
+            )
+            listed = {"reasoning": said, "objects": prompts.objects_text(outcome.objects)}
+            outcome.grounded, _ = await self._stage(
+                outcome, ask, "reassembly", listed, self._check_grounded
+            )
+        except _Failed as failed:
+            outcome.rejected = str(failed)
+
+    async def _stage(
+        self, outcome: Outcome, ask: Callable, stage: str, values: dict[str, str], check: Callable
+    ) -> tuple[str, tuple[GroundedObject, ...]]:
+        prompt = self.texts.render(stage, outcome.question, **values)
+        for attempt in range(1, self.tries + 1):
+            request = Request(
+                outcome.question, stage, attempt, prompt, outcome.objects, self.settings[stage]
+            )
+            try:
+                reply, dollars = await ask(request)
+            except _Failed as failed:
+                raise _Failed(f"{stage}: {failed}") from None
+            text, objects, problems = "", (), [reply.problem]
+            if not reply.problem:
+                text, objects, problems = check(outcome, reply.text.strip())
+            answer = Answer(stage, attempt, reply, dollars, tuple(problems))
+            outcome.answers.append(answer)
+            if not problems:
+                return text, objects
+        raise _Failed(f"{stage}: {problems[0]}")
+
+    def _check_reasoning(self, outcome: Outcome, text: str):
+        return text, (), checks.check_reasoning(text, outcome.question, self.rules)
+
+    def _check_mapping(self, outcome: Outcome, text: str):
+        return text, *checks.read_mapping(text, outcome.question, self.rules)
+
+    def _check_grounded(self, outcome: Outcome, text: str):
+        found, problems = checks.check_grounded(text, outcome.question, outcome.objects, self.rules)
+        return found, (), problems
+
+
+def replay(questions: Iterable[Example], plan: Plan, journal: Journal) -> Iterator[Outcome]:
+    """What the journal makes of each question, in order; nothing is asked."""
+
+    async def ask(request: Request) -> tuple[Reply, float]:
+        if (found := _recorded(journal, request)) is None:
+            raise _Stopped
+        return found
+
+    for question in questions:
+        outcome = Outcome(question)
+        steps = plan.build(question, ask, outcome)
+        try:
+            steps.send(None)  # it never waits, so it runs to its end
+        except StopIteration:
+            pass
+        except _Stopped:
+            outcome.unfinished = True
+        yield outcome
+
+
+def _recorded(journal: Journal, request: Request) -> tuple[Reply, float] | None:
+    row = journal.get(request.key)
+    if row is None:
+        return None
+    if "failed" in row:
+        raise _Failed(row["reason"])
+    tokens = row["prompt_tokens"], row["completion_tokens"]
+    return Reply(row["text"], row["problem"], *tokens), row["dollars"]
+
+
+class Costs:
+    """What a stage's requests take, in tokens and dollars."""
+
+    def __init__(self, how: Mapping):
+        self._how = how
+
+    def prompt_tokens(self, request: Request) -> float:
+        """An upper estimate; English has about four letters a token."""
+        images = len(request.question.images) * self._how["tokens_per_image"]
+        return len(request.prompt) / 3 + images
+
+    def expected_tokens(self, request: Request) -> float:
+        """With the answer's."""
+        return self.prompt_tokens(request) + self._how["expected_tokens"]
+
+    def most(self, request: Request) -> float:
+        """Dollars, if the answer is as long as it may be."""
+        longest = self._how["max_tokens"] or 4 * self._how["expected_tokens"]
+        return self.dollars(self.prompt_tokens(request), longest)
+
+    def dollars(self, prompt: float, completion: float) -> float:
+        how = self._how
+        return (prompt * how["prompt_price"] + completion * how["completion_price"]) / 1e6
+
+
+class Run:
+    """Asks for what the journal lacks."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        teachers: Mapping[str, Teacher],
+        journal: Journal,
+        *,
+        stages: Mapping[str, Mapping],
+        concurrency: int,
+        retries: int,
+        backoff: float,
+        max_dollars: float,
+    ):
+        """
+        Args:
+          teachers, stages: by stage; the latter as in the config.
+          concurrency, retries, backoff, max_dollars: as in the config.
+        """
+        if concurrency < 1:
+            raise ConfigError("concurrency: at least one question must be under way")
+        self._plan, self._teachers, self._journal = plan, teachers, journal
+        self._retries, self._backoff, self._concurrency = retries, backoff, concurrency
+        self._costs = {stage: Costs(how) for stage, how in stages.items()}
+        self._purse = Purse(max_dollars, lambda: journal.dollars)
+        paces: dict[tuple, Pace] = {}
+        self._paces = {}
+        for stage, how in stages.items():
+            where = getattr(teachers[stage], "where", (stage,))
+            limits = how["requests_per_minute"], how["tokens_per_minute"]
+            self._paces[stage] = paces.setdefault((where, limits), Pace(*limits))
+        self._held: list[tuple[str, str]] = []  # given up since the last answer
+        self._answered = 0
+        self.stopped: str = ""  # why nothing more is asked
+        self.error: UserError | None = None
+
+    def stop(self, why: str, error: UserError | None = None) -> None:
+        """Asks nothing more; requests under way are waited for."""
+        if not self.stopped:
+            self.stopped, self.error = why, error
+
+    async def run(self, questions: Sequence[Example], *, progress: bool = True) -> None:
+        """Takes all questions as far as they go; `stopped` says if that was not to the end."""
+        waiting = iter(questions)
+        counts = {"accepted": 0, "rejected": 0}
+        with tqdm(total=len(questions), unit="question", disable=not progress) as bar:
+
+            async def work() -> None:
+                for question in waiting:
+                    if self.stopped:
+                        return
+                    outcome = Outcome(question)
+                    try:
+                        await self._plan.build(question, self._ask, outcome)
+                    except _Stopped:
+                        return
+                    counts["rejected" if outcome.rejected else "accepted"] += 1
+                    rate = 60 * self._answered / max(time.monotonic() - began, 1e-9)
+                    shown = f"${self._journal.dollars:.2f}, {rate:.0f} answers/min"
+                    bar.set_postfix_str(
+                        f"{counts['accepted']} accepted, {counts['rejected']} rejected, {shown}",
+                        refresh=False,
+                    )
+                    bar.update()
+
+            began = time.monotonic()
+            with self._on_signals():
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._concurrency, len(questions))):
+                        group.create_task(work())
+        if self._held and not self.stopped:
+            if self._answered:
+                self._give_up_held()
+            else:
+                self._down(self._held[-1][1])
+
+    @contextlib.contextmanager
+    def _on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop cleanly; a second one at once."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+
+        def handle(number: signal.Signals) -> None:
+            loop.remove_signal_handler(number)
+            self.stop(f"{number.name}: requests under way are waited for")
+
+        for number in signals:
+            with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread
+                loop.add_signal_handler(number, handle, number)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def _ask(self, request: Request) -> tuple[Reply, float]:
+        """The answer in the journal, or a new one."""
+        if found := _recorded(self._journal, request):
+            return found
+        costs, pace = self._costs[request.stage], self._paces[request.stage]
+        most = costs.most(request)
+        expected = costs.expected_tokens(request)
+        for attempt in range(self._retries + 1):
+            if self.stopped:
+                raise _Stopped
+            try:
+                async with self._purse.reserve(most):
+                    await pace.wait(expected)
+                    if self.stopped:
+                        raise _Stopped
+                    return await self._once(request, most, expected)
+            except CapReached:
+                self.stop("the next request might cost more than max_dollars leaves")
+                raise _Stopped from None
+            except Retry as retry:
+                reason = str(retry)
+                if attempt == self._retries:
+                    break
+                if retry.after is not None:
+                    pace.pause(min(retry.after, 3600.0))
+                else:
+                    wait = min(self._backoff * 2**attempt, _LONGEST_WAIT)
+                    await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            except UserError as error:
+                self.stop(str(error), error)
+                raise _Stopped from None
+        self._held.append((request.key, reason))
+        if len(self._held) >= _OUTAGE:
+            self._down(reason)
+            raise _Stopped
+        raise _Failed(reason)
+
+    async def _once(self, request: Request, most: float, expected: float) -> tuple[Reply, float]:
+        journal, costs = self._journal, self._costs[request.stage]
+        journal.asked(request.key, most)
+        began = time.monotonic()
+        try:
+            reply = await self._teachers[request.stage].ask(request)
+        except Retry as retry:
+            journal.lost(request.key, str(retry), most if retry.paid else 0.0)
+            raise
+        except Unanswerable as error:
+            journal.lost(request.key, str(error), 0.0)
+            journal.failed(request.key, str(error))
+            raise _Failed(str(error)) from None
+        except UserError as error:
+            journal.lost(request.key, str(error), 0.0)
+            raise
+        dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
+        journal.reply(
+            request.key,
+            dollars,
+            id=request.question.id,
+            stage=request.stage,
+            **{"try": request.attempt},
+            **dataclasses.asdict(reply),
+            seconds=round(time.monotonic() - began, 3),
+        )
+        used = reply.prompt_tokens + reply.completion_tokens
+        if used:
+            self._paces[request.stage].correct(used - expected)
+        self._answered += 1
+        self._give_up_held()
+        return reply, dollars
+
+    def _give_up_held(self) -> None:
+        """The server answers others: what it didn't answer it won't."""
+        for key, reason in self._held:
+            self._journal.failed(key, reason)
+        self._held.clear()
+
+    def _down(self, reason: str) -> None:
+        text = f"no request is answered any more ({reason}); run again to go on"
+        self.stop(text, UserError(text))

@@ -1,0 +1,53 @@
+"""Reasoning trajectories for grounding questions, by larger models in three stages.
+
+    python scripts/build_trajectories.py --config=configs/trajectories_mgrounding.py \\
+        --input=data/MGrounding-630k --image_root=data --output_dir=runs/trajectories --dry_run
+
+Writes OUTPUT_DIR/grounded.jsonl (and the other variants), rejected.jsonl, summary.json and
+report.html; docs/trajectories.md says more. Run it again to go on where it ended: no answer that
+is there is asked for again.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from mirg_jax import cli
+from mirg_jax.trajectories import build, outputs
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings, a file of configs/.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "Questions in MGrounding-630k's layout, a file or folder.", required=True
+)
+_IMAGE_ROOT = flags.DEFINE_string("image_root", None, "Folder its paths begin in.", required=True)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where results are written.", required=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Ask nothing; say what is left and its price.")
+_SHARD = flags.DEFINE_string("shard", None, "i/n: only this share, i from 0.")
+_RETRY_FAILED = flags.DEFINE_bool(
+    "retry_failed", False, "Ask once more what had no answer the last time."
+)
+flags.mark_flag_as_required("config")
+
+
+def main(_):
+    shard = build.Shard.parse(_SHARD.value) if _SHARD.value is not None else None
+    what = {
+        "source": _INPUT.value,
+        "image_root": _IMAGE_ROOT.value,
+        "output_dir": pathlib.Path(_OUTPUT_DIR.value),
+        "shard": shard,
+    }
+    if _DRY_RUN.value:
+        print(build.dry_run(_CONFIG.value, **what))
+        return
+    result = build.build(_CONFIG.value, **what, retry_failed=_RETRY_FAILED.value)
+    print(outputs.table(result.summary))
+    if result.stopped:
+        print(f"stopped: {result.stopped}; run again to go on")
+    print(json.dumps({name: result.summary[name] for name in ("accepted", "rejected")}))
+
+
+if __name__ == "__main__":
+    cli.run(main)
