@@ -322,9 +322,16 @@ class Run:
                 else:
                     wait = min(self._backoff * 2**attempt, _LONGEST_WAIT)
                     await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            except Unanswerable as error:
+                reason = str(error)
+                if error.by_server and not self._answered:
+                    break
+                self._journal.failed(request.key, reason)
+                raise _Failed(reason) from None
             except UserError as error:
                 self.stop(str(error), error)
                 raise _Stopped from None
+        # Given up, if others are answered.
         self._held.append((request.key, reason))
         if len(self._held) >= _OUTAGE:
             self._down(reason)
@@ -340,11 +347,7 @@ class Run:
         except Retry as retry:
             journal.lost(request.key, str(retry), most if retry.paid else 0.0)
             raise
-        except Unanswerable as error:
-            journal.lost(request.key, str(error), 0.0)
-            journal.failed(request.key, str(error))
-            raise _Failed(str(error)) from None
-        except UserError as error:
+        except (Unanswerable, UserError) as error:
             journal.lost(request.key, str(error), 0.0)
             raise
         dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
@@ -371,5 +374,5 @@ class Run:
         self._held.clear()
 
     def _down(self, reason: str) -> None:
-        text = f"no request is answered any more ({reason}); run again to go on"
+        text = f"no request is answered ({reason}); mend that and run again to go on"
         self.stop(text, UserError(text))

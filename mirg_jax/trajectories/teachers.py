@@ -70,7 +70,15 @@ class Retry(Exception):
 
 
 class Unanswerable(Exception):
-    """This request will have no answer, however often it is asked."""
+    """This request will have no answer, however often it is asked.
+
+    Attributes:
+      by_server: the server says so, who may say the same of every other.
+    """
+
+    def __init__(self, reason: str, *, by_server: bool = False):
+        super().__init__(reason)
+        self.by_server = by_server
 
 
 class Teacher(Protocol):
@@ -196,7 +204,7 @@ class OpenAITeacher:
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return Retry(said, after=retry_after(error.response.headers))
-        return Unanswerable(said)
+        return Unanswerable(said, by_server=True)
 
 
 def read_completion(answer: Mapping[str, Any], hide: str = "") -> Reply:
