@@ -18,7 +18,7 @@ from mirg_jax.trajectories.journal import Journal
 from mirg_jax.trajectories.pipeline import Plan, Run, replay
 from mirg_jax.trajectories.prompts import STAGES
 from mirg_jax.trajectories.scene_teacher import SceneTeacher
-from mirg_jax.trajectories.teachers import OpenAITeacher, Teacher
+from mirg_jax.trajectories.teachers import Images, OpenAITeacher, Teacher
 
 
 class Shard(NamedTuple):
@@ -51,13 +51,13 @@ def make_teachers(config: ConfigDict, image_root: str) -> dict[str, Teacher]:
       ConfigError: for one that isn't known, or has no key.
     """
     teachers: dict[str, Teacher] = {}
+    # Room for two rounds: with one, what a new question pushes out is what another needs next.
+    images = Images(image_root, config.max_pixels, kept=2 * config.concurrency)
     scenes = SceneTeacher(config.scenes.seed, config.scenes.error)
     for stage in STAGES:
         how = config.stages[stage].to_dict()
         if how["teacher"] == "openai":
-            teachers[stage] = OpenAITeacher(
-                how, image_root, config.max_pixels, cached=config.concurrency
-            )
+            teachers[stage] = OpenAITeacher(how, images)
         elif how["teacher"] == "scenes":
             teachers[stage] = scenes
         else:

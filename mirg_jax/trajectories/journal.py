@@ -41,7 +41,7 @@ class Journal:
         self.dollars = 0.0
         self._places: dict[str, tuple[int, int, int]] = {}  # key: file, start, length
         self._files: list[int] = []
-        self._out = -1
+        self._out, self._end = -1, 0
         own = self._name = folder / name
         if write:
             folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +57,7 @@ class Journal:
             end = self._read(path, pending, costs, retry_failed)
             if write and path == own:
                 os.ftruncate(self._out, end)  # what a killed run had begun to write
+                self._end = end
         # Asked, and killed before the answer: it may have been paid.
         self.dollars += sum(costs[key] * count for key, count in pending.items())
 
@@ -113,8 +114,7 @@ class Journal:
 
     def _write(self, row: dict[str, Any], key: str | None = None) -> None:
         line = json.dumps(row).encode() + b"\n"
-        start = os.lseek(self._out, 0, os.SEEK_END)
-        done = 0
+        start, done = self._end, 0
         try:
             while done < len(line):
                 done += os.write(self._out, line[done:])
@@ -122,6 +122,7 @@ class Journal:
             raise DataError(
                 f"{self._name}: cannot be written ({error.strerror}); run again to go on"
             ) from None
+        self._end += len(line)
         if key is not None:
             if self._out not in self._files:
                 self._files.append(self._out)

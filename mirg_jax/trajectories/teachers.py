@@ -100,14 +100,28 @@ class Teacher(Protocol):
         """
 
 
+class Images:
+    """Images as the teachers get them, kept for the next stages of a question."""
+
+    def __init__(self, root: str, max_pixels: int, kept: int):
+        """
+        Args:
+          kept: how many questions' images.
+        """
+        self.root, self.max_pixels = root, max_pixels
+        self.urls = functools.lru_cache(kept)(self._encode)
+
+    def _encode(self, paths: tuple[str, ...]) -> list[str]:
+        return [encode_image(self.root, path, self.max_pixels) for path in paths]
+
+
 class OpenAITeacher:
     """Any server that speaks OpenAI's chat completions, with images."""
 
-    def __init__(self, how: Mapping[str, Any], image_root: str, max_pixels: int, cached: int):
+    def __init__(self, how: Mapping[str, Any], images: Images):
         """
         Args:
           how: a stage of the config.
-          cached: how many questions' images are kept for their next stage.
 
         Raises:
           ConfigError: the environment has no key.
@@ -121,7 +135,7 @@ class OpenAITeacher:
                 f"{how['model']} there, or name another variable in the stage's key_variable "
                 '("" for a server without keys)'
             )
-        self._image_root, self._max_pixels = image_root, max_pixels
+        self._images = images
         # Retries are ours, so that they wait their turn and are counted.
         self._client = openai.AsyncOpenAI(
             api_key=self._key,
@@ -129,19 +143,14 @@ class OpenAITeacher:
             max_retries=0,
             timeout=how["timeout"],
         )
-        self._images = functools.lru_cache(cached)(self._encode)
         fields = ("model", "temperature", "max_tokens", "extra_body")
-        settings = {name: how[name] for name in fields} | {"max_pixels": max_pixels}
+        settings = {name: how[name] for name in fields} | {"max_pixels": images.max_pixels}
         self.settings = json.dumps(settings, sort_keys=True)
 
     @property
     def where(self) -> tuple[str, str]:
         """Requests to the same server and model share their limits."""
         return str(self._client.base_url), self._how["model"]
-
-    def _encode(self, paths: tuple[str, ...]) -> list[str]:
-        """The images as data URLs."""
-        return [encode_image(self._image_root, path, self._max_pixels) for path in paths]
 
     def body(self, request: Request) -> dict[str, Any]:
         """The request's JSON. Reads images.
@@ -150,7 +159,7 @@ class OpenAITeacher:
           DataError: an image can't be read.
         """
         content: list[dict[str, Any]] = []
-        for n, url in enumerate(self._images(request.question.images), start=1):
+        for n, url in enumerate(self._images.urls(request.question.images), start=1):
             content += [
                 {"type": "text", "text": f"Image-{n}:"},
                 {"type": "image_url", "image_url": {"url": url}},
@@ -170,12 +179,15 @@ class OpenAITeacher:
             body = await asyncio.to_thread(self.body, request)
         except DataError as error:
             raise Unanswerable(str(error)) from None
-        known = {name: body.pop(name) for name in ("model", "messages", "temperature")}
         seconds = self._how["timeout"]
         try:
             async with asyncio.timeout(seconds):  # the client's own begins anew with every byte
-                answer = await self._client.chat.completions.create(
-                    **known, extra_body=body, extra_headers={"Idempotency-Key": request.key}
+                # Not `chat.completions.create`, which looks through every field of the images.
+                answer = await self._client.post(
+                    "/chat/completions",
+                    cast_to=object,
+                    body=body,
+                    options={"headers": {"Idempotency-Key": request.key}},
                 )
         except (TimeoutError, openai.APITimeoutError):
             raise Retry(f"no answer within {seconds:g} s", paid=True) from None
@@ -187,7 +199,7 @@ class OpenAITeacher:
         except (openai.APIError, ValueError):
             raise Retry("an answer that is not JSON", paid=True) from None
         try:
-            return read_completion(answer.model_dump(warnings=False), hide=self._key)
+            return read_completion(answer, hide=self._key)
         except (AttributeError, TypeError, KeyError, ValueError):
             raise Retry("an answer of another form than a chat completion", paid=True) from None
 
