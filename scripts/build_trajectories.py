@@ -28,6 +28,12 @@ _SHARD = flags.DEFINE_string("shard", None, "i/n: only this share, i from 0.")
 _RETRY_FAILED = flags.DEFINE_bool(
     "retry_failed", False, "Ask once more what had no answer the last time."
 )
+_BATCHES = flags.DEFINE_bool(
+    "batches",
+    False,
+    "Write requests to OUTPUT_DIR/batches/NAME.jsonl for a batch interface instead of sending "
+    "them, and take in the answers that lie there as NAME.answers.jsonl.",
+)
 flags.mark_flag_as_required("config")
 
 
@@ -41,6 +47,15 @@ def main(_):
     }
     if _DRY_RUN.value:
         print(build.dry_run(_CONFIG.value, **what))
+        return
+    if _BATCHES.value:
+        result = build.batch(_CONFIG.value, **what, retry_failed=_RETRY_FAILED.value)
+        print(outputs.table(result.summary))
+        for file in result.files:
+            print(f"to be sent: {file}; its answers: {file.with_suffix('.answers.jsonl')}")
+        print(f"{result.waiting} requests wait for answers that were not there")
+        if result.capped:
+            print(f"{result.capped} requests might cost more than max_dollars leaves")
         return
     result = build.build(_CONFIG.value, **what, retry_failed=_RETRY_FAILED.value)
     print(outputs.table(result.summary))

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
-from mirg_jax.trajectories import checks, outputs, page, prompts, select
+from mirg_jax.trajectories import batches, checks, outputs, page, prompts, select
 from mirg_jax.trajectories.estimate import Estimate, estimate
 from mirg_jax.trajectories.journal import Journal
-from mirg_jax.trajectories.pipeline import Plan, Run, replay
+from mirg_jax.trajectories.pipeline import Costs, Plan, Run, replay
 from mirg_jax.trajectories.prompts import STAGES
 from mirg_jax.trajectories.scene_teacher import SceneTeacher
 from mirg_jax.trajectories.teachers import Images, OpenAITeacher, Teacher
@@ -150,6 +150,66 @@ def build(
     return Result(summary, run.stopped)
 
 
+class BatchResult(NamedTuple):
+    """The summary, the files just written, and how many requests wait for their answers."""
+
+    summary: dict
+    files: list[pathlib.Path]
+    waiting: int
+    capped: int
+
+
+def batch(
+    config: ConfigDict,
+    *,
+    source: str,
+    image_root: str,
+    output_dir: pathlib.Path,
+    shard: Shard | None = None,
+    retry_failed: bool = False,
+) -> BatchResult:
+    """A round of `build` by files for batch interfaces, in OUTPUT_DIR/batches; needs no key.
+
+    Args:
+      As `build`.
+
+    Raises:
+      UserError: as `build`, and for a teacher that has no batch interface.
+    """
+    if not all(stage.teacher == "openai" for stage in config.stages.values()):
+        raise ConfigError("--batches: every stage's teacher must be openai")
+    questions = _select(config, source, image_root, output_dir)
+    if shard:
+        questions = questions[shard.index :: shard.count]
+    teachers = make_teachers(_without_keys(config), image_root)
+    plan = make_plan(config, teachers)
+    name = shard.journal if shard else "replies.jsonl"
+    journal = Journal(output_dir, name, write=True, retry_failed=retry_failed)
+    try:
+        costs = {stage: Costs(config.stages[stage].to_dict()) for stage in STAGES}
+        found = batches.Batches(
+            output_dir / "batches",
+            journal,
+            teachers,
+            costs,
+            retries=config.retries,
+            max_dollars=config.max_dollars,
+        )
+        files = batches.run(questions, plan, journal, found)
+        summary = write_outputs(config, questions, plan, journal, image_root, output_dir, shard)
+    finally:
+        journal.close()
+    return BatchResult(summary, files, found.waiting, found.capped)
+
+
+def _without_keys(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for stage in STAGES:
+            config.stages[stage].key_variable = ""
+    return config
+
+
 def write_outputs(
     config: ConfigDict,
     questions: list[Example],
@@ -188,11 +248,7 @@ def dry_run(
     questions = _select(config, source, image_root, output_dir)
     if shard:
         questions = questions[shard.index :: shard.count]
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        for stage in STAGES:
-            config.stages[stage].key_variable = ""
-    plan = make_plan(config, make_teachers(config, image_root))
+    plan = make_plan(config, make_teachers(_without_keys(config), image_root))
     journal = Journal(output_dir, "replies.jsonl", write=False)
     try:
         counts = collections.Counter(question.task for question in questions)

@@ -51,17 +51,20 @@ class Journal:
             except OSError:
                 os.close(self._out)
                 raise ConfigError(f"{own}: another process writes to it; wait for it") from None
-        pending: collections.Counter[str] = collections.Counter()
-        costs: dict[str, float] = {}
+        # Asked and not answered, by the time of opening; what was asked since then.
+        self._open: collections.Counter[str] = collections.Counter()
+        self._costs: dict[str, float] = {}
+        self._mine: collections.Counter[str] = collections.Counter()
         for path in sorted(folder.glob("replies*.jsonl")):
-            end = self._read(path, pending, costs, retry_failed)
+            end = self._read(path, retry_failed)
             if write and path == own:
                 os.ftruncate(self._out, end)  # what a killed run had begun to write
                 self._end = end
         # Asked, and killed before the answer: it may have been paid.
-        self.dollars += sum(costs[key] * count for key, count in pending.items())
+        self.dollars += sum(self._costs[key] * count for key, count in self._open.items())
 
-    def _read(self, path, pending, costs, retry_failed) -> int:
+    def _read(self, path: pathlib.Path, retry_failed: bool) -> int:
+        """Takes a file's lines in; the end of its last whole line."""
         number, start = len(self._files), 0
         self._files.append(os.open(path, os.O_RDONLY))
         with open(path, "rb") as file:
@@ -78,10 +81,10 @@ class Journal:
                         f"{path} line {n}: not a line of a journal; remove it"
                     ) from None
                 if kind == "asked":
-                    pending[key] += 1
-                    costs[key] = dollars
+                    self._open[key] += 1
+                    self._costs[key] = dollars
                 elif kind in ("lost", "reply"):
-                    pending[key] = max(pending[key] - 1, 0)
+                    self._open[key] -= self._open[key] > 0
                     self.dollars += dollars
                 if kind == "reply" or (kind == "failed" and not retry_failed):
                     self._places[key] = number, start, len(line)
@@ -99,18 +102,30 @@ class Journal:
         return json.loads(os.pread(self._files[number], length, start))
 
     def asked(self, key: str, dollars: float) -> None:
+        """Counts in `dollars` once it is answered, or from the next opening on."""
+        self._mine[key] += 1
         self._write({"asked": key, "dollars": dollars})
 
     def lost(self, key: str, reason: str, dollars: float) -> None:
-        self.dollars += dollars
+        self._settle(key, dollars)
         self._write({"lost": key, "reason": reason, "dollars": dollars})
 
     def failed(self, key: str, reason: str) -> None:
         self._write({"failed": key, "reason": reason}, key)
 
     def reply(self, key: str, dollars: float, **fields: Any) -> None:
-        self.dollars += dollars
+        self._settle(key, dollars)
         self._write({"reply": key, "dollars": dollars, **fields}, key)
+
+    def _settle(self, key: str, dollars: float) -> None:
+        if key in self._mine:
+            self._mine[key] -= 1
+            if not self._mine[key]:
+                del self._mine[key]
+        elif self._open.get(key):
+            self._open[key] -= 1
+            self.dollars -= self._costs[key]
+        self.dollars += dollars
 
     def _write(self, row: dict[str, Any], key: str | None = None) -> None:
         line = json.dumps(row).encode() + b"\n"

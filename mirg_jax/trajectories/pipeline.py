@@ -143,10 +143,21 @@ class Plan:
         return found, (), problems
 
 
-def replay(questions: Iterable[Example], plan: Plan, journal: Journal) -> Iterator[Outcome]:
-    """What the journal makes of each question, in order; nothing is asked."""
+def replay(
+    questions: Iterable[Example],
+    plan: Plan,
+    journal: Journal,
+    lacking: Callable[[Request], None] = lambda request: None,
+) -> Iterator[Outcome]:
+    """What the journal makes of each question, in order; nothing is asked.
+
+    Args:
+      lacking: is told of each request that the journal has no answer to, and may put one there.
+    """
 
     async def ask(request: Request) -> tuple[Reply, float]:
+        if request.key not in journal:
+            lacking(request)
         if (found := _recorded(journal, request)) is None:
             raise _Stopped
         return found
@@ -171,6 +182,23 @@ def _recorded(journal: Journal, request: Request) -> tuple[Reply, float] | None:
         raise _Failed(row["reason"])
     tokens = row["prompt_tokens"], row["completion_tokens"]
     return Reply(row["text"], row["problem"], *tokens), row["dollars"]
+
+
+def record(
+    journal: Journal, request: Request, reply: Reply, costs: "Costs", seconds: float
+) -> float:
+    """Writes an answer down; its price."""
+    dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
+    journal.reply(
+        request.key,
+        dollars,
+        id=request.question.id,
+        stage=request.stage,
+        **{"try": request.attempt},
+        **dataclasses.asdict(reply),
+        seconds=round(seconds, 3),
+    )
+    return dollars
 
 
 class Costs:
@@ -350,16 +378,7 @@ class Run:
         except (Unanswerable, UserError) as error:
             journal.lost(request.key, str(error), 0.0)
             raise
-        dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
-        journal.reply(
-            request.key,
-            dollars,
-            id=request.question.id,
-            stage=request.stage,
-            **{"try": request.attempt},
-            **dataclasses.asdict(reply),
-            seconds=round(time.monotonic() - began, 3),
-        )
+        dollars = record(journal, request, reply, costs, time.monotonic() - began)
         used = reply.prompt_tokens + reply.completion_tokens
         if used:
             self._paces[request.stage].correct(used - expected)

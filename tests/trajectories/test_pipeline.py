@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import fake_server
 import pytest
 from asking import KEY, Server, serve, write_questions
 from conftest import REPOSITORY
@@ -15,7 +16,7 @@ from conftest import REPOSITORY
 from mirg_jax.data.examples import read_examples
 from mirg_jax.errors import ConfigError, UserError
 from mirg_jax.grounding.grammar import parse_response
-from mirg_jax.trajectories import build, settings
+from mirg_jax.trajectories import batches, build, settings
 
 
 @pytest.fixture
@@ -382,3 +383,64 @@ def test_no_key_is_one_line(server, config, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
         run(how, tmp_path / "out", source)
+
+
+def provider(path, server_answers, leave_out=()):
+    """What a batch interface gives back for a file of requests."""
+    rows = lines(path)
+    given = []
+    for n, row in enumerate(rows):
+        assert row["method"] == "POST" and row["url"] == "/v1/chat/completions"
+        text = server_answers(row["body"]["messages"][0]["content"][-1]["text"], "good")
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+        body = {"choices": [choice], "usage": usage}
+        given.append(
+            {"custom_id": row["custom_id"], "response": {"status_code": 200, "body": body}}
+        )
+        if n in leave_out:
+            given[-1]["response"] = {"status_code": 500, "body": {"error": "oh"}}
+    del given[len(given) - (n > 20) :]  # and one is not there at all
+    text = "".join(json.dumps(row) + "\n" for row in given[::-1])
+    path.with_suffix(".answers.jsonl").write_text(text)
+    return len(rows)
+
+
+def test_batch_files_go_round_by_round(config, tmp_path, monkeypatch):
+    source = write_questions(tmp_path / "data", 28)
+    how = config("http://127.0.0.1:9/v1", **{"stages.mapping.model": "other"})
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setattr(batches, "MOST_REQUESTS", 25)
+    what = {"source": str(source), "image_root": str(source.parent), "output_dir": tmp_path / "out"}
+    written, rounds = collections.Counter(), 0
+    while True:
+        result = build.batch(how, **what)
+        if not result.files:
+            break
+        rounds += 1
+        # Nothing waits twice: what is with the provider is not written again.
+        again = build.batch(how, **what)
+        assert not again.files and again.waiting == sum(len(lines(path)) for path in result.files)
+        for path in result.files:
+            assert len(lines(path)) <= 25
+            assert len({row["body"]["model"] for row in lines(path)}) == 1
+            written[path.stem.split("-")[0]] += provider(path, fake_server.answer, leave_out={1})
+    # One of each file came back as an error, and one of the large not at all.
+    assert rounds > 3 and result.waiting == 0
+    assert all(28 < count < 40 for count in written.values())
+    accepted, rejected = check_whole(tmp_path / "out", 28)
+    assert len(accepted) == 28
+    spent = sum(row.get("dollars", 0) for row in lines(tmp_path / "out/replies.jsonl")
+                if "reply" in row)  # fmt: skip
+    assert spent == pytest.approx(28 * 2 * 0.0035)
+    left = build.dry_run(how, **what)
+    assert left.dollars == 0 and left.spent == pytest.approx(spent)
+
+    how.max_dollars = 0.05
+    capped = build.batch(how, **what | {"output_dir": tmp_path / "capped"})
+    assert capped.capped > 0 and sum(len(lines(path)) for path in capped.files) > 0
+    (tmp_path / "capped/batches/reasoning-0001.answers.jsonl").write_text("{")
+    with pytest.raises(UserError, match="answers.jsonl line 1: not a line of a batch file"):
+        build.batch(how, **what | {"output_dir": tmp_path / "capped"})
+    with pytest.raises(ConfigError, match="must be openai"):
+        build.batch(config("", **{"stages.mapping.teacher": "scenes"}), **what)
