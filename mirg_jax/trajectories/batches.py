@@ -83,7 +83,7 @@ class Batches:
                     raise ValueError(json.dumps(row.get("error") or row.get("response"))[:300])
                 reply = read_completion(row["response"]["body"])
             except (AttributeError, TypeError, KeyError, ValueError) as error:
-                reason = f"batch: {' '.join(str(error).split()) or type(error).__name__}"
+                reason = f"batch: {' '.join(str(error).split()) or 'no answer'}"
                 self._journal.lost(key, reason, 0.0)
                 if self._times[key] > self._retries:
                     self._journal.failed(key, reason)

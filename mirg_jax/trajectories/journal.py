@@ -76,6 +76,8 @@ class Journal:
                     (kind,) = {"asked", "lost", "failed", "reply"} & row.keys()
                     key = row[kind]
                     dollars = float(row.get("dollars", 0))
+                    if not isinstance(key, str):
+                        raise TypeError
                 except (ValueError, TypeError, AttributeError):
                     raise DataError(
                         f"{path} line {n}: not a line of a journal; remove it"

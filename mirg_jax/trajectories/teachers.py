@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import openai
@@ -200,8 +200,8 @@ class OpenAITeacher:
             raise Retry("an answer that is not JSON", paid=True) from None
         try:
             return read_completion(answer, hide=self._key)
-        except (AttributeError, TypeError, KeyError, ValueError):
-            raise Retry("an answer of another form than a chat completion", paid=True) from None
+        except ValueError as error:
+            raise Retry(str(error), paid=True) from None
 
     def _of_status(self, request: Request, error: openai.APIStatusError) -> Exception:
         status = error.status_code
@@ -219,29 +219,33 @@ class OpenAITeacher:
         return Unanswerable(said, by_server=True)
 
 
-def read_completion(answer: Mapping[str, Any], hide: str = "") -> Reply:
+def read_completion(answer: Any, hide: str = "") -> Reply:
     """A chat completion's JSON → its first choice.
 
     Args:
       hide: a text that is not passed on.
 
     Raises:
-      TypeError, KeyError, ValueError, AttributeError: it is of another form.
+      ValueError: it is of another form.
     """
-    usage = answer.get("usage") or {}
-    tokens = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
-    if not isinstance(answer["choices"], Sequence):
-        raise TypeError("choices is no list")
-    if not answer["choices"]:
-        return Reply("", "no choice in the answer", *tokens)
-    choice = answer["choices"][0]
-    text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
-    if not isinstance(text, str | None):
-        raise TypeError("the content is no text")
+    try:
+        usage = answer.get("usage") or {}
+        tokens = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
+        if not isinstance(answer["choices"], list):
+            raise TypeError
+        if not answer["choices"]:
+            return Reply("", "no choice in the answer", *tokens)
+        choice = answer["choices"][0]
+        text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+        finish = str(choice.get("finish_reason"))
+        if not isinstance(text, str | None):
+            raise TypeError
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
+        raise ValueError("an answer of another form than a chat completion") from None
     problem = {
         "length": "the answer was cut at max_tokens",
         "content_filter": "the answer was filtered",
-    }.get(choice.get("finish_reason"), "")
+    }.get(finish, "")
     if refusal:
         problem = "the teacher refused"
     elif not text:

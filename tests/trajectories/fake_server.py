@@ -8,6 +8,7 @@ Idempotency-Key.
 
 import argparse
 import asyncio
+import collections
 import json
 import random
 import re
@@ -63,7 +64,7 @@ def answer(prompt: str, flaw: str) -> str:
 class Server:
     def __init__(self, flags):
         self.flags = flags
-        self.random = random.Random(flags.seed)
+        self.times = collections.Counter()
         self.log = open(flags.log, "a", buffering=1)
 
     async def serve(self, reader, writer):
@@ -81,10 +82,12 @@ class Server:
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         content = body["messages"][0]["content"]
         assert sum(part["type"] == "image_url" for part in content) >= 1
-        flaw = "good"
-        if self.random.random() < self.flags.bad:
-            flaw = self.random.choice(self.flags.flaws)
-        self.log.write(f"{headers.get('idempotency-key')}\t{flaw}\t{body['model']}\n")
+        # By what is asked, not by when: the same in every run.
+        key = headers.get("idempotency-key")
+        self.times[key] += 1
+        chance = random.Random(f"{key} {self.times[key]}")
+        flaw = chance.choice(self.flags.flaws) if chance.random() < self.flags.bad else "good"
+        self.log.write(f"{key}\t{flaw}\t{body['model']}\n")
         if flaw not in TRANSPORT or flaw in ("slow", "cut"):
             await asyncio.sleep(self.flags.delay)
         if self.flags.status:
@@ -149,7 +152,6 @@ async def main():
     parser.add_argument("log")
     parser.add_argument("--bad", type=float, default=0.0)
     parser.add_argument("--delay", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--flaws", type=lambda text: text.split(","), default=TRANSPORT + ANSWERS)
     server = Server(parser.parse_args())
