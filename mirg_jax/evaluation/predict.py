@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from mirg_jax import processes, sharding
 from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_rows, sizes
@@ -32,20 +32,28 @@ class Prediction(NamedTuple):
     error: str | None = None
 
 
-def make_generate(model: Model, tokenizer, mesh: jax.sharding.Mesh, *, max_tokens: int) -> Callable:
-    """`(params, prompt, images) -> Rollout` of one greedy answer a prompt."""
+def make_generate(
+    model: Model,
+    tokenizer,
+    mesh: jax.sharding.Mesh,
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+) -> Callable:
+    """`(params, prompt, images, numbers) -> Rollout` of one answer a prompt; at temperature 0 the
+    likeliest, else drawn at random by the prompt's number."""
     config = SamplingConfig(
-        group=1, max_tokens=max_tokens, temperature=0.0, stop_tokens=stop_ids(tokenizer)
+        group=1, max_tokens=max_tokens, temperature=temperature, stop_tokens=stop_ids(tokenizer)
     )
     forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
     sample = make_sampler(model.graph, mesh, forbidden, config)
 
-    @functools.partial(jax.jit, static_argnums=0, out_shardings=sharding.by_rows(mesh))
-    def keys(count):
-        return sample_keys(jax.random.key(0), jnp.arange(count), 1)
+    @functools.partial(jax.jit, out_shardings=sharding.by_rows(mesh))
+    def keys(numbers):
+        return sample_keys(jax.random.key(0), numbers, 1)
 
-    def generate(params, prompt, images):
-        return sample(params, prompt, images, keys(prompt.tokens.shape[0]))
+    def generate(params, prompt, images, numbers):
+        return sample(params, prompt, images, keys(numbers))
 
     return generate
 
@@ -60,6 +68,7 @@ def predict(
     batch_size: int,
     max_tokens: int,
     window: int = 8,
+    generate: Callable | None = None,
 ) -> Iterator[Prediction]:
     """Answers numbered examples, batch by batch; one that can't be read yields its error.
 
@@ -69,9 +78,10 @@ def predict(
 
     Args:
       batch_size: prompts at a time; rounded up to what the mesh divides evenly.
+      generate: of `make_generate`, for who calls more than once; by default, of likeliest answers.
     """
     batch_size = sharding.whole_rows(batch_size, mesh)
-    generate = make_generate(model, tokenizer, mesh, max_tokens=max_tokens)
+    generate = generate or make_generate(model, tokenizer, mesh, max_tokens=max_tokens)
     share = sharding.data_share(mesh)
     rows, span = batch_size // share.count, window * batch_size
 
@@ -101,9 +111,10 @@ def predict(
             for number, size in enumerate(common_sizes(processes.gather(wanted))):
                 held = items[number] if number < len(items) else []
                 batch = collate_prompts(held, preparer.shapes, rows, size)
-                prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
-                rollout = generate(model.params, prompt, images)
+                indices = [index for index, _ in parts[number]] if held else []
+                numbers = np.array(indices + [0] * (rows - len(indices)), np.int32)
+                arrays = sharding.place_rows((batch.text, batch.images, numbers), mesh)
+                rollout = generate(model.params, *arrays)
                 texts = decode(tokenizer, *map(sharding.local_rows, rollout[:2]))
-                numbers = [index for index, _ in parts[number]] if held else []
                 # What is behind the numbered rows is padding.
-                yield from of_all([Prediction(*pair) for pair in zip(numbers, texts, strict=False)])
+                yield from of_all([Prediction(*pair) for pair in zip(indices, texts, strict=False)])

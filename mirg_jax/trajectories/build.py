@@ -60,11 +60,23 @@ def make_teachers(config: ConfigDict, image_root: str) -> dict[str, Teacher]:
             teachers[stage] = OpenAITeacher(how, images)
         elif how["teacher"] == "scenes":
             teachers[stage] = scenes
+        elif how["teacher"] == "model":
+            made = _model_teacher(how, image_root)
+            # One that serves several stages is loaded once.
+            same = (other for other in teachers.values() if other.settings == made.settings)
+            teachers[stage] = next(same, made)
         else:
             raise ConfigError(
-                f"stages.{stage}.teacher={how['teacher']!r}: openai and scenes are known"
+                f"stages.{stage}.teacher={how['teacher']!r}: openai, scenes and model are known"
             )
     return teachers
+
+
+def _model_teacher(how: Mapping, image_root: str) -> Teacher:
+    # Brings JAX along, which the others don't need.
+    from mirg_jax.trajectories.model_teacher import ModelTeacher
+
+    return ModelTeacher(how, image_root)
 
 
 def make_plan(config: ConfigDict, teachers: Mapping[str, Teacher]) -> Plan:

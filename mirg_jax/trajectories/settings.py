@@ -17,6 +17,7 @@ def teacher(model: str, **changes) -> ConfigDict:
             "temperature": 1.0,  # a refused answer is asked for again, so answers must vary
             "max_tokens": 2048,  # of an answer; 0: not said
             "extra_body": {},  # more fields of the request, as the server has them
+            "recipe": {},  # for "model": as scripts/evaluate.py takes it; {}: the model's own
             "timeout": 180.0,  # seconds, for the whole of an answer
             "requests_per_minute": 500.0,  # 0: no limit
             "tokens_per_minute": 450_000.0,  # 0: no limit
