@@ -93,7 +93,12 @@ def make_plan(config: ConfigDict, teachers: Mapping[str, Teacher]) -> Plan:
         )
     rules = checks.Rules(**config.checks, leaks=checks.read_leaks(texts.leaks))
     settings = {stage: teacher.settings for stage, teacher in teachers.items()}
-    return Plan(texts, rules, settings, config.tries)
+    # Who would answer the same again is asked once.
+    tries = {
+        stage: config.tries if how.temperature and how.teacher != "scenes" else min(config.tries, 1)
+        for stage, how in config.stages.items()
+    }
+    return Plan(texts, rules, settings, tries)
 
 
 def _select(config: ConfigDict, source: str, image_root: str, folder: pathlib.Path):

@@ -96,7 +96,7 @@ def estimate(
                 continue
             tried = sum(answer.stage == stage for answer in begun)
             requests[stage] += 1
-            most[stage] += plan.tries - tried
+            most[stage] += plan.tries[stage] - tried
             letters[stage] += len(plan.texts.render(stage, outcome.question, **values[stage]))
             images[stage] += len(outcome.question.images)
     return Estimate(

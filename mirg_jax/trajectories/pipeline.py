@@ -73,15 +73,16 @@ class Plan:
 
     Attributes:
       settings: of each stage's teacher.
+      tries: answers of each stage before a question is given up.
     """
 
     texts: prompts.Prompts
     rules: checks.Rules
     settings: Mapping[str, str]
-    tries: int
+    tries: Mapping[str, int]
 
     def __post_init__(self):
-        if self.tries < 1:
+        if min(self.tries.values()) < 1:
             raise ConfigError("tries: at least one answer of each stage must be allowed")
 
     async def build(self, question: Example, ask: Callable, outcome: Outcome) -> None:
@@ -115,7 +116,7 @@ class Plan:
         self, outcome: Outcome, ask: Callable, stage: str, values: dict[str, str], check: Callable
     ) -> tuple[str, tuple[GroundedObject, ...]]:
         prompt = self.texts.render(stage, outcome.question, **values)
-        for attempt in range(1, self.tries + 1):
+        for attempt in range(1, self.tries[stage] + 1):
             request = Request(
                 outcome.question, stage, attempt, prompt, outcome.objects, self.settings[stage]
             )

@@ -14,7 +14,7 @@ def teacher(model: str, **changes) -> ConfigDict:
             "base_url": "",  # "": the environment's OPENAI_BASE_URL, or OpenAI's own
             # The environment variable that holds the key, never the key; "": a server without keys.
             "key_variable": "OPENAI_API_KEY",
-            "temperature": 1.0,  # a refused answer is asked for again, so answers must vary
+            "temperature": 1.0,  # 0: always the likeliest, and no second try
             "max_tokens": 2048,  # of an answer; 0: not said
             "extra_body": {},  # more fields of the request, as the server has them
             "recipe": {},  # for "model": as scripts/evaluate.py takes it; {}: the model's own
