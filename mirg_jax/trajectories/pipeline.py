@@ -6,6 +6,7 @@ written by going through it once more, in order.
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import random
@@ -259,8 +260,9 @@ class Run:
             where = getattr(teachers[stage], "where", (stage,))
             limits = how["requests_per_minute"], how["tokens_per_minute"]
             self._paces[stage] = paces.setdefault((where, limits), Pace(*limits))
-        self._held: list[tuple[str, str]] = []  # given up since the last answer
-        self._answered = 0
+        # By stage: requests given up since the last answer, and how many answers there were.
+        self._held: dict[str, list[tuple[str, str]]] = {stage: [] for stage in stages}
+        self._answered: collections.Counter[str] = collections.Counter()
         self.stopped: str = ""  # why nothing more is asked
         self.error: UserError | None = None
 
@@ -285,7 +287,7 @@ class Run:
                     except _Stopped:
                         return
                     counts["rejected" if outcome.rejected else "accepted"] += 1
-                    rate = 60 * self._answered / max(time.monotonic() - began, 1e-9)
+                    rate = 60 * self._answered.total() / max(time.monotonic() - began, 1e-9)
                     shown = f"${self._journal.dollars:.2f}, {rate:.0f} answers/min"
                     bar.set_postfix_str(
                         f"{counts['accepted']} accepted, {counts['rejected']} rejected, {shown}",
@@ -298,11 +300,12 @@ class Run:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self._concurrency, len(questions))):
                         group.create_task(work())
-        if self._held and not self.stopped:
-            if self._answered:
-                self._give_up_held()
-            else:
-                self._down(self._held[-1][1])
+        for stage, held in self._held.items():
+            if held and not self.stopped:
+                if self._answered[stage]:
+                    self._give_up_held(stage)
+                else:
+                    self._down(stage)
 
     @contextlib.contextmanager
     def _on_signals(self) -> Iterator[None]:
@@ -353,7 +356,7 @@ class Run:
                     await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             except Unanswerable as error:
                 reason = str(error)
-                if error.by_server and not self._answered:
+                if error.by_server and not self._answered[request.stage]:
                     break
                 self._journal.failed(request.key, reason)
                 raise _Failed(reason) from None
@@ -361,9 +364,9 @@ class Run:
                 self.stop(str(error), error)
                 raise _Stopped from None
         # Given up, if others are answered.
-        self._held.append((request.key, reason))
-        if len(self._held) >= _OUTAGE:
-            self._down(reason)
+        self._held[request.stage].append((request.key, reason))
+        if len(self._held[request.stage]) >= _OUTAGE:
+            self._down(request.stage)
             raise _Stopped
         raise _Failed(reason)
 
@@ -383,16 +386,17 @@ class Run:
         used = reply.prompt_tokens + reply.completion_tokens
         if used:
             self._paces[request.stage].correct(used - expected)
-        self._answered += 1
-        self._give_up_held()
+        self._answered[request.stage] += 1
+        self._give_up_held(request.stage)
         return reply, dollars
 
-    def _give_up_held(self) -> None:
-        """The server answers others: what it didn't answer it won't."""
-        for key, reason in self._held:
+    def _give_up_held(self, stage: str) -> None:
+        """Its teacher answers others: what it didn't answer it won't."""
+        for key, reason in self._held[stage]:
             self._journal.failed(key, reason)
-        self._held.clear()
+        self._held[stage].clear()
 
-    def _down(self, reason: str) -> None:
-        text = f"no request is answered ({reason}); mend that and run again to go on"
+    def _down(self, stage: str) -> None:
+        reason = self._held[stage][-1][1]
+        text = f"{stage}: no request is answered ({reason}); mend that and run again to go on"
         self.stop(text, UserError(text))

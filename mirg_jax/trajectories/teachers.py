@@ -205,7 +205,9 @@ class OpenAITeacher:
 
     def _of_status(self, request: Request, error: openai.APIStatusError) -> Exception:
         status = error.status_code
-        words = " ".join(str(error.message).replace(self._key, "[key]").split())[:300]
+        # The client finds no words in some servers' bodies.
+        words = error.response.text if error.message == f"Error code: {status}" else error.message
+        words = " ".join(words.replace(self._key, "[key]").split())[:300]
         said = f"HTTP {status}: {words}"
         quota = getattr(error, "code", None) == "insufficient_quota"
         if status in (401, 403, 404) or quota:

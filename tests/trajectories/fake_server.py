@@ -92,7 +92,8 @@ class Server:
             await asyncio.sleep(self.flags.delay)
         if self.flags.status:
             said = f"no: {headers.get('authorization')}"
-            return await self.send(writer, self.flags.status, {"error": {"message": said}})
+            body = {"detail": said} if self.flags.status == 422 else {"error": {"message": said}}
+            return await self.send(writer, self.flags.status, body)
         if flaw.startswith("429"):
             wait = {"Retry-After": "0.05"} if flaw == "429 wait" else {}
             return await self.send(writer, 429, {"error": {"message": "slow down"}}, wait)

@@ -297,7 +297,7 @@ def test_a_request_that_is_never_answered_is_given_up(server, config, tmp_path):
     assert len(accepted) > 70 - len(rejected)
 
 
-@pytest.mark.parametrize("status", [400, 401, 404])
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
 def test_a_server_that_refuses_everything(server, config, tmp_path, status):
     source = write_questions(tmp_path / "data", 42)
     fake = server(f"--status={status}")
@@ -307,6 +307,19 @@ def test_a_server_that_refuses_everything(server, config, tmp_path, status):
     assert len(fake.requests()) <= 16 + 3
     assert (tmp_path / "out/rejected.jsonl").read_text() == ""
     assert KEY not in (tmp_path / "out/replies.jsonl").read_text()
+
+
+def test_a_stage_whose_server_refuses_everything(server, config, tmp_path):
+    source = write_questions(tmp_path / "data", 42)
+    good, bad = server(), server("--status=422")
+    how = config(good.url, **{"stages.mapping.base_url": bad.url})
+    with pytest.raises(UserError, match="^mapping: .*HTTP 422"):
+        run(how, tmp_path / "out", source)
+    assert (tmp_path / "out/rejected.jsonl").read_text() == ""
+    how.stages.mapping.base_url = good.url
+    run(how, tmp_path / "out", source)
+    check_whole(tmp_path / "out", 42)
+    assert len(good.requests()) == 126
 
 
 def test_a_request_that_the_server_refuses(server, config, tmp_path):
