@@ -12,7 +12,7 @@ import dataclasses
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -263,6 +263,7 @@ class Run:
         # By stage: requests given up since the last answer, and how many answers there were.
         self._held: dict[str, list[tuple[str, str]]] = {stage: [] for stage in stages}
         self._answered: collections.Counter[str] = collections.Counter()
+        self._waits: set[asyncio.Task] = set()
         self.stopped: str = ""  # why nothing more is asked
         self.error: UserError | None = None
 
@@ -270,6 +271,24 @@ class Run:
         """Asks nothing more; requests under way are waited for."""
         if not self.stopped:
             self.stopped, self.error = why, error
+            for task in self._waits:
+                task.cancel()
+
+    async def _wait(self, wait: Coroutine) -> None:
+        """Waits, until nothing more is asked."""
+        if self.stopped:
+            wait.close()
+            raise _Stopped
+        task = asyncio.create_task(wait)
+        self._waits.add(task)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not self.stopped:
+                raise
+            raise _Stopped from None
+        finally:
+            self._waits.discard(task)
 
     async def run(self, questions: Sequence[Example], *, progress: bool = True) -> None:
         """Takes all questions as far as they go; `stopped` says if that was not to the end."""
@@ -338,9 +357,7 @@ class Run:
                 raise _Stopped
             try:
                 async with self._purse.reserve(most):
-                    await pace.wait(expected)
-                    if self.stopped:
-                        raise _Stopped
+                    await self._wait(pace.wait(expected))
                     return await self._once(request, most, expected)
             except CapReached:
                 self.stop("the next request might cost more than max_dollars leaves")
@@ -353,7 +370,7 @@ class Run:
                     pace.pause(min(retry.after, 3600.0))
                 else:
                     wait = min(self._backoff * 2**attempt, _LONGEST_WAIT)
-                    await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                    await self._wait(asyncio.sleep(wait * random.uniform(0.5, 1.0)))
             except Unanswerable as error:
                 reason = str(error)
                 if error.by_server and not self._answered[request.stage]:

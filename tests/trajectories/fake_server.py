@@ -95,7 +95,8 @@ class Server:
             body = {"detail": said} if self.flags.status == 422 else {"error": {"message": said}}
             return await self.send(writer, self.flags.status, body)
         if flaw.startswith("429"):
-            wait = {"Retry-After": "0.05"} if flaw == "429 wait" else {}
+            wait = {"429 wait": {"Retry-After": "0.05"}, "429 long": {"Retry-After": "600"}}
+            wait = wait.get(flaw)
             return await self.send(writer, 429, {"error": {"message": "slow down"}}, wait)
         if flaw in ("400", "500"):
             return await self.send(writer, int(flaw), {"error": {"message": "oh"}})

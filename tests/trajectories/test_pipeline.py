@@ -238,6 +238,23 @@ def test_a_stop_signal_loses_no_answer(server, config, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["unfinished"] > 0
 
 
+def test_a_stop_signal_ends_every_wait(server, config, tmp_path):
+    source = write_questions(tmp_path / "data", 42)
+    fake = server("--bad=1", "--flaws=429 long")
+    config(fake.url)
+    process = subprocess.Popen(
+        command(flags_for(fake.url), tmp_path / "out", source), stderr=subprocess.DEVNULL
+    )
+    while len(fake.requests()) < 3:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    asked = len(fake.requests())
+    assert asked <= 16  # the first answer holds back all others
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert len(fake.requests()) == asked
+
+
 def test_spending_stops_at_the_cap_and_goes_on(server, config, tmp_path):
     source = write_questions(tmp_path / "data", 42)
     fake = server("--delay=0.01")

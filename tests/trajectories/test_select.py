@@ -1,6 +1,7 @@
 """Ingestion and the choice of questions: every row accounted for, nothing shown twice."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -172,6 +173,7 @@ def test_nothing_of_a_benchmark_is_used(tmp_path):
         {"task": "diff", "images": [path], "question": "?", "answer": [0.1, 0.1, 0.5, 0.5]}
         for path in (f"./MIG-Bench/images/{by_name.split('/')[-1]}", f"./{other}")
     ]
+    rows[0]["answer"] = [0.5, 0.1, 0.1, 0.5]  # inverted, as some are: its images count too
     (tmp_path / "bench.json").write_text(json.dumps(rows))
     Image.new("RGB", (3, 3)).save(tmp_path / "MIG-Bench" / rows[0]["images"][0][12:])
     choice = Choice(1000, 0, EQUAL, 0, str(tmp_path / "bench.json"), str(tmp_path))
@@ -181,6 +183,25 @@ def test_nothing_of_a_benchmark_is_used(tmp_path):
     assert by_name.split("/")[-1] not in {path.split("/")[-1] for path in used}
     assert any("copy of one of the benchmark's" in row.reason for row in left_out)
     assert any("is one of the benchmark's" in row.reason for row in left_out)
+
+
+def test_nothing_of_mig_bench_is_used(shared, tmp_path):
+    publish(tmp_path)
+    rows = json.loads(shared("mig_bench", "MIG_data.json").read_text())
+    taken = {tuple(row["images"]) for row in rows[::40]}
+    paths = [
+        path.replace("MIG-Bench", "MGrounding-630k") for row in rows[::40] for path in row["images"]
+    ]
+    questions = ingest(tmp_path).questions
+    shown = [
+        dataclasses.replace(questions[0], id=path, images=(path, questions[0].images[0]))
+        for path in paths
+    ]
+    assert len(taken) > 100
+    choice = Choice(1000, 0, EQUAL, 0, exclude=str(shared("mig_bench", "MIG_data.json")))
+    chosen, left_out = choose(shown + questions, tmp_path, choice)
+    assert not {question.id for question in chosen["sft"]} & set(paths)
+    assert sum("is one of the benchmark's" in row.reason for row in left_out) == len(paths)
 
 
 def test_a_choice_is_kept_and_not_mixed_up(tmp_path):
