@@ -1,10 +1,12 @@
-"""The reference: transformers' model in torch, and the inputs that its processor would make."""
+"""The reference: transformers' model in torch, the inputs that its processor would make, and what
+TRL's GRPOTrainer computes with them: whole rows, log-probs from their last logits."""
 
 import numpy as np
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from mirg_jax.data.batching import Item
+from mirg_jax.data.images import ImagePatches
 from mirg_jax.models.vision import MEAN, STD
 
 
@@ -13,6 +15,16 @@ def torch_model(base: str) -> Qwen2VLForConditionalGeneration:
     model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     return model
+
+
+def torch_images(images: list[ImagePatches]) -> dict[str, torch.Tensor]:
+    """What transformers' processor would give for these images."""
+    pixels = np.concatenate([image.patches for image in images]).reshape(-1, 3, 196) / 255
+    pixels = np.repeat(((pixels - MEAN[:, None]) / STD[:, None])[:, :, None], 2, axis=2)
+    return {
+        "pixel_values": torch.tensor(pixels.reshape(-1, 1176), dtype=torch.float32),
+        "image_grid_thw": torch.tensor([[1, *image.grid] for image in images]),
+    }
 
 
 def torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Tensor]:
@@ -24,13 +36,37 @@ def torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Ten
         tokens = item.encoded.tokens
         span = slice(longest - len(tokens), None) if left else slice(len(tokens))
         ids[row, span], held[row, span] = tokens, 1
-    images = [image for item in items for image in item.images]
-    pixels = np.concatenate([image.patches for image in images]).reshape(-1, 3, 196) / 255
-    pixels = np.repeat(((pixels - MEAN[:, None]) / STD[:, None])[:, :, None], 2, axis=2)
     return {
         "input_ids": torch.tensor(ids),
         "attention_mask": torch.tensor(held),
-        "pixel_values": torch.tensor(pixels.reshape(-1, 1176), dtype=torch.float32),
-        "image_grid_thw": torch.tensor([[1, *image.grid] for image in images]),
         "mm_token_type_ids": torch.tensor((ids == model.config.image_token_id).astype(np.int64)),
+        **torch_images([image for item in items for image in item.images]),
     }
+
+
+def torch_generate(model, inputs: dict[str, torch.Tensor], group: int, new: int) -> torch.Tensor:
+    """`group` samples of `new` tokens for each prompt, behind the prompt's tokens."""
+    with torch.no_grad():
+        return model.generate(
+            **inputs,
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=group,
+            max_new_tokens=new,
+            min_new_tokens=new,
+        )
+
+
+def torch_logprobs(model, inputs: dict[str, torch.Tensor], length: int) -> torch.Tensor:
+    """Log-probs of the last `length` tokens of each row."""
+    logits = model(**inputs, logits_to_keep=length + 1).logits[:, :-1]
+    chosen = logits.gather(-1, inputs["input_ids"][:, -length:, None])[..., 0]
+    return chosen - torch.logsumexp(logits, dim=-1)
+
+
+def torch_loss(logprobs, old, reference, advantages, beta: float) -> torch.Tensor:
+    """Equation 5 with the k3 penalty, over rows of equal length."""
+    ratio = torch.exp(logprobs - old)
+    policy = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    delta = (reference - logprobs).clamp(-10, 10)
+    return (policy + beta * (torch.exp(delta) - 1 - delta)).mean()

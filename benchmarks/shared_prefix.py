@@ -1,15 +1,8 @@
-"""GRPO with a group's images and prompt computed once, beside the same with them repeated.
-
-Four images of 448×448 and about 1,100 prompt tokens, a group of 8, 128 new tokens, the vision tower
-trained, layers recomputed in the backward pass, on the small model. "repeated" is the usual form by
-the same model: every completion is a row of its own with the whole prompt and all its images.
-"transformers" does what TRL's GRPOTrainer does: whole rows through the model, log-probs from its
-last logits.
-"""
+"""GRPO's update and rollout with a group's images and prompt computed once, beside the same with
+them repeated by the same model, and beside transformers as TRL uses it."""
 
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,298 +10,217 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks.reference import torch_inputs, torch_model
+from benchmarks.group import SIZE, Size, Task, Work, collate, make_task
+from benchmarks.reference import (
+    torch_generate,
+    torch_inputs,
+    torch_logprobs,
+    torch_loss,
+    torch_model,
+)
 from benchmarks.side_by_side import Variant
-from configs import grpo_tiny
 from mirg_jax import sharding
-from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate_prompts
-from mirg_jax.data.images import PATCH_BYTES, ImagePatches
-from mirg_jax.data.prompts import Encoded, mrope_positions
-from mirg_jax.models.config import ModelConfig
+from mirg_jax.data.batching import PackedBatch
 from mirg_jax.rl import objective
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
-from mirg_jax.training import setup
-from mirg_jax.training.checkpoint import Model, load_model
+from mirg_jax.training.checkpoint import load_model
 from mirg_jax.training.grpo import Experience, Totals
 from mirg_jax.training.grpo import loss as shared_loss
 from mirg_jax.types import Rollout
 
-PROMPTS, GROUP, LENGTH = 2, 8, 128
-IMAGES, SIDE = 4, 32  # images a prompt; patches a side
-WORDS = 600  # ids below are plain
 
-
-class Task(NamedTuple):
-    """What all ways are given."""
-
-    config: object
-    mesh: jax.sharding.Mesh
-    model: Model
-    prompts: list[Item]
-    rows: list[Item]  # prompt and completion, as the repeated form has them
-    completions: np.ndarray  # [prompts, group, length]
-    shared: PackedBatch
-    advantages: np.ndarray  # [prompts, group]
-    reference: np.ndarray  # log-probs of the reference policy, [prompts, group, length]
-    old: np.ndarray  # and of the policy that sampled
-
-
-def _prompt(rng: np.random.Generator, config: ModelConfig) -> Item:
-    tokens, starts = list(rng.integers(0, WORDS, 20)), []
-    count = SIDE * SIDE // 4
-    for _ in range(IMAGES):
-        starts.append(len(tokens) + 1)
-        tokens += [config.vision_start_token_id, *[config.image_token_id] * count]
-        tokens += [config.vision_end_token_id, *rng.integers(0, WORDS, 4)]
-    tokens = np.array([*tokens, *rng.integers(0, WORDS, 30)], np.int32)
-    positions = mrope_positions(tokens, [(SIDE // 2, SIDE // 2)] * IMAGES, config.image_token_id)
-    images = tuple(
-        ImagePatches(rng.integers(0, 256, (SIDE * SIDE, PATCH_BYTES), np.uint8), (SIDE, SIDE))
-        for _ in range(IMAGES)
-    )
-    return Item(Encoded(tokens, positions, tuple(starts), len(tokens)), images)
-
-
-def _with_completion(prompt: Item, completion: np.ndarray, config: ModelConfig) -> Item:
-    tokens = np.concatenate([prompt.encoded.tokens, completion])
-    grids = [(SIDE // 2, SIDE // 2)] * IMAGES
-    positions = mrope_positions(tokens, grids, config.image_token_id)
-    length = len(prompt.encoded.tokens)
-    return Item(Encoded(tokens, positions, prompt.encoded.image_starts, length), prompt.images)
-
-
-def _task(base: str) -> Task:
-    config = grpo_tiny.get_config()
-    mesh = setup.use_devices(config)
-    model = load_model(base, mesh, remat="full")
-    rng = np.random.default_rng(0)
-    prompts = [_prompt(rng, model.config) for _ in range(PROMPTS)]
-    completions = rng.integers(0, WORDS, (PROMPTS, GROUP, LENGTH)).astype(np.int32)
-    rows = [
-        _with_completion(prompt, completion, model.config)
-        for prompt, group in zip(prompts, completions, strict=True)
-        for completion in group
-    ]
-    advantages = rng.standard_normal((PROMPTS, GROUP)).astype(np.float32)
-    reference = rng.standard_normal((PROMPTS, GROUP, LENGTH)).astype(np.float32) - 6
-    return Task(
-        config=config,
-        mesh=mesh,
-        model=model,
-        prompts=prompts,
-        rows=rows,
-        completions=completions,
-        shared=_collate(prompts),
-        advantages=advantages,
-        reference=reference,
-        old=reference + 0.1,
-    )
-
-
-def _collate(items: list[Item]) -> PackedBatch:
-    """One item a row; all are of one length."""
-    shapes = Shapes((len(items[0].encoded.tokens),), (IMAGES,), (SIDE * SIDE,))
-    return collate_prompts(items, shapes, len(items))
-
-
-def _loss_options(task: Task) -> dict:
+def loss_options(task: Task) -> dict:
     return {
         "forbidden": np.zeros(task.model.config.text.vocab_size, bool),
         "chunk": task.config.logprob_chunk,
     }
 
 
-def repeated_loss(params, batch: PackedBatch, old, advantages, reference, *, graph, task: Task):
-    """The same loss with every completion behind its own copy of the prompt."""
-    config = task.config.grpo
+def repeated_logprobs(params, batch: PackedBatch, *, graph, task: Task):
+    """Log-probs of all completions, each behind its own copy of the prompt."""
+    length = task.size.length
     model = nnx.merge(graph, params)
     hidden = model.hidden(batch.text, model.visual(batch.images))
-    hidden = hidden[:, -LENGTH - 1 : -1]  # the states that predict the completion
-    tokens = batch.text.tokens[:, -LENGTH:]
-    options = _loss_options(task) | {"temperature": config.temperature}
+    hidden = hidden[:, -length - 1 : -1]  # the states that predict the completion
+    tokens = batch.text.tokens[:, -length:]
+    options = loss_options(task) | {"temperature": task.config.grpo.temperature}
     logprobs = token_logprobs(hidden, model.head(), tokens, **options)
-    logprobs = logprobs.reshape(-1, GROUP, LENGTH)
+    return logprobs.reshape(-1, task.size.group, length)
+
+
+def repeated_loss(params, batch: PackedBatch, old, advantages, reference, *, graph, task: Task):
+    """The same loss in the repeated form."""
+    config = task.config.grpo
+    logprobs = repeated_logprobs(params, batch, graph=graph, task=task)
     policy = objective.policy_loss(logprobs, old, advantages)
     kl = objective.kl_estimate(logprobs, reference, config.kl, config.kl_clamp)
     mask = jnp.ones(logprobs.shape, bool)
-    sizes = {"sequences": PROMPTS * GROUP, "tokens": PROMPTS * GROUP * LENGTH}
+    sizes = {"sequences": mask[..., 0].size, "tokens": mask.size}
     return objective.reduce_tokens(
         policy.loss + config.beta * kl, mask, config.normalisation, **sizes
     )
 
 
-def _updates(task: Task):
-    """Compiled `() -> (loss, gradients)` of the shared and of the repeated form."""
-    graph = task.model.graph
-    place = functools.partial(sharding.place_rows, mesh=task.mesh)
-    ones = np.ones(task.completions.shape, bool)
-    experience = Experience(
-        *place((task.shared.text, task.shared.images)),
-        place(Rollout(task.completions, ones, task.old)),
-        *place((task.advantages, task.reference)),
-    )
-    totals = Totals(np.float32(PROMPTS * GROUP), np.float32(ones.sum()))
-    options = {"graph": graph, "config": task.config.grpo, **_loss_options(task)}
+def update_functions(task: Task) -> dict[str, Callable]:
+    """`(params, …) -> (loss, gradients)`, to be jitted.
+
+    The shared form takes an experience, the repeated one a batch of rows, the log-probs of the
+    policy that sampled, advantages and the reference's log-probs.
+    """
+    totals = Totals(*(np.float32(np.prod(task.completions.shape[:n])) for n in (2, 3)))
 
     def shared(params, experience):
-        function = functools.partial(shared_loss, **options)
-        (value, _), grads = jax.value_and_grad(function, has_aux=True)(
-            params, nnx.State({}), experience, totals, None
-        )
+        options = {"graph": task.model.graph, "config": task.config.grpo, **loss_options(task)}
+        (value, _), grads = jax.value_and_grad(
+            functools.partial(shared_loss, **options), has_aux=True
+        )(params, nnx.State({}), experience, totals, None)
         return value, grads
 
     def repeated(params, *arguments):
-        function = functools.partial(repeated_loss, graph=graph, task=task)
+        function = functools.partial(repeated_loss, graph=task.model.graph, task=task)
         return jax.value_and_grad(function)(params, *arguments)
 
-    rows = place((_collate(task.rows), task.old, task.advantages, task.reference))
-    params = task.model.params
-    compiled = {
-        "shared": jax.jit(shared).lower(params, experience).compile(),
-        "repeated": jax.jit(repeated).lower(params, *rows).compile(),
-    }
+    return {"shared": shared, "repeated": repeated}
+
+
+def updates(task: Task, forms: tuple[str, ...] = ("shared", "repeated")):
+    """Compiled programs and `() -> (loss, gradients)` of the task's own completions, by form."""
+    place = functools.partial(sharding.place_rows, mesh=task.mesh)
+    given = {}
+    if "shared" in forms:
+        prompts = collate(task.prompts)
+        ones = np.ones(task.completions.shape, bool)
+        experience = Experience(
+            *place((prompts.text, prompts.images)),
+            place(Rollout(task.completions, ones, task.old)),
+            *place((task.advantages, task.reference)),
+        )
+        given["shared"] = task.model.params, experience
+    if "repeated" in forms:
+        rows = place((collate(task.rows), task.old, task.advantages, task.reference))
+        given["repeated"] = task.model.params, *rows
+    functions = update_functions(task)
+    compiled = {form: jax.jit(functions[form]).lower(*given[form]).compile() for form in forms}
     return compiled, {
-        "shared": lambda: compiled["shared"](params, experience),
-        "repeated": lambda: compiled["repeated"](params, *rows),
+        form: functools.partial(program, *given[form]) for form, program in compiled.items()
     }
 
 
 def _torch_update(task: Task, base: str):
-    """Loss and gradients by whole rows, log-probs from the last logits of each, as TRL has it."""
+    """Loss and gradients by whole rows."""
     model = torch_model(base)
+    length, beta = task.size.length, task.config.grpo.beta
     inputs = torch_inputs(task.rows, model, left=True)
-    tokens = inputs["input_ids"][:, -LENGTH:]
-    old = torch.tensor(task.old).reshape(-1, LENGTH)
-    reference = torch.tensor(task.reference).reshape(-1, LENGTH)
+    old = torch.tensor(task.old).reshape(-1, length)
+    reference = torch.tensor(task.reference).reshape(-1, length)
     advantages = torch.tensor(task.advantages).reshape(-1, 1)
-    beta = task.config.grpo.beta
 
     def run():
         model.zero_grad()
-        logits = model(**inputs, logits_to_keep=LENGTH + 1).logits[:, :-1]
-        chosen = logits.gather(-1, tokens[..., None])[..., 0]
-        logprobs = chosen - torch.logsumexp(logits, dim=-1)
-        ratio = torch.exp(logprobs - old)
-        policy = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
-        delta = (reference - logprobs).clamp(-10, 10)
-        loss = (policy + beta * (torch.exp(delta) - 1 - delta)).mean()
+        logprobs = torch_logprobs(model, inputs, length)
+        loss = torch_loss(logprobs, old, reference, advantages, beta)
         loss.backward()
         return loss.item()
 
     return run
 
 
-def _counts(task: Task) -> dict:
-    """What has to be computed, in tokens and in operations of the forward pass."""
-    text, vision = task.model.config.text, task.model.config.vision
-    P = len(task.prompts[0].encoded.tokens)
-    width, kv = text.hidden_size, text.num_kv_heads * text.head_dim
-    a_token = text.num_layers * (2 * width * (width + kv) + 3 * width * text.intermediate_size)
-    a_patch = vision.depth * (4 + 2 * vision.mlp_ratio) * vision.embed_dim**2
-
-    def flops(rows: int, towers: int, tokens: int, pairs: int) -> float:
-        images = towers * IMAGES * SIDE**2
-        seeing = 2 * images * (a_patch + 2 * vision.depth * SIDE**2 * vision.embed_dim)
-        head = rows * LENGTH * width * text.vocab_size
-        return seeing + 2 * (tokens * a_token + head + 2 * text.num_layers * pairs * width)
-
-    own = LENGTH * (LENGTH + 1) // 2
-    G, B = GROUP, PROMPTS
-    shared = flops(B * G, B, B * (P + G * LENGTH), B * (P * P // 2 + G * (own + LENGTH * P)))
-    whole = P + LENGTH
-    repeated = flops(B * G, B * G, B * G * whole, B * G * whole * whole // 2)
-    return {
-        "prompt_tokens": P,
-        "decoder_tokens": {"shared": B * (P + G * LENGTH), "repeated": B * G * whole},
-        "images": {"shared": B * IMAGES, "repeated": B * G * IMAGES},
-        "forward_gflops": {"shared": shared / 1e9, "repeated": repeated / 1e9},
-        "counted_ratio": repeated / shared,
-    }
+def temporary_bytes(compiled: dict) -> dict[str, int]:
+    return {name: step.memory_analysis().temp_size_in_bytes for name, step in compiled.items()}
 
 
-def grpo_update(base: str) -> Iterator[Variant]:
-    """Loss and gradients of one rollout."""
-    task = _task(base)
-    compiled, run = _updates(task)
+def grpo_update(base: str, size: Size = SIZE) -> Iterator[Variant]:
+    """Loss and gradients of one rollout.
+
+    "shared" and "repeated" recompute every layer in the backward pass ("full"), as large models
+    must. transformers keeps all activations; so "shared_dots", which keeps the outputs of
+    projections, and "shared_none", which keeps everything, are compared with it too.
+    """
+    task = make_task(base, size)
+    compiled, run = updates(task)
+    for remat in ("dots", "none"):
+        other = task._replace(model=load_model(base, task.mesh, remat=remat))
+        program, way = updates(other, ("shared",))
+        compiled[f"shared_{remat}"], run[f"shared_{remat}"] = program["shared"], way["shared"]
     theirs = _torch_update(task, base)
-    losses = {}
+    losses, work = {}, Work(task)
 
     def timed(name):
         def way():
-            value = run[name]()[0]
-            losses[name] = float(value)
+            losses[name] = float(jax.block_until_ready(run[name]())[0])
 
         return way
 
     def difference():
         """The largest relative difference of a parameter's gradient."""
-        pairs = zip(*(jax.tree.leaves(run[name]()[1]) for name in compiled), strict=True)
+        pairs = zip(*(jax.tree.leaves(run[n]()[1]) for n in ("shared", "repeated")), strict=True)
         return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
 
+    ours = ["shared", "shared_dots", "shared_none"]
     yield Variant(
-        f"{PROMPTS} prompts of {IMAGES} images, {GROUP} completions of {LENGTH} tokens",
-        {
-            "shared": timed("shared"),
-            "repeated": timed("repeated"),
-            "transformers": lambda: losses.update(transformers=theirs()),
-        },
-        _counts(task)
+        str(size),
+        {name: timed(name) for name in [*ours, "repeated"]}
+        | {"transformers": lambda: losses.update(transformers=theirs())},
+        work.facts()
         | {
-            "temporary_bytes": {
-                name: step.memory_analysis().temp_size_in_bytes for name, step in compiled.items()
-            },
+            "temporary_bytes": temporary_bytes(compiled),
             "loss": losses,
             "gradient_difference": difference,
         },
+        counted=work.update() | dict.fromkeys(ours, work.update()["shared"]),
+        ours=len(ours),
     )
 
 
-def rollout(base: str) -> Iterator[Variant]:
+def samplers(task: Task, new: int) -> dict[str, Callable]:
+    """`(params, keys [prompts, group]) -> Rollout` of `new` tokens, by form."""
+    B, G = task.size[:2]
+    graph, forbidden = task.model.graph, loss_options(task)["forbidden"]
+    prompts = collate(task.prompts)
+    again = jax.tree.map(lambda x: np.repeat(x, G, axis=0), prompts)
+    once, many = (
+        sharding.place_rows((batch.text, batch.images), task.mesh) for batch in (prompts, again)
+    )
+    group, single = (
+        make_sampler(graph, task.mesh, forbidden, SamplingConfig(group=n, max_tokens=new))
+        for n in (G, 1)
+    )
+
+    def repeated(params, keys):
+        rollout = single(params, *many, keys.reshape(-1, 1))
+        return jax.tree.map(lambda x: x.reshape(B, G, -1), rollout)
+
+    return {"shared": lambda params, keys: group(params, *once, keys), "repeated": repeated}
+
+
+def rollout(base: str, size: Size = SIZE) -> Iterator[Variant]:
     """Prefill alone (vision included), then whole rollouts; no stop token."""
-    task = _task(base)
-    graph, params = task.model.graph, task.model.params
-    forbidden = np.zeros(task.model.config.text.vocab_size, bool)
-    place = functools.partial(sharding.place_rows, mesh=task.mesh)
-    shared = place((task.shared.text, task.shared.images))
-    again = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), task.shared)
-    repeated = place((again.text, again.images))
-    keys = sample_keys(jax.random.key(0), jnp.arange(PROMPTS), GROUP)
+    task = make_task(base, size)
+    keys = sample_keys(jax.random.key(0), jnp.arange(size.prompts), size.group)
     reference = torch_model(base)
     inputs = torch_inputs(task.prompts, reference, left=True)
 
-    for new in (1, LENGTH):
-        config = SamplingConfig(group=GROUP, max_tokens=new)
-        one = SamplingConfig(group=1, max_tokens=new)
-        samplers = [make_sampler(graph, task.mesh, forbidden, c) for c in (config, one)]
-        tokens = {}
+    for new in (1, size.length):
+        sample, tokens = samplers(task, new), {}
 
-        def ours(samplers=samplers, tokens=tokens):
-            tokens["shared"] = jax.device_get(samplers[0](params, *shared, keys).tokens)
-
-        def rows(samplers=samplers, tokens=tokens, new=new):
-            found = samplers[1](params, *repeated, keys.reshape(-1, 1)).tokens
-            tokens["repeated"] = jax.device_get(found).reshape(PROMPTS, GROUP, new)
-
-        def theirs(new=new):
-            with torch.no_grad():
-                reference.generate(
-                    **inputs,
-                    do_sample=True,
-                    top_k=0,
-                    num_return_sequences=GROUP,
-                    max_new_tokens=new,
-                    min_new_tokens=new,
-                )
+        def ours(name, sample=sample, tokens=tokens):
+            tokens[name] = jax.device_get(sample[name](task.model.params, keys).tokens)
 
         yield Variant(
             f"{new} new tokens",
-            {"shared": ours, "repeated": rows, "transformers": theirs},
             {
+                "shared": functools.partial(ours, "shared"),
+                "repeated": functools.partial(ours, "repeated"),
+                "transformers": lambda new=new: torch_generate(reference, inputs, size.group, new),
+            },
+            Work(task).facts()
+            | {
                 "equal_tokens": lambda tokens=tokens: float(
                     (tokens["shared"] == tokens["repeated"]).mean()
-                )
+                ),
             },
+            counted=Work(task).rollout(new),
         )
 
 

@@ -1,5 +1,7 @@
 """Timing ways of doing the same work in one run, in turn, so that drift hits all of them."""
 
+import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -7,30 +9,60 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import torch
 import transformers
 
+WARM_UPS = 2
+
+Work = dict[str, float]  # floating-point operations of each way, by formula
+
+
+class Phases:
+    """Seconds of the parts of each way, taken by the way itself while it is timed."""
+
+    def __init__(self, counted: dict[str, Work]):
+        """`counted`: the work of each phase."""
+        self.counted = counted
+        self._seconds = {phase: collections.defaultdict(list) for phase in counted}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str, way: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[phase][way].append(time.perf_counter() - start)
+
+    def seconds(self, phase: str) -> dict[str, list[float]]:
+        """Of the timed runs alone."""
+        return {way: values[WARM_UPS:] for way, values in self._seconds[phase].items()}
+
 
 class Variant(NamedTuple):
     """One comparison: ways to do the same work, ours first, and what is to be known beside it.
 
-    A fact that is a function is asked after the timing.
+    Attributes:
+      facts: of the result; one that is a function is asked after the timing.
+      counted: the work of each way, set beside the ratios: what would be gained if all work went
+        equally fast.
+      ours: so many of the ways are ours; each of the others is compared with each of them.
     """
 
     name: str
     ways: dict[str, Callable[[], None]]
     facts: dict[str, Any]
+    counted: Work = {}
+    ours: int = 1
+    phases: Phases | None = None
 
 
 def _measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times in turn after two warm-ups each."""
+    """Seconds of each way, `repeats` times in turn after `WARM_UPS` each."""
     for way in ways.values():
-        way()
-        way()
+        for _ in range(WARM_UPS):
+            way()
     seconds = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -43,6 +75,35 @@ def _measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, lis
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _compare(seconds: dict[str, list[float]], ours: int, counted: Work) -> dict[str, Any]:
+    """Seconds of each way, and how much longer others took, run by run.
+
+    A ratio's `counted` is by how much their work is more.
+    """
+    ratios = {}
+    for mine in list(seconds)[:ours]:
+        for other in list(seconds)[ours:]:
+            pairs = zip(seconds[mine], seconds[other], strict=True)
+            ratio = spread([b / a for a, b in pairs])
+            if mine in counted and other in counted:
+                ratio["counted"] = counted[other] / counted[mine]
+            ratios[f"{other}_over_{mine}"] = ratio
+    found = {"seconds": {way: spread(values) for way, values in seconds.items()}} | ratios
+    return (
+        found | {"counted_gflops": {k: v / 1e9 for k, v in counted.items()}} if counted else found
+    )
+
+
+def _told(found: dict[str, Any]) -> str:
+    told = ", ".join(f"{way} {value['median']:.3f} s" for way, value in found["seconds"].items())
+    for key, value in found.items():
+        if "_over_" in key:
+            told += f"; {key} {value['median']:.2f}"
+            if "counted" in value:
+                told += f", of {value['counted']:.2f} counted"
+    return told
 
 
 def circumstances() -> dict[str, Any]:
@@ -67,20 +128,17 @@ def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path
     """Measures, prints a line a comparison, and writes everything as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {}
-    for name, ways, facts in variants:
-        seconds = _measure(ways, repeats)
-        ours, *others = seconds
-        ratios = {
-            f"{other}_over_{ours}": spread(
-                [b / a for a, b in zip(seconds[ours], seconds[other], strict=True)]
-            )
-            for other in others
-        }
-        facts = {key: fact() if callable(fact) else fact for key, fact in facts.items()}
-        times = {way: spread(values) for way, values in seconds.items()}
-        done[name] = {"seconds": times} | ratios | facts
-        told = ", ".join(f"{way} {value['median']:.3f} s" for way, value in times.items())
-        told += "".join(f"; {key} {value['median']:.2f}" for key, value in ratios.items())
-        print(f"{case}, {name}: {told}", flush=True)
+    for name, ways, facts, counted, ours, phases in variants:
+        done[name] = _compare(_measure(ways, repeats), ours, counted)
+        print(f"{case}, {name}: {_told(done[name])}", flush=True)
+        if phases:
+            parts = {
+                phase: _compare(phases.seconds(phase), ours, work)
+                for phase, work in phases.counted.items()
+            }
+            done[name]["phases"] = parts
+            for phase, part in parts.items():
+                print(f"  {phase}: {_told(part)}", flush=True)
+        done[name] |= {key: fact() if callable(fact) else fact for key, fact in facts.items()}
         result = {"case": case} | circumstances() | {"repeats": repeats, "variants": done}
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -3,8 +3,9 @@
     python scripts/benchmark.py --case=sft_step
 
 Cases: sft_step and generate, the small model beside transformers and torch on this machine;
-grpo_update and rollout, a group's prompt computed once, beside the same with it repeated; weights,
-a checkpoint of 2B size in and out, beside transformers: 25 GB of disk, --repeats=3 will do.
+grpo_update, rollout and grpo_step, a group's prompt computed once, beside the same with it repeated
+and beside transformers as TRL uses it; weights, a checkpoint of 2B size in and out, beside
+transformers (25 GB of disk).
 Needs requirements-test.txt.
 """
 
@@ -15,31 +16,37 @@ from absl import flags
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 
+# Cases of which a run takes many seconds are timed three times, others nine times.
+_LONG = ("grpo_update", "rollout", "grpo_step", "weights")
+
 _CASE = flags.DEFINE_enum(
     "case",
     None,
-    ["sft_step", "generate", "grpo_update", "rollout", "weights"],
+    ["sft_step", "generate", *_LONG],
     "What to measure.",
     required=True,
 )
 _MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder.")
-_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs of each way, after two warm-ups.")
+_REPEATS = flags.DEFINE_integer(
+    "repeats", None, "Timed runs of each way, after two warm-ups; else 9, or 3 of long cases."
+)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/benchmarks", "Where the JSON is written.")
 
 
 def main(_):
     try:
-        from benchmarks import shared_prefix, side_by_side, small, weights
+        from benchmarks import grpo_step, shared_prefix, side_by_side, small, weights
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the references need {error.name}: pip install -r requirements-test.txt"
         ) from None
-    cases = small.CASES | shared_prefix.CASES
+    cases = small.CASES | shared_prefix.CASES | grpo_step.CASES
+    repeats = _REPEATS.value or (3 if _CASE.value in _LONG else 9)
     path = pathlib.Path(_OUTPUT_DIR.value) / f"{_CASE.value}.json"
     if _CASE.value == "weights":
-        weights.run(_REPEATS.value, path)
+        weights.run(repeats, path)
     else:
-        side_by_side.run(_CASE.value, cases[_CASE.value](_MODEL.value), _REPEATS.value, path)
+        side_by_side.run(_CASE.value, cases[_CASE.value](_MODEL.value), repeats, path)
     print(path)
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 from conftest import call
 
-from benchmarks import side_by_side, weights
+from benchmarks import grpo_step, shared_prefix, side_by_side, weights
+from benchmarks.group import Size
+from configs import grpo_tiny
 from mirg_jax.models.config import ModelConfig
 
 
@@ -21,19 +23,34 @@ def test_ways_take_turns_and_ratios_are_paired(tmp_path, monkeypatch, capsys):
 
         return run
 
+    phases = side_by_side.Phases({"first": {"ours": 1e9, "theirs": 2e9}})
+
+    def in_phases(name, seconds):
+        run = way(name, seconds)
+
+        def timed():
+            with phases("first", name):
+                run()
+
+        return timed
+
     variant = side_by_side.Variant(
         "two rows",
-        {"ours": way("ours", 2), "theirs": way("theirs", 3)},
+        {"ours": in_phases("ours", 2), "theirs": in_phases("theirs", 3)},
         {"runs": lambda: len(order)},
+        {"ours": 2e9, "theirs": 5e9},
+        phases=phases,
     )
     side_by_side.run("case", [variant], 3, tmp_path / "new" / "case.json")
     assert order == ["ours"] * 2 + ["theirs"] * 2 + ["ours", "theirs"] * 3
     result = json.loads((tmp_path / "new" / "case.json").read_text())
     measured = result["variants"]["two rows"]
     assert measured["seconds"]["theirs"] == {"median": 3, "min": 3, "max": 3}
-    assert measured["theirs_over_ours"]["median"] == 1.5 and measured["runs"] == 10
+    ratio = {"median": 1.5, "min": 1.5, "max": 1.5}
+    assert measured["theirs_over_ours"] == ratio | {"counted": 2.5} and measured["runs"] == 10
+    assert measured["phases"]["first"]["theirs_over_ours"] == ratio | {"counted": 2}
     assert {"case", "command", "device", "versions", "repeats"} <= result.keys()
-    assert "theirs_over_ours 1.50" in capsys.readouterr().out
+    assert "theirs_over_ours 1.50, of 2.50 counted" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -47,6 +64,43 @@ def test_both_sides_do_the_same_work(case, tmp_path):
         else:
             losses = list(variant["first_loss"].values())
             assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+def measured(case, function, tmp_path):
+    """The variants of a case, each way run once after its warm-ups."""
+    side_by_side.run(case, function, 1, tmp_path / "case.json")
+    return list(json.loads((tmp_path / "case.json").read_text())["variants"].values())
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """JAX's devices can't be divided any more once a test has used them."""
+    config = grpo_tiny.get_config()
+    config.cpu_devices = 0
+    monkeypatch.setattr(grpo_tiny, "get_config", lambda: config)
+
+
+SMALL = Size(prompts=2, group=2, length=8, images=2, side=4)
+FORMS = {"shared", "repeated", "transformers"}
+
+
+@pytest.mark.slow
+def test_updates_and_rollouts_are_the_same_work(tiny_model, one_device, tmp_path):
+    (update,) = measured("update", shared_prefix.grpo_update(tiny_model, SMALL), tmp_path)
+    assert list(update["loss"].values()) == pytest.approx([update["loss"]["shared"]] * 5, rel=1e-5)
+    assert update["gradient_difference"] < 1e-4
+    assert update["transformers_over_shared_none"].keys() >= {"median", "counted"}
+    for variant in measured("rollout", shared_prefix.rollout(tiny_model, SMALL), tmp_path):
+        assert variant["equal_tokens"] == 1 and variant["seconds"].keys() == FORMS
+
+
+@pytest.mark.slow
+def test_steps_are_the_same_work(tiny_model, one_device, tmp_path):
+    (step,) = measured("step", grpo_step.grpo_step(tiny_model, SMALL), tmp_path)
+    expected = dict.fromkeys(FORMS, pytest.approx(step["expected_first_loss"], rel=1e-4))
+    assert step["first_loss"] == expected
+    for phase in ("rollout", "reference", "update"):
+        assert step["phases"][phase]["repeated_over_shared"]["counted"] > 1
 
 
 @pytest.mark.slow

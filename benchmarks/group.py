@@ -1,0 +1,182 @@
+"""A group of completions behind one prompt: what the GRPO cases compute, and how much it is.
+
+By default four images of 448×448 and about 1,100 prompt tokens, a group of 8, 128 new tokens, on
+the small model, with the vision tower trained. Two forms of the same: "shared", images and prompt
+once for a group, and "repeated", the usual one, where every completion is a row of its own with the
+whole prompt and all its images.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from configs import grpo_tiny
+from mirg_jax import flops
+from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate_prompts
+from mirg_jax.data.images import PATCH_BYTES, ImagePatches
+from mirg_jax.data.prompts import Encoded, mrope_positions
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.training import setup
+from mirg_jax.training.checkpoint import Model, load_model
+
+WORDS = 600  # ids below are plain
+
+
+class Size(NamedTuple):
+    """How much there is of everything."""
+
+    prompts: int = 2
+    group: int = 8
+    length: int = 128  # new tokens
+    images: int = 4  # a prompt
+    side: int = 32  # patches of an image
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prompts} prompts of {self.images} images, "
+            f"{self.group} completions of {self.length} tokens"
+        )
+
+
+SIZE = Size()
+
+
+class Task(NamedTuple):
+    """What all ways are given."""
+
+    size: Size
+    config: object
+    mesh: jax.sharding.Mesh
+    model: Model
+    prompts: list[Item]
+    rows: list[Item]  # prompt and completion, as the repeated form has them
+    completions: np.ndarray  # [prompts, group, length]
+    advantages: np.ndarray  # [prompts, group]
+    reference: np.ndarray  # log-probs of the reference policy, [prompts, group, length]
+    old: np.ndarray  # and of the policy that sampled
+
+
+def _prompt(rng: np.random.Generator, config: ModelConfig, size: Size) -> Item:
+    tokens, starts = list(rng.integers(0, WORDS, 20)), []
+    for _ in range(size.images):
+        starts.append(len(tokens) + 1)
+        tokens += [config.vision_start_token_id, *[config.image_token_id] * (size.side**2 // 4)]
+        tokens += [config.vision_end_token_id, *rng.integers(0, WORDS, 4)]
+    tokens = np.array([*tokens, *rng.integers(0, WORDS, 30)], np.int32)
+    grid = size.side, size.side
+    images = tuple(
+        ImagePatches(rng.integers(0, 256, (size.side**2, PATCH_BYTES), np.uint8), grid)
+        for _ in range(size.images)
+    )
+    return _item(tokens, tuple(starts), len(tokens), images, config)
+
+
+def _item(tokens, starts, prompt_length, images, config: ModelConfig) -> Item:
+    grids = [(image.grid[0] // 2, image.grid[1] // 2) for image in images]
+    positions = mrope_positions(tokens, grids, config.image_token_id)
+    return Item(Encoded(tokens, positions, starts, prompt_length), images)
+
+
+def _with_completion(prompt: Item, completion: np.ndarray, config: ModelConfig) -> Item:
+    encoded = prompt.encoded
+    tokens = np.concatenate([encoded.tokens, completion])
+    return _item(tokens, encoded.image_starts, len(encoded.tokens), prompt.images, config)
+
+
+def make_task(base: str, size: Size = SIZE) -> Task:
+    """Random prompts, completions and log-probs for the model in the Hugging Face folder `base`."""
+    config = grpo_tiny.get_config()
+    mesh = setup.use_devices(config)
+    model = load_model(base, mesh, remat="full")
+    rng = np.random.default_rng(0)
+    prompts = [_prompt(rng, model.config, size) for _ in range(size.prompts)]
+    shape = size.prompts, size.group, size.length
+    completions = rng.integers(0, WORDS, shape).astype(np.int32)
+    rows = [
+        _with_completion(prompt, completion, model.config)
+        for prompt, group in zip(prompts, completions, strict=True)
+        for completion in group
+    ]
+    advantages = rng.standard_normal(shape[:2]).astype(np.float32)
+    reference = rng.standard_normal(shape).astype(np.float32) - 6
+    return Task(
+        size=size,
+        config=config,
+        mesh=mesh,
+        model=model,
+        prompts=prompts,
+        rows=rows,
+        completions=completions,
+        advantages=advantages,
+        reference=reference,
+        old=reference + 0.1,
+    )
+
+
+def collate(items: list[Item]) -> PackedBatch:
+    """One item a row; all are of one length, their images of one size."""
+    first = items[0]
+    shapes = Shapes(
+        (len(first.encoded.tokens),), (len(first.images),), (len(first.images[0].patches),)
+    )
+    return collate_prompts(items, shapes, len(items))
+
+
+class Work:
+    """What has to be computed, by formula; nothing that is recomputed is counted."""
+
+    def __init__(self, task: Task):
+        self.config, self.size = task.model.config, task.size
+        self.prompt = len(task.prompts[0].encoded.tokens)
+
+    def vision(self, times: int) -> float:
+        """The tower's forward pass over the images of all prompts, `times` over."""
+        size = self.size
+        return times * flops.tower(self.config, size.prompts * size.images, size.side**2)
+
+    def forward(self, *, shared: bool) -> float:
+        """A forward pass over prompts and completions, log-probs of the completions."""
+        B, G, L = self.size[:3]
+        P = self.prompt
+        if shared:
+            tokens, pairs = P + G * L, flops.causal(P) + G * (L * P + flops.causal(L))
+        else:
+            tokens, pairs = G * (P + L), G * flops.causal(P + L)
+        text = flops.decoder(self.config, B * tokens, B * pairs, B * G * L)
+        return self.vision(1 if shared else G) + text
+
+    def prefill(self, *, rows: int, towers: int) -> float:
+        """Up to the first new token: each prompt `rows` times, its images `towers` times."""
+        B = self.size.prompts * rows
+        text = flops.decoder(self.config, B * self.prompt, B * flops.causal(self.prompt), B)
+        return self.vision(towers) + text
+
+    def decode(self, new: int) -> float:
+        """All tokens of all completions after the first of `new`: the same in every form."""
+        rows, steps = self.size.prompts * self.size.group, new - 1
+        pairs = steps * self.prompt + flops.causal(steps)
+        return flops.decoder(self.config, rows * steps, rows * pairs, rows * steps)
+
+    def rollout(self, new: int) -> dict[str, float]:
+        """Of each way. transformers' `generate` encodes the images once, but repeats prompts."""
+        G = self.size.group
+        counts = {"shared": (1, 1), "repeated": (G, G), "transformers": (G, 1)}
+        return {
+            way: self.prefill(rows=rows, towers=towers) + self.decode(new)
+            for way, (rows, towers) in counts.items()
+        }
+
+    def update(self) -> dict[str, float]:
+        """Forward and backward pass of each way; the backward pass is two forward passes' work."""
+        shared, repeated = (3 * self.forward(shared=form) for form in (True, False))
+        return {"shared": shared, "repeated": repeated, "transformers": repeated}
+
+    def facts(self) -> dict:
+        B, G, L = self.size[:3]
+        P = self.prompt
+        return {
+            "prompt_tokens": P,
+            "decoder_tokens": {"shared": B * (P + G * L), "repeated": B * G * (P + L)},
+            "images": {"shared": B * self.size.images, "repeated": B * G * self.size.images},
+        }
