@@ -221,6 +221,7 @@ def rollout(base: str, size: Size = SIZE) -> Iterator[Variant]:
                 ),
             },
             counted=Work(task).rollout(new),
+            units={"tokens": size.prompts * size.group * new},
         )
 
 

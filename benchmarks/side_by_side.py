@@ -48,6 +48,7 @@ class Variant(NamedTuple):
       counted: the work of each way, set beside the ratios: what would be gained if all work went
         equally fast.
       ours: so many of the ways are ours; each of the others is compared with each of them.
+      units: how many images, tokens or whatever a run gets done, for rates.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Variant(NamedTuple):
     counted: Work = {}
     ours: int = 1
     phases: Phases | None = None
+    units: dict[str, int] = {}
 
 
 def _measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
@@ -128,9 +130,15 @@ def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path
     """Measures, prints a line a comparison, and writes everything as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {}
-    for name, ways, facts, counted, ours, phases in variants:
+    for name, ways, facts, counted, ours, phases, units in variants:
         done[name] = _compare(_measure(ways, repeats), ours, counted)
         print(f"{case}, {name}: {_told(done[name])}", flush=True)
+        for unit, count in units.items():
+            medians = {way: value["median"] for way, value in done[name]["seconds"].items()}
+            rates = {way: count / seconds for way, seconds in medians.items()}
+            done[name][f"{unit}_a_second"] = rates
+            told = ", ".join(f"{way} {rate:.1f}" for way, rate in rates.items())
+            print(f"  {unit} a second: {told}", flush=True)
         if phases:
             parts = {
                 phase: _compare(phases.seconds(phase), ours, work)

@@ -3,6 +3,7 @@
     python scripts/benchmark.py --case=sft_step
 
 Cases: sft_step and generate, the small model beside transformers and torch on this machine;
+input_pipeline, image files to patches, beside transformers' processor;
 grpo_update, rollout and grpo_step, a group's prompt computed once, beside the same with it repeated
 and beside transformers as TRL uses it; weights, a checkpoint of 2B size in and out, beside
 transformers (25 GB of disk).
@@ -22,7 +23,7 @@ _LONG = ("grpo_update", "rollout", "grpo_step", "weights")
 _CASE = flags.DEFINE_enum(
     "case",
     None,
-    ["sft_step", "generate", *_LONG],
+    ["sft_step", "generate", "input_pipeline", *_LONG],
     "What to measure.",
     required=True,
 )
@@ -35,12 +36,20 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/benchmarks", "Where the JS
 
 def main(_):
     try:
-        from benchmarks import grpo_step, shared_prefix, side_by_side, small, weights
+        from benchmarks import (
+            grpo_step,
+            input_pipeline,
+            shared_prefix,
+            side_by_side,
+            small,
+            weights,
+        )
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the references need {error.name}: pip install -r requirements-test.txt"
         ) from None
-    cases = small.CASES | shared_prefix.CASES | grpo_step.CASES
+    modules = small, input_pipeline, shared_prefix, grpo_step
+    cases = {name: case for module in modules for name, case in module.CASES.items()}
     repeats = _REPEATS.value or (3 if _CASE.value in _LONG else 9)
     path = pathlib.Path(_OUTPUT_DIR.value) / f"{_CASE.value}.json"
     if _CASE.value == "weights":

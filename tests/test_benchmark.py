@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import call
 
-from benchmarks import grpo_step, shared_prefix, side_by_side, weights
+from benchmarks import grpo_step, input_pipeline, shared_prefix, side_by_side, weights
 from benchmarks.group import Size
 from configs import grpo_tiny
 from mirg_jax.models.config import ModelConfig
@@ -101,6 +101,16 @@ def test_steps_are_the_same_work(tiny_model, one_device, tmp_path):
     assert step["first_loss"] == expected
     for phase in ("rollout", "reference", "update"):
         assert step["phases"][phase]["repeated_over_shared"]["counted"] > 1
+
+
+@pytest.mark.slow
+def test_both_pipelines_read_the_same_pixels(tmp_path):
+    case = input_pipeline.input_pipeline("", sizes={"small": ((100, 75), (75, 100))}, files=8)
+    for variant in measured("pipeline", case, tmp_path):
+        assert variant["difference"] < 1e-6
+        held = variant["pixel_bytes"]
+        assert held["transformers"] == 8 * held["mirg_jax"] > 0
+        assert variant["images_a_second"]["mirg_jax"] > 0
 
 
 @pytest.mark.slow
