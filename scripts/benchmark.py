@@ -4,9 +4,9 @@
 
 Cases: sft_step and generate, the small model beside transformers and torch on this machine;
 input_pipeline, image files to patches, beside transformers' processor;
-grpo_update, rollout and grpo_step, a group's prompt computed once, beside the same with it repeated
-and beside transformers as TRL uses it; weights, a checkpoint of 2B size in and out, beside
-transformers (25 GB of disk).
+vision, rollout, grpo_update and grpo_step, a group's images and prompt computed once, beside the
+same with them repeated and beside transformers as TRL uses it;
+weights, a checkpoint of 2B size in and out, beside transformers (25 GB of disk).
 Needs requirements-test.txt.
 """
 
@@ -18,7 +18,7 @@ from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 
 # Cases of which a run takes many seconds are timed three times, others nine times.
-_LONG = ("grpo_update", "rollout", "grpo_step", "weights")
+_LONG = ("vision", "grpo_update", "rollout", "grpo_step", "weights")
 
 _CASE = flags.DEFINE_enum(
     "case",
@@ -48,7 +48,7 @@ def main(_):
         raise ConfigError(
             f"the references need {error.name}: pip install -r requirements-test.txt"
         ) from None
-    modules = small, input_pipeline, shared_prefix, grpo_step
+    modules = small, input_pipeline, vision, shared_prefix, grpo_step
     cases = {name: case for module in modules for name, case in module.CASES.items()}
     repeats = _REPEATS.value or (3 if _CASE.value in _LONG else 9)
     path = pathlib.Path(_OUTPUT_DIR.value) / f"{_CASE.value}.json"

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import call
 
-from benchmarks import grpo_step, input_pipeline, shared_prefix, side_by_side, weights
+from benchmarks import grpo_step, input_pipeline, shared_prefix, side_by_side, vision, weights
 from benchmarks.group import Size
 from configs import grpo_tiny
 from mirg_jax.models.config import ModelConfig
@@ -92,6 +92,15 @@ def test_updates_and_rollouts_are_the_same_work(tiny_model, one_device, tmp_path
     assert update["transformers_over_shared_none"].keys() >= {"median", "counted"}
     for variant in measured("rollout", shared_prefix.rollout(tiny_model, SMALL), tmp_path):
         assert variant["equal_tokens"] == 1 and variant["seconds"].keys() == FORMS
+
+
+@pytest.mark.slow
+def test_towers_see_the_same(tiny_model, one_device, tmp_path):
+    forward, both = measured("vision", vision.vision(tiny_model, SMALL), tmp_path)
+    assert forward["difference"] < 1e-4
+    for variant in (forward, both):
+        assert variant["repeated_over_once"]["counted"] == SMALL.group
+        assert variant["pixel_bytes"]["transformers_once"] == 8 * variant["pixel_bytes"]["once"]
 
 
 @pytest.mark.slow

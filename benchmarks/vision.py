@@ -1,0 +1,93 @@
+"""The vision tower over a group's images: once, once for each completion, and transformers' tower.
+
+What must be computed for a group is "once"; "repeated" is what a system computes whose rows are a
+prompt and one completion each.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+from benchmarks.group import SIZE, Size, Task, Work, collate, make_task
+from benchmarks.reference import torch_images, torch_model
+from benchmarks.shared_prefix import temporary_bytes
+from benchmarks.side_by_side import Variant
+from mirg_jax import sharding
+
+
+def _ours(task: Task, times: int, *, backward: bool):
+    """A compiled program and `() -> features` or, with `backward`, `() -> gradients`."""
+    images = jax.tree.map(lambda x: np.repeat(x, times, axis=0), collate(task.prompts).images)
+    images = sharding.place_rows(images, task.mesh)
+
+    def tower(params, images):
+        return nnx.merge(task.model.graph, params).visual(images)
+
+    def gradients(params, images):
+        return jax.grad(lambda params: tower(params, images).sum())(params)["visual"]
+
+    function = gradients if backward else tower
+    program = jax.jit(function).lower(task.model.params, images).compile()
+    run = functools.partial(program, task.model.params, images)
+    return program, lambda: jax.block_until_ready(run())
+
+
+def _theirs(task: Task, tower, times: int, *, backward: bool) -> Callable[[], torch.Tensor]:
+    images = [image for item in task.prompts for _ in range(times) for image in item.images]
+    inputs = torch_images(images)
+
+    def features():
+        found = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        return found.pooler_output
+
+    def run():
+        if not backward:
+            with torch.no_grad():
+                return features()
+        tower.zero_grad()
+        features().sum().backward()
+
+    return run
+
+
+def vision(base: str, size: Size = SIZE) -> Iterator[Variant]:
+    """Forward, then forward and backward; layers are recomputed in ours' backward pass."""
+    task = make_task(base, size)
+    G, tower = size.group, torch_model(base).model.visual
+    work = Work(task)
+    images = [image for item in task.prompts for image in item.images]
+    counts = {"once": 1, "repeated": G, "transformers_once": 1, "transformers": G}
+    for name, backward in {"forward": False, "forward and backward": True}.items():
+        how = {"backward": backward}
+        programs, ways = {}, {}
+        for way, times in {"once": 1, "repeated": G}.items():
+            programs[way], ways[way] = _ours(task, times, **how)
+        theirs = {
+            "transformers_once": _theirs(task, tower, 1, **how),
+            "transformers": _theirs(task, tower, G, **how),
+        }
+        facts = {
+            "images": {way: times * size.prompts * size.images for way, times in counts.items()},
+            "patches_an_image": size.side**2,
+            "tokens_an_image": size.side**2 // 4,
+            # Of one copy of the images, as bytes of one frame and as floats of two.
+            "pixel_bytes": {
+                "once": sum(image.patches.nbytes for image in images),
+                "transformers_once": torch_images(images)["pixel_values"].nbytes,
+            },
+            "temporary_bytes": temporary_bytes(programs),
+        }
+        if not backward:
+            facts["difference"] = lambda ours=ways["once"], theirs=theirs["transformers_once"]: (
+                float(np.abs(np.concatenate(jax.device_get(ours())) - theirs().numpy()).max())
+            )
+        passes = 3 if backward else 1
+        counted = {way: passes * work.vision(times) for way, times in counts.items()}
+        yield Variant(name, ways | theirs, facts, counted=counted)
+
+
+CASES = {"vision": vision}
