@@ -174,9 +174,9 @@ class Work:
 
     def facts(self) -> dict:
         B, G, L = self.size[:3]
-        P = self.prompt
+        P, images = self.prompt, self.size.prompts * self.size.images
         return {
             "prompt_tokens": P,
             "decoder_tokens": {"shared": B * (P + G * L), "repeated": B * G * (P + L)},
-            "images": {"shared": B * self.size.images, "repeated": B * G * self.size.images},
+            "images_encoded": {"shared": images, "repeated": images * G},
         }

@@ -16,8 +16,6 @@ import jax
 import torch
 import transformers
 
-WARM_UPS = 2
-
 Work = dict[str, float]  # floating-point operations of each way, by formula
 
 
@@ -35,9 +33,9 @@ class Phases:
         yield
         self._seconds[phase][way].append(time.perf_counter() - start)
 
-    def seconds(self, phase: str) -> dict[str, list[float]]:
+    def seconds(self, phase: str, repeats: int) -> dict[str, list[float]]:
         """Of the timed runs alone."""
-        return {way: values[WARM_UPS:] for way, values in self._seconds[phase].items()}
+        return {way: values[-repeats:] for way, values in self._seconds[phase].items()}
 
 
 class Variant(NamedTuple):
@@ -60,10 +58,12 @@ class Variant(NamedTuple):
     units: dict[str, int] = {}
 
 
-def _measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times in turn after `WARM_UPS` each."""
+def _measure(
+    ways: dict[str, Callable[[], None]], repeats: int, warm_ups: int
+) -> dict[str, list[float]]:
+    """Seconds of each way, `repeats` times in turn after warm-ups."""
     for way in ways.values():
-        for _ in range(WARM_UPS):
+        for _ in range(warm_ups):
             way()
     seconds = {name: [] for name in ways}
     for _ in range(repeats):
@@ -126,12 +126,19 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path) -> None:
+def run(
+    case: str,
+    variants: Iterable[Variant],
+    repeats: int,
+    path: pathlib.Path,
+    *,
+    warm_ups: int = 2,
+) -> None:
     """Measures, prints a line a comparison, and writes everything as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     for name, ways, facts, counted, ours, phases, units in variants:
-        done[name] = _compare(_measure(ways, repeats), ours, counted)
+        done[name] = _compare(_measure(ways, repeats, warm_ups), ours, counted)
         print(f"{case}, {name}: {_told(done[name])}", flush=True)
         for unit, count in units.items():
             medians = {way: value["median"] for way, value in done[name]["seconds"].items()}
@@ -141,7 +148,7 @@ def run(case: str, variants: Iterable[Variant], repeats: int, path: pathlib.Path
             print(f"  {unit} a second: {told}", flush=True)
         if phases:
             parts = {
-                phase: _compare(phases.seconds(phase), ours, work)
+                phase: _compare(phases.seconds(phase, repeats), ours, work)
                 for phase, work in phases.counted.items()
             }
             done[name]["phases"] = parts

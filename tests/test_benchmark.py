@@ -5,7 +5,15 @@ import json
 import pytest
 from conftest import call
 
-from benchmarks import grpo_step, input_pipeline, shared_prefix, side_by_side, vision, weights
+from benchmarks import (
+    growth,
+    grpo_step,
+    input_pipeline,
+    shared_prefix,
+    side_by_side,
+    vision,
+    weights,
+)
 from benchmarks.group import Size
 from configs import grpo_tiny
 from mirg_jax.models.config import ModelConfig
@@ -110,6 +118,15 @@ def test_steps_are_the_same_work(tiny_model, one_device, tmp_path):
     assert step["first_loss"] == expected
     for phase in ("rollout", "reference", "update"):
         assert step["phases"][phase]["repeated_over_shared"]["counted"] > 1
+
+
+@pytest.mark.slow
+def test_growth_is_plotted(tiny_model, one_device, tmp_path):
+    path = tmp_path / "growth.json"
+    growth.run(tiny_model, 1, path, size=SMALL, completions=(2, 3), images=(1, 2))
+    variants = json.loads(path.read_text())["variants"].values()
+    assert [(v["group"], v["images"]) for v in variants] == [(2, 2), (3, 2), (2, 1)]
+    assert "completions a prompt" in path.with_suffix(".svg").read_text()
 
 
 @pytest.mark.slow

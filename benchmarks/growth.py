@@ -1,0 +1,85 @@
+"""How an update's cost grows with the completions of a group and with the images of a prompt.
+
+Shared and repeated form, each beside what it would take if its time grew as its counted work does.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+import jax
+from matplotlib.figure import Figure
+
+from benchmarks import side_by_side
+from benchmarks.group import SIZE, Size, Work, make_task
+from benchmarks.shared_prefix import temporary_bytes, updates
+from benchmarks.side_by_side import Variant
+
+COMPLETIONS, IMAGES = (2, 4, 8, 16), (1, 2, 4, 6)
+FORMS = {"shared": "tab:blue", "repeated": "tab:orange"}
+
+
+def _sizes(size: Size, completions, images) -> list[Size]:
+    """One of them grows, the other stays as in `size`; each size once."""
+    sizes = [size._replace(group=n) for n in completions]
+    sizes += [size._replace(images=n) for n in images]
+    return list(dict.fromkeys(sizes))
+
+
+def growth(base: str, sizes: list[Size]) -> Iterator[Variant]:
+    """An update of each size."""
+    for size in sizes:
+        task = make_task(base, size)
+        compiled, run = updates(task)
+        work = Work(task)
+        yield Variant(
+            str(size),
+            {form: lambda way=way: jax.block_until_ready(way()) for form, way in run.items()},
+            size._asdict() | work.facts() | {"temporary_bytes": temporary_bytes(compiled)},
+            {form: work.update()[form] for form in run},
+        )
+
+
+def _plot(variants: list[dict], size: Size, path: pathlib.Path) -> None:
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (what, label, other) in zip(
+        axes,
+        (("group", "completions a prompt", "images"), ("images", "images a prompt", "group")),
+        strict=True,
+    ):
+        line = [v for v in variants if v[other] == getattr(size, other)]
+        line.sort(key=lambda v: v[what])
+        x = [v[what] for v in line]
+        for form, colour in FORMS.items():
+            seconds = [v["seconds"][form] for v in line]
+            middle = [s["median"] for s in seconds]
+            spread = [[s["median"] - s["min"] for s in seconds]]
+            spread.append([s["max"] - s["median"] for s in seconds])
+            axis.errorbar(x, middle, spread, fmt="o-", color=colour, capsize=3, label=form)
+            counted = [v["counted_gflops"][form] for v in line]
+            ideal = [middle[0] * flops / counted[0] for flops in counted]
+            axis.plot(x, ideal, "--", color=colour, label=f"{form}, as its counted work grows")
+        axis.set(xscale="log", yscale="log", xlabel=label, xticks=x, xticklabels=x)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds an update")
+    axes[0].legend()
+    figure.savefig(path)
+
+
+def run(
+    base: str,
+    repeats: int,
+    path: pathlib.Path,
+    *,
+    size: Size = SIZE,
+    completions: tuple[int, ...] = COMPLETIONS,
+    images: tuple[int, ...] = IMAGES,
+) -> None:
+    """Measures all sizes; writes JSON, and a plot beside it."""
+    sizes = _sizes(size, completions, images)
+    # Programs are compiled ahead: one run warms them up.
+    side_by_side.run("growth", growth(base, sizes), repeats, path, warm_ups=1)
+    variants = list(json.loads(path.read_text())["variants"].values())
+    _plot(variants, size, path.with_suffix(".svg"))
