@@ -17,7 +17,7 @@ from mirg_jax.sharding import GATHERED, spec
 
 _MASKED = -1e30  # finite, so that a row that sees nothing (padding) stays free of NaN
 _MIN_BLOCK = 64  # queries; shorter blocks make the products too small to be fast
-_MAX_BLOCKS = 4
+_MAX_BLOCKS = 8
 
 
 def attend(
@@ -99,15 +99,21 @@ _scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
 
 
 @jax.custom_vjp
-def _mix(weights: Float[Array, "*B T S"], v: Float[Array, "*B S D"]) -> Float[Array, "*B T D"]:
-    return _einsum("...ts,...sd->...td", weights, v)
+def _mix(
+    weights: Float[Array, "*B T S"], v: Float[Array, "*B S D"]
+) -> tuple[Float[Array, "*B T D"], Float[Array, "*B T 1"]]:
+    """The sum of values by their weights, and the sum of the weights, in float32."""
+    out = _einsum("...ts,...sd->...td", weights.astype(v.dtype), v)
+    return out, weights.sum(axis=-1, keepdims=True)
 
 
-def _mix_backward(saved, g):
+def _mix_backward(saved, gradients):
     weights, v = saved
-    to_weights = _einsum("...td,...sd->...ts", g, v)
-    to_v = _einsum("...td,...ts->...ds", g, weights).mT
-    return to_weights.astype(weights.dtype), to_v.astype(v.dtype)
+    # One product: the sum of the weights is their product with a further value of 1.
+    both = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    to_weights = _einsum("...td,...sd->...ts", jnp.concatenate(gradients, axis=-1), both)
+    to_v = _einsum("...td,...ts->...ds", gradients[0], weights.astype(v.dtype)).mT
+    return to_weights, to_v.astype(v.dtype)
 
 
 _mix.defvjp(lambda weights, v: (_mix(weights, v), (weights, v)), _mix_backward)
@@ -135,8 +141,8 @@ def _softmax(
         return jnp.where(mask[:, None, :, None], logits, _MASKED)
 
     def mix(weights, values, shape):
-        weights = weights.reshape(*shape[:-1], -1).astype(values.dtype)
-        return _mix(weights, values).reshape(q.shape)
+        out, total = _mix(weights.reshape(*shape[:-1], -1), values)
+        return out.reshape(q.shape), total.reshape(*q.shape[:-1], 1)
 
     logits = scores(q.reshape(own), k, mask)
     largest = logits.max(axis=-1, keepdims=True)
@@ -146,13 +152,10 @@ def _softmax(
         largest = jnp.maximum(largest, prefix_logits.max(axis=-1, keepdims=True))
     largest = jax.lax.stop_gradient(largest)
 
-    weights = jnp.exp(logits - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    out = mix(weights, v, own)
+    out, total = mix(jnp.exp(logits - largest), v, own)
     if prefix is not None:
-        weights = jnp.exp(prefix_logits - largest)
-        total += weights.sum(axis=-1, keepdims=True)
-        out += mix(weights, prefix_v, shared)
+        more, rest = mix(jnp.exp(prefix_logits - largest), prefix_v, shared)
+        out, total = out + more, total + rest
     return (out / total).astype(q.dtype)
 
 
