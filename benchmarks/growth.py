@@ -1,6 +1,7 @@
 """How an update's cost grows with the completions of a group and with the images of a prompt.
 
 Shared and repeated form, each beside what it would take if its time grew as its counted work does.
+Images are of 336×336, so that all sizes are measured in some minutes.
 """
 
 import json
@@ -16,6 +17,7 @@ from benchmarks.shared_prefix import temporary_bytes, updates
 from benchmarks.side_by_side import Variant
 
 COMPLETIONS, IMAGES = (2, 4, 8, 16), (1, 2, 4, 6)
+MIDDLE = SIZE._replace(side=24)
 FORMS = {"shared": "tab:blue", "repeated": "tab:orange"}
 
 
@@ -61,10 +63,13 @@ def _plot(variants: list[dict], size: Size, path: pathlib.Path) -> None:
             ideal = [middle[0] * flops / counted[0] for flops in counted]
             axis.plot(x, ideal, "--", color=colour, label=f"{form}, as its counted work grows")
         axis.set(xscale="log", yscale="log", xlabel=label, xticks=x, xticklabels=x)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
+        axis.xaxis.minorticks_off()
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("seconds an update")
-    axes[0].legend()
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=4)
     figure.savefig(path)
 
 
@@ -73,7 +78,7 @@ def run(
     repeats: int,
     path: pathlib.Path,
     *,
-    size: Size = SIZE,
+    size: Size = MIDDLE,
     completions: tuple[int, ...] = COMPLETIONS,
     images: tuple[int, ...] = IMAGES,
 ) -> None:
