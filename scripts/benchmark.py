@@ -6,6 +6,7 @@ Cases: sft_step and generate, the small model beside transformers and torch on t
 input_pipeline, image files to patches, beside transformers' processor;
 vision, rollout, grpo_update and grpo_step, a group's images and prompt computed once, beside the
 same with them repeated and beside transformers as TRL uses it;
+slots, prompts that take the places of those that have ended;
 growth, an update of more and more completions and images, with a plot;
 weights, a checkpoint of 2B size in and out, beside transformers (25 GB of disk).
 Needs requirements-test.txt.
@@ -22,6 +23,7 @@ from mirg_jax.errors import ConfigError
 _REPEATS_OF = {
     "vision": 3,
     "rollout": 3,
+    "slots": 3,
     "grpo_update": 3,
     "grpo_step": 3,
     "growth": 2,
@@ -50,6 +52,7 @@ def main(_):
             input_pipeline,
             shared_prefix,
             side_by_side,
+            slots,
             small,
             vision,
             weights,
@@ -58,7 +61,7 @@ def main(_):
         raise ConfigError(
             f"the references need {error.name}: pip install -r requirements-test.txt"
         ) from None
-    modules = small, input_pipeline, vision, shared_prefix, grpo_step
+    modules = small, input_pipeline, vision, shared_prefix, slots, grpo_step
     cases = {name: case for module in modules for name, case in module.CASES.items()}
     repeats = _REPEATS.value or _REPEATS_OF.get(_CASE.value, 9)
     path = pathlib.Path(_OUTPUT_DIR.value) / f"{_CASE.value}.json"

@@ -11,6 +11,7 @@ from benchmarks import (
     input_pipeline,
     shared_prefix,
     side_by_side,
+    slots,
     vision,
     weights,
 )
@@ -100,6 +101,14 @@ def test_updates_and_rollouts_are_the_same_work(tiny_model, one_device, tmp_path
     assert update["transformers_over_shared_none"].keys() >= {"median", "counted"}
     for variant in measured("rollout", shared_prefix.rollout(tiny_model, SMALL), tmp_path):
         assert variant["equal_tokens"] == 1 and variant["seconds"].keys() == FORMS
+
+
+@pytest.mark.slow
+def test_slots_given_back_sample_the_same(tiny_model, one_device, tmp_path):
+    size = SMALL._replace(prompts=6, length=24)
+    (found,) = measured("slots", slots.slots(tiny_model, size), tmp_path)
+    assert found["equal_lengths"] == 1 and 1 < found["mean_length"] < 24
+    assert found["steps_at_once"] <= found["steps_in_turn"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,84 @@
+"""Slots given back: prompts whose completions end early make room for the next ones.
+
+Sixteen prompts of which each device decodes two at a time. "given_back" is one call of the sampler;
+"in_turn" one for every two, until its longest completion has ended. Completions end at random.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.group import Size, collate, make_task
+from benchmarks.side_by_side import Variant
+from mirg_jax import sharding
+from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
+
+SIZE = Size(prompts=16, group=4, length=256, images=1)
+SLOTS = 2  # a device
+STOPS = 30  # of all ids: a completion ends once it draws one
+
+
+def slots(base: str, size: Size = SIZE) -> Iterator[Variant]:
+    """Rollouts of random lengths."""
+    task = make_task(base, size)
+    vocab = task.model.config.text.vocab_size
+    stops = tuple(np.random.default_rng(0).choice(vocab, STOPS, replace=False).tolist())
+    devices = sharding.row_parts(task.mesh)
+    sampler = functools.partial(make_sampler, task.model.graph, task.mesh, np.zeros(vocab, bool))
+    options = {"group": size.group, "max_tokens": size.length, "stop_tokens": stops}
+    given_back = sampler(SamplingConfig(slots=SLOTS, **options))
+    whole = sampler(SamplingConfig(**options))
+    batch = collate(task.prompts)
+    keys = sample_keys(jax.random.key(0), jnp.arange(size.prompts), size.group)
+
+    # The same prompts in the same places: a call takes the next two of each device.
+    order = np.arange(size.prompts).reshape(devices, -1, SLOTS).swapaxes(0, 1).reshape(-1)
+    calls = order.reshape(-1, devices * SLOTS)
+    place = functools.partial(sharding.place_rows, mesh=task.mesh)
+    everything = place((batch.text, batch.images)), keys
+    parts = [
+        (place(jax.tree.map(lambda x, r=rows: x[r], (batch.text, batch.images))), keys[rows])
+        for rows in calls
+    ]
+    masks = {}
+
+    def all_in_one(name, sample):
+        def way():
+            (text, images), own = everything
+            masks[name] = jax.device_get(sample(task.model.params, text, images, own).mask)
+
+        return way
+
+    def in_turn():
+        found = [
+            jax.device_get(whole(task.model.params, text, images, own).mask)
+            for (text, images), own in parts
+        ]
+        masks["in_turn"] = np.concatenate(found)[np.argsort(order)]
+
+    def longest(groups) -> int:
+        """Steps that calls for these groups of prompts take, each until its longest has ended."""
+        lengths = masks["in_turn"].sum(-1).max(-1)
+        return int(sum(lengths[rows].max() for rows in groups))
+
+    yield Variant(
+        str(size),
+        {
+            "given_back": all_in_one("given_back", given_back),
+            "in_turn": in_turn,
+            "at_once": all_in_one("at_once", whole),
+        },
+        {
+            "tokens": lambda: int(masks["in_turn"].sum()),
+            "mean_length": lambda: float(masks["in_turn"].sum(-1).mean()),
+            "steps_in_turn": lambda: longest(calls),
+            "steps_at_once": lambda: longest([np.arange(size.prompts)]),
+            "equal_lengths": lambda: float((masks["given_back"] == masks["in_turn"]).mean()),
+        },
+    )
+
+
+CASES = {"slots": slots}
