@@ -16,7 +16,7 @@ from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 
-SIZE = Size(prompts=16, group=4, length=256, images=1)
+SIZE = Size(prompts=16, group=4, length=256, images=1, side=8)  # decoding is nearly all
 SLOTS = 2  # a device
 STOPS = 30  # of all ids: a completion ends once it draws one
 

@@ -120,6 +120,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode == "RGB":
+        image.load()  # `convert` would copy it, which takes as long as decoding a JPEG
+        return image
     return image.convert("RGB")
 
 
