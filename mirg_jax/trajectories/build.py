@@ -51,8 +51,8 @@ def make_teachers(config: ConfigDict, image_root: str) -> dict[str, Teacher]:
       ConfigError: for one that isn't known, or has no key.
     """
     teachers: dict[str, Teacher] = {}
-    # Room for two rounds: with one, what a new question pushes out is what another needs next.
-    images = Images(image_root, config.max_pixels, kept=2 * config.concurrency)
+    # Twice what is under way: with less, what a new question pushes out is what another needs next.
+    images = Images(image_root, config.max_pixels, kept=3 * config.concurrency)
     scenes = SceneTeacher(config.scenes.seed, config.scenes.error)
     for stage in STAGES:
         how = config.stages[stage].to_dict()

@@ -33,6 +33,9 @@ class ModelTeacher:
         self._worker: asyncio.Task | None = None
         self._predict = None
 
+    async def make_ready(self, request: Request) -> None:
+        pass
+
     async def ask(self, request: Request) -> Reply:
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))

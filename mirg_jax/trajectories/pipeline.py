@@ -249,9 +249,12 @@ class Run:
           concurrency, retries, backoff, max_dollars: as in the config.
         """
         if concurrency < 1:
-            raise ConfigError("concurrency: at least one question must be under way")
+            raise ConfigError("concurrency: at least one request must be under way")
         self._plan, self._teachers, self._journal = plan, teachers, journal
-        self._retries, self._backoff, self._concurrency = retries, backoff, concurrency
+        self._retries, self._backoff = retries, backoff
+        self._slots = asyncio.Semaphore(concurrency)
+        # More questions than requests: while some are asked about, others are made ready.
+        self._questions = concurrency + -(-concurrency // 2)
         self._costs = {stage: Costs(how) for stage, how in stages.items()}
         self._purse = Purse(max_dollars, lambda: journal.dollars)
         paces: dict[tuple, Pace] = {}
@@ -317,7 +320,7 @@ class Run:
             began = time.monotonic()
             with self._on_signals():
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._concurrency, len(questions))):
+                    for _ in range(min(self._questions, len(questions))):
                         group.create_task(work())
         for stage, held in self._held.items():
             if held and not self.stopped:
@@ -352,11 +355,16 @@ class Run:
         costs, pace = self._costs[request.stage], self._paces[request.stage]
         most = costs.most(request)
         expected = costs.expected_tokens(request)
+        try:
+            await self._wait(self._teachers[request.stage].make_ready(request))
+        except Unanswerable as error:
+            self._journal.failed(request.key, str(error))
+            raise _Failed(str(error)) from None
         for attempt in range(self._retries + 1):
             if self.stopped:
                 raise _Stopped
             try:
-                async with self._purse.reserve(most):
+                async with self._slots, self._purse.reserve(most):
                     await self._wait(pace.wait(expected))
                     return await self._once(request, most, expected)
             except CapReached:

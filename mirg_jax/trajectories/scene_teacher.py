@@ -32,6 +32,9 @@ class SceneTeacher:
         self.settings = json.dumps({"teacher": "scenes", "seed": seed, "error": error})
         self._find = functools.lru_cache(256)(functools.partial(_look, seed=seed, error=error))
 
+    async def make_ready(self, request: Request) -> None:
+        pass
+
     async def ask(self, request: Request) -> Reply:
         try:
             puzzle, things = self._find(request.question.id)

@@ -48,7 +48,7 @@ def trajectories() -> ConfigDict:
             },
             "prompts": "",  # folder of prompts; "": mirg_jax/trajectories/prompts
             "tries": 3,  # answers of each stage before a question is given up
-            "concurrency": 64,  # questions under way at a time
+            "concurrency": 64,  # requests at a time
             "retries": 8,  # of a request that had no answer, before it is given up
             "backoff": 1.0,  # seconds before the first retry; doubled each time, up to a minute
             "max_dollars": 0.0,  # what all runs into a folder may cost together; 0: no cap

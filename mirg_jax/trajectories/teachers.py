@@ -90,6 +90,13 @@ class Teacher(Protocol):
 
     settings: str
 
+    async def make_ready(self, request: Request) -> None:
+        """Does what can be done before the request has its turn.
+
+        Raises:
+          Unanswerable: for want of an answer ever.
+        """
+
     async def ask(self, request: Request) -> Reply:
         """The answer.
 
@@ -174,11 +181,14 @@ class OpenAITeacher:
             body["max_tokens"] = self._how["max_tokens"]
         return body | self._how["extra_body"]
 
-    async def ask(self, request: Request) -> Reply:
+    async def make_ready(self, request: Request) -> None:
         try:
-            body = await asyncio.to_thread(self.body, request)
+            await asyncio.to_thread(self._images.urls, request.question.images)
         except DataError as error:
             raise Unanswerable(str(error)) from None
+
+    async def ask(self, request: Request) -> Reply:
+        body = self.body(request)  # its images are ready
         seconds = self._how["timeout"]
         try:
             async with asyncio.timeout(seconds):  # the client's own begins anew with every byte
