@@ -49,7 +49,8 @@ class Yields:
     def __init__(self):
         self._tasks: dict[str, collections.Counter] = {}
         self._reasons: dict[str, collections.Counter] = {}
-        self._stages = {stage: collections.Counter() for stage in STAGES}
+        counts = ("answers", "refused", "prompt_tokens", "completion_tokens", "dollars")
+        self._stages = {stage: dict.fromkeys(counts, 0) for stage in STAGES}
         self._refused = {stage: collections.Counter() for stage in STAGES}
 
     def add(self, outcome: Outcome) -> None:
@@ -85,7 +86,7 @@ class Yields:
                 for task, counts in self._tasks.items()
             },
             "stages": {
-                stage: dict(counts) | {"reasons": dict(self._refused[stage].most_common())}
+                stage: counts | {"reasons": dict(self._refused[stage].most_common())}
                 for stage, counts in self._stages.items()
             },
         }

@@ -67,7 +67,7 @@ def write(
         stages=_table(
             ("stage", *counts),
             [
-                (stage, *(round(row.get(name, 0), 2) for name in counts))
+                (stage, *(round(row[name], 2) for name in counts))
                 for stage, row in summary["stages"].items()
             ],
         ),
