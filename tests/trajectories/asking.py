@@ -47,6 +47,10 @@ class Server:
         """Key and fate of each request so far."""
         return [tuple(line.split("\t")[:2]) for line in self._log.read_text().splitlines()]
 
+    def times(self) -> list[float]:
+        """When each request came."""
+        return [float(line.split("\t")[2]) for line in self._log.read_text().splitlines()]
+
 
 @contextlib.contextmanager
 def serve(log: pathlib.Path, *flags: str):

@@ -2,8 +2,8 @@
 
     python fake_server.py LOG --bad=0.2 --delay=0.1
 
-Prints its port. A line in LOG for every request, as it comes: what it will get, and its
-Idempotency-Key.
+Prints its port. A line in LOG for every request, as it comes: its Idempotency-Key, what it will
+get, and when.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import collections
 import json
 import random
 import re
+import time
 
 # What may go wrong: with the transport, and with the answer.
 TRANSPORT = ("429", "429 wait", "500", "slow", "cut", "malformed", "text", "null")
@@ -87,7 +88,7 @@ class Server:
         self.times[key] += 1
         chance = random.Random(f"{key} {self.times[key]}")
         flaw = chance.choice(self.flags.flaws) if chance.random() < self.flags.bad else "good"
-        self.log.write(f"{key}\t{flaw}\t{body['model']}\n")
+        self.log.write(f"{key}\t{flaw}\t{time.time()}\n")
         if flaw not in TRANSPORT or flaw in ("slow", "cut"):
             await asyncio.sleep(self.flags.delay)
         if self.flags.status:

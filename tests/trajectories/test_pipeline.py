@@ -9,6 +9,7 @@ import sys
 import time
 
 import fake_server
+import numpy as np
 import pytest
 from asking import KEY, Server, serve, write_questions
 from conftest import REPOSITORY
@@ -437,6 +438,22 @@ def test_no_key_is_one_line(server, config, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
         run(how, tmp_path / "out", source)
+
+
+@pytest.mark.slow
+def test_64_requests_at_a_time_are_kept_under_way(server, config, tmp_path):
+    # Answers take a second, images are read, made smaller and encoded on the way; of the rate that
+    # is possible, between the first questions and the last.
+    source = write_questions(tmp_path / "data", 800, size=640)
+    fake = server("--delay=1.0")
+    how = config(fake.url, concurrency=64, max_pixels=200_000)
+    for stage in how.stages.values():
+        stage.timeout = 60.0
+    run(how, tmp_path / "out", source)
+    check_whole(tmp_path / "out", 800)
+    came = np.array(fake.times())
+    middle = came[len(came) // 5 : len(came) * 4 // 5]
+    assert len(middle) / np.ptp(middle) > 0.9 * 64
 
 
 def provider(path, server_answers, leave_out=()):
