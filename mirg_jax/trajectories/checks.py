@@ -67,7 +67,7 @@ def read_leaks(text: str) -> tuple[re.Pattern, ...]:
 def check_reasoning(text: str, question: Example, rules: Rules) -> list[str]:
     """Stage 1: thoughts in plain words, and the answer."""
     response = parse_response(text, len(question.images))
-    problems = _control_tokens(text) + list(response.problems)
+    problems = _not_text(text) + list(response.problems)
     problems += _thoughts(response.thinking or "", rules)
     if response.mentions or prose(response.thinking or "") != (response.thinking or ""):
         problems.append("the thoughts of stage 1 hold boxes or ids")
@@ -85,7 +85,7 @@ def read_mapping(
     already (its image, and its box nearly) is left out.
     """
     found, problems = find_objects(text, len(question.images))
-    problems = list(problems)
+    problems = _not_text(text) + list(problems)
     if not found and not problems:
         problems.append("no object with a box; does the server strip special tokens?")
     objects: list[GroundedObject] = []
@@ -129,7 +129,7 @@ def check_grounded(
       objects: of stage 2; the trajectory may hold no other box.
     """
     response = parse_response(text, len(question.images))
-    problems = _control_tokens(text) + list(response.problems)
+    problems = _not_text(text) + list(response.problems)
     problems += _thoughts(response.thinking or "", rules)
     boxes = {(obj.image, obj.number): obj.box for obj in objects}
     numbers: dict[tuple[int, int], int] = {}
@@ -196,8 +196,12 @@ def _overlap(a: GroundedObject | Target, b: GroundedObject | Target) -> float:
     return float(iou(a.box, b.box))
 
 
-def _control_tokens(text: str) -> list[str]:
-    return [f"the control token {token}" for token in FORBIDDEN if token in text]
+def _not_text(text: str) -> list[str]:
+    """What a training example may not hold."""
+    problems = [f"the control token {token}" for token in FORBIDDEN if token in text]
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        problems.append("half a surrogate pair, which is no text")
+    return problems
 
 
 def _thoughts(thinking: str, rules: Rules) -> list[str]:

@@ -432,6 +432,55 @@ def test_one_process_at_a_time(server, config, tmp_path):
     run(config(fake.url), tmp_path / "out", source)
 
 
+def test_servers_and_keys_come_from_the_environment(server, config, tmp_path, monkeypatch):
+    source = write_questions(tmp_path / "data", 7)
+    first, second = server(), server()
+    how = config("", **{"stages.mapping.key_variable": "OTHER_KEY"})
+    how.stages.mapping.base_url = second.url
+    monkeypatch.setenv("OPENAI_BASE_URL", first.url)
+    with pytest.raises(ConfigError, match="OTHER_KEY is not set"):
+        run(how, tmp_path / "out", source)
+    monkeypatch.setenv("OTHER_KEY", "another")
+    run(how, tmp_path / "out", source)
+    assert (len(first.requests()), len(second.requests())) == (14, 7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shard=2/2"], "--shard=2/2: it is i/n"),
+        (["--input=missing.json"], "missing.json: cannot be read"),
+        (["--config.prompts=nowhere"], "reasoning/frame.txt: cannot be read"),
+        (["--config.tries=0"], "tries: at least one"),
+        (["--config.concurrency=0"], "concurrency: at least one"),
+        (["--config.checks.answer_iou=2.0"], "lie within 0..1"),
+        (["--config.stages.mapping.teacher=magic"], "openai, scenes and model are known"),
+        (["--config.select.weights.diff=-1.0"], "select: counts and weights"),
+        (["--config.stages.mapping.key_variable=NO_KEY"], "NO_KEY is not set"),
+    ],
+)
+def test_the_binary_refuses_in_one_line(config, tmp_path, flags, message):
+    source = write_questions(tmp_path / "data", 7)
+    config("")
+    flags = [*command(flags_for("http://127.0.0.1:9/v1"), tmp_path / "out", source), *flags]
+    ended = subprocess.run(flags, capture_output=True, text=True)
+    assert ended.returncode == 2 and message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_binary_says_what_is_left(config, tmp_path, monkeypatch):
+    source = write_questions(tmp_path / "data", 21)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    flags = command(flags_for("http://127.0.0.1:9/v1"), tmp_path / "out", source)
+    ended = subprocess.run([*flags, "--dry_run"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "21 questions: common_object 3, diff 3" in ended.stdout
+    assert "spent: $0.00" in ended.stdout
+    ended = subprocess.run([*flags, "--batches"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "reasoning-0001.jsonl" in ended.stdout
+
+
 def test_no_key_is_one_line(server, config, tmp_path, monkeypatch):
     source = write_questions(tmp_path / "data", 7)
     how = config("http://127.0.0.1:9/v1")
