@@ -18,6 +18,7 @@ ALLOWED = {
     "processes": {"errors"},
     "rl": set(),
     "sampling": {"models", "rl", "sharding", "types"},
+    "trajectories": {"data", "errors", "evaluation", "grounding", "training"},
     "small_base": {"data", "grounding", "models", "rl", "types"},
 }
 

@@ -15,7 +15,8 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.trajectories import batches, checks, outputs, page, prompts, select
 from mirg_jax.trajectories.estimate import Estimate, estimate
 from mirg_jax.trajectories.journal import Journal
-from mirg_jax.trajectories.pipeline import Costs, Plan, Run, replay
+from mirg_jax.trajectories.limits import Costs
+from mirg_jax.trajectories.pipeline import Plan, Run, replay
 from mirg_jax.trajectories.prompts import STAGES
 from mirg_jax.trajectories.scene_teacher import SceneTeacher
 from mirg_jax.trajectories.teachers import Images, OpenAITeacher, Teacher

@@ -21,6 +21,7 @@ from mirg_jax.grounding.grammar import (
     renumber,
 )
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _COORDINATES = re.compile(r"[(\[]\s*\d+(?:\.\d+)?\s*,\s*\d+(?:\.\d+)?\s*[,)\]]")
 
 
@@ -199,7 +200,7 @@ def _overlap(a: GroundedObject | Target, b: GroundedObject | Target) -> float:
 def _not_text(text: str) -> list[str]:
     """What a training example may not hold."""
     problems = [f"the control token {token}" for token in FORBIDDEN if token in text]
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if _HALF_PAIR.search(text):
         problems.append("half a surrogate pair, which is no text")
     return problems
 

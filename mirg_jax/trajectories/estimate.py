@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mirg_jax.trajectories import prompts
-from mirg_jax.trajectories.pipeline import Costs, Outcome, Plan
+from mirg_jax.trajectories.limits import Costs
+from mirg_jax.trajectories.pipeline import Outcome, Plan
 from mirg_jax.trajectories.prompts import STAGES
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from mirg_jax.trajectories.teachers import Request
 
 
 class Pace:
@@ -71,3 +73,28 @@ class Purse:
                 self._reserved -= dollars
                 self._under_way -= 1
                 self._changed.notify_all()
+
+
+class Costs:
+    """What a stage's requests take, in tokens and dollars."""
+
+    def __init__(self, how: Mapping):
+        self._how = how
+
+    def prompt_tokens(self, request: Request) -> float:
+        """An upper estimate; English has about four letters a token."""
+        images = len(request.question.images) * self._how["tokens_per_image"]
+        return len(request.prompt) / 3 + images
+
+    def expected_tokens(self, request: Request) -> float:
+        """With the answer's."""
+        return self.prompt_tokens(request) + self._how["expected_tokens"]
+
+    def most(self, request: Request) -> float:
+        """Dollars, if the answer is as long as it may be."""
+        longest = self._how["max_tokens"] or 4 * self._how["expected_tokens"]
+        return self.dollars(self.prompt_tokens(request), longest)
+
+    def dollars(self, prompt: float, completion: float) -> float:
+        how = self._how
+        return (prompt * how["prompt_price"] + completion * how["completion_price"]) / 1e6

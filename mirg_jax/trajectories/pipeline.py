@@ -21,7 +21,7 @@ from mirg_jax.errors import ConfigError, UserError
 from mirg_jax.grounding.grammar import GroundedObject
 from mirg_jax.trajectories import checks, prompts
 from mirg_jax.trajectories.journal import Journal
-from mirg_jax.trajectories.limits import CapReached, Pace, Purse
+from mirg_jax.trajectories.limits import CapReached, Costs, Pace, Purse
 from mirg_jax.trajectories.teachers import Reply, Request, Retry, Teacher, Unanswerable
 
 _LONGEST_WAIT = 60.0
@@ -186,9 +186,7 @@ def _recorded(journal: Journal, request: Request) -> tuple[Reply, float] | None:
     return Reply(row["text"], row["problem"], *tokens), row["dollars"]
 
 
-def record(
-    journal: Journal, request: Request, reply: Reply, costs: "Costs", seconds: float
-) -> float:
+def record(journal: Journal, request: Request, reply: Reply, costs: Costs, seconds: float) -> float:
     """Writes an answer down; its price."""
     dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
     journal.reply(
@@ -201,31 +199,6 @@ def record(
         seconds=round(seconds, 3),
     )
     return dollars
-
-
-class Costs:
-    """What a stage's requests take, in tokens and dollars."""
-
-    def __init__(self, how: Mapping):
-        self._how = how
-
-    def prompt_tokens(self, request: Request) -> float:
-        """An upper estimate; English has about four letters a token."""
-        images = len(request.question.images) * self._how["tokens_per_image"]
-        return len(request.prompt) / 3 + images
-
-    def expected_tokens(self, request: Request) -> float:
-        """With the answer's."""
-        return self.prompt_tokens(request) + self._how["expected_tokens"]
-
-    def most(self, request: Request) -> float:
-        """Dollars, if the answer is as long as it may be."""
-        longest = self._how["max_tokens"] or 4 * self._how["expected_tokens"]
-        return self.dollars(self.prompt_tokens(request), longest)
-
-    def dollars(self, prompt: float, completion: float) -> float:
-        how = self._how
-        return (prompt * how["prompt_price"] + completion * how["completion_price"]) / 1e6
 
 
 class Run:
