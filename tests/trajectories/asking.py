@@ -15,18 +15,21 @@ FAKE = pathlib.Path(__file__).parent / "fake_server.py"
 KEY = "sk-a-secret-of-the-tests"
 
 
-def write_questions(folder: pathlib.Path, count: int, size: int = 48) -> pathlib.Path:
-    """A file of questions in MGrounding-630k's layout, the tasks in turn; the images beside it."""
+def write_questions(
+    folder: pathlib.Path, count: int, size: int = 48, detail: int = 6
+) -> pathlib.Path:
+    """A file of questions in MGrounding-630k's layout, the tasks in turn; the images beside it, no
+    two questions with the same two."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for n in range(24):
-        pixels = rng.integers(0, 256, (6, 6, 3), np.uint8)
+    for n in range(60):
+        pixels = rng.integers(0, 256, (detail, detail, 3), np.uint8)
         Image.fromarray(pixels).resize((size, size)).save(folder / f"images/{n}.jpg")
     rows = []
     for n in range(count):
         x, y = rng.integers(0, 400, 2)
         box = f"<|box_start|>({x},{y}),({x + 300},{y + 500})<|box_end|>"
-        images = [f"images/{(n + i) % 24}.jpg" for i in range(2)]
+        images = [f"images/{n % 60}.jpg", f"images/{(n // 60 + n + 1) % 60}.jpg"]
         asked = f"<image>\n<image>\nWhere in the second image is thing {n}?"
         said = [{"from": "human", "value": asked}, {"from": "gpt", "value": box}]
         name = f"{TRAINING_TASKS[n % 7]}_{n}"

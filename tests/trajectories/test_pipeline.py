@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import json
+import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -503,6 +505,26 @@ def test_64_requests_at_a_time_are_kept_under_way(server, config, tmp_path):
     came = np.array(fake.times())
     middle = came[len(came) // 5 : len(came) * 4 // 5]
     assert len(middle) / np.ptp(middle) > 0.9 * 64
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_questions(server, config, tmp_path):
+    source = write_questions(tmp_path / "data", 3000, size=96, detail=96)
+    fake = server("--bad=0.1", "--delay=0.01")
+    config(fake.url)
+    process = subprocess.Popen(
+        command(flags_for(fake.url), tmp_path / "out", source), stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    seen = []
+    while process.poll() is None:
+        pages = int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1] or 0)
+        if len(fake.requests()) > 2000:
+            seen.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        time.sleep(0.5)
+    assert process.returncode == 0
+    check_whole(tmp_path / "out", 3000)
+    assert len(seen) > 10 and max(seen) - seen[0] < 40  # MiB; 4 here, and 55 if images were kept
 
 
 def provider(path, server_answers, leave_out=()):
