@@ -18,8 +18,8 @@ from mirg_jax import cli
 from mirg_jax.trajectories import build, outputs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings, a file of configs/.")
-_INPUT = flags.DEFINE_string(
-    "input", None, "Questions in MGrounding-630k's layout, a file or folder.", required=True
+_INPUT = flags.DEFINE_list(
+    "input", None, "Questions in MGrounding-630k's layout, a folder or files.", required=True
 )
 _IMAGE_ROOT = flags.DEFINE_string("image_root", None, "Folder its paths begin in.", required=True)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where results are written.", required=True)

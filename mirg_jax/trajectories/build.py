@@ -14,6 +14,7 @@ from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
 from mirg_jax.trajectories import batches, checks, outputs, page, prompts, select
 from mirg_jax.trajectories.estimate import Estimate, estimate
+from mirg_jax.trajectories.ingest import Source
 from mirg_jax.trajectories.journal import Journal
 from mirg_jax.trajectories.limits import Costs
 from mirg_jax.trajectories.pipeline import Plan, Run, replay
@@ -102,7 +103,7 @@ def make_plan(config: ConfigDict, teachers: Mapping[str, Teacher]) -> Plan:
     return Plan(texts, rules, settings, tries)
 
 
-def _select(config: ConfigDict, source: str, image_root: str, folder: pathlib.Path):
+def _select(config: ConfigDict, source: Source, image_root: str, folder: pathlib.Path):
     choice = select.Choice(
         **{name: config.select[name] for name in ("sft", "rl", "exclude", "exclude_root")},
         weights=config.select.weights.to_dict(),
@@ -121,7 +122,7 @@ class Result(NamedTuple):
 def build(
     config: ConfigDict,
     *,
-    source: str,
+    source: Source,
     image_root: str,
     output_dir: pathlib.Path,
     shard: Shard | None = None,
@@ -132,7 +133,7 @@ def build(
 
     Args:
       config: as `settings.trajectories`.
-      source: file or folder in the layout of MGrounding-630k.
+      source: files or folder in the layout of MGrounding-630k.
       shard: do only this share, with a journal of its own. Without one, all journals that lie in
         the folder count, so that shards are merged by putting theirs into one folder.
       retry_failed: ask once more what had no answer for good.
@@ -180,7 +181,7 @@ class BatchResult(NamedTuple):
 def batch(
     config: ConfigDict,
     *,
-    source: str,
+    source: Source,
     image_root: str,
     output_dir: pathlib.Path,
     shard: Shard | None = None,
@@ -251,7 +252,7 @@ def write_outputs(
 def dry_run(
     config: ConfigDict,
     *,
-    source: str,
+    source: Source,
     image_root: str,
     output_dir: pathlib.Path,
     shard: Shard | None = None,

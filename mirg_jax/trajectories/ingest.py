@@ -3,9 +3,10 @@
 import collections
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mirg_jax.data.examples import Example, Rejected, read_examples
 from mirg_jax.errors import DataError
@@ -39,27 +40,39 @@ def kind(reason: str) -> str:
     return re.sub(r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\[[^\[\]]*\]|-?\d+(\.\d+)?", "…", reason)
 
 
-def find_files(source: str | pathlib.Path) -> list[pathlib.Path]:
-    """A file alone, or all .json files below a folder but those in hidden folders.
+Source = str | pathlib.Path | Sequence[str | pathlib.Path]
+
+
+def find_files(source: Source) -> dict[str, pathlib.Path]:
+    """The files of a source by the names that they go by: files as given, and of a folder all
+    .json files below it but those in hidden folders.
 
     Raises:
       DataError: there is none.
     """
-    source = pathlib.Path(source)
-    if not source.is_dir():
-        return [source]
-    found = sorted(
-        path
-        for path in source.rglob("*.json")
-        if not any(part.startswith(".") for part in path.relative_to(source).parts)
-    )
+    given = [source] if isinstance(source, str | pathlib.Path) else source
+    paths = [pathlib.Path(path).absolute() for path in given]
+    found: list[pathlib.Path] = []
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            files = sorted(
+                file
+                for file in path.rglob("*.json")
+                if not any(part.startswith(".") for part in file.relative_to(path).parts)
+            )
+            if not files:
+                raise DataError(f"{path}: holds no .json file; give the data set's folder or files")
+        found += files
     if not found:
-        raise DataError(f"{source}: holds no .json file; give the data set's folder or a file")
-    return found
+        raise DataError("no input: give the data set's folder or files")
+    roots = {str(path if path.is_dir() else path.parent) for path in paths}
+    root = os.path.commonpath(roots)
+    return {str(path.relative_to(root)): path for path in found}
 
 
-def ingest(source: str | pathlib.Path) -> Ingested:
-    """Reads a file, or a folder of them as the data set has, into questions.
+def ingest(source: Source) -> Ingested:
+    """Reads files, or a folder of them as the data set has, into questions.
 
     Turns become questions; image paths begin at the data set's folder, wherever the file says it
     is; an id that is there already gets a number behind it; a question that is there already, of
@@ -68,12 +81,10 @@ def ingest(source: str | pathlib.Path) -> Ingested:
     Raises:
       DataError: for a file that can't be read or is of no known format.
     """
-    source = pathlib.Path(source)
     questions, left_out, files = [], [], []
     ids: collections.Counter[str] = collections.Counter()
     first: dict[tuple, str] = {}
-    for path in find_files(source):
-        name = str(path.relative_to(source)) if source.is_dir() else path.name
+    for name, path in find_files(source).items():
         folder = name.removesuffix(path.name)
         examples, rejected = read_examples(path)
         bad = [dataclasses.replace(row, source=folder + row.source) for row in rejected]

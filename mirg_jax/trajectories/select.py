@@ -47,7 +47,7 @@ class Choice:
 
 
 def prepare(
-    source: str | pathlib.Path,
+    source: ingest.Source,
     image_root: str | pathlib.Path,
     folder: pathlib.Path,
     choice: Choice,
@@ -65,7 +65,7 @@ def prepare(
         found = json.loads(manifest.read_text(encoding="utf-8"))
         if found["how"] != how or not _same_files(found["files"], source):
             raise ConfigError(
-                f"{folder}: holds questions chosen otherwise or from other files than {source}; "
+                f"{folder}: holds questions chosen otherwise or from other files than the input's; "
                 "give another --output_dir or delete it"
             )
         return read_examples(folder / "questions.jsonl")[0]
@@ -106,8 +106,9 @@ def prepare(
     return chosen["sft"]
 
 
-def _same_files(found: list[dict], source: str | pathlib.Path) -> bool:
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in ingest.find_files(source)]
+def _same_files(found: list[dict], source: ingest.Source) -> bool:
+    files = ingest.find_files(source).values()
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return hashes == [file["sha256"] for file in found]
 
 

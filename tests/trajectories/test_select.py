@@ -103,6 +103,19 @@ def test_every_row_of_a_published_folder_is_accounted_for(tmp_path):
     assert len(found.left_out) == 8
 
 
+def test_files_are_named_by_what_tells_them_apart(tmp_path):
+    publish(tmp_path)
+    paths = [
+        tmp_path / f"MGrounding-630k/{name}/train.json" for name in ("Difference", "Free-Form")
+    ]
+    found = ingest(paths)
+    assert [file.name for file in found.files] == ["Difference/train.json", "Free-Form/train.json"]
+    assert len(found.questions) == 16 == len({question.id for question in found.questions})
+    assert found.questions[8].source == "Free-Form/train.json row 0"
+    (alone,) = ingest(str(paths[0])).files
+    assert alone.name == "train.json"
+
+
 def test_real_photos_are_accounted_for(shared, tmp_path):
     photos = shared("real_photos")
     rows = json.loads((photos / "train.json").read_text())
