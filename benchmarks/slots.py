@@ -64,6 +64,14 @@ def slots(base: str, size: Size = SIZE) -> Iterator[Variant]:
         lengths = masks["in_turn"].sum(-1).max(-1)
         return int(sum(lengths[rows].max() for rows in groups))
 
+    def given_back_steps() -> int:
+        """Steps of the slowest device, each prompt going to the slot that is free first."""
+        lengths = masks["in_turn"].sum(-1).max(-1).reshape(devices, -1)
+        busy = np.zeros((devices, SLOTS), int)
+        for column in lengths.T:
+            busy[np.arange(devices), busy.argmin(1)] += column
+        return int(busy.max())
+
     yield Variant(
         str(size),
         {
@@ -75,6 +83,7 @@ def slots(base: str, size: Size = SIZE) -> Iterator[Variant]:
             "tokens": lambda: int(masks["in_turn"].sum()),
             "mean_length": lambda: float(masks["in_turn"].sum(-1).mean()),
             "steps_in_turn": lambda: longest(calls),
+            "steps_given_back": given_back_steps,
             "steps_at_once": lambda: longest([np.arange(size.prompts)]),
             "equal_lengths": lambda: float((masks["given_back"] == masks["in_turn"]).mean()),
         },
