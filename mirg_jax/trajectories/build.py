@@ -103,13 +103,26 @@ def make_plan(config: ConfigDict, teachers: Mapping[str, Teacher]) -> Plan:
     return Plan(texts, rules, settings, tries)
 
 
-def _select(config: ConfigDict, source: Source, image_root: str, folder: pathlib.Path):
+def _select(
+    config: ConfigDict,
+    source: Source,
+    image_root: str,
+    folder: pathlib.Path,
+    shard: Shard | None,
+) -> list[Example]:
+    """The questions of this share."""
     choice = select.Choice(
         **{name: config.select[name] for name in ("sft", "rl", "exclude", "exclude_root")},
         weights=config.select.weights.to_dict(),
         seed=config.seed,
     )
-    return select.prepare(source, image_root, folder / "selection", choice)
+    questions = select.prepare(source, image_root, folder / "selection", choice)
+    return questions[shard.index :: shard.count] if shard else questions
+
+
+def _open_journal(folder: pathlib.Path, shard: Shard | None, retry_failed: bool) -> Journal:
+    name = shard.journal if shard else "replies.jsonl"
+    return Journal(folder, name, write=True, retry_failed=retry_failed)
 
 
 class Result(NamedTuple):
@@ -142,13 +155,10 @@ def build(
       UserError: for input or settings that can't be used, or a server that doesn't answer; what
         there is has been written then.
     """
-    questions = _select(config, source, image_root, output_dir)
-    if shard:
-        questions = questions[shard.index :: shard.count]
+    questions = _select(config, source, image_root, output_dir, shard)
     teachers = make_teachers(config, image_root)
     plan = make_plan(config, teachers)
-    name = shard.journal if shard else "replies.jsonl"
-    journal = Journal(output_dir, name, write=True, retry_failed=retry_failed)
+    journal = _open_journal(output_dir, shard, retry_failed)
     try:
         run = Run(
             plan,
@@ -197,13 +207,10 @@ def batch(
     """
     if not all(stage.teacher == "openai" for stage in config.stages.values()):
         raise ConfigError("--batches: every stage's teacher must be openai")
-    questions = _select(config, source, image_root, output_dir)
-    if shard:
-        questions = questions[shard.index :: shard.count]
+    questions = _select(config, source, image_root, output_dir, shard)
     teachers = make_teachers(_without_keys(config), image_root)
     plan = make_plan(config, teachers)
-    name = shard.journal if shard else "replies.jsonl"
-    journal = Journal(output_dir, name, write=True, retry_failed=retry_failed)
+    journal = _open_journal(output_dir, shard, retry_failed)
     try:
         costs = {stage: Costs(config.stages[stage].to_dict()) for stage in STAGES}
         found = batches.Batches(
@@ -264,9 +271,7 @@ def dry_run(
     Raises:
       UserError: as `build`.
     """
-    questions = _select(config, source, image_root, output_dir)
-    if shard:
-        questions = questions[shard.index :: shard.count]
+    questions = _select(config, source, image_root, output_dir, shard)
     plan = make_plan(config, make_teachers(_without_keys(config), image_root))
     journal = Journal(output_dir, "replies.jsonl", write=False)
     try:
