@@ -81,6 +81,7 @@ def write_report(
     page = string.Template(template).substitute(
         title=html.escape(title),
         style=style(),
+        script=script(),
         table=score_table({name: run.scores for name, run in runs.items()}),
         curves=f'<h2>Curves</h2><div class="charts">{charts}</div>' if charts else "",
         task_options="".join(option(task, task_title(task)) for task in sorted(present)),
@@ -99,6 +100,11 @@ def write_report(
 def style() -> str:
     """The style sheet of our pages."""
     return importlib.resources.files(__package__).joinpath("report.css").read_text("utf-8")
+
+
+def script() -> str:
+    """The script of our pages: choosing examples by task and result."""
+    return importlib.resources.files(__package__).joinpath("report.js").read_text("utf-8")
 
 
 def _spread(rows: Sequence[scoring.Row], indices: set[int]) -> list[int]:

@@ -8,7 +8,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mirg_jax.evaluation.report import coloured, option, overlay, picture, style, task_title
+from mirg_jax.evaluation.report import coloured, option, overlay, picture, script, style, task_title
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.grounding.grammar import GroundedObject, parse_response
 from mirg_jax.trajectories.outputs import whole
@@ -58,6 +58,7 @@ def write(
     ]
     page = string.Template(template).substitute(
         style=style(),
+        script=script(),
         tasks=_table(
             ("task", *names),
             [(task_title(t), *map(row.get, names)) for t, row in summary["tasks"].items()]
