@@ -15,14 +15,19 @@ from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.training.state import accumulating
 
 
+def last_logprobs(model, batch, length: int, **options):
+    """Log-probs [rows, length] of the completions that end whole rows [prompt | completion]."""
+    hidden = model.hidden(batch.text, model.visual(batch.images))
+    hidden = hidden[:, -length - 1 : -1]  # the states that predict the completion
+    return token_logprobs(hidden, model.head(), batch.text.tokens[:, -length:], **options)
+
+
 def repeated_loss(params, frozen, batch, old, advantages, reference, *, graph, config, chunk):
     """Equation 5 on whole rows [prompt | completion], the completion last."""
     settings, (rows, length) = config.grpo, old.shape
     model = nnx.merge(graph, params, frozen)
-    hidden = model.hidden(batch.text, model.visual(batch.images))[:, -length - 1 : -1]
-    tokens = batch.text.tokens[:, -length:]
     options = {"temperature": settings.temperature, "chunk": chunk}
-    logprobs = token_logprobs(hidden, model.head(), tokens, **options)[:, None]
+    logprobs = last_logprobs(model, batch, length, **options)[:, None]
     policy = objective.policy_loss(logprobs, old[:, None], advantages)
     kl = objective.kl_estimate(logprobs, reference[:, None], settings.kl, settings.kl_clamp)
     mask = batch.labels[:, None, -length:]

@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 from benchmarks.group import SIZE, Size, Task, Work, collate, make_task
+from benchmarks.planned_prefix import last_logprobs
 from benchmarks.reference import (
     torch_generate,
     torch_inputs,
@@ -22,7 +23,6 @@ from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.data.batching import PackedBatch
 from mirg_jax.rl import objective
-from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training.checkpoint import load_model
 from mirg_jax.training.grpo import Experience, Totals
@@ -41,11 +41,8 @@ def repeated_logprobs(params, batch: PackedBatch, *, graph, task: Task):
     """Log-probs of all completions, each behind its own copy of the prompt."""
     length = task.size.length
     model = nnx.merge(graph, params)
-    hidden = model.hidden(batch.text, model.visual(batch.images))
-    hidden = hidden[:, -length - 1 : -1]  # the states that predict the completion
-    tokens = batch.text.tokens[:, -length:]
     options = loss_options(task) | {"temperature": task.config.grpo.temperature}
-    logprobs = token_logprobs(hidden, model.head(), tokens, **options)
+    logprobs = last_logprobs(model, batch, length, **options)
     return logprobs.reshape(-1, task.size.group, length)
 
 
