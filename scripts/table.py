@@ -1,0 +1,39 @@
+"""Runs a table of the paper: every row trained and evaluated, beside the paper's figures.
+
+    python scripts/table.py --config=configs/table_3_tiny.py --workdir=runs/table_3 --seeds=1,2,3
+
+Writes WORKDIR/table.json and table.md, and a folder for each seed and row. Run again to go on.
+Some rows alone: --config.order="('base', 'grounded', 'grounded_rl')".
+"""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from mirg_jax import cli, processes, tables
+from mirg_jax.errors import ConfigError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Table, configs/table_*.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "All rows are run for each.")
+flags.mark_flag_as_required("config")
+
+
+def main(_):
+    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError:
+        raise ConfigError(f"--seeds={','.join(_SEEDS.value)}: whole numbers") from None
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = tables.run(config, workdir, seeds)
+    if processes.is_first():
+        text = tables.to_markdown(tables.to_json(config, results))
+        (workdir / "table.md").write_text(text + "\n")
+        print(f"\n{config.title}\n\n{text}\n\n{json.dumps({'table': str(workdir / 'table.json')})}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
