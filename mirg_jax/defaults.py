@@ -82,7 +82,16 @@ def _common() -> ConfigDict:
             "cpu_devices": 0,  # split the CPU into so many devices (tests, demo); 0: leave it
             "checkpoint": {"every": 100, "keep": 2},
             "max_skipped": 5,  # updates in a row that are not finite, after which the run stops
-            "evaluation": {"batch_size": 16, "max_tokens": 1024},
+            "evaluation": {
+                "batch_size": 16,
+                "max_tokens": 1024,
+                # In training: steps between evaluations (0: none) on rows of a benchmark that are
+                # not trained on. The best checkpoint is kept beside the latest.
+                "every": 0,
+                "benchmark": "",  # MIG-Bench's format
+                "image_root": "",
+                "limit": 0,  # only so many rows, spread over the file; 0: all
+            },
         }
     )
 

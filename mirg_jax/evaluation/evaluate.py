@@ -8,30 +8,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mirg_jax import processes
-from mirg_jax.data.examples import Example, Rejected
+from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import report, scoring
-from mirg_jax.evaluation.predict import predict
+from mirg_jax.evaluation.predict import predict, questions
 from mirg_jax.training import checkpoint as load
 from mirg_jax.training import setup
-
-
-def _examples(rows: list[scoring.Row], name: str) -> list[tuple[int, Example]]:
-    return [
-        (
-            index,
-            Example(
-                id=str(index),
-                task=row["task"],
-                images=tuple(row["images"]),
-                question=row["question"],
-                targets=(),
-                source=f"{name} row {index}",
-            ),
-        )
-        for index, row in enumerate(rows)
-    ]
 
 
 def _claim(folder: pathlib.Path, what: dict) -> None:
@@ -71,9 +54,7 @@ def run(
     Raises:
       UserError: for a benchmark, checkpoint or setting that can't be used.
     """
-    rows = scoring.load_benchmark(benchmark)
-    if limit and limit < len(rows):
-        rows = [rows[i * len(rows) // limit] for i in range(limit)]
+    rows = scoring.spread(scoring.load_benchmark(benchmark), limit)
     mesh, how = setup.for_sampling(config)
     step = load.find_run(checkpoint)
     path = output_dir / "predictions.jsonl"
@@ -94,7 +75,7 @@ def run(
                 responses = scoring.load_predictions(path, len(rows))
     responses = processes.gather(responses)[0]  # what the first process has found
 
-    open_rows = [(i, e) for i, e in _examples(rows, benchmark) if responses[i] is None]
+    open_rows = [(i, e) for i, e in questions(rows, benchmark) if responses[i] is None]
     if open_rows:
         model = load.load_model(checkpoint, mesh, **how)
         tokenizer = setup.load_tokenizer(model.folder)

@@ -13,6 +13,7 @@ from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_r
 from mirg_jax.data.examples import Example
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.errors import DataError
+from mirg_jax.evaluation import scoring
 from mirg_jax.sampling.sampler import (
     SamplingConfig,
     forbidden_ids,
@@ -22,6 +23,25 @@ from mirg_jax.sampling.sampler import (
 )
 from mirg_jax.training.answers import decode
 from mirg_jax.training.checkpoint import Model
+from mirg_jax.training.state import beside
+
+
+def questions(rows: Sequence[scoring.Row], name: str) -> list[tuple[int, Example]]:
+    """The rows of a benchmark, numbered, without their answers; `name` is the benchmark's."""
+    return [
+        (
+            index,
+            Example(
+                id=str(index),
+                task=row["task"],
+                images=tuple(row["images"]),
+                question=row["question"],
+                targets=(),
+                source=f"{name} row {index}",
+            ),
+        )
+        for index, row in enumerate(rows)
+    ]
 
 
 class Prediction(NamedTuple):
@@ -40,20 +60,23 @@ def make_generate(
     max_tokens: int,
     temperature: float = 0.0,
 ) -> Callable:
-    """`(params, prompt, images, numbers) -> Rollout` of one answer a prompt; at temperature 0 the
-    likeliest, else drawn at random by the prompt's number."""
+    """`(params, prompt, images, numbers, others=()) -> Rollout` of one answer a prompt.
+
+    At temperature 0 the likeliest, else drawn at random by the prompt's number. `others` are arrays
+    that lie on the devices meanwhile.
+    """
     config = SamplingConfig(
         group=1, max_tokens=max_tokens, temperature=temperature, stop_tokens=stop_ids(tokenizer)
     )
     forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
-    sample = make_sampler(model.graph, mesh, forbidden, config)
+    sample = beside(make_sampler(model.graph, mesh, forbidden, config))
 
     @functools.partial(jax.jit, out_shardings=sharding.by_rows(mesh))
     def keys(numbers):
         return sample_keys(jax.random.key(0), numbers, 1)
 
-    def generate(params, prompt, images, numbers):
-        return sample(params, prompt, images, keys(numbers))
+    def generate(params, prompt, images, numbers, others=()):
+        return sample(others, params, prompt, images, keys(numbers))
 
     return generate
 

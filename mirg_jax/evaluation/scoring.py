@@ -56,6 +56,13 @@ def load_benchmark(path: str | pathlib.Path) -> list[Row]:
     return rows
 
 
+def spread(rows: Sequence[Row], limit: int) -> Sequence[Row]:
+    """At most so many rows, evenly over the file; 0 for all."""
+    if limit and limit < len(rows):
+        return [rows[i * len(rows) // limit] for i in range(limit)]
+    return rows
+
+
 def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
     """Reads responses, one line of JSON each: `{"index": i, "response": "…"}`, in any order.
 

@@ -2,8 +2,9 @@
 
 A run's folder holds `model/` (config.json, tokenizer), `checkpoints/STEP/` (Orbax: `params`,
 `train`, `data`) and its logs. Where a model is asked for, any of these will do: such a folder, one
-of its checkpoints, a Hugging Face folder, or a hub name. A LoRA run's `params` are its adapters
-alone; where its model is asked for, they are merged into the base that its lora.json names.
+of its checkpoints, `best` in it for the one that did best on held-out rows, a Hugging Face folder,
+or a hub name. A LoRA run's `params` are its adapters alone; where its model is asked for, they are
+merged into the base that its lora.json names.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import logging
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
 from mirg_jax.models.qwen2_vl import abstract
-from mirg_jax.training import adapters
+from mirg_jax.training import adapters, metrics
 from mirg_jax.training.state import TrainState
 from mirg_jax.weights import hf, orbax_files
 
@@ -56,6 +57,14 @@ def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
 def find_run(source: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
     """The run folder and step that `source` means, if it is a run or one of its checkpoints."""
     path = pathlib.Path(source).absolute()
+    if path.name == "best" and (path.parent / "checkpoints").is_dir():
+        step = best_of(metrics.held_out(path.parent), _steps(path.parent / "checkpoints"))
+        if step is None:
+            raise CheckpointError(
+                f"{path.parent}: no checkpoint was evaluated in training, so none is the best; "
+                "name a step, or train with config.evaluation.every"
+            )
+        return path.parent, step
     if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
         return path.parent.parent, int(path.name)
     if (path / "checkpoints").is_dir():
@@ -63,6 +72,13 @@ def find_run(source: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
         if steps:
             return path, max(steps)
     return None
+
+
+def best_of(accuracies: Mapping[int, float], steps: Iterable[int]) -> int | None:
+    """Of these steps, the one with the highest accuracy, the latest of equals."""
+    return max(
+        (s for s in steps if s in accuracies), key=lambda s: (accuracies[s], s), default=None
+    )
 
 
 def exactly(source: str | pathlib.Path) -> str:
@@ -309,22 +325,36 @@ def _quiet() -> None:
     sys.unraisablehook = hook
 
 
+class _LatestAndBest:
+    """Which checkpoints are kept, as Orbax asks it: the last n, and the best on held-out rows."""
+
+    def __init__(self, n: int, accuracies: dict[int, float]):
+        self.n, self.accuracies = n, accuracies
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.n :], best_of(self.accuracies, steps)}
+        return [step in kept for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of one run. They are written in the background.
 
     A checkpoint gets its name when it is whole; one that a killed run has begun is removed. Older
-    ones are removed after that.
+    ones are removed after that, but the best of those evaluated.
     """
 
     def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
         self._every = every
+        self._accuracies = metrics.held_out(workdir)
         self._folder = (workdir / "checkpoints").absolute()
         _quiet()
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, cleanup_tmp_directories=True
+                    preservation_policy=_LatestAndBest(keep, self._accuracies),
+                    cleanup_tmp_directories=True,
                 ),
                 item_handlers={
                     "params": _pytree_handler(),
@@ -350,16 +380,30 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, frozen: nnx.State, data: dict, *, force=False) -> None:
-        """Saves if this step is due, or `force`d: parameters, optimizer, key, data order.
+    def save(
+        self,
+        state: TrainState,
+        frozen: nnx.State,
+        data: dict,
+        *,
+        force: bool = False,
+        accuracy: float | None = None,
+    ) -> None:
+        """Saves if this step is due, evaluated or `force`d: parameters, optimizer, key, data order.
 
         Parameters are whole, frozen ones too; only adapters go without their base. Returns when
         the arrays are copied; they are written in the background.
+
+        Args:
+          accuracy: on held-out rows, where they were asked after this step.
 
         Raises:
           SaveError: if this checkpoint or the one before can't be written.
         """
         step = int(jax.device_get(state.step))
+        if accuracy is not None:
+            self._accuracies[step] = accuracy
+            force = True
         with self._writing():
             self._manager.check_for_errors()
             if self._manager.latest_step() == step or not (force or step % self._every == 0):

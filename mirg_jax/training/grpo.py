@@ -27,6 +27,7 @@ from mirg_jax.rl.logprobs import exact_kl, token_logprobs
 from mirg_jax.sampling.sampler import forbidden_ids, stop_ids
 from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
+from mirg_jax.training.held_out import HeldOut
 from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
 from mirg_jax.training.rollouts import Rollouts, prompts_a_call, sampling_config
@@ -263,6 +264,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         write=processes.is_first(),
     )
     life = Lifecycle(run, config)
+    held_out = HeldOut(run, config, workdir, write=processes.is_first())
 
     for step in life.steps():
         with metrics.phase("data"):
@@ -339,6 +341,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 settings.log_groups,
             )
         scalars = {f"reward_{name}": v.mean() for name, v in parts.items() if name != "reward"}
+        scores = {}
+        if held_out.due(step + 1):
+            with metrics.phase("evaluate"):
+                scores = held_out.evaluate(step + 1, state, frozen, copies)
         metrics.write(
             step + 1,
             {
@@ -353,11 +359,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 "learning_rate": float(np.asarray(rate(step * settings.updates - skipped))),
                 "rejected": len(run.rejected),
                 "skipped": skipped,
+                **scores,
             },
             shown=("reward", "kl"),
         )
         with metrics.phase("checkpoint"):  # counted towards the next step
-            life.end_step(state, frozen, in_a_row)
+            life.end_step(state, frozen, in_a_row, scores.get("eval_acc"))
 
     metrics.close()
     life.finish(state, frozen)

@@ -86,12 +86,22 @@ class Lifecycle:
             cells=sum(rows * run.share.count * length for length, _, _ in agreed),
         )
 
-    def end_step(self, state: TrainState, frozen: nnx.State, skipped_in_a_row: Any) -> None:
-        """Saves the state if it is due. Last in a step: what it logs is on disk before."""
+    def end_step(
+        self,
+        state: TrainState,
+        frozen: nnx.State,
+        skipped_in_a_row: Any,
+        accuracy: float | None = None,
+    ) -> None:
+        """Saves the state if it is due. Last in a step: what it logs is on disk before.
+
+        Args:
+          accuracy: on held-out rows, if this step was evaluated.
+        """
         self._step += 1
         self._positions = self._read
         self._bad = int(skipped_in_a_row)
-        self._run.checkpoints.save(state, frozen, self._positions)
+        self._run.checkpoints.save(state, frozen, self._positions, accuracy=accuracy)
 
     def finish(self, state: TrainState, frozen: nnx.State) -> None:
         """Saves the state and waits until it is on disk.

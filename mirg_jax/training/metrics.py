@@ -74,6 +74,13 @@ class Metrics:
         self._file.close()
 
 
+def held_out(workdir: str | pathlib.Path) -> dict[int, float]:
+    """The accuracy on the held-out rows at each step after which they were asked."""
+    if not (pathlib.Path(workdir) / "metrics.jsonl").exists():
+        return {}
+    return {row["step"]: row["eval_acc"] for row in read(workdir) if "eval_acc" in row}
+
+
 def read(workdir: str | pathlib.Path) -> list[dict]:
     """The rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").open()]

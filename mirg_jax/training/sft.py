@@ -16,6 +16,7 @@ from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
 from mirg_jax.errors import ConfigError
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.training import setup
+from mirg_jax.training.held_out import HeldOut
 from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
 from mirg_jax.training.state import TrainState, accumulating, make_apply, schedule
@@ -121,6 +122,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         write=processes.is_first(),
     )
     life = Lifecycle(run, config)
+    held_out = HeldOut(run, config, workdir, write=processes.is_first())
 
     for step in life.steps():
         with metrics.phase("data"):
@@ -131,6 +133,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         with metrics.phase("update"):
             state, step_loss, norm = take_step(state, frozen, batches.parts, batches.labels)
             skipped, in_a_row = jax.device_get((state.skipped, state.skipped_in_a_row))
+        scores = {}
+        if held_out.due(step + 1):
+            with metrics.phase("evaluate"):
+                scores = held_out.evaluate(step + 1, state, frozen)
         metrics.write(
             step + 1,
             {
@@ -141,11 +147,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
                 "padding_fraction": 1 - batches.tokens / batches.cells,
                 "rejected": len(run.rejected),
                 "skipped": skipped,
+                **scores,
             },
             shown=("loss", "learning_rate"),
         )
         with metrics.phase("checkpoint"):  # counted towards the next step
-            life.end_step(state, frozen, in_a_row)
+            life.end_step(state, frozen, in_a_row, scores.get("eval_acc"))
 
     metrics.close()
     life.finish(state, frozen)

@@ -1,0 +1,115 @@
+"""Evaluation in the midst of training, and the checkpoint that did best."""
+
+import json
+import pathlib
+
+import pytest
+
+from configs import sft_tiny
+from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.evaluation import evaluate, scoring
+from mirg_jax.training import checkpoint, grpo, metrics, sft
+
+TRAIN = {"sft": sft.train, "grpo": grpo.train}
+
+
+def steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def held_out(scenes, **changes):
+    return {
+        "evaluation.every": 2,
+        "evaluation.benchmark": str(scenes / "eval.json"),
+        "evaluation.image_root": str(scenes),
+        "evaluation.batch_size": 8,
+        "evaluation.max_tokens": 40,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [("sft", {}), ("sft", {"lora.rank": 4}), ("grpo", {"grpo.max_tokens": 12})],
+    ids=["sft", "sft lora", "grpo"],
+)
+def test_the_best_checkpoint_is_kept_and_is_as_good_as_logged(
+    kind, changes, recipe, scenes, tmp_path
+):
+    """A base that can answer, ruined by a learning rate far too high."""
+    config = recipe(
+        kind,
+        **held_out(scenes),
+        **changes,
+        **{
+            "model.path": sft_tiny.get_config().model.path,
+            "num_steps": 5,
+            "checkpoint.every": 100,
+            "checkpoint.keep": 1,
+            "optimizer.learning_rate": 1.0,
+            "optimizer.schedule": "constant",
+            "optimizer.warmup_ratio": 0.0,
+        },
+    )
+    TRAIN[kind](config, tmp_path / "run")
+    rows = metrics.read(tmp_path / "run")
+    assert [row["step"] for row in rows if "eval_acc" in row] == [2, 4, 5]
+    assert {"eval_mean_iou", "eval_image_acc", "eval_format"} < set(rows[1])
+    found = {row["step"]: row["eval_acc"] for row in rows if "eval_acc" in row}
+    best = checkpoint.best_of(found, found)
+    assert steps(tmp_path / "run") == sorted({best, 5})
+    assert checkpoint.find_run(tmp_path / "run/best") == (tmp_path / "run", best)
+
+    # An evaluation of that checkpoint by itself.
+    config.evaluation.every = 0
+    scores = evaluate.run(
+        config,
+        checkpoint=str(tmp_path / "run/best"),
+        benchmark=str(scenes / "eval.json"),
+        image_root=str(scenes),
+        output_dir=tmp_path / "eval",
+    )
+    assert scores.overall.hit_rate == pytest.approx(found[best])
+    told = scoring.load_predictions(tmp_path / f"run/held_out/step_{best:06d}.jsonl", 21)
+    assert told == scoring.load_predictions(tmp_path / "eval/predictions.jsonl", 21)
+
+
+def test_the_best_of_equals_is_the_latest():
+    assert checkpoint.best_of({2: 0.5, 4: 0.7, 6: 0.7, 8: 0.1}, [2, 4, 6, 8]) == 6
+    assert checkpoint.best_of({2: 0.5, 4: 0.7}, [2, 8]) == 2
+    assert checkpoint.best_of({}, [2, 8]) is None
+
+
+def test_an_earlier_best_outlives_resuming(recipe, scenes, tmp_path, monkeypatch):
+    accuracies = iter([0.9, 0.1, 0.2, 0.3])
+    monkeypatch.setattr(
+        "mirg_jax.training.held_out.HeldOut.evaluate",
+        lambda *args: {"eval_acc": next(accuracies)},
+    )
+    options = {**held_out(scenes), "checkpoint.keep": 1, "checkpoint.every": 100}
+    sft.train(recipe("sft", num_steps=4, **options), tmp_path)
+    sft.train(recipe("sft", num_steps=8, **options), tmp_path)
+    assert steps(tmp_path) == [2, 8]
+    assert checkpoint.find_run(tmp_path / "best")[1] == 2
+
+
+def test_rows_that_cannot_be_read_count_as_misses_and_are_listed(recipe, scenes, tmp_path):
+    rows = json.loads((scenes / "eval.json").read_text())[:3]
+    rows[1]["images"][0] = "images/nowhere.png"
+    benchmark = tmp_path / "eval.json"
+    benchmark.write_text(json.dumps(rows))
+    options = held_out(scenes, **{"evaluation.benchmark": str(benchmark)})
+    sft.train(recipe("sft", num_steps=2, **options), tmp_path / "run")
+    listed = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
+    assert [row["id"] for row in listed] == ["1"]
+    assert "nowhere.png" in listed[0]["reason"]
+    answers = [json.loads(line) for line in (tmp_path / "run/held_out/step_000002.jsonl").open()]
+    assert [answer["index"] for answer in answers] == [0, 2]
+
+
+def test_what_is_missing_is_said(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="evaluation.benchmark"):
+        sft.train(recipe("sft", **{"evaluation.every": 1}), tmp_path / "run")
+    (tmp_path / "other/checkpoints/3").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no checkpoint was evaluated"):
+        checkpoint.find_run(pathlib.Path(tmp_path / "other/best"))
