@@ -1,4 +1,4 @@
-"""Qwen2-VL-72B answering questions on 8 TPU v6e chips (2x4), for the construction of data.
+"""Qwen2-VL-72B answering questions on 8 TPU v5p chips (2x2x2), for the construction of data.
 
 The paper uses this model for stage 2 of its data; the machine is ours.
 """

@@ -192,9 +192,10 @@ def sampling_program(
         config.model.compute_dtype,
         *where,
     )
-    own = {} if others and taken_as_they_are(everything, weights) else weights
+    shared = taken_as_they_are(everything, weights)
+    own = {} if others and shared else weights
     parts = {"sampling weights": own, "batch": batch, "cache": cache, **others}
-    resident = others.get("optimizer"), others.get("reference"), everything if own else None
+    resident = others.get("optimizer"), others.get("reference"), None if shared else everything
     arguments = resident, weights, batch.text, batch.images, keys
     return Program("sample", mesh, beside(sampler), arguments, parts)
 

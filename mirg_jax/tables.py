@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mirg_jax.data.scene_tasks import write_dataset
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import evaluate, scoring
+from mirg_jax.evaluation import evaluate, intervals, scoring
 from mirg_jax.training import checkpoint, grpo, sft
 from mirg_jax.trajectories import build
 
@@ -170,7 +170,7 @@ def gained(pairs: Iterable[tuple[scoring.Scores, scoring.Scores]]) -> dict[str, 
         np.array([row.hit for scores in side for row in scores.rows])
         for side in zip(*pairs, strict=True)
     )
-    found = scoring.paired_bootstrap(after, before)
+    found = intervals.paired_bootstrap(after, before)
     return {"mean": found.mean, "low_95": found.low, "high_95": found.high}
 
 

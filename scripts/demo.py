@@ -20,7 +20,7 @@ from tqdm import tqdm
 from configs import grpo_tiny, sft_tiny, trajectories_scenes
 from mirg_jax import cli
 from mirg_jax.data.scene_tasks import write_dataset
-from mirg_jax.evaluation import evaluate, report, scoring
+from mirg_jax.evaluation import evaluate, intervals, report, scoring
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 
@@ -164,7 +164,7 @@ def compare(chains: dict[str, dict[str, scoring.Scores]]) -> dict:
             np.array([row.hit for scores in chosen for row in scores[stage].rows])
             for stage in ("sft", "grpo")
         )
-        found = scoring.paired_bootstrap(grpo, sft)
+        found = intervals.paired_bootstrap(grpo, sft)
         return {"mean": found.mean, "low_95": found.low, "high_95": found.high}
 
     return {

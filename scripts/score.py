@@ -27,6 +27,7 @@ _PROTOCOL = flags.DEFINE_enum(
 _SKIP_IMPOSSIBLE = flags.DEFINE_bool(
     "skip_impossible", False, "Leave out rows whose own answer is inverted and cannot be hit."
 )
+_STRICT = flags.DEFINE_bool("strict", False, "A hit is an IoU above 0.5, not from 0.5 up.")
 _MIGICIAN_SCALING = flags.DEFINE_bool(
     "migician_scaling", False, "Stretch y as the benchmark's authors do for their own model."
 )
@@ -36,10 +37,15 @@ def main(_):
     rows = scoring.load_benchmark(_BENCHMARK.value)
     responses = scoring.load_predictions(_PREDICTIONS.value, len(rows))
     scores = scoring.score(
-        rows, responses, _PROTOCOL.value, _SKIP_IMPOSSIBLE.value, _MIGICIAN_SCALING.value
+        rows,
+        responses,
+        _PROTOCOL.value,
+        _SKIP_IMPOSSIBLE.value,
+        _MIGICIAN_SCALING.value,
+        _STRICT.value,
     )
-    interval = scoring.bootstrap([row.hit for row in scores.rows])
-    result = scores.to_json() | {"hit_rate_95": [interval.low, interval.high]}
+    interval = scores.overall.interval
+    result = scores.to_json()
     output = pathlib.Path(_OUTPUT.value)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

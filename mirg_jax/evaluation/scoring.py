@@ -8,22 +8,24 @@ Two protocols, named in every result:
   and the image index and the format are scored beside it. Without an answer block the first box
   after the thoughts counts, so that plain grounding models are not scored at zero.
 
-In both, a box with an intersection over union of 0.5 or more is a hit. The benchmark's boxes are
+In both, a box with an intersection over union of 0.5 or more is a hit, or, `strict`, of more than
+0.5: the authors' code has the first, the paper's words the second. The benchmark's boxes are
 fractions of the image, 0 to 1, origin top left; images count from 1.
 """
 
 import dataclasses
 import json
 import math
+import operator
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
 
 from mirg_jax.errors import DataError
+from mirg_jax.evaluation.intervals import Interval, bootstrap, bootstrap_average
 from mirg_jax.grounding import boxes, grammar, tasks
 
 Fractions = tuple[float, float, float, float]
@@ -224,7 +226,8 @@ class Summary:
     """Figures of a set of rows; shares are 0 to 1."""
 
     n: int
-    accuracy: dict[float, float]  # IoU threshold -> share of rows at or above it
+    accuracy: dict[float, float]  # IoU threshold -> share of rows at or (strict) above it
+    interval: Interval  # 95 % of the hit rate
     mean_iou: float
     image_n: int  # rows whose target image is known
     image_accuracy: float | None  # of those; naming no image counts as wrong
@@ -242,9 +245,11 @@ class Scores:
     protocol: Protocol
     skip_impossible: bool
     scale_y: bool
+    strict: bool
     missing: int  # scored rows without a response, counted as misses
     overall: Summary  # all rows as one set
     average: float  # the paper's AVE
+    average_interval: Interval  # its 95 %
     spontaneous: float | None  # None: no task of the group present
     referential: float | None
     tasks: dict[str, Summary]
@@ -261,6 +266,7 @@ def score(
     protocol: Protocol = "answer",
     skip_impossible: bool = False,
     scale_y: bool = False,
+    strict: bool = False,
 ) -> Scores:
     """Scores one response a row.
 
@@ -270,6 +276,7 @@ def score(
       protocol: see the module.
       skip_impossible: leave out rows whose own answer is inverted, which nothing can hit.
       scale_y: stretch y as the authors do for their own model, Migician.
+      strict: a hit is an IoU above 0.5, not from 0.5 up; so for the other thresholds.
 
     Raises:
       DataError: every row was left out.
@@ -296,22 +303,28 @@ def score(
     truth = np.array([row["answer"] for _, row, _, _, _ in parsed], np.float64)
     with np.errstate(over="ignore"):  # an area of hundreds of digits: the IoU is 0 all the same
         ious = boxes.iou(predicted, truth).tolist()
+    above = operator.gt if strict else operator.ge
     scored = tuple(
-        RowScore(index, row["task"], box, iou, iou >= HIT, image, target_image(row), format_ok)
+        RowScore(index, row["task"], box, iou, above(iou, HIT), image, target_image(row), format_ok)
         for (index, row, box, image, format_ok), iou in zip(parsed, ious, strict=True)
     )
 
     by_task: dict[str, list[RowScore]] = {name: [] for name in tasks.MIG_BENCH_TASKS}
     for row in scored:
         by_task.setdefault(row.task, []).append(row)
-    summaries = {name: _summarise(group) for name, group in by_task.items() if group}
+    by_task = {name: group for name, group in by_task.items() if group}
+    summaries = {name: _summarise(group, above) for name, group in by_task.items()}
     return Scores(
         protocol=protocol,
         skip_impossible=skip_impossible,
         scale_y=scale_y,
+        strict=strict,
         missing=sum(responses[row.index] is None for row in scored),
-        overall=_summarise(scored),
+        overall=_summarise(scored, above),
         average=_mean([summary.hit_rate for summary in summaries.values()]),
+        average_interval=bootstrap_average(
+            [np.array([row.hit for row in group]) for group in by_task.values()]
+        ),
         spontaneous=_group_mean(summaries, tasks.SPONTANEOUS),
         referential=_group_mean(summaries, tasks.REFERENTIAL),
         tasks=summaries,
@@ -319,12 +332,13 @@ def score(
     )
 
 
-def _summarise(rows: Sequence[RowScore]) -> Summary:
+def _summarise(rows: Sequence[RowScore], above: Callable[[float, float], bool]) -> Summary:
     located = [row for row in rows if row.target_image is not None]
     judged = rows[0].format_ok is not None  # the protocol looks at image and format
     return Summary(
         n=len(rows),
-        accuracy={level: _mean([row.iou >= level for row in rows]) for level in THRESHOLDS},
+        accuracy={level: _mean([above(row.iou, level) for row in rows]) for level in THRESHOLDS},
+        interval=bootstrap(np.array([row.hit for row in rows])),
         mean_iou=_mean([row.iou for row in rows]),
         image_n=len(located),
         image_accuracy=_mean([row.image == row.target_image for row in located])
@@ -347,54 +361,19 @@ def _group_mean(summaries: Mapping[str, Summary], group: str) -> float | None:
     return _mean(rates) if rates else None
 
 
-# Uncertainty --------------------------------------------------------------------------------------
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(hits: Bool[np.ndarray, "n"], seed: int = 0, samples: int = 10_000) -> Interval:
-    """Hit rate of one run, with its interval over redrawn rows."""
-    return _bootstrap_mean(np.asarray(hits, np.float64), seed, samples)
-
-
-def paired_bootstrap(
-    hits_a: Bool[np.ndarray, "n"],
-    hits_b: Bool[np.ndarray, "n"],
-    seed: int = 0,
-    samples: int = 10_000,
-) -> Interval:
-    """Hit rate of run A less that of run B on the same rows, redrawn together."""
-    a, b = np.asarray(hits_a, np.float64), np.asarray(hits_b, np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"paired runs score the same rows, got {a.shape} and {b.shape}")
-    return _bootstrap_mean(a - b, seed, samples)
-
-
-def _bootstrap_mean(values: np.ndarray, seed: int, samples: int) -> Interval:
-    # Hits take two values and their differences three, so redrawing n rows is one multinomial
-    # draw of how often each value comes up.
-    distinct, counts = np.unique(values, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(values.size, counts / values.size, size=samples)
-    low, high = np.quantile(draws @ distinct / values.size, (0.025, 0.975))
-    return Interval(float(values.mean()), float(low), float(high))
-
-
 # Tables -------------------------------------------------------------------------------------------
 
 
 def table_cells(named_scores: Mapping[str, Scores]) -> list[list[str]]:
-    """A header and one line a run: hit rates in per cent, by task under the paper's short names."""
+    """A header and one line a run: hit rates in per cent, by task under the paper's short names.
+
+    "95%" is the interval of AVE.
+    """
     columns = {name: task.short for name, task in tasks.MIG_BENCH_TASKS.items()}
     for scores in named_scores.values():
         columns |= {name: name for name in scores.tasks if name not in columns}
-    header = ["Model", "protocol", *columns.values(), "AVE", "Spont.", "Refer.", "all", "mIoU"]
-    header += ["image", "format", "missing"]
+    header = ["Model", "protocol", *columns.values(), "AVE", "95%", "Spont.", "Refer.", "all"]
+    header += ["mIoU", "image", "format", "missing"]
     lines = [header]
     for name, scores in named_scores.items():
         overall = scores.overall
@@ -409,18 +388,25 @@ def table_cells(named_scores: Mapping[str, Scores]) -> list[list[str]]:
             overall.format_rate,
         ]
         variant = " +y" * scores.scale_y + " -impossible" * scores.skip_impossible
+        variant += " >0.5" * scores.strict
         cells = ["-" if figure is None else f"{100 * figure:.2f}" for figure in figures]
+        _, low, high = scores.average_interval
+        cells.insert(len(columns) + 1, f"{100 * low:.1f}-{100 * high:.1f}")
         lines.append([name, scores.protocol + variant, *cells, str(scores.missing)])
     return lines
 
 
 def format_table(named_scores: Mapping[str, Scores]) -> str:
-    """`table_cells` as plain text in aligned columns."""
-    lines = table_cells(named_scores)
+    """`table_cells` as plain text."""
+    return aligned(table_cells(named_scores), left=2)
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Cells as plain text in columns, the first `left` of them aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

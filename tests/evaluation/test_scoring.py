@@ -369,29 +369,6 @@ def test_score_refuses_what_it_cannot_score():
         scoring.score([row(answer=(0.5, 0.1, 0.2, 0.3))], [None], skip_impossible=True)
 
 
-# Uncertainty --------------------------------------------------------------------------------------
-
-
-def test_bootstrap_agrees_with_plain_resampling_and_pairing_narrows_it():
-    rng = np.random.default_rng(0)
-    base = rng.random(400) < 0.6
-    other = base ^ (rng.random(400) < 0.05)
-    interval = scoring.bootstrap(base, seed=1)
-    means = rng.choice(base, (10_000, 400)).mean(axis=1)
-    np.testing.assert_allclose(
-        interval, [base.mean(), *np.quantile(means, (0.025, 0.975))], atol=0.006
-    )
-    assert scoring.bootstrap(base, seed=1) == interval
-    assert scoring.bootstrap(np.ones(5, bool)) == (1, 1, 1)
-
-    paired = scoring.paired_bootstrap(other, base)
-    assert paired.mean == pytest.approx(other.mean() - base.mean())
-    assert paired.low <= paired.mean <= paired.high
-    assert paired.high - paired.low < 0.6 * (interval.high - interval.low)
-    with pytest.raises(ValueError, match="same rows"):
-        scoring.paired_bootstrap(other, base[1:])
-
-
 # Bad input ----------------------------------------------------------------------------------------
 
 
@@ -486,7 +463,7 @@ def test_score_binary(tmp_path):
     written = json.loads(output.read_text())
     assert written["protocol"] == "authors" and written["overall"]["n"] == 2
     assert written["tasks"]["region"]["accuracy"]["0.5"] == 1
-    assert written["average"] == 0.5 and len(written["hit_rate_95"]) == 2
+    assert written["average"] == 0.5 and len(written["average_interval"]) == 3
     assert [r["index"] for r in written["rows"]] == [0, 1]
 
     result = run_score(*flags, "--migician_scaling")

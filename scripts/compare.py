@@ -1,0 +1,41 @@
+"""What changed between two runs on a benchmark: by task, with a paired test, and row by row.
+
+    python scripts/compare.py --before=runs/sft/eval/scores.json \\
+        --after=runs/grpo/eval/scores.json --output=changes.json
+
+The runs are scores.json files, as scripts/evaluate.py, evaluate_server.py and score.py write them,
+scored by the same protocol on the same rows. The JSON file has the rows that were gained and lost.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from mirg_jax import cli
+from mirg_jax.errors import ConfigError
+from mirg_jax.evaluation import compare, scoring
+
+_BEFORE = flags.DEFINE_string("before", None, "Scores of one run, JSON.", required=True)
+_AFTER = flags.DEFINE_string("after", None, "Scores of the other.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write what changed, JSON; else nowhere.")
+
+
+def main(_):
+    before, after = (compare.read_scores(path.value) for path in (_BEFORE, _AFTER))
+    changes = compare.compare(before, after)
+    if _OUTPUT.value:
+        output = pathlib.Path(_OUTPUT.value)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({k: dataclasses.asdict(c) for k, c in changes.items()}, indent=1)
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+    print(scoring.aligned(compare.table_cells(changes), left=1))
+    print("gained, lost: rows hit by one run alone; p: exact McNemar test; 95 %: of the difference")
+
+
+if __name__ == "__main__":
+    cli.run(main)
