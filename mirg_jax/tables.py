@@ -31,7 +31,7 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"rows.{name}.recipe={row.recipe!r} is none of config.recipes")
         if row.start and row.start not in seen:
             raise ConfigError(f"rows.{name}.start={row.start!r} is no row before it in order")
-        _recipe(config, name, seed=0)
+        recipe_of(config, name, seed=0)
         seen.add(name)
     if not config.scenes.evaluation:
         for field, value in config.data.items():
@@ -39,7 +39,7 @@ def check(config: ConfigDict) -> None:
                 raise ConfigError(f"config.data.{field} is not set")
 
 
-def _recipe(config: ConfigDict, name: str, seed: int) -> ConfigDict:
+def recipe_of(config: ConfigDict, name: str, seed: int) -> ConfigDict:
     """A row's recipe with its changes."""
     row = config.rows[name]
     recipe = config.recipes[row.recipe].copy_and_resolve_references().lock()
@@ -84,7 +84,7 @@ def run_row(
     config: ConfigDict, name: str, data: ConfigDict, folder: pathlib.Path, seed: int
 ) -> scoring.Scores:
     """Trains a row, from the row that it starts from, and evaluates it."""
-    row, recipe = config.rows[name], _recipe(config, name, seed)
+    row, recipe = config.rows[name], recipe_of(config, name, seed)
     workdir = folder / name
     model = recipe.model.path
     if row.data:

@@ -103,6 +103,7 @@ def run(
                 responses[answer.index] = answer.response
                 line = {"index": answer.index, "response": answer.response}
                 file.write(json.dumps(line) + "\n")
+                file.flush()
 
     scores = scoring.score(rows, responses, protocol)
     if not first:
