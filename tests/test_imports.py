@@ -18,7 +18,8 @@ ALLOWED = {
     "processes": {"errors"},
     "rl": set(),
     "sampling": {"models", "rl", "sharding", "types"},
-    "trajectories": {"data", "errors", "evaluation", "grounding", "training"},
+    "chat": {"data", "errors"},
+    "trajectories": {"chat", "data", "errors", "evaluation", "grounding", "training"},
     "small_base": {"data", "grounding", "models", "rl", "types"},
 }
 

@@ -10,12 +10,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mirg_jax.chat.client import read_completion
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import DataError
 from mirg_jax.trajectories.journal import Journal
 from mirg_jax.trajectories.limits import Costs
 from mirg_jax.trajectories.pipeline import Plan, record, replay
-from mirg_jax.trajectories.teachers import OpenAITeacher, Request, read_completion
+from mirg_jax.trajectories.teachers import OpenAITeacher, Request
 
 # Of a file, as the best known interface has them.
 MOST_REQUESTS = 50_000

@@ -1,35 +1,10 @@
-"""How fast and for how much a teacher may be asked."""
+"""For how much a teacher may be asked."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from mirg_jax.trajectories.teachers import Request
-
-
-class Pace:
-    """Spaces requests evenly so that neither limit a minute is passed; 0 is no limit."""
-
-    def __init__(self, requests: float, tokens: float):
-        self._per_request = 60 / requests if requests else 0.0
-        self._per_token = 60 / tokens if tokens else 0.0
-        self._free = self._paused = 0.0  # when the next may go; until when none may
-
-    async def wait(self, tokens: float) -> None:
-        """Waits for the turn of a request of so many tokens, prompt and answer."""
-        loop = asyncio.get_running_loop()
-        start = max(loop.time(), self._free)
-        self._free = start + max(self._per_request, tokens * self._per_token)
-        while (left := max(start, self._paused) - loop.time()) > 0:
-            await asyncio.sleep(left)
-
-    def correct(self, tokens: float) -> None:
-        """So many tokens more (or less, below 0) were used than was thought."""
-        self._free += tokens * self._per_token
-
-    def pause(self, seconds: float) -> None:
-        """Lets nothing go for a while: the server said so."""
-        self._paused = max(self._paused, asyncio.get_running_loop().time() + seconds)
 
 
 class CapReached(Exception):

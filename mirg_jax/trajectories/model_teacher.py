@@ -7,11 +7,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mirg_jax.chat.client import Reply, Unanswerable
 from mirg_jax.data.examples import Example
 from mirg_jax.evaluation.predict import Prediction, make_generate, predict
 from mirg_jax.grounding.grammar import END_OF_TURN
 from mirg_jax.training import checkpoint, setup
-from mirg_jax.trajectories.teachers import Reply, Request, Unanswerable
+from mirg_jax.trajectories.teachers import Request
 
 _GATHER = 0.05  # seconds in which other requests may join a batch
 

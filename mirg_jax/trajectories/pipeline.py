@@ -6,27 +6,22 @@ written by going through it once more, in order.
 """
 
 import asyncio
-import collections
-import contextlib
 import dataclasses
-import random
-import signal
+import functools
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
+from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
+from mirg_jax.chat.client import Reply, Retry, Unanswerable
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError, UserError
 from mirg_jax.grounding.grammar import GroundedObject
 from mirg_jax.trajectories import checks, prompts
 from mirg_jax.trajectories.journal import Journal
-from mirg_jax.trajectories.limits import CapReached, Costs, Pace, Purse
-from mirg_jax.trajectories.teachers import Reply, Request, Retry, Teacher, Unanswerable
-
-_LONGEST_WAIT = 60.0
-# Requests given up one after the other, with no answer to any other between: the server is down.
-_OUTAGE = 3
+from mirg_jax.trajectories.limits import CapReached, Costs, Purse
+from mirg_jax.trajectories.teachers import Request, Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +55,6 @@ class Outcome:
     unfinished: bool = False
 
 
-class _Failed(Exception):
-    """A request that has no answer for good."""
-
-
-class _Stopped(Exception):
-    """Nothing more is asked."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is asked of whom: everything that the outcomes follow from but the answers.
@@ -94,7 +81,7 @@ class Plan:
           outcome: is filled.
 
         Raises:
-          What `ask` raises, but `_Failed`.
+          What `ask` raises, but `GivenUp`.
         """
         try:
             answer = prompts.answer_text(question)
@@ -110,7 +97,7 @@ class Plan:
             outcome.grounded, _ = await self._stage(
                 outcome, ask, "reassembly", listed, self._check_grounded
             )
-        except _Failed as failed:
+        except GivenUp as failed:
             outcome.rejected = str(failed)
 
     async def _stage(
@@ -123,8 +110,8 @@ class Plan:
             )
             try:
                 reply, dollars = await ask(request)
-            except _Failed as failed:
-                raise _Failed(f"{stage}: {failed}") from None
+            except GivenUp as failed:
+                raise GivenUp(f"{stage}: {failed}") from None
             text, objects, problems = "", (), [reply.problem]
             if not reply.problem:
                 text, objects, problems = check(outcome, reply.text.strip())
@@ -132,7 +119,7 @@ class Plan:
             outcome.answers.append(answer)
             if not problems:
                 return text, objects
-        raise _Failed(f"{stage}: {problems[0]}")
+        raise GivenUp(f"{stage}: {problems[0]}")
 
     def _check_reasoning(self, outcome: Outcome, text: str):
         return text, (), checks.check_reasoning(text, outcome.question, self.rules)
@@ -161,7 +148,7 @@ def replay(
         if request.key not in journal:
             lacking(request)
         if (found := _recorded(journal, request)) is None:
-            raise _Stopped
+            raise Stopped
         return found
 
     for question in questions:
@@ -171,7 +158,7 @@ def replay(
             steps.send(None)  # it never waits, so it runs to its end
         except StopIteration:
             pass
-        except _Stopped:
+        except Stopped:
             outcome.unfinished = True
         yield outcome
 
@@ -181,7 +168,7 @@ def _recorded(journal: Journal, request: Request) -> tuple[Reply, float] | None:
     if row is None:
         return None
     if "failed" in row:
-        raise _Failed(row["reason"])
+        raise GivenUp(row["reason"])
     tokens = row["prompt_tokens"], row["completion_tokens"]
     return Reply(row["text"], row["problem"], *tokens), row["dollars"]
 
@@ -221,50 +208,26 @@ class Run:
           teachers, stages: by stage; the latter as in the config.
           concurrency, retries, backoff, max_dollars: as in the config.
         """
-        if concurrency < 1:
-            raise ConfigError("concurrency: at least one request must be under way")
         self._plan, self._teachers, self._journal = plan, teachers, journal
-        self._retries, self._backoff = retries, backoff
-        self._slots = asyncio.Semaphore(concurrency)
-        # More questions than requests: while some are asked about, others are made ready.
-        self._questions = concurrency + -(-concurrency // 2)
+        self._asking = Asking(concurrency=concurrency, retries=retries, backoff=backoff)
         self._costs = {stage: Costs(how) for stage, how in stages.items()}
         self._purse = Purse(max_dollars, lambda: journal.dollars)
         paces: dict[tuple, Pace] = {}
-        self._paces = {}
+        self._lines = {}
         for stage, how in stages.items():
             where = getattr(teachers[stage], "where", (stage,))
             limits = how["requests_per_minute"], how["tokens_per_minute"]
-            self._paces[stage] = paces.setdefault((where, limits), Pace(*limits))
-        # By stage: requests given up since the last answer, and how many answers there were.
-        self._held: dict[str, list[tuple[str, str]]] = {stage: [] for stage in stages}
-        self._answered: collections.Counter[str] = collections.Counter()
-        self._waits: set[asyncio.Task] = set()
-        self.stopped: str = ""  # why nothing more is asked
-        self.error: UserError | None = None
+            self._lines[stage] = Line(stage, paces.setdefault((where, limits), Pace(*limits)))
 
-    def stop(self, why: str, error: UserError | None = None) -> None:
-        """Asks nothing more; requests under way are waited for."""
-        if not self.stopped:
-            self.stopped, self.error = why, error
-            for task in self._waits:
-                task.cancel()
+    @property
+    def stopped(self) -> str:
+        """Why nothing more is asked."""
+        return self._asking.stopped
 
-    async def _wait(self, wait: Coroutine) -> None:
-        """Waits, until nothing more is asked."""
-        if self.stopped:
-            wait.close()
-            raise _Stopped
-        task = asyncio.create_task(wait)
-        self._waits.add(task)
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not self.stopped:
-                raise
-            raise _Stopped from None
-        finally:
-            self._waits.discard(task)
+    @property
+    def error(self) -> UserError | None:
+        """The user's to mend, if that is why."""
+        return self._asking.error
 
     async def run(self, questions: Sequence[Example], *, progress: bool = True) -> None:
         """Takes all questions as far as they go; `stopped` says if that was not to the end."""
@@ -279,10 +242,11 @@ class Run:
                     outcome = Outcome(question)
                     try:
                         await self._plan.build(question, self._ask, outcome)
-                    except _Stopped:
+                    except Stopped:
                         return
                     counts["rejected" if outcome.rejected else "accepted"] += 1
-                    rate = 60 * self._answered.total() / max(time.monotonic() - began, 1e-9)
+                    answered = sum(line.answered for line in self._lines.values())
+                    rate = 60 * answered / max(time.monotonic() - began, 1e-9)
                     shown = f"${self._journal.dollars:.2f}, {rate:.0f} answers/min"
                     bar.set_postfix_str(
                         f"{counts['accepted']} accepted, {counts['rejected']} rejected, {shown}",
@@ -291,85 +255,46 @@ class Run:
                     bar.update()
 
             began = time.monotonic()
-            with self._on_signals():
+            with self._asking.on_signals():
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._questions, len(questions))):
+                    # While some are asked about, others are made ready.
+                    for _ in range(min(self._asking.workers, len(questions))):
                         group.create_task(work())
-        for stage, held in self._held.items():
-            if held and not self.stopped:
-                if self._answered[stage]:
-                    self._give_up_held(stage)
-                else:
-                    self._down(stage)
-
-    @contextlib.contextmanager
-    def _on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop cleanly; a second one at once."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
-
-        def handle(number: signal.Signals) -> None:
-            loop.remove_signal_handler(number)
-            self.stop(f"{number.name}: requests under way are waited for")
-
-        for number in signals:
-            with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread
-                loop.add_signal_handler(number, handle, number)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+        for line in self._lines.values():
+            self._asking.settle(line)
 
     async def _ask(self, request: Request) -> tuple[Reply, float]:
         """The answer in the journal, or a new one."""
         if found := _recorded(self._journal, request):
             return found
-        costs, pace = self._costs[request.stage], self._paces[request.stage]
-        most = costs.most(request)
-        expected = costs.expected_tokens(request)
-        try:
-            await self._wait(self._teachers[request.stage].make_ready(request))
-        except Unanswerable as error:
-            self._journal.failed(request.key, str(error))
-            raise _Failed(str(error)) from None
-        for attempt in range(self._retries + 1):
-            if self.stopped:
-                raise _Stopped
-            try:
-                async with self._slots, self._purse.reserve(most):
-                    await self._wait(pace.wait(expected))
-                    return await self._once(request, most, expected)
-            except CapReached:
-                self.stop("the next request might cost more than max_dollars leaves")
-                raise _Stopped from None
-            except Retry as retry:
-                reason = str(retry)
-                if attempt == self._retries:
-                    break
-                if retry.after is not None:
-                    pace.pause(min(retry.after, 3600.0))
-                else:
-                    wait = min(self._backoff * 2**attempt, _LONGEST_WAIT)
-                    await self._wait(asyncio.sleep(wait * random.uniform(0.5, 1.0)))
-            except Unanswerable as error:
-                reason = str(error)
-                if error.by_server and not self._answered[request.stage]:
-                    break
-                self._journal.failed(request.key, reason)
-                raise _Failed(reason) from None
-            except UserError as error:
-                self.stop(str(error), error)
-                raise _Stopped from None
-        # Given up, if others are answered.
-        self._held[request.stage].append((request.key, reason))
-        if len(self._held[request.stage]) >= _OUTAGE:
-            self._down(request.stage)
-            raise _Stopped
-        raise _Failed(reason)
 
-    async def _once(self, request: Request, most: float, expected: float) -> tuple[Reply, float]:
-        journal, costs = self._journal, self._costs[request.stage]
+        def give_up(reason: str) -> None:
+            self._journal.failed(request.key, reason)
+
+        try:
+            await self._asking.wait(self._teachers[request.stage].make_ready(request))
+        except Unanswerable as error:
+            give_up(str(error))
+            raise GivenUp(str(error)) from None
+        line = self._lines[request.stage]
+        return await self._asking.ask(line, functools.partial(self._once, request, line), give_up)
+
+    async def _once(self, request: Request, line: Line) -> tuple[Reply, float]:
+        costs = self._costs[request.stage]
+        most, expected = costs.most(request), costs.expected_tokens(request)
+        try:
+            async with self._purse.reserve(most):
+                await self._asking.wait(line.pace.wait(expected))
+                reply, dollars = await self._send(request, most)
+        except CapReached:
+            self._asking.stop("the next request might cost more than max_dollars leaves")
+            raise Stopped from None
+        if used := reply.prompt_tokens + reply.completion_tokens:
+            line.pace.correct(used - expected)
+        return reply, dollars
+
+    async def _send(self, request: Request, most: float) -> tuple[Reply, float]:
+        journal = self._journal
         journal.asked(request.key, most)
         began = time.monotonic()
         try:
@@ -380,21 +305,5 @@ class Run:
         except (Unanswerable, UserError) as error:
             journal.lost(request.key, str(error), 0.0)
             raise
-        dollars = record(journal, request, reply, costs, time.monotonic() - began)
-        used = reply.prompt_tokens + reply.completion_tokens
-        if used:
-            self._paces[request.stage].correct(used - expected)
-        self._answered[request.stage] += 1
-        self._give_up_held(request.stage)
-        return reply, dollars
-
-    def _give_up_held(self, stage: str) -> None:
-        """Its teacher answers others: what it didn't answer it won't."""
-        for key, reason in self._held[stage]:
-            self._journal.failed(key, reason)
-        self._held[stage].clear()
-
-    def _down(self, stage: str) -> None:
-        reason = self._held[stage][-1][1]
-        text = f"{stage}: no request is answered ({reason}); mend that and run again to go on"
-        self.stop(text, UserError(text))
+        seconds = time.monotonic() - began
+        return reply, record(journal, request, reply, self._costs[request.stage], seconds)

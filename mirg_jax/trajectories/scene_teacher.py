@@ -4,6 +4,7 @@ import functools
 import json
 import re
 
+from mirg_jax.chat.client import Reply, Unanswerable
 from mirg_jax.data import scene_tasks
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.grammar import (
@@ -17,7 +18,7 @@ from mirg_jax.grounding.grammar import (
     prose,
 )
 from mirg_jax.trajectories.prompts import answer_text
-from mirg_jax.trajectories.teachers import Reply, Request, Unanswerable
+from mirg_jax.trajectories.teachers import Request
 
 _NAMED = re.compile(
     rf"({re.escape(OBJECT_START)}[^<]*{re.escape(OBJECT_END)})<bbox_id>[^<]*</bbox_id>"

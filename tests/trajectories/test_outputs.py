@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from mirg_jax.chat.client import Reply
 from mirg_jax.data.examples import Example, Target, read_examples
 from mirg_jax.grounding.grammar import (
     GroundedObject,
@@ -17,7 +18,6 @@ from mirg_jax.grounding.grammar import (
 from mirg_jax.trajectories import outputs, page
 from mirg_jax.trajectories.ingest import kind
 from mirg_jax.trajectories.pipeline import Answer, Outcome
-from mirg_jax.trajectories.teachers import Reply
 
 NASTY = "<script>alert(1)</script> & \ud800"
 

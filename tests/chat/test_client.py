@@ -1,10 +1,9 @@
-"""Reading what servers send, whatever it is; images as they are sent; the journal's lines."""
+"""Reading what servers send, whatever it is; images as they are sent."""
 
 import base64
 import datetime
 import email.utils
 import io
-import json
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mirg_jax.chat.client import Reply, encode_image, read_completion, retry_after
 from mirg_jax.errors import DataError
-from mirg_jax.trajectories.journal import Journal
-from mirg_jax.trajectories.teachers import Reply, encode_image, read_completion, retry_after
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -50,7 +48,7 @@ def test_completions():
     assert read_completion({"choices": []} | usage).problem == "no choice in the answer"
     assert "cut" in read_completion(completion("length", content="ye")).problem
     refused = read_completion(completion(content=None, refusal="no"))
-    assert refused == Reply("no", "the teacher refused")
+    assert refused == Reply("no", "the model refused")
     assert read_completion(completion(content="")).problem == "an empty answer"
     assert read_completion(completion(content="my sk-1!"), hide="sk-1").text == "my [key]!"
 
@@ -82,39 +80,3 @@ def test_images_are_sent_small_enough_and_look_the_same(tmp_path, size, sent):
     assert np.abs(np.asarray(image.convert("L")).astype(float) - expected).max() < 6
     with pytest.raises(DataError, match="no such file"):
         encode_image(str(tmp_path), "b.png", 40_000)
-
-
-def test_the_journal_counts_what_was_and_may_have_been_paid(tmp_path):
-    journal = Journal(tmp_path, "replies.jsonl", write=True)
-    journal.asked("a", 0.5)
-    journal.lost("a", "cut", 0.5)
-    journal.asked("a", 0.5)
-    journal.reply("a", 0.1, text="ü\u2028")
-    journal.asked("b", 0.3)
-    assert journal.dollars == pytest.approx(0.6)
-    assert journal.get("a")["text"] == "ü\u2028" and journal.get("b") is None
-    journal.close()
-    with open(tmp_path / "replies.jsonl", "a") as file:
-        file.write('{"reply": "b", "te')  # killed while writing
-
-    journal = Journal(tmp_path, "replies.jsonl", write=True)
-    assert "a" in journal and "b" not in journal
-    assert journal.dollars == pytest.approx(0.9)  # b may have been paid
-    journal.asked("b", 0.3)
-    journal.reply("b", 0.2, text="")
-    journal.failed("c", "never")
-    journal.close()
-    for line in (tmp_path / "replies.jsonl").read_text().splitlines():
-        json.loads(line)
-    journal = Journal(tmp_path, "replies.jsonl", write=False)
-    assert journal.dollars == pytest.approx(1.1)
-    assert journal.get("c") == {"failed": "c", "reason": "never"}
-    journal.close()
-    assert "c" not in Journal(tmp_path, "replies.jsonl", write=False, retry_failed=True)
-
-
-@pytest.mark.parametrize("line", ["{}", "[]", "x", '{"reply": 1, "asked": 2}', '{"reply": {}}'])
-def test_a_line_that_is_none_of_a_journals(tmp_path, line):
-    (tmp_path / "replies.jsonl").write_text(line + "\n")
-    with pytest.raises(DataError, match="replies.jsonl line 1"):
-        Journal(tmp_path, "replies.jsonl", write=False)

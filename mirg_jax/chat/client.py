@@ -1,0 +1,223 @@
+"""Any server that speaks OpenAI's chat completions, with images."""
+
+import asyncio
+import base64
+import dataclasses
+import email.utils
+import io
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import openai
+from PIL import Image
+
+from mirg_jax.data.images import load_image
+from mirg_jax.errors import ConfigError, UserError
+
+NO_CHOICE = "no choice in the answer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """An answer. `problem` says why there is no whole text, where there is none."""
+
+    text: str
+    problem: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Retry(Exception):
+    """There was no answer, and there may be one later.
+
+    Attributes:
+      after: seconds that the server asks to wait, if it does.
+      paid: the provider may have counted the request.
+    """
+
+    def __init__(self, reason: str, *, after: float | None = None, paid: bool = False):
+        super().__init__(reason)
+        self.after, self.paid = after, paid
+
+
+class Unanswerable(Exception):
+    """This request will have no answer, however often it is asked.
+
+    Attributes:
+      by_server: the server says so, who may say the same of every other.
+    """
+
+    def __init__(self, reason: str, *, by_server: bool = False):
+        super().__init__(reason)
+        self.by_server = by_server
+
+
+class Client:
+    """Sends requests, each once."""
+
+    def __init__(self, model: str, *, base_url: str, key_variable: str, timeout: float):
+        """
+        Args:
+          model: its name on the server.
+          base_url: "": the environment's OPENAI_BASE_URL, or OpenAI's own.
+          key_variable: of the environment, holds the key; "": a server without keys.
+          timeout: seconds, for the whole of an answer.
+
+        Raises:
+          ConfigError: the environment has no key.
+        """
+        self._key_variable, self._timeout = key_variable, timeout
+        self._key = os.environ.get(key_variable, "") if key_variable else "none"
+        if not self._key:
+            raise ConfigError(
+                f"the environment variable {key_variable} is not set: put the key for {model} "
+                'there, or name another variable as key_variable ("" for a server without keys)'
+            )
+        # Retries are the caller's, so that they wait their turn and are counted.
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key, base_url=base_url or None, max_retries=0, timeout=timeout
+        )
+
+    @property
+    def base_url(self) -> str:
+        return str(self._client.base_url)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def complete(self, body: Mapping[str, Any], key: str) -> Reply:
+        """The answer to a request.
+
+        Args:
+          body: its JSON.
+          key: what it is known by, whenever it is sent.
+
+        Raises:
+          Retry: for want of an answer now.
+          Unanswerable: for want of one ever.
+          UserError: no request will be answered until the user has done something.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):  # the client's own begins anew at every byte
+                # Not `chat.completions.create`, which looks through every field of the images.
+                answer = await self._client.post(
+                    "/chat/completions",
+                    cast_to=object,
+                    body=body,
+                    options={"headers": {"Idempotency-Key": key}},
+                )
+        except (TimeoutError, openai.APITimeoutError):
+            raise Retry(f"no answer within {self._timeout:g} s", paid=True) from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__).__name__
+            raise Retry(f"no connection ({cause})", paid=cause != "ConnectError") from None
+        except openai.APIStatusError as error:
+            raise self._of_status(error) from None
+        except (openai.APIError, ValueError):
+            raise Retry("an answer that is not JSON", paid=True) from None
+        try:
+            return read_completion(answer, hide=self._key)
+        except ValueError as error:
+            raise Retry(str(error), paid=True) from None
+
+    def _of_status(self, error: openai.APIStatusError) -> Exception:
+        status = error.status_code
+        # The client finds no words in some servers' bodies.
+        words = error.response.text if error.message == f"Error code: {status}" else error.message
+        words = " ".join(words.replace(self._key, "[key]").split())[:300]
+        said = f"HTTP {status}: {words}"
+        quota = getattr(error, "code", None) == "insufficient_quota"
+        if status in (401, 403, 404) or quota:
+            return UserError(
+                f"{self._client.base_url.host} answers {said}; check "
+                f"{self._key_variable or 'the server'}, base_url and model, and run again to go on"
+            )
+        if status in (408, 409, 425, 429) or status >= 500:
+            return Retry(said, after=retry_after(error.response.headers))
+        return Unanswerable(said, by_server=True)
+
+
+def read_completion(answer: Any, hide: str = "") -> Reply:
+    """A chat completion's JSON → its first choice.
+
+    Args:
+      hide: a text that is not passed on.
+
+    Raises:
+      ValueError: it is of another form.
+    """
+    try:
+        usage = answer.get("usage") or {}
+        tokens = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
+        if not isinstance(answer["choices"], list):
+            raise TypeError
+        if not answer["choices"]:
+            return Reply("", NO_CHOICE, *tokens)
+        choice = answer["choices"][0]
+        text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+        finish = str(choice.get("finish_reason"))
+        if not isinstance(text, str | None):
+            raise TypeError
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
+        raise ValueError("an answer of another form than a chat completion") from None
+    problem = {
+        "length": "the answer was cut at max_tokens",
+        "content_filter": "the answer was filtered",
+    }.get(finish, "")
+    if refusal:
+        problem = "the model refused"
+    elif not text:
+        problem = problem or "an empty answer"
+    text = text or str(refusal or "")
+    return Reply(text.replace(hide, "[key]") if hide else text, problem, *tokens)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from now by the header Retry-After: a number or a date."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def content(parts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A message's content from its parts: ("text", words) and ("image", data URL)."""
+    return [
+        {"type": "text", "text": value}
+        if kind == "text"
+        else {"type": "image_url", "image_url": {"url": value}}
+        for kind, value in parts
+    ]
+
+
+def encode_image(root: str, path: str, max_pixels: int) -> str:
+    """An image file as a data URL of a JPEG of at most so many pixels.
+
+    Raises:
+      DataError: it can't be read.
+    """
+    return data_url(shrink(load_image(root, path), max_pixels))
+
+
+def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The image, smaller if it has more pixels."""
+    if (pixels := image.width * image.height) <= max_pixels:
+        return image
+    by = math.sqrt(max_pixels / pixels)
+    size = [max(1, math.floor(side * by)) for side in image.size]
+    return image.resize(size, reducing_gap=2.0)
+
+
+def data_url(image: Image.Image) -> str:
+    """An image as a JPEG in a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
