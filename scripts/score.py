@@ -3,7 +3,8 @@
     python scripts/score.py --benchmark=MIG_data.json --predictions=out.jsonl --output=scores.json
 
 A prediction is one line of JSON, `{"index": i, "response": "…"}`, with i the row in the benchmark
-from 0. Prints the paper's table; the JSON file also has every threshold and every row.
+from 0 and the response as the model gave it; --family says what its numbers mean. Prints the
+paper's table; the JSON file also has every threshold and every row.
 """
 
 import json
@@ -13,7 +14,7 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import scoring
+from mirg_jax.evaluation import families, scoring
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Responses, JSONL.", required=True)
@@ -23,6 +24,21 @@ _PROTOCOL = flags.DEFINE_enum(
     "answer",
     ["answer", "authors"],
     "answer: the box of <answer>. authors: the first box anywhere, as the benchmark's authors do.",
+)
+_FAMILY = flags.DEFINE_enum(
+    "family",
+    None,
+    sorted(families.FAMILIES),
+    "Of the model, as evaluate_server.py has them; else our own.",
+)
+_IMAGE_ROOT = flags.DEFINE_string(
+    "image_root", "", "Folder of the images, for a family that answers in pixels."
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels",
+    families.MAX_PIXELS,
+    "Of an image as such a model got it.",
+    lower_bound=families.MIN_PIXELS,
 )
 _SKIP_IMPOSSIBLE = flags.DEFINE_bool(
     "skip_impossible", False, "Leave out rows whose own answer is inverted and cannot be hit."
@@ -36,14 +52,19 @@ _MIGICIAN_SCALING = flags.DEFINE_bool(
 def main(_):
     rows = scoring.load_benchmark(_BENCHMARK.value)
     responses = scoring.load_predictions(_PREDICTIONS.value, len(rows))
-    scores = scoring.score(
-        rows,
-        responses,
-        _PROTOCOL.value,
-        _SKIP_IMPOSSIBLE.value,
-        _MIGICIAN_SCALING.value,
-        _STRICT.value,
-    )
+    how = {
+        "protocol": _PROTOCOL.value,
+        "skip_impossible": _SKIP_IMPOSSIBLE.value,
+        "strict": _STRICT.value,
+    }
+    if _FAMILY.value is not None and _MIGICIAN_SCALING.value:
+        raise ConfigError("--migician_scaling: --family=migician has it")
+    if _FAMILY.value is None:
+        scores = scoring.score(rows, responses, **how, scale_y=_MIGICIAN_SCALING.value)
+    else:
+        images = {"image_root": _IMAGE_ROOT.value, "max_pixels": _MAX_PIXELS.value}
+        family = families.FAMILIES[_FAMILY.value]
+        scores = families.score(family, rows, responses, **how, **images)
     interval = scores.overall.interval
     result = scores.to_json()
     output = pathlib.Path(_OUTPUT.value)

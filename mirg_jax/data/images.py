@@ -69,6 +69,26 @@ def resolve_image(root: str | pathlib.Path, path: str) -> pathlib.Path:
     return found
 
 
+def image_size(root: str | pathlib.Path, path: str) -> tuple[int, int]:
+    """Width and height of an image as stored; its pixels are not read.
+
+    Raises:
+      DataError: the file is missing, not an image or too narrow.
+    """
+    file = resolve_image(root, path)
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            size = image.size
+        if max(size) > MAX_ASPECT_RATIO * min(size):
+            raise ValueError(f"it is narrower than 1:{MAX_ASPECT_RATIO}")
+        return size
+    except Exception as error:  # as in `load_image`
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"image {str(file)!r}: no size to be had ({what}); check the image root and the row"
+        ) from None
+
+
 def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
     """Reads an image as 8-bit RGB; transparency is laid on white, 16-bit grey scaled to 8.
 
