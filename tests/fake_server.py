@@ -2,6 +2,9 @@
 
     python fake_server.py LOG --bad=0.2 --delay=0.1
 
+With --answers=FILE, a JSON list, it says the n-th to whoever asks about "thing n", and else what a
+stage of the trajectories is answered with.
+
 Prints its port. A line in LOG for every request, as it comes: its Idempotency-Key, what it will
 get, and when.
 """
@@ -68,6 +71,9 @@ class Server:
         self.times = collections.Counter()
         self.log = open(flags.log, "a", buffering=1)
 
+    def answers(self, prompt: str) -> str:
+        return self.flags.answers and self.flags.answers[int(re.search(r"thing (\d+)", prompt)[1])]
+
     async def serve(self, reader, writer):
         try:
             while await self.one(reader, writer):
@@ -105,7 +111,8 @@ class Server:
             return await self.send(writer, 200, "<html>a proxy's page</html>", kind="text/html")
         if flaw == "null":
             return await self.send(writer, 200, {"choices": [None], "usage": 3})
-        message = {"role": "assistant", "content": answer(content[-1]["text"], flaw)}
+        said = self.answers(content[-1]["text"]) or answer(content[-1]["text"], flaw)
+        message = {"role": "assistant", "content": said}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         if flaw == "refusal":
             choice["message"] = {
@@ -156,6 +163,7 @@ async def main():
     parser.add_argument("--bad", type=float, default=0.0)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--status", type=int, default=0)
+    parser.add_argument("--answers", type=lambda path: json.load(open(path)), default=[])
     parser.add_argument("--flaws", type=lambda text: text.split(","), default=TRANSPORT + ANSWERS)
     server = Server(parser.parse_args())
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**26, backlog=256)

@@ -14,7 +14,7 @@ from typing import Any
 import openai
 from PIL import Image
 
-from mirg_jax.data.images import load_image
+from mirg_jax.data.images import load_image, shrink
 from mirg_jax.errors import ConfigError, UserError
 
 NO_CHOICE = "no choice in the answer"
@@ -205,15 +205,6 @@ def encode_image(root: str, path: str, max_pixels: int) -> str:
       DataError: it can't be read.
     """
     return data_url(shrink(load_image(root, path), max_pixels))
-
-
-def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
-    """The image, smaller if it has more pixels."""
-    if (pixels := image.width * image.height) <= max_pixels:
-        return image
-    by = math.sqrt(max_pixels / pixels)
-    size = [max(1, math.floor(side * by)) for side in image.size]
-    return image.resize(size, reducing_gap=2.0)
 
 
 def data_url(image: Image.Image) -> str:

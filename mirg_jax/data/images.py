@@ -146,6 +146,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The image, smaller if it has more pixels."""
+    if (pixels := image.width * image.height) <= max_pixels:
+        return image
+    by = math.sqrt(max_pixels / pixels)
+    size = [max(1, math.floor(side * by)) for side in image.size]
+    return image.resize(size, reducing_gap=2.0)
+
+
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Qwen2-VL's size for an image: sides are multiples of 28, the shape is kept as nearly as that
     allows, and the pixels lie between the limits where possible.

@@ -10,29 +10,11 @@ from tqdm import tqdm
 from mirg_jax import processes
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
-from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import report, scoring
 from mirg_jax.evaluation.predict import predict, questions
+from mirg_jax.evaluation.predictions import claim, drop_torn_line
 from mirg_jax.training import checkpoint as load
 from mirg_jax.training import setup
-
-
-def _claim(folder: pathlib.Path, what: dict) -> None:
-    """Refuses to mix predictions of two models or benchmarks in one folder."""
-    path = folder / "run.json"
-    if path.exists() and json.loads(path.read_text()) != what:
-        raise ConfigError(
-            f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
-            "or delete it"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(what, indent=1) + "\n")
-
-
-def _drop_torn_line(path: pathlib.Path) -> None:
-    """Cuts what a killed run had begun to write behind the last whole line."""
-    data = path.read_bytes()
-    path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 def run(
@@ -60,7 +42,7 @@ def run(
     path = output_dir / "predictions.jsonl"
     responses: list[str | None] = [None] * len(rows)
     if first := processes.is_first():
-        _claim(
+        claim(
             output_dir,
             {
                 "model": str(checkpoint),
@@ -70,7 +52,7 @@ def run(
             },
         )
         if path.exists():
-            _drop_torn_line(path)
+            drop_torn_line(path)
             if path.stat().st_size:
                 responses = scoring.load_predictions(path, len(rows))
     responses = processes.gather(responses)[0]  # what the first process has found

@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mirg_jax.chat.client import shrink
 from mirg_jax.data.examples import IMAGE_MARK
-from mirg_jax.data.images import image_size, smart_resize
+from mirg_jax.data.images import image_size, shrink, smart_resize
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import scoring
 from mirg_jax.grounding import boxes, grammar
@@ -320,6 +319,7 @@ def score(
     responses: Sequence[str | None],
     protocol: scoring.Protocol = "answer",
     skip_impossible: bool = False,
+    strict: bool = False,
     *,
     image_root: str = "",
     max_pixels: int = MAX_PIXELS,
@@ -350,4 +350,6 @@ def score(
             None if response is None else read(family, response, row, size_of)
             for row, response in zip(rows, responses, strict=True)
         ]
-    return scoring.score(rows, responses, protocol, skip_impossible, scale_y=family.scale_y)
+    return scoring.score(
+        rows, responses, protocol, skip_impossible, scale_y=family.scale_y, strict=strict
+    )

@@ -1,0 +1,84 @@
+"""The folder of one system's responses: what they are of, and a line each as they come."""
+
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any
+
+from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.evaluation import scoring
+
+
+def claim(folder: pathlib.Path, what: dict) -> None:
+    """Refuses to mix predictions of two models or benchmarks in one folder.
+
+    Raises:
+      ConfigError: it holds those of something else.
+    """
+    path = folder / "run.json"
+    if path.exists() and json.loads(path.read_text()) != what:
+        raise ConfigError(
+            f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
+            "or delete it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(what, indent=1) + "\n")
+
+
+def drop_torn_line(path: pathlib.Path) -> None:
+    """Cuts what a killed run had begun to write behind the last whole line."""
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+class Predictions:
+    """A folder's predictions.jsonl, open to this process alone.
+
+    Attributes:
+      responses: of every row of the benchmark, None where there is none yet.
+    """
+
+    def __init__(self, folder: pathlib.Path, what: dict, count: int):
+        """
+        Args:
+          what: the predictions are of, as `claim` has it.
+          count: rows of the benchmark.
+
+        Raises:
+          ConfigError: the folder holds those of something else, or another process writes to it.
+          DataError: a line of the file is malformed.
+        """
+        claim(folder, what)
+        self._path = folder / "predictions.jsonl"
+        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ConfigError(f"{self._path}: another process writes to it; wait for it") from None
+        drop_torn_line(self._path)
+        self.responses: list[str | None] = [None] * count
+        if self._path.stat().st_size:
+            self.responses = scoring.load_predictions(self._path, count)
+
+    def add(self, index: int, response: str, **more: Any) -> None:
+        """Keeps a row's response, with other keys of its line.
+
+        Raises:
+          DataError: it can't be written.
+        """
+        line = json.dumps({"index": index, "response": response, **more}) + "\n"
+        try:
+            self._file.write(line)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{self._path}: cannot be written ({error.strerror}); run again to go on"
+            ) from None
+        self.responses[index] = response
+
+    def __enter__(self) -> "Predictions":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
