@@ -318,19 +318,19 @@ def score(
     rows: Sequence[scoring.Row],
     responses: Sequence[str | None],
     protocol: scoring.Protocol = "answer",
-    skip_impossible: bool = False,
-    strict: bool = False,
     *,
     image_root: str = "",
     max_pixels: int = MAX_PIXELS,
+    **how: bool,
 ) -> scoring.Scores:
     """Scores responses as the models of a family gave them.
 
     Args:
-      As `scoring.score`.
+      rows, responses, protocol: as `scoring.score` takes them.
       image_root: folder of the rows' images, whose sizes count where the family's numbers are
         pixels.
       max_pixels: of an image as the model got it.
+      how: the rest of what `scoring.score` takes.
 
     Raises:
       ConfigError: the family needs an image root.
@@ -350,6 +350,4 @@ def score(
             None if response is None else read(family, response, row, size_of)
             for row, response in zip(rows, responses, strict=True)
         ]
-    return scoring.score(
-        rows, responses, protocol, skip_impossible, scale_y=family.scale_y, strict=strict
-    )
+    return scoring.score(rows, responses, protocol, scale_y=family.scale_y, **how)

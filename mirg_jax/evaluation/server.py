@@ -53,6 +53,20 @@ class Server:
     max_pixels: int = families.MAX_PIXELS
     extra_body: Mapping[str, Any] | None = None
 
+    def client(self) -> Client:
+        """Raises ConfigError for want of a key."""
+        how = {"base_url": self.base_url, "key_variable": self.key_variable}
+        return Client(self.model, **how, timeout=self.timeout)
+
+    def settings(self, family: families.Family) -> dict[str, Any]:
+        """A request's fields but the question."""
+        return {
+            "model": self.model,
+            "temperature": 0,
+            "max_tokens": self.max_tokens or family.max_tokens,
+            **(family.extra_body if self.extra_body is None else self.extra_body),
+        }
+
 
 class Questions:
     """A benchmark's rows as requests."""
@@ -67,12 +81,7 @@ class Questions:
     ):
         self._rows, self._family, self._protocol, self._root = rows, family, protocol, image_root
         self._max_pixels = server.max_pixels
-        self._settings = {
-            "model": server.model,
-            "temperature": 0,
-            "max_tokens": server.max_tokens or family.max_tokens,
-            **(family.extra_body if server.extra_body is None else server.extra_body),
-        }
+        self._settings = server.settings(family)
         # Rows that follow each other often share their images.
         self._url = functools.lru_cache(8 * server.concurrency)(self._encode)
 
@@ -191,21 +200,13 @@ def run(
     chosen = list(range(len(rows)))
     if 0 < limit < len(rows):
         chosen = [i * len(rows) // limit for i in range(limit)]
-    client = Client(
-        server.model,
-        base_url=server.base_url,
-        key_variable=server.key_variable,
-        timeout=server.timeout,
-    )
-    extra = family.extra_body if server.extra_body is None else server.extra_body
+    client = server.client()
     what = {
-        "model": server.model,
         "family": family_name,
         "protocol": protocol,
         "benchmark": benchmark,
         "max_pixels": server.max_pixels,
-        "max_tokens": server.max_tokens or family.max_tokens,
-        "extra_body": dict(extra),
+        "request": server.settings(family),
     }
     questions = Questions(rows, family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:
