@@ -144,13 +144,9 @@ def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
         )
         for name, result in scores.items()
     }
-    curves = {}
-    for stage in ("sft", "grpo"):
-        names = ("loss", "reward", "reward_object", "kl", "completion_length")
-        found = report.training_curves(workdir / stage, names)
-        curves |= {f"{stage} {name}": points for name, points in found.items()}
+    training = {stage: workdir / stage for stage in ("sft", "sft_exact", "grpo")}
     report.write_report(
-        workdir / "report.html", "mirg_jax demo", rows, runs, scenes, curves, max_examples=70
+        workdir / "report.html", "mirg_jax demo", rows, runs, scenes, training=training
     )
     tqdm.write("\n" + scoring.format_table(scores))
     print(f"\n{sum(minutes.values()):.1f} minutes; pictures and curves: {workdir}/report.html")

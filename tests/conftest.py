@@ -1,7 +1,9 @@
 """Shared test set-up: CPU only, a persistent compilation cache, and the optional real data."""
 
+import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -33,6 +35,13 @@ def call(script: str, *flags: object, timeout: float = 300) -> subprocess.Comple
         cwd=REPOSITORY,
         timeout=timeout,
     )
+
+
+def page_data(path: pathlib.Path) -> dict:
+    """What the script of a report is given."""
+    text = path.read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">([^<]*)</script>', text)
+    return json.loads(data)
 
 
 @pytest.fixture(scope="session")

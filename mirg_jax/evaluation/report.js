@@ -1,13 +1,355 @@
-const task = document.getElementById("task"), result = document.getElementById("result");
-const cards = [...document.querySelectorAll("article")];
-function filter() {
-  for (const card of cards) {
-    const results = card.dataset.results ?? card.dataset.result;
-    card.hidden = (task.value && card.dataset.task !== task.value) ||
-      (result.value && !results.split(" ").includes(result.value));
-  }
-  document.getElementById("count").textContent =
-    `${cards.filter(card => !card.hidden).length} of ${cards.length} shown`;
+"use strict";
+// Examples are put on the screen as text and attributes, never as HTML: models wrote them.
+
+const PAGE = 100; // rows of the list on the screen at a time
+const COLOURS = 8; // classes c0 to c7 of the style sheet
+const SMALL = 112; // pixels; pictures up to this are enlarged by whole pixels
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const list = document.getElementById("list");
+const form = document.getElementById("choice");
+const dialog = document.getElementById("example");
+
+let view; // what is looked through
+let shown = []; // its cards that were chosen, in order
+let at = 0; // which of those is the current one
+let answerAt = 0; // which answer's boxes are drawn
+let withTokens = false;
+
+function make(tag, attributes = {}, ...children) {
+  const svg = ["svg", "rect", "text", "image"].includes(tag);
+  const element = svg
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
 }
-task.onchange = result.onchange = filter;
-filter();
+
+function plain(pieces) {
+  return pieces.map(piece => (typeof piece === "string" ? piece : piece[1])).join(" ");
+}
+
+// Choosing ----------------------------------------------------------------------------------------
+
+function select(name, label, options) {
+  const choices = options.map(([value, text]) => make("option", { value }, text));
+  return make("label", {}, `${label} `, make("select", { name }, ...choices));
+}
+
+function choose(chosen) {
+  view = chosen;
+  for (const button of document.getElementById("views").children) {
+    button.setAttribute("aria-pressed", button.textContent === view.name);
+  }
+  const search = make("input", { type: "search", name: "search", autocomplete: "off" });
+  form.replaceChildren(make("label", {}, "Search ", search));
+  view.facets.forEach(([name, values], i) => {
+    const present = new Set(view.cards.flatMap(card => card.facets[i]));
+    if (present.size < 2) return;
+    const options = values.map((text, j) => [j, text]).filter(([j]) => present.has(j));
+    form.append(select(`facet-${i}`, name, [["", "all"], ...options]));
+  });
+  if (view.orders.length) {
+    const orders = view.orders.map((name, i) => [i, name]);
+    form.append(select("order", "Sort by", orders));
+    if (orders.length > 2) form.append(select("minus", "minus", [["", "–"], ...orders.slice(1)]));
+    const box = make("input", { type: "checkbox", name: "descending" });
+    form.append(make("label", {}, box, " largest first"));
+  }
+  apply();
+}
+
+function searched(card) {
+  card.searched ??= [card.title, plain(card.question)]
+    .concat(card.answers.map(answer => `${answer.said} ${plain(answer.pieces ?? [])}`))
+    .join(" ")
+    .toLowerCase();
+  return card.searched;
+}
+
+function apply() {
+  const chosen = Object.fromEntries(new FormData(form));
+  const words = chosen.search.toLowerCase();
+  const wanted = Object.entries(chosen)
+    .filter(([name, value]) => name.startsWith("facet-") && value)
+    .map(([name, value]) => [Number(name.slice(6)), Number(value)]);
+  shown = view.cards.filter(
+    card =>
+      wanted.every(([facet, value]) => card.facets[facet].includes(value)) &&
+      (!words || searched(card).includes(words)),
+  );
+  if (chosen.order) {
+    const value = card => {
+      const parts = [card.numbers[chosen.order]];
+      if (chosen.minus) parts.push(card.numbers[chosen.minus]);
+      return parts.includes(null) ? null : parts[0] - (parts[1] ?? 0);
+    };
+    const sign = chosen.descending ? -1 : 1;
+    shown = shown
+      .map(card => [value(card), card])
+      .sort(([a], [b]) => (a === null) - (b === null) || sign * (a - b)) // unknown ones last
+      .map(([, card]) => card);
+  }
+  at = 0;
+  drawList();
+}
+
+// The list ----------------------------------------------------------------------------------------
+
+function drawList() {
+  const first = at - (at % PAGE);
+  const cards = shown.slice(first, first + PAGE);
+  const names = cards.map(card => JSON.stringify(card.answers.map(answer => answer.name)));
+  const rows = cards.map((card, i) => make("li", {}, row(card, first + i)));
+  if (cards.length && new Set(names).size === 1 && cards[0].answers.length < COLOURS) {
+    const titles = cards[0].answers.map(a => make("span", { class: "mark" }, a.name));
+    const head = make("span", { class: "row head", "aria-hidden": "true" }, make("span"));
+    head.append(make("span", { class: "marks" }, ...titles));
+    rows.unshift(make("li", { role: "presentation" }, head));
+  }
+  list.replaceChildren(...rows);
+  const range = shown.length ? `${first + 1}–${first + cards.length} of ${shown.length}` : "none";
+  document.getElementById("count").textContent = `${range}, of ${view.cards.length} in all`;
+  document.getElementById("back").disabled = first === 0;
+  document.getElementById("forth").disabled = first + PAGE >= shown.length;
+}
+
+function row(card, place) {
+  const marks = card.answers.map(answer => {
+    const label = `${answer.name}: ${answer.said}`;
+    return make("span", { class: `mark ${result(answer)}`, title: label }, answer.mark);
+  });
+  const button = make("button", { type: "button", class: "row", "data-at": place });
+  button.append(
+    make("span", { class: "where" }, card.title),
+    make("span", { class: "marks" }, ...marks),
+    make("span", { class: "question" }, plain(card.question).slice(0, 300)),
+  );
+  button.onclick = () => show(place);
+  button.onfocus = () => (at = place);
+  return button;
+}
+
+function result(answer) {
+  return answer.good === null ? "" : answer.good ? "good" : "bad";
+}
+
+function turn(pages) {
+  at = Math.min(Math.max(at - (at % PAGE) + pages * PAGE, 0), Math.max(shown.length - 1, 0));
+  drawList();
+}
+
+function focusRow() {
+  list.querySelector(`[data-at="${at}"]`)?.focus();
+}
+
+function move(step) {
+  const next = Math.min(Math.max(at + step, 0), shown.length - 1);
+  if (next < 0) return;
+  if (dialog.open) {
+    if (next !== at) show(next);
+    return;
+  }
+  if (list.contains(document.activeElement)) {
+    const turned = Math.floor(next / PAGE) !== Math.floor(at / PAGE);
+    at = next;
+    if (turned) drawList();
+  }
+  focusRow();
+}
+
+// An example --------------------------------------------------------------------------------------
+
+function show(place) {
+  at = place;
+  answerAt = 0;
+  const card = shown[at];
+  const button = (label, text, action) => {
+    const made = make("button", { type: "button", "aria-label": label, title: label }, text);
+    made.onclick = action;
+    return made;
+  };
+  const raw = make("input", { type: "checkbox" });
+  raw.checked = withTokens;
+  raw.onchange = () => {
+    withTokens = raw.checked;
+    dialog.classList.toggle("raw", withTokens);
+  };
+  dialog.classList.toggle("raw", withTokens);
+  const title = make("h2", { id: "title", tabindex: "-1" }, card.title);
+  dialog.replaceChildren(
+    make(
+      "header",
+      {},
+      title,
+      make("span", { class: "place" }, `${at + 1} of ${shown.length}`),
+      button("Example before (k)", "‹", () => move(-1)),
+      button("Next example (j)", "›", () => move(1)),
+      button("Close (Escape)", "✕", () => dialog.close()),
+    ),
+    make("p", { class: "question" }, ...coloured(card.question)),
+    make("div", { class: "strip" }, ...card.images.map(figure)),
+    make(
+      "p",
+      { class: "legend" },
+      make("span", { class: "truth" }, "truth"),
+      make("span", { class: "answer" }, "answer"),
+      make("span", { class: "thought" }, "objects of the text, each in its colour"),
+      make("label", {}, raw, " show tokens"),
+    ),
+    ...card.answers.map(said),
+  );
+  drawBoxes();
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+  title.focus();
+}
+
+function figure(picture, i) {
+  const { path, width, height, problem } = data.pictures[picture];
+  const svg = make("svg", { role: "group", "aria-label": `Image-${i + 1} with boxes` });
+  svg.style.setProperty("--ratio", width / height);
+  const held = document.getElementById(`picture-${picture}`); // later in the file than this script
+  if (held) {
+    const href = `data:image/webp;base64,${held.textContent}`;
+    const fit = { width: "100%", height: "100%", preserveAspectRatio: "none" };
+    const small = Math.max(width, height) <= SMALL ? "small" : "";
+    svg.append(make("image", { href, class: small, ...fit }));
+  }
+  const caption = make("figcaption", { title: path }, make("b", {}, `Image-${i + 1}`), ` ${path}`);
+  const reason = problem ? [make("p", { class: "problem" }, problem)] : [];
+  return make("figure", {}, svg, caption, ...reason);
+}
+
+function said(answer, i) {
+  const head = make("button", { type: "button", class: "said" }, make("b", {}, answer.name));
+  head.append(` ${answer.said}`);
+  head.onclick = () => drawBoxes(i);
+  const text = answer.pieces ? coloured(answer.pieces) : [make("i", {}, "no response")];
+  const made = make("article", { class: result(answer) }, head, make("div", { class: "text" }, ...text));
+  made.dataset.answer = i;
+  made.addEventListener("focusin", () => drawBoxes(i));
+  return made;
+}
+
+function coloured(pieces) {
+  let before = null;
+  return pieces.map(piece => {
+    if (typeof piece === "string") {
+      before = null;
+      return piece;
+    }
+    const [kind, content, object] = piece;
+    const [start, end] = data.tokens[kind];
+    const token = text => make("span", { class: "token" }, text);
+    const made = make("span", { class: `part ${kind}` }, token(start), content, token(end));
+    if (object >= 0) {
+      made.classList.add(`c${object % COLOURS}`);
+      made.dataset.object = object;
+      if (object !== before) made.tabIndex = 0; // once for a mention's id, name and box
+    }
+    before = object;
+    return made;
+  });
+}
+
+function drawBoxes(chosen = answerAt) {
+  answerAt = chosen;
+  const card = shown[at];
+  const pictures = [...dialog.querySelectorAll("svg")];
+  for (const svg of pictures) svg.querySelectorAll("rect, text").forEach(old => old.remove());
+  const draw = ([image, x, y, width, height], kind, label, object) => {
+    const svg = pictures[image - 1];
+    if (!svg) return;
+    const share = value => `${100 * value}%`;
+    const place = { x: share(x), y: share(y), width: share(width), height: share(height) };
+    const rect = make("rect", { class: kind, role: "img", "aria-label": label, ...place });
+    if (object !== undefined) {
+      rect.dataset.object = object;
+      rect.setAttribute("tabindex", "0");
+    }
+    svg.append(rect);
+    if (kind === "truth" || kind === "other") return;
+    // Names of objects at the upper left, of the answer at the lower right: both can be read.
+    const corner =
+      object === undefined
+        ? { x: share(x + width), y: share(y + height), dx: -4, dy: -5, "text-anchor": "end" }
+        : { x: share(x), y: share(y), dx: 4, dy: 13 };
+    svg.append(make("text", { class: kind, ...corner }, label));
+  };
+  for (const box of card.truth) draw(box, "truth", "truth");
+  card.answers.forEach((answer, i) => {
+    if (answer.box && i !== answerAt) draw(answer.box, "other", answer.name);
+  });
+  const answer = card.answers[answerAt];
+  const objects = answer?.places ?? [];
+  if (answer?.box) draw(answer.box, "answer", card.answers.length > 1 ? answer.name : "answer");
+  for (const [object, ...box] of objects) {
+    const name = answer.names[object] || `object ${object + 1}`;
+    draw(box, `thought c${object % COLOURS}`, name, object);
+  }
+  for (const article of dialog.querySelectorAll("article")) {
+    const current = Number(article.dataset.answer) === answerAt;
+    article.classList.toggle("current", current);
+    article.querySelector("button").setAttribute("aria-pressed", current);
+  }
+}
+
+// An object lights up in the text and in the pictures alike.
+function light(event) {
+  const object = event.target.closest?.("[data-object]");
+  const article = object?.closest("article");
+  for (const lit of dialog.querySelectorAll(".lit")) lit.classList.remove("lit");
+  if (!object || (article && Number(article.dataset.answer) !== answerAt)) return;
+  const twins = `[data-object="${object.dataset.object}"]`;
+  for (const twin of dialog.querySelectorAll(`svg ${twins}, article.current ${twins}`)) {
+    twin.classList.add("lit");
+  }
+}
+
+// Events ------------------------------------------------------------------------------------------
+
+dialog.addEventListener("mouseover", light);
+dialog.addEventListener("focusin", light);
+dialog.addEventListener("close", () => {
+  drawList();
+  focusRow();
+});
+form.addEventListener("input", apply);
+form.addEventListener("submit", event => event.preventDefault());
+document.getElementById("back").onclick = () => turn(-1);
+document.getElementById("forth").onclick = () => turn(1);
+
+document.addEventListener("keydown", event => {
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.target.matches("select, input:not([type=checkbox])")) {
+    if (event.key === "Enter") focusRow();
+    return;
+  }
+  const { key } = event;
+  const inList = list.contains(event.target);
+  if (key === "j" || (dialog.open ? key === "ArrowRight" : inList && key === "ArrowDown")) move(1);
+  else if (key === "k" || (dialog.open ? key === "ArrowLeft" : inList && key === "ArrowUp")) move(-1);
+  else if (key === "o" && !dialog.open && shown.length) show(at);
+  else if (key === "/" && !dialog.open) form.querySelector("input").focus();
+  else if (dialog.open && shown[at].answers[Number(key) - 1]) drawBoxes(Number(key) - 1);
+  else return;
+  event.preventDefault();
+});
+
+// A large file's pictures may still be on their way when an example is opened.
+document.addEventListener("DOMContentLoaded", () => {
+  if (dialog.open) show(at);
+});
+
+if (data.views.length) {
+  const views = data.views.map(each => {
+    const button = make("button", { type: "button" }, each.name);
+    button.onclick = () => choose(each);
+    return button;
+  });
+  if (views.length > 1) document.getElementById("views").append(...views);
+  document.getElementById("browser").hidden = false;
+  choose(data.views[0]);
+}

@@ -131,12 +131,17 @@ def prose(text: str) -> str:
     return _NOT_PROSE.sub("", text)
 
 
+def read_id(content: str) -> tuple[int, int] | None:
+    """Image and number of what stands between the tokens of an id, None where it is none."""
+    match = _ID.fullmatch(content)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def renumber(text: str, numbers: Mapping[tuple[int, int], int]) -> str:
     """The text with other object numbers in its ids: `numbers[image, old] = new`."""
 
     def new(match: re.Match) -> str:
-        identity = _ID.fullmatch(match[1])
-        key = (int(identity[1]), int(identity[2])) if identity else None
+        key = read_id(match[1])
         return format_id(key[0], numbers[key]) if key in numbers else match[0]
 
     return _ID_PART.sub(new, text)
@@ -309,8 +314,7 @@ class _Scan:
             self._label = content.strip()
         elif token == ID_START:
             self._release()
-            match = _ID.fullmatch(content)
-            image, number = (int(match[1]), int(match[2])) if match else (0, 0)
+            image, number = read_id(content) or (0, 0)
             if number > 0 and _exists(image, self._num_images):
                 self._identity = image, number
             else:

@@ -333,6 +333,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         ):
             mine = sharding.local_row_numbers(size, mesh)
             own = {k: np.concatenate([p[k][mine] for p, _ in judged]) for k in parts}
+            advantages = objective.advantages(
+                own["reward"], scale=settings.advantage_scale, epsilon=settings.advantage_epsilon
+            )
+            own["advantage"] = np.asarray(advantages)
             write_groups(
                 workdir / "groups" / f"step_{step + 1:06d}.jsonl",
                 [example for example, _ in pairs],

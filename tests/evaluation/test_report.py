@@ -1,27 +1,29 @@
-"""The picture report: boxes in their places, nothing unescaped, nothing from outside."""
+"""What a report holds: every row once, its boxes, each picture once, nothing unescaped."""
 
-import base64
 import html.parser
-import io
+import json
 import re
-import xml.etree.ElementTree as ElementTree
 
 import pytest
+from conftest import page_data
 from PIL import Image
 
+from mirg_jax.errors import DataError
 from mirg_jax.evaluation import report, scoring
 from mirg_jax.grounding import grammar
 
 ATTACK = (
     "<script>alert(1)</script><img src=x onerror='alert(2)'>\"' $title & \ud800 </svg></article>"
+    "<!-- pictures --></script>"
 )
 TRUTH, PREDICTED = (0.1, 0.2, 0.5, 0.6), (200, 300, 1000, 900)
+TRUE_SIDES, PREDICTED_SIDES = [0.1, 0.2, 0.4, 0.4], [0.2, 0.3, 0.8, 0.6]  # x, y, width, height
 
 
 class Page(html.parser.HTMLParser):
     """Collects tags, and fails on one that closes what is not open."""
 
-    VOID = {"meta", "rect", "line", "polyline", "image"}
+    VOID = {"meta", "rect", "path", "polyline", "input", "br"}
 
     def __init__(self, text):
         super().__init__()
@@ -73,146 +75,224 @@ def responded(image=None, thinking="hm"):
     return grammar.format_response(thinking, name + box)
 
 
-def write(tmp_path, rows, runs, image_root, title="A run", **options):
+def write(tmp_path, rows, responses, image_root=None, title="A run", **options):
     runs = {
-        name: report.Run(responses, scoring.score(rows, responses))
-        for name, responses in runs.items()
+        name: report.Run(given, scoring.score(rows, given)) for name, given in responses.items()
     }
     path = tmp_path / "out" / "report.html"
     report.write_report(path, title, rows, runs, image_root, **options)
-    return path.read_text(encoding="utf-8")
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    return path
 
 
-def overlays(text):
-    """For every picture in order: {class: (x, y, width, height) in per cent}."""
-    pictures = []
-    for svg in re.findall(r'<svg width="\d+" height="\d+"><image.*?</svg>', text):
-        tree = ElementTree.fromstring(svg)
-        assert tree[0].get("width") == tree.get("width")
-        assert tree[0].get("height") == tree.get("height")
-        pictures.append(
-            {
-                rect.get("class"): tuple(
-                    float(rect.get(key).removesuffix("%")) for key in ("x", "y", "width", "height")
-                )
-                for rect in tree.iter("rect")
-            }
-        )
-    return pictures
-
-
-GREEN, RED = (10, 20, 40, 40), (20, 30, 80, 60)
+def examples(path):
+    (view,) = page_data(path)["views"]
+    return view
 
 
 @pytest.mark.parametrize(
-    ("question", "predicted_image", "expected"),
+    ("question", "predicted_image", "true_at", "predicted_at"),
     [
-        ("Find it in the second image.", 2, [{}, {"truth": GREEN, "predicted": RED}]),
-        ("Find it in the second image.", 1, [{"predicted": RED}, {"truth": GREEN}]),
-        ("Find it in the second image.", None, [{}, {"truth": GREEN, "predicted": RED}]),
-        ("Find it in the second image.", 7, [{}, {"truth": GREEN, "predicted": RED}]),
-        ("Find it.", 2, [{"truth": GREEN}, {"predicted": RED}]),
-        ("Find it.", None, [{"truth": GREEN, "predicted": RED}, {}]),
+        ("Find it in the second image.", 2, 2, 2),
+        ("Find it in the second image.", 1, 2, 1),
+        ("Find it in the second image.", None, 2, 2),
+        ("Find it in the second image.", 7, 2, 2),
+        ("Find it.", 2, 1, 2),
+        ("Find it.", None, 1, 1),
     ],
 )
-def test_boxes_lie_in_their_images(tmp_path, image_root, question, predicted_image, expected):
-    rows = [row(question=question)]
-    text = write(tmp_path, rows, {"mine": [responded(predicted_image)]}, image_root)
-    assert overlays(text) == expected
+def test_boxes_lie_in_their_images(tmp_path, question, predicted_image, true_at, predicted_at):
+    path = write(tmp_path, [row(question=question)], {"mine": [responded(predicted_image)]})
+    (card,) = examples(path)["cards"]
+    assert card["truth"] == [[true_at, *TRUE_SIDES]]
+    (answer,) = card["answers"]
+    assert answer["box"] == [predicted_at, *PREDICTED_SIDES]
+    assert answer["places"] == [[0, predicted_at, *PREDICTED_SIDES]]
+    assert answer["names"] == ["dog"]
 
 
-def test_thumbnails_are_inside_the_file_and_small(tmp_path, image_root):
-    text = write(tmp_path, [row()], {"mine": [responded(1)]}, image_root)
-    sources = [image["href"] for image in Page(text).all("image")]
-    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    images = [Image.open(io.BytesIO(base64.b64decode(s.split(",")[1]))) for s in sources]
-    assert [image.size for image in images] == [(224, 112), (90, 120)]
-    assert images[0].getpixel((5, 5))[2] > 200  # blue first
+def test_inverted_outside_and_absurd_boxes_are_drawn_within_the_image(tmp_path):
+    rows = [row(answer=(0.5, 0.6, 0.1, 0.2)), row(answer=(0.5, 0.2, 1.048, 0.6)), row()]
+    huge = f"({'9' * 200}.5, 0.2, 0.5, 0.7)"
+    scores = scoring.score(rows, [None, None, huge], "authors")
+    path = tmp_path / "report.html"
+    report.write_report(path, "", rows, {"a": report.Run([None, None, huge], scores)})
+    first, second, third = examples(path)["cards"]
+    assert first["truth"] == [[1, *TRUE_SIDES]]
+    assert second["truth"] == [[1, 0.5, 0.2, 0.5, 0.4]]
+    assert "pieces" not in first["answers"][0] and "no response" in first["answers"][0]["said"]
+    assert third["answers"][0]["box"] == [1, 0.5, 0.2, 0.5, 0.5]
 
 
-def test_an_inverted_truth_and_boxes_outside_are_drawn_within_the_image(tmp_path, image_root):
-    rows = [row(answer=(0.5, 0.6, 0.1, 0.2)), row(answer=(0.5, 0.2, 1.048, 0.6))]
-    text = write(tmp_path, rows, {"mine": [None, None]}, image_root)
-    assert sorted(picture["truth"] for picture in overlays(text) if picture) == [
-        (10, 20, 40, 40),
-        (50, 20, 50, 40),
-    ]
-    assert "no response" in text
+def test_each_picture_is_stored_once(tmp_path, image_root):
+    rows = [row(), row(images=("b.png", "a.jpg")), row(images=("a.jpg", "gone.jpg"))]
+    path = write(tmp_path, rows, {"mine": [None] * 3}, image_root)
+    data = page_data(path)
+    assert [picture["path"] for picture in data["pictures"]] == ["a.jpg", "b.png", "gone.jpg"]
+    assert [card["images"] for card in data["views"][0]["cards"]] == [[0, 1], [1, 0], [0, 2]]
+    held = re.findall(
+        r'<script type="text/plain" id="picture-(\d+)">([\w+/=]+)</script>', path.read_text()
+    )
+    assert [number for number, _ in held] == ["0", "1"]
+    assert "no such file" in data["pictures"][2]["problem"]
+    sizes = [(picture["width"], picture["height"]) for picture in data["pictures"]]
+    assert sizes == [(480, 240), (90, 120), (4, 3)]
+
+
+def test_without_an_image_root_no_picture_is_read(tmp_path):
+    path = write(tmp_path, [row()], {"mine": [responded(1)]})
+    assert "picture-0" not in path.read_text()
+    assert [picture["problem"] for picture in page_data(path)["pictures"]] == ["", ""]
 
 
 def test_everything_is_escaped_and_nothing_is_loaded(tmp_path, image_root):
     rows = [
         row(task=ATTACK, question=ATTACK, images=("a.jpg", ATTACK.replace("\ud800", ""))),
-        row(question="$curves ${examples}"),
+        row(question="$sections ${data}"),
     ]
     runs = {ATTACK: [responded(1, thinking=ATTACK), ATTACK], "other": [ATTACK, None]}
-    curves = {ATTACK: [(0, 1.0), (1, 2.0)]}
-    page = Page(write(tmp_path, rows, runs, image_root, title=ATTACK, curves=curves))
+    tables = [(ATTACK, [[ATTACK], [ATTACK]])]
+    path = write(tmp_path, rows, runs, image_root, title=ATTACK, tables=tables)
+    page = Page(path.read_text(encoding="utf-8"))
 
-    assert len(page.all("script")) == 1 and not page.all("img") and not page.all("link")
-    assert len(page.all("article")) == 2 and page.open == []
+    kinds = [script.get("type") for script in page.all("script")]
+    assert kinds == ["application/json", None, "text/plain", "text/plain"]
+    assert not page.all("img") and not page.all("link") and not page.all("article")
     for tag, attributes in page.tags:
-        assert not any(name.startswith("on") for name in attributes), tag
-        for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:")
+        assert not any(name.startswith("on") or name == "style" for name in attributes), tag
+        assert not {"src", "href"} & set(attributes)
     shown = "".join(page.text)
-    assert shown.count("<script>alert(1)</script>") >= 8  # as text, wherever it was given
-    assert "$curves ${examples}" in shown
+    assert shown.count("<script>alert(1)</script>") >= 5  # as text, in title and tables
+    safe = ATTACK.replace("\ud800", "?")
+    cards = page_data(path)["views"][0]["cards"]
+    assert cards[0]["question"] == [safe] and safe in cards[0]["title"]
+    assert safe in cards[0]["answers"][0]["pieces"][0]
+    assert cards[1]["question"] == ["$sections ${data}"]
+    (policy,) = [
+        meta["content"]
+        for meta in page.all("meta")
+        if "content" in meta and "src" in meta["content"]
+    ]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
 
 
-def test_filters_and_runs(tmp_path, image_root):
+def chosen(view, **wanted):
+    """Numbers of the cards that have these values of facets."""
+    facets = dict(view["facets"])
+    places = {name: i for i, name in enumerate(facets)}
+    return [
+        int(card["numbers"][0])
+        for card in view["cards"]
+        if all(
+            facets[name].index(value) in card["facets"][places[name]]
+            for name, value in wanted.items()
+        )
+    ]
+
+
+def test_what_rows_can_be_chosen_and_sorted_by(tmp_path):
     hit = grammar.format_response("", grammar.format_box((100, 200, 500, 600)))
-    rows = [row("region"), row("diff"), row("diff")]
-    runs = {"old": [None, hit, hit], "new": [hit, hit, responded()]}
-    page = Page(write(tmp_path, rows, runs, image_root))
-    cards = {(card["data-task"], card["data-results"]) for card in page.all("article")}
-    assert cards == {("region", "0-miss 1-hit"), ("diff", "0-hit 1-hit"), ("diff", "0-hit 1-miss")}
-    options = {option["value"] for option in page.all("option")}
-    assert options == {"", "region", "diff", "0-hit", "0-miss", "1-hit", "1-miss"}
-    text = " ".join(page.text)
-    assert "Region" in text and "66.67" in text  # the table's rate over all rows
+    elsewhere = responded(1)
+    rows = [row("region"), row(question="In the second image?"), row(), row("own")]
+    runs = {"old": [None, hit, hit, "x"], "new": [hit, elsewhere, responded(), "x"]}
+    view = examples(write(tmp_path, rows, runs))
+    assert dict(view["facets"])["Task"] == ["Static", "Region", "own"]
+    assert chosen(view, Task="Static") == [1, 2]
+    old, new = "Result of old", "Result of new"
+    assert chosen(view, **{old: "hit"}) == [1, 2]
+    assert chosen(view, **{old: "miss", new: "hit"}) == [0]
+    assert chosen(view, **{new: "wrong image"}) == [1]
+    assert chosen(view, **{old: "wrong image"}) == [1]  # naming no image is wrong, as in the score
+    assert chosen(view, **{old: "no response"}) == [0]
+    assert chosen(view, **{old: "bad format"}) == [3]
+    assert chosen(view, Hits="they differ") == [0, 1, 2]
+    assert chosen(view, Hits="all miss") == [3]
+    assert view["orders"] == ["row", "IoU of old", "IoU of new"]
+    assert view["cards"][1]["numbers"] == pytest.approx([1, 1, 0.09 / 0.55], abs=1e-3)
+
+    alone = examples(write(tmp_path, rows, {"old": runs["old"]}))
+    assert [name for name, _ in alone["facets"]] == ["Task", "Result"]
+    assert alone["orders"] == ["row", "IoU"]
 
 
-def test_objects_of_a_response_are_coloured(tmp_path, image_root):
-    text = write(tmp_path, [row()], {"mine": [responded(2)]}, image_root)
-    assert '<span class="id">&lt;bbox_id&gt;[2-1]&lt;/bbox_id&gt;</span>' in text
-    assert "dog&lt;|object_ref_end|&gt;</span>" in text
-    assert '<span class="box">&lt;|box_start|&gt;(200,300),(1000,900)&lt;|box_end|&gt;' in text
+def test_tables_come_from_the_scores(tmp_path):
+    rows = [row("region"), row(), row()]
+    hit = grammar.format_response("", grammar.format_box((100, 200, 500, 600)))
+    tables = [("What changed", [["task", "gained"], ["Region", "7"]])]
+    path = write(tmp_path, rows, {"new": [hit, hit, None]}, tables=tables)
+    text = " ".join(Page(path.read_text()).text)
+    assert "Region" in text and "66.67" in text and "What changed" in text and "gained" in text
 
 
-def test_examples_are_limited_and_spread_over_tasks(tmp_path, image_root):
-    rows = [row("region")] * 40 + [row("diff")] * 5 + [row("reasoning")]
-    page = Page(write(tmp_path, rows, {"mine": [None] * 46}, image_root, max_examples=7))
-    tasks = [card["data-task"] for card in page.all("article")]
-    assert {task: tasks.count(task) for task in tasks} == {"region": 3, "diff": 3, "reasoning": 1}
-
-
-def test_a_missing_picture_is_said_and_not_fatal(tmp_path, image_root):
-    text = write(
-        tmp_path, [row(images=("a.jpg", "gone.jpg"))], {"mine": [responded(2)]}, image_root
+@pytest.fixture
+def training(tmp_path):
+    """A GRPO run's folder with a group, and one of SFT."""
+    for name, step in {"sft": {"loss": 1.0}, "grpo": {"loss": 0.1, "reward": 2.0}}.items():
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"step": n, **step, "seconds": {}}) for n in (1, 2)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    folder = tmp_path / "grpo"
+    (folder / "config.json").write_text(
+        json.dumps({"data": {"image_root": str(tmp_path / "images")}})
     )
-    assert len(overlays(text)) == 1
-    assert any("gone.jpg" in piece for piece in Page(text).text)
-
-
-def test_curves(tmp_path, image_root):
-    curves = {
-        "loss": [(0, 3.0), (10, 1.0), (20, float("nan")), (30, 2.0)],
-        "flat": [(5, 0.0)],
-        "none": [],
-        "long": [(step, step**2) for step in range(5000)],
+    (folder / "groups").mkdir()
+    group = {
+        "id": "q7",
+        "task": "diff",
+        "images": ["a.jpg", "b.png"],
+        "question": "Where?",
+        "targets": [[2, 100, 200, 500, 600], [None, 0, 0, 1000, 1000]],
+        "completions": [
+            {"text": responded(1), "reward": 0.5, "format": 0.5, "advantage": -1.0},
+            {"text": ATTACK, "reward": 2.0, "format": 1.0, "advantage": 1.0},
+        ],
     }
-    text = write(tmp_path, [row()], {"mine": [None]}, image_root, curves=curves)
-    lines = [line["points"] for line in Page(text).all("polyline")]
-    assert len(lines) == 3
-    points = [tuple(map(float, point.split(","))) for point in lines[0].split()]
-    (x0, y0), (x1, y1), (x2, y2) = points
-    assert x0 < x1 < x2 and (x1 - x0) == pytest.approx((x2 - x0) / 3, abs=0.1)
-    assert y0 < y2 < y1 and y2 == pytest.approx((y0 + y1) / 2, abs=0.1)  # up is more
-    assert len(lines[2].split()) <= 500
-    assert "loss: 2 at 30 (1 values not finite)" in text
+    (folder / "groups/step_000021.jsonl").write_text(json.dumps(group) + "\n")
+    return {name: tmp_path / name for name in ("sft", "grpo")}
 
 
-def test_a_report_without_runs_shows_the_curves(tmp_path, image_root):
-    page = Page(write(tmp_path, [row()], {}, image_root, curves={"loss": [(0, 1.0), (1, 0.5)]}))
-    assert len(page.all("polyline")) == 1 and not page.all("article")
+def test_curves_and_groups_of_training_runs(tmp_path, image_root, training):
+    path = write(tmp_path, [row()], {"mine": [None]}, image_root, training=training)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert len(page.all("polyline")) == 3
+    data = page_data(path)
+    assert [picture["path"] for picture in data["pictures"]] == ["a.jpg", "b.png"]  # shared
+    _, view = data["views"]
+    (card,) = view["cards"]
+    assert card["title"] == "Step 21, Static, q7"
+    assert card["truth"] == [[2, *TRUE_SIDES], [1, 0, 0, 1, 1]]
+    best, other = card["answers"]
+    assert (best["mark"], other["mark"]) == ("2.00", "0.50") and (best["good"], other["good"]) == (
+        True,
+        False,
+    )
+    assert other["said"] == "reward 0.50, advantage -1.00, format 0.50"
+    assert other["box"] == [1, *PREDICTED_SIDES] and "box" not in best
+    assert dict(zip(view["orders"], card["numbers"], strict=True)) == {
+        "step": 21,
+        "mean reward": 1.25,
+        "spread of rewards": 1.5,
+    }
+
+
+def test_groups_of_earlier_runs_have_no_advantages(tmp_path, image_root, training):
+    file = training["grpo"] / "groups/step_000021.jsonl"
+    file.write_text(re.sub(r', "advantage": [-\d.]+', "", file.read_text()))
+    _, view = page_data(write(tmp_path, [row()], {"a": [None]}, image_root, training=training))[
+        "views"
+    ]
+    assert [answer["good"] for answer in view["cards"][0]["answers"]] == [None, None]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"completions": []}'])
+def test_a_file_that_holds_no_groups_is_named(tmp_path, training, text):
+    (training["grpo"] / "groups/step_000021.jsonl").write_text(text)
+    with pytest.raises(DataError, match="step_000021"):
+        report.write_report(tmp_path / "report.html", "", [row()], {}, training=training)
+
+
+def test_a_report_without_runs_shows_the_curves(tmp_path, training):
+    path = tmp_path / "report.html"
+    report.write_report(path, "", [row()], {}, training={"sft": training["sft"]})
+    assert len(Page(path.read_text()).all("polyline")) == 1
+    assert page_data(path)["views"] == []

@@ -94,7 +94,8 @@ def test_grpo_logs_what_it_sampled(recipe, tmp_path):
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)  # the policy is the reference at first
     (group,) = [json.loads(line) for line in (tmp_path / "groups/step_000001.jsonl").open()][:1]
     assert len(group["completions"]) == 3
-    assert set(group["completions"][0]) == {"text", "reward", "format", "image", "object"}
+    parts = {"text", "reward", "format", "image", "object", "advantage"}
+    assert set(group["completions"][0]) == parts
 
 
 def test_how_prompts_are_sampled_changes_nothing(recipe, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import page_data
 
 from configs import trajectories_scenes
 from mirg_jax.data import scene_tasks
@@ -96,21 +97,20 @@ def test_variants_are_of_the_same_questions(made):
 
 
 def test_page_shows_every_box(made):
-    page = (made["annotated"] / "report.html").read_text()
-    cards = page.split("<article")[1:]
-    assert len(cards) >= 30
+    (view,) = page_data(made["annotated"] / "report.html")["views"]
+    assert len(view["cards"]) >= 30
     examples = {e.id: e for e in read_examples(made["annotated"] / "grounded.jsonl")[0]}
-    for card in cards:
-        name = next(name for name in examples if f"{name}: accepted" in card)
+    for card in view["cards"]:
+        name = next(name for name in examples if f"{name}: accepted" in card["title"])
+        assert len(card["truth"]) == 1
         mentions = parse_response(examples[name].response, 3).mentions
-        drawn = card.count('<rect class="predicted"')
-        assert drawn == len(mentions) and card.count('<rect class="truth"') == 1
-        figures = card.split("<figure>")[1:]
-        for obj in mentions:
-            assert f"[{obj.image}-{obj.number}] {obj.label}</text>" in figures[obj.image - 1]
-            assert (
-                f'x="{obj.box[0] / 10:.1f}%" y="{obj.box[1] / 10:.1f}%"' in figures[obj.image - 1]
-            )
+        answer = card["answers"][0]
+        drawn = [(answer["names"][which], *box) for which, *box in answer["places"]]
+        assert len(drawn) == len(mentions)
+        for (label, image, x, y, width, height), obj in zip(drawn, mentions, strict=True):
+            assert (label, image) == (obj.label, obj.image)
+            sides = [1000 * side for side in (x, y, x + width, y + height)]
+            assert sides == pytest.approx(obj.box)
 
 
 def test_summary_counts_everything(made):

@@ -1,0 +1,80 @@
+"""Pictures small enough that a page can hold those of a whole benchmark."""
+
+import base64
+import io
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from mirg_jax.data.images import load_image
+from mirg_jax.errors import DataError
+
+SIDE = 480  # pixels, longest
+_LEAST_SIDE = 32
+_MOST_BYTES = 24_000  # of a picture, however few there are
+_BUDGET = 80_000_000  # characters of all together
+_MANY = 200  # for which a progress bar is shown
+
+
+class Thumbnail(NamedTuple):
+    """A picture's size, and its WebP file in base64 or the reason why there is none."""
+
+    width: int
+    height: int
+    data: str = ""
+    problem: str = ""
+
+
+BLANK = Thumbnail(4, 3)
+
+
+def make(
+    images: Sequence[tuple[str | pathlib.Path, str]], budget: int = _BUDGET
+) -> list[Thumbnail]:
+    """A thumbnail for each (root, path), which together have at most `budget` characters.
+
+    The more pictures there are, the smaller is each. Pictures of scenes and photos keep within
+    their share; one that can't, at 32 pixels, may exceed it.
+    """
+    share = min(_MOST_BYTES, budget // 4 * 3 // max(1, len(images)))
+
+    def one(image: tuple[str | pathlib.Path, str]) -> Thumbnail:
+        try:
+            return encode(load_image(*image), share)
+        except DataError as error:
+            return BLANK._replace(problem=str(error))
+
+    # Pillow works outside the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(
+            pool.map(one, images),
+            total=len(images),
+            unit="picture",
+            desc="report",
+            mininterval=1,
+            disable=len(images) < _MANY,
+        )
+        return list(bar)
+
+
+def encode(image: Image.Image, most: int) -> Thumbnail:
+    """A thumbnail as large as `most` bytes allow, roughly, and SIDE."""
+    # Most photos take a ninth of a byte a pixel.
+    side = min(SIDE, max(_LEAST_SIDE, int(math.sqrt(most * 9 * 4 / 3))))
+    while True:
+        image.thumbnail((side, side), reducing_gap=2)
+        buffer = io.BytesIO()
+        # A small picture is shown enlarged: at low quality its colours would run.
+        image.save(buffer, "WEBP", quality=90 if max(image.size) <= 112 else 70, method=2)
+        size = buffer.tell()
+        if size <= most or side <= _LEAST_SIDE:
+            data = base64.b64encode(buffer.getvalue()).decode("ascii")
+            return Thumbnail(image.width, image.height, data)
+        side = min(side, max(image.size))
+        side = max(_LEAST_SIDE, int(min(0.95, 0.95 * math.sqrt(most / size)) * side))
