@@ -201,7 +201,10 @@ function show(place) {
     ...card.answers.map(said),
   );
   drawBoxes();
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    document.activeElement.blur(); // else closing would go back to that row, not to the last shown
+    dialog.showModal();
+  }
   dialog.scrollTop = 0;
   title.focus();
 }
@@ -324,7 +327,9 @@ document.getElementById("forth").onclick = () => turn(1);
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   if (event.target.matches("select, input:not([type=checkbox])")) {
-    if (event.key === "Enter") focusRow();
+    if (event.key !== "Enter") return;
+    focusRow();
+    event.preventDefault(); // else the key would open that row
     return;
   }
   const { key } = event;

@@ -42,7 +42,8 @@ class Place(NamedTuple):
 class Spans(NamedTuple):
     """A text as prose and parts of objects, the names of its objects, and their boxes.
 
-    An object is what goes by one id, or a box without an id.
+    An object is what goes by one id; and a box without an id is the object that has that box
+    already, or a new one.
     """
 
     pieces: list[str | Piece]
@@ -63,7 +64,7 @@ def read(
     """
     scan = _Scan(num_images, image)
     for known in objects:
-        scan.place(scan.number((known.image, known.number), known.label), known.image, known.box)
+        scan.place((known.image, known.number), known.image, known.box, known.label)
     end = 0
     for match in _PARTS.finditer(text):
         scan.prose(text[end : match.start()])
@@ -83,6 +84,8 @@ class _Scan:
         self._default = image
         self._said: int | None = None  # the image that the wording named last
         self._numbers: dict[tuple[int | None, int | None], int] = {}  # id → object
+        self._boxes: dict[tuple[int, tuple[float, ...]], int] = {}  # box → object
+        self._places: set[Place] = set()
         self._waiting: list[int] = []  # pieces whose object is not known yet
         self._id: tuple[int, int] | None = None
 
@@ -104,10 +107,8 @@ class _Scan:
             start, end = TOKENS["box"]
             found, _ = grammar.find_objects(f"{start}{content}{end}")
             if found:
-                number = self.number(self._id, "")
                 image = self._id[0] if self._id else self._said
-                self.place(number, image, found[0].box)
-                self._settle(number)
+                self._settle(self.place(self._id, image, found[0].box))
             else:
                 self.release()
 
@@ -126,12 +127,26 @@ class _Scan:
             self._numbers[identity] = len(self.spans.names) - 1
         return len(self.spans.names) - 1
 
-    def place(self, number: int, image: int | None, box: boxes.Box) -> None:
+    def place(
+        self,
+        identity: tuple[int | None, int | None] | None,
+        image: int | None,
+        box: boxes.Box,
+        name: str = "",
+    ) -> int:
+        """Puts a box into its image; the object that it is of."""
         if image is None or not 1 <= image <= self._num_images:
             image = self._default
-        place = Place(number, image, boxes.grid_to_fraction(box))
-        if place not in self.spans.places:
+        sides = image, boxes.grid_to_fraction(box)
+        if identity is None and sides in self._boxes:
+            return self._boxes[sides]
+        number = self.number(identity, name)
+        place = Place(number, *sides)
+        if place not in self._places:
+            self._places.add(place)
             self.spans.places.append(place)
+        self._boxes.setdefault(sides, number)
+        return number
 
     def _settle(self, number: int) -> None:
         """What waited is of this object."""
