@@ -76,12 +76,14 @@ class View:
     Attributes:
       facets: by what they can be chosen, each with its values in order.
       orders: by what they can be sorted; the first as they come.
+      differences: whether they can be sorted by one order less another, too.
     """
 
     name: str
     cards: Sequence[Card]
     facets: Mapping[str, Sequence[str]]
     orders: Sequence[str] = ()
+    differences: bool = False
 
 
 def write(
@@ -176,6 +178,7 @@ def _view(view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]
         "name": view.name,
         "facets": [[name, list(values)] for name, values in view.facets.items()],
         "orders": list(view.orders),
+        "differences": view.differences,
         "cards": [_card(card, view, pictures) for card in view.cards],
     }
 
@@ -183,9 +186,11 @@ def _view(view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]
 def _card(card: Card, view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     count = len(card.images)
     usual = card.truth[0][0] if card.truth else 1
+    asked = _spans(spans.read(card.question, count))
     return {
         "title": card.title,
-        "question": _spans(spans.read(card.question, count))["pieces"],
+        "question": asked["pieces"],
+        "asked": asked["places"],
         "images": [pictures[str(card.root), path] for path in card.images],
         "truth": [_box(image, box) for image, box in card.truth],
         "answers": [_answer(answer, count, usual) for answer in card.answers],

@@ -67,7 +67,8 @@ def benchmark(
     facets |= {_facet(name, several): _RESULTS for name in runs}
     if several:
         facets["Hits"] = _RUNS
-    return View("Examples", cards, facets, ["row", *(_order(name, several) for name in runs)])
+    orders = ["row", *(_order(name, several) for name in runs)]
+    return View("Examples", cards, facets, orders, differences=several)
 
 
 def _facet(run: str, several: bool) -> str:

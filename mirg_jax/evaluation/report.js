@@ -3,7 +3,8 @@
 
 const PAGE = 100; // rows of the list on the screen at a time
 const COLOURS = 8; // classes c0 to c7 of the style sheet
-const SMALL = 112; // pixels; pictures up to this are enlarged by whole pixels
+const ASKED = "q"; // before the numbers of the question's objects, which are not the answers' ones
+const SMALL = 64; // pixels; pictures up to this are enlarged by whole pixels
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const list = document.getElementById("list");
@@ -53,7 +54,7 @@ function choose(chosen) {
   if (view.orders.length) {
     const orders = view.orders.map((name, i) => [i, name]);
     form.append(select("order", "Sort by", orders));
-    if (orders.length > 2) form.append(select("minus", "minus", [["", "–"], ...orders.slice(1)]));
+    if (view.differences) form.append(select("minus", "minus", [["", "–"], ...orders.slice(1)]));
     const box = make("input", { type: "checkbox", name: "descending" });
     form.append(make("label", {}, box, " largest first"));
   }
@@ -108,6 +109,14 @@ function drawList() {
     head.append(make("span", { class: "marks" }, ...titles));
     rows.unshift(make("li", { role: "presentation" }, head));
   }
+  const answers = cards.flatMap(card => card.answers);
+  const width = texts => Math.max(1, ...texts.map(text => text.length));
+  const title = width(cards.map(card => card.title));
+  const mark = width(answers.map(answer => answer.mark));
+  const named = rows.length > cards.length ? width(answers.map(answer => answer.name)) : 0;
+  list.style.setProperty("--title", `${Math.min(title + 1, 36)}ch`);
+  list.style.setProperty("--mark", `${Math.max(mark, Math.min(named, 12)) + 1}ch`);
+  list.classList.toggle("many", cards.some(card => card.answers.length > 4));
   list.replaceChildren(...rows);
   const range = shown.length ? `${first + 1}–${first + cards.length} of ${shown.length}` : "none";
   document.getElementById("count").textContent = `${range}, of ${view.cards.length} in all`;
@@ -188,11 +197,12 @@ function show(place) {
       button("Next example (j)", "›", () => move(1)),
       button("Close (Escape)", "✕", () => dialog.close()),
     ),
-    make("p", { class: "question" }, ...coloured(card.question)),
+    make("p", { class: "question" }, ...coloured(card.question, ASKED)),
     make("div", { class: "strip" }, ...card.images.map(figure)),
     make(
       "p",
       { class: "legend" },
+      ...(card.asked.length ? [make("span", { class: "asked" }, "of the question")] : []),
       make("span", { class: "truth" }, "truth"),
       make("span", { class: "answer" }, "answer"),
       make("span", { class: "thought" }, "objects of the text, each in its colour"),
@@ -236,7 +246,7 @@ function said(answer, i) {
   return made;
 }
 
-function coloured(pieces) {
+function coloured(pieces, prefix = "") {
   let before = null;
   return pieces.map(piece => {
     if (typeof piece === "string") {
@@ -248,8 +258,8 @@ function coloured(pieces) {
     const token = text => make("span", { class: "token" }, text);
     const made = make("span", { class: `part ${kind}` }, token(start), content, token(end));
     if (object >= 0) {
-      made.classList.add(`c${object % COLOURS}`);
-      made.dataset.object = object;
+      made.classList.add(prefix ? "asked" : `c${object % COLOURS}`);
+      made.dataset.object = prefix + object;
       if (object !== before) made.tabIndex = 0; // once for a mention's id, name and box
     }
     before = object;
@@ -274,13 +284,19 @@ function drawBoxes(chosen = answerAt) {
     }
     svg.append(rect);
     if (kind === "truth" || kind === "other") return;
-    // Names of objects at the upper left, of the answer at the lower right: both can be read.
-    const corner =
-      object === undefined
-        ? { x: share(x + width), y: share(y + height), dx: -4, dy: -5, "text-anchor": "end" }
-        : { x: share(x), y: share(y), dx: 4, dy: 13 };
+    // Names run towards the middle of the picture: those of objects inside their boxes at the
+    // top, that of the answer below its box, where there is room.
+    const right = x + width / 2 > 0.5;
+    const corner = {
+      x: share(right ? x + width : x),
+      y: share(object !== undefined ? y : y + height),
+      dx: right ? -4 : 4,
+      dy: object === undefined && y + height > 0.92 ? -6 : 14,
+      "text-anchor": right ? "end" : "start",
+    };
     svg.append(make("text", { class: kind, ...corner }, label));
   };
+  for (const [object, ...box] of card.asked) draw(box, "asked", "asked", ASKED + object);
   for (const box of card.truth) draw(box, "truth", "truth");
   card.answers.forEach((answer, i) => {
     if (answer.box && i !== answerAt) draw(answer.box, "other", answer.name);
@@ -306,7 +322,7 @@ function light(event) {
   for (const lit of dialog.querySelectorAll(".lit")) lit.classList.remove("lit");
   if (!object || (article && Number(article.dataset.answer) !== answerAt)) return;
   const twins = `[data-object="${object.dataset.object}"]`;
-  for (const twin of dialog.querySelectorAll(`svg ${twins}, article.current ${twins}`)) {
+  for (const twin of dialog.querySelectorAll(`svg ${twins}, .question ${twins}, article.current ${twins}`)) {
     twin.classList.add("lit");
   }
 }

@@ -111,6 +111,13 @@ def test_boxes_lie_in_their_images(tmp_path, question, predicted_image, true_at,
     assert answer["names"] == ["dog"]
 
 
+def test_boxes_of_the_question_are_given_too(tmp_path):
+    asked = f"The object at {grammar.format_box(PREDICTED)} of the first image: find it in image 2."
+    (card,) = examples(write(tmp_path, [row(question=asked)], {"mine": [responded(2)]}))["cards"]
+    assert card["asked"] == [[0, 1, *PREDICTED_SIDES]]
+    assert card["question"][1] == ["box", "(200,300),(1000,900)", 0]
+
+
 def test_inverted_outside_and_absurd_boxes_are_drawn_within_the_image(tmp_path):
     rows = [row(answer=(0.5, 0.6, 0.1, 0.2)), row(answer=(0.5, 0.2, 1.048, 0.6)), row()]
     huge = f"({'9' * 200}.5, 0.2, 0.5, 0.7)"

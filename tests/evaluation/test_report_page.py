@@ -59,6 +59,9 @@ def visit(browser):
     assert sum(url.startswith("file:") for url in asked) == len(contexts)
 
 
+ASKED = grammar.format_box((500, 0, 1000, 100))
+
+
 def trajectory(box, image=2, thought="Look."):
     first = GroundedObject((100, 100, 300, 600), 1, 1, "red ring")
     found = GroundedObject(tuple(box), image, 1, "dog")
@@ -82,7 +85,7 @@ def folder(tmp_path_factory):
         {
             "task": TASKS[index % 3],
             "images": ["1.png", "2.png", "gone.png" if index == 9 else "3.png"],
-            "question": f"Question {index}: find it in the second image.",
+            "question": f"Question {index}: {ASKED} find it in the second image.",
             "answer": TRUTH,
             "additional_info": "the second image",
         }
@@ -198,6 +201,7 @@ def test_boxes_are_drawn_where_they_are_said_to_be(visit, folder):
     assert drawn(page, "other") == near([2, *TRUTH])
     thoughts = near([1, 0.1, 0.1, 0.3, 0.6], [2, 0.25, 0.5, 0.75, 0.72])
     assert drawn(page, "thought") == thoughts
+    assert drawn(page, "asked") == near([1, 0.5, 0, 1, 0.1])
     pictures = page.locator("dialog svg image")
     assert pictures.count() == 3
     shape = page.locator("dialog svg").nth(1).bounding_box()
@@ -243,6 +247,8 @@ def test_an_object_has_one_colour_and_lights_up_as_one(visit, folder):
     lit = page.locator("dialog .lit")
     page.locator(f"article.current {own}").first.hover()
     assert lit.count() == 1 + 2 * 3  # the box; id, name and box in thoughts and answer
+    page.locator("dialog .question [data-object]").hover()
+    assert lit.evaluate_all("all => all.map(each => each.dataset.object)") == ["q0"] * 2
     page.locator("dialog rect[data-object='0']").focus()
     assert lit.evaluate_all("all => all.map(each => each.dataset.object)") == ["0"] * 4
 
@@ -374,7 +380,7 @@ def test_a_whole_benchmark_with_pictures(visit, shared, tmp_path):
     sources = []
     for n in range(20):  # hard to compress: smooth shapes under noise
         low = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
-        smooth = np.asarray(low.resize((640, 480), Image.Resampling.BICUBIC), np.float32)
+        smooth = np.asarray(low.resize((480, 360), Image.Resampling.BICUBIC), np.float32)
         noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
         sources.append(tmp_path / f"source_{n}.jpg")
         Image.fromarray(noisy).save(sources[-1], quality=90)
