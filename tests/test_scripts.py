@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY, call
+from conftest import REPOSITORY, call, page_data
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -104,6 +104,14 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text()) == scores
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
+    page = tmp_path / "again.html"
+    known = ("report", f"--benchmark={scenes}/eval.json", f"--output={page}")
+    assert call(*known, f"--predictions=tiny={predictions}").returncode == 0
+    assert len(page_data(page)["views"][0]["cards"]) == 21
+    assert "NAME=PATH" in refused(call(*known, f"--predictions={predictions}"))
+    assert "metrics.jsonl" in refused(call(*known, f"--training=tiny={tmp_path}"))
+    assert "nothing to report" in refused(call(*known))
+
     other = call("evaluate", *flags, f"--benchmark={scenes}/eval.json", "--limit=5")
     assert "another run" in refused(other)
 
@@ -164,7 +172,9 @@ def test_bad_settings_end_in_one_line(flag, message, tiny_model, tmp_path):
     assert message in refused(call("train_sft", *flags, flag))
 
 
-@pytest.mark.parametrize("script", ["train_sft", "train_grpo", "evaluate", "score", "ground"])
+@pytest.mark.parametrize(
+    "script", ["train_sft", "train_grpo", "evaluate", "score", "report", "ground"]
+)
 def test_help_explains_every_flag(script):
     help_text = call(script, "--help").stdout
     own = help_text[help_text.index(f"{script}.py:") :].split("\nabsl")[0]

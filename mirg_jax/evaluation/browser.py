@@ -122,9 +122,13 @@ def write(
         style_hash=_hash(style),
         script=script,
         script_hash=_hash(script),
+        links="".join(
+            f'<a href="#section-{number}">{html.escape(heading)}</a>\n'
+            for number, (heading, _) in enumerate(sections)
+        ),
         sections="".join(
-            f"<section><h2>{html.escape(heading)}</h2>\n{body}</section>\n"
-            for heading, body in sections
+            f'<section><h2 id="section-{number}">{html.escape(heading)}</h2>\n{body}</section>\n'
+            for number, (heading, body) in enumerate(sections)
         ),
         # A "<" could end the element. JSON has it in texts only, where this means the same.
         data=json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(

@@ -116,7 +116,7 @@ function drawList() {
   const named = rows.length > cards.length ? width(answers.map(answer => answer.name)) : 0;
   list.style.setProperty("--title", `${Math.min(title + 1, 36)}ch`);
   list.style.setProperty("--mark", `${Math.max(mark, Math.min(named, 12)) + 1}ch`);
-  list.classList.toggle("many", cards.some(card => card.answers.length > 4));
+  list.classList.toggle("many", cards.some(card => card.answers.length > 3));
   list.replaceChildren(...rows);
   const range = shown.length ? `${first + 1}–${first + cards.length} of ${shown.length}` : "none";
   document.getElementById("count").textContent = `${range}, of ${view.cards.length} in all`;

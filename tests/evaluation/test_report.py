@@ -167,7 +167,7 @@ def test_everything_is_escaped_and_nothing_is_loaded(tmp_path, image_root):
     assert not page.all("img") and not page.all("link") and not page.all("article")
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") or name == "style" for name in attributes), tag
-        assert not {"src", "href"} & set(attributes)
+        assert "src" not in attributes and attributes.get("href", "#").startswith("#")
     shown = "".join(page.text)
     assert shown.count("<script>alert(1)</script>") >= 5  # as text, in title and tables
     safe = ATTACK.replace("\ud800", "?")
