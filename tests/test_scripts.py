@@ -1,6 +1,7 @@
 """The binaries as a user calls them."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,11 +92,19 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):
         "--config.evaluation.max_tokens=8",
         "--config.evaluation.batch_size=8",
     ]
+    predictions = tmp_path / "predictions.jsonl"
+    some = call("evaluate", *flags, f"--benchmark={scenes}/eval.json", "--limit=3")
+    assert some.returncode == 0, some.stderr
+    told = [json.loads(line)["index"] for line in predictions.open()]
+    assert sorted(told) == [0, 7, 14]
+    told = json.loads((tmp_path / "scores.json").read_text())["rows"]
+    assert [row["index"] for row in told] == [0, 7, 14]
+
     whole = call("evaluate", *flags, f"--benchmark={scenes}/eval.json")
     assert whole.returncode == 0, whole.stderr
-    predictions = tmp_path / "predictions.jsonl"
     lines = predictions.read_text().splitlines(keepends=True)
-    assert len(lines) == 21
+    assert sorted(json.loads(line)["index"] for line in lines) == list(range(21))
+    assert sorted(json.loads(line)["index"] for line in lines[:3]) == [0, 7, 14]
     scores = json.loads((tmp_path / "scores.json").read_text())
 
     predictions.write_text("".join(lines[:10]) + lines[10][:9])  # killed while writing
@@ -112,7 +121,8 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):
     assert "metrics.jsonl" in refused(call(*known, f"--training=tiny={tmp_path}"))
     assert "nothing to report" in refused(call(*known))
 
-    other = call("evaluate", *flags, f"--benchmark={scenes}/eval.json", "--limit=5")
+    shutil.copy(scenes / "eval.json", tmp_path / "other.json")
+    other = call("evaluate", *flags, f"--benchmark={tmp_path}/other.json")
     assert "another run" in refused(other)
 
 

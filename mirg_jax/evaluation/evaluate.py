@@ -12,7 +12,7 @@ from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.evaluation import report, scoring
 from mirg_jax.evaluation.predict import predict, questions
-from mirg_jax.evaluation.predictions import claim, drop_torn_line
+from mirg_jax.evaluation.predictions import claim, drop_torn_line, write_results
 from mirg_jax.training import checkpoint as load
 from mirg_jax.training import setup
 
@@ -36,7 +36,8 @@ def run(
     Raises:
       UserError: for a benchmark, checkpoint or setting that can't be used.
     """
-    rows = scoring.spread(scoring.load_benchmark(benchmark), limit)
+    rows = scoring.load_benchmark(benchmark)
+    chosen = scoring.spread(len(rows), limit)
     mesh, how = setup.for_sampling(config)
     step = load.find_run(checkpoint)
     path = output_dir / "predictions.jsonl"
@@ -44,12 +45,7 @@ def run(
     if first := processes.is_first():
         claim(
             output_dir,
-            {
-                "model": str(checkpoint),
-                "step": step and step[1],
-                "benchmark": benchmark,
-                "rows": len(rows),
-            },
+            {"model": str(checkpoint), "step": step and step[1], "benchmark": benchmark},
         )
         if path.exists():
             drop_torn_line(path)
@@ -57,7 +53,8 @@ def run(
                 responses = scoring.load_predictions(path, len(rows))
     responses = processes.gather(responses)[0]  # what the first process has found
 
-    open_rows = [(i, e) for i, e in questions(rows, benchmark) if responses[i] is None]
+    asked = questions(rows, benchmark)
+    open_rows = [asked[index] for index in chosen if responses[index] is None]
     if open_rows:
         model = load.load_model(checkpoint, mesh, **how)
         tokenizer = setup.load_tokenizer(model.folder)
@@ -87,11 +84,9 @@ def run(
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
+    rows, responses = ([every[index] for index in chosen] for every in (rows, responses))
     scores = scoring.score(rows, responses, protocol)
-    if not first:
-        return scores
-    (output_dir / "scores.json").write_text(json.dumps(scores.to_json(), indent=1) + "\n")
-    title = f"{pathlib.Path(checkpoint).name} on {pathlib.Path(benchmark).name}"
-    runs = {pathlib.Path(checkpoint).name: report.Run(responses, scores)}
-    report.write_report(output_dir / "report.html", title, rows, runs, image_root)
+    if first:
+        found = report.Run(responses, scores)
+        write_results(output_dir, checkpoint, benchmark, chosen, found, rows, image_root)
     return scores

@@ -1,13 +1,14 @@
-"""The folder of one system's responses: what they are of, and a line each as they come."""
+"""The folder of one system's responses: what they are of, a line each as they come, the scores."""
 
 import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.evaluation import scoring
+from mirg_jax.evaluation import report, scoring
 
 
 def claim(folder: pathlib.Path, what: dict) -> None:
@@ -29,6 +30,33 @@ def claim(folder: pathlib.Path, what: dict) -> None:
 def drop_torn_line(path: pathlib.Path) -> None:
     """Cuts what a killed run had begun to write behind the last whole line."""
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def write_results(
+    folder: pathlib.Path,
+    system: str,
+    benchmark: str,
+    chosen: Sequence[int],
+    run: report.Run,
+    rows: Sequence[scoring.Row],
+    image_root: str,
+    **more: Any,
+) -> None:
+    """Writes scores.json, in which rows are numbered as in the benchmark's file, and report.html.
+
+    Args:
+      system: its name or path.
+      chosen: the rows, by their numbers in the file.
+      rows, run: of these rows alone.
+      more: for scores.json.
+    """
+    told = more | run.scores.to_json()
+    for row in told["rows"]:
+        row["index"] = chosen[row["index"]]
+    (folder / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
+    name = pathlib.Path(system).name
+    title = f"{name} on {pathlib.Path(benchmark).name}"
+    report.write_report(folder / "report.html", title, rows, {name: run}, image_root)
 
 
 class Predictions:

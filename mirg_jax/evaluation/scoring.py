@@ -58,11 +58,11 @@ def load_benchmark(path: str | pathlib.Path) -> list[Row]:
     return rows
 
 
-def spread(rows: Sequence[Row], limit: int) -> Sequence[Row]:
-    """At most so many rows, evenly over the file; 0 for all."""
-    if limit and limit < len(rows):
-        return [rows[i * len(rows) // limit] for i in range(limit)]
-    return rows
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of so many rows, evenly over the file; 0 for all."""
+    if 0 < limit < count:
+        return [i * count // limit for i in range(limit)]
+    return list(range(count))
 
 
 def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:

@@ -24,7 +24,7 @@ from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import image_size, load_image
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation import families, report, scoring
-from mirg_jax.evaluation.predictions import Predictions
+from mirg_jax.evaluation.predictions import Predictions, write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +197,7 @@ def run(
     """
     family = families.FAMILIES[family_name]
     rows = scoring.load_benchmark(benchmark)
-    chosen = list(range(len(rows)))
-    if 0 < limit < len(rows):
-        chosen = [i * len(rows) // limit for i in range(limit)]
+    chosen = scoring.spread(len(rows), limit)
     client = server.client()
     what = {
         "family": family_name,
@@ -229,14 +227,10 @@ def run(
     scores = families.score(
         family, asked, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
     )
-    told = {"family": family_name} | scores.to_json()
-    for row, index in zip(told["rows"], chosen, strict=True):
-        row["index"] = index  # in the file, whatever the limit
-    (output_dir / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
-    name = server.model.rsplit("/", 1)[-1]
-    title = f"{name} on {pathlib.Path(benchmark).name}"
-    runs = {name: report.Run(responses, scores)}
-    report.write_report(output_dir / "report.html", title, asked, runs, image_root)
+    found = report.Run(responses, scores)
+    write_results(
+        output_dir, server.model, benchmark, chosen, found, asked, image_root, family=family_name
+    )
     return scores
 
 

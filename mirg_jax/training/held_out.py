@@ -37,8 +37,10 @@ class HeldOut:
             raise ConfigError(
                 "evaluation.every is set, but not evaluation.benchmark: name its file"
             )
-        self._rows = scoring.spread(scoring.load_benchmark(how.benchmark), how.limit)
-        self._questions = questions(self._rows, how.benchmark)
+        self._rows = scoring.load_benchmark(how.benchmark)
+        self._chosen = scoring.spread(len(self._rows), how.limit)
+        asked = questions(self._rows, how.benchmark)
+        self._questions = [asked[index] for index in self._chosen]
         self._how, self._write, self._run = how, write, run
         self._folder = workdir / "held_out"
         self._mesh = setup.sampling_mesh(config, run.mesh)
@@ -93,7 +95,8 @@ class HeldOut:
                 if response is not None
             ]
             (self._folder / f"step_{step:06d}.jsonl").write_text("".join(lines))
-        overall = scoring.score(self._rows, responses).overall
+        rows = [self._rows[index] for index in self._chosen]
+        overall = scoring.score(rows, [responses[index] for index in self._chosen]).overall
         found = {
             "eval_acc": overall.hit_rate,
             "eval_mean_iou": overall.mean_iou,
