@@ -11,7 +11,7 @@ from flax import nnx
 
 from benchmarks.reference import torch_inputs, torch_model
 from benchmarks.side_by_side import Variant
-from configs import sft_tiny
+from configs import sft_tiny, trajectories_scenes
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
 from mirg_jax.data.examples import read_examples
@@ -20,6 +20,7 @@ from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import setup, sft
 from mirg_jax.training.checkpoint import load_model
 from mirg_jax.training.state import init_state, make_optimizer, state_shardings
+from mirg_jax.trajectories import build
 
 NEW_TOKENS = 128
 PROMPTS = (1, 8, 32, 64)
@@ -30,7 +31,12 @@ def _items(config, tokenizer, count: int, *, with_response: bool) -> list[Item]:
         write_dataset(folder, seed=0, sft=count, rl=0, evaluation=0)
         config.data.image_root = folder
         prepare = setup.make_preparer(config, tokenizer, with_response=with_response)
-        examples, _ = read_examples(pathlib.Path(folder) / "sft.jsonl")
+        made = pathlib.Path(folder) / "trajectories"
+        source = str(pathlib.Path(folder) / "sft.json")
+        annotator = trajectories_scenes.get_config()
+        annotator.scenes.seed = 0
+        build.build(annotator, source=source, image_root=folder, output_dir=made)
+        examples, _ = read_examples(made / "grounded.jsonl")
         return [prepare(example) for example in examples]
 
 

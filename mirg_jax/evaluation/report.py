@@ -1,14 +1,18 @@
 """Results as one HTML file: the scores, the training's curves, and every example."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from mirg_jax.evaluation import browser, cards, scoring
+from mirg_jax.evaluation import browser, cards, compare, scoring
 from mirg_jax.evaluation.cards import Run
 from mirg_jax.evaluation.charts import chart, training_curves
 
 _MEANING = """<p>Hit rates in per cent: the share of boxes with an IoU of 0.5 or more. AVE is the
 mean of the tasks' rates, "all" the rate over all rows.</p>
+"""
+_CHANGE = """<p>Gained, lost: rows that one of the two hits alone; p: exact McNemar test; 95 %: of
+the difference.</p>
 """
 
 
@@ -28,7 +32,7 @@ def write_report(
       path: the file to write; its folder is made.
       title: heading of the report.
       rows: the benchmark's rows.
-      runs: by name, all of the same rows.
+      runs: by name, all of the same rows; each is compared with the one before.
       image_root: folder that the rows' image paths are relative to. A picture that can't be read
         is replaced by the reason. Without it there are no pictures, and boxes are drawn on blank
         frames.
@@ -43,6 +47,10 @@ def write_report(
     if runs:
         scores = {name: run.scores for name, run in runs.items()}
         sections.append(("Scores", score_table(scores) + _MEANING))
+    for before, after in itertools.pairwise(runs):
+        changes = compare.compare(*(runs[name].scores.to_json() for name in (before, after)))
+        table = browser.table(compare.table_cells(changes))
+        sections.append((f"From {before} to {after}", table + _CHANGE))
     sections += [(heading, browser.table(cells)) for heading, cells in tables]
     if charts := [chart(name, lines) for name, lines in training_curves(training).items()]:
         sections.append(("Curves", f'<div class="charts">{"".join(charts)}</div>\n'))
