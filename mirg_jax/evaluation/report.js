@@ -361,7 +361,9 @@ document.addEventListener("keydown", event => {
 
 // A large file's pictures may still be on their way when an example is opened.
 document.addEventListener("DOMContentLoaded", () => {
-  if (dialog.open) show(at);
+  if (!dialog.open) return;
+  dialog.querySelector(".strip").replaceChildren(...shown[at].images.map(figure));
+  drawBoxes();
 });
 
 if (data.views.length) {
