@@ -18,7 +18,7 @@ from mirg_jax.errors import DataError
 SIDE = 480  # pixels, longest
 _LEAST_SIDE = 32
 _MOST_BYTES = 24_000  # of a picture, however few there are
-_BUDGET = 80_000_000  # characters of all together
+_BUDGET = 64_000_000  # characters of all together
 _MANY = 200  # for which a progress bar is shown
 
 

@@ -411,4 +411,4 @@ def test_a_whole_benchmark_with_pictures(visit, shared, tmp_path):
     path = tmp_path / "report.html"
     report.write_report(path, "MIG-Bench", rows, runs, tmp_path)
     seconds, size = open_timed(visit, path, pictured=True)
-    assert seconds < 3 and 50 < size < 100
+    assert seconds < 3 and 40 < size < 100
