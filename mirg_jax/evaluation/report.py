@@ -24,7 +24,6 @@ def write_report(
     image_root: str | pathlib.Path | None = None,
     *,
     training: Mapping[str, str | pathlib.Path] | None = None,
-    tables: Sequence[tuple[str, Sequence[Sequence[str]]]] = (),
 ) -> None:
     """Writes scores, curves, all rows and GRPO's groups as one self-contained HTML file.
 
@@ -37,7 +36,6 @@ def write_report(
         is replaced by the reason. Without it there are no pictures, and boxes are drawn on blank
         frames.
       training: folders of training runs, by name: their curves, and the groups that they sampled.
-      tables: further tables, each with its heading; the first line of cells is the header.
 
     Raises:
       DataError: a training run's files can't be read.
@@ -51,7 +49,6 @@ def write_report(
         changes = compare.compare(*(runs[name].scores.to_json() for name in (before, after)))
         table = browser.table(compare.table_cells(changes))
         sections.append((f"From {before} to {after}", table + _CHANGE))
-    sections += [(heading, browser.table(cells)) for heading, cells in tables]
     if charts := [chart(name, lines) for name, lines in training_curves(training).items()]:
         sections.append(("Curves", f'<div class="charts">{"".join(charts)}</div>\n'))
     views = [cards.benchmark(rows, runs, image_root or ""), cards.groups(training)]

@@ -158,8 +158,7 @@ def test_everything_is_escaped_and_nothing_is_loaded(tmp_path, image_root):
         row(question="$sections ${data}"),
     ]
     runs = {ATTACK: [responded(1, thinking=ATTACK), ATTACK], "other": [ATTACK, None]}
-    tables = [(ATTACK, [[ATTACK], [ATTACK]])]
-    path = write(tmp_path, rows, runs, image_root, title=ATTACK, tables=tables)
+    path = write(tmp_path, rows, runs, image_root, title=ATTACK)
     page = Page(path.read_text(encoding="utf-8"))
 
     kinds = [script.get("type") for script in page.all("script")]
@@ -225,10 +224,10 @@ def test_what_rows_can_be_chosen_and_sorted_by(tmp_path):
 def test_tables_come_from_the_scores(tmp_path):
     rows = [row("region"), row(), row()]
     hit = grammar.format_response("", grammar.format_box((100, 200, 500, 600)))
-    tables = [("What changed", [["task", "gained"], ["Region", "7"]])]
-    path = write(tmp_path, rows, {"new": [hit, hit, None]}, tables=tables)
+    path = write(tmp_path, rows, {"old": [None, hit, None], "new": [hit, hit, None]})
     text = " ".join(Page(path.read_text()).text)
-    assert "Region" in text and "66.67" in text and "What changed" in text and "gained" in text
+    assert "Region" in text and "66.67" in text
+    assert "From old to new" in text and "+33.33" in text
 
 
 @pytest.fixture

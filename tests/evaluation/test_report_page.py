@@ -331,9 +331,8 @@ def test_what_models_and_files_say_stays_text(visit, tmp_path):
     response = ATTACK + grammar.format_object(named) + "<bbox_id>" + ATTACK
     given = [response, trajectory((1, 1, 9, 9), thought=ATTACK)]
     runs = {ATTACK: report.Run(given, scoring.score(rows, given))}
-    tables = [(ATTACK, [[ATTACK], [ATTACK]])]
     path = tmp_path / "report.html"
-    report.write_report(path, ATTACK, rows, runs, tmp_path, tables=tables)
+    report.write_report(path, ATTACK, rows, runs, tmp_path)
     page = visit(path)
     page.locator("#list button").first.click()
     page.keyboard.press("j")
