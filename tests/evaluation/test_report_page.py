@@ -387,8 +387,8 @@ def test_a_whole_benchmark_without_pictures(visit, shared, tmp_path):
     rows, runs = whole_benchmark(shared)
     path = tmp_path / "report.html"
     report.write_report(path, "MIG-Bench", rows, runs)
-    seconds, size = open_timed(visit, path, pictured=False)
-    assert seconds < 3 and size < 10
+    _, size = open_timed(visit, path, pictured=False)  # its time is asserted with pictures
+    assert size < 10
 
 
 @pytest.mark.slow
