@@ -22,12 +22,15 @@ def tower(config: ModelConfig, images: int, patches: int) -> float:
     """The vision tower's forward pass over full images."""
     vision = config.vision
     width = vision.embed_dim
-    block = (4 + 2 * vision.mlp_ratio) * width * width
+    mlp = 3 * vision.mlp_dim if vision.window else 2 * vision.mlp_ratio * width
+    block = (4 * width + mlp) * width
     merged = width * vision.merge_size**2
     merger = (merged * merged + merged * vision.out_dim) / vision.merge_size**2
     embed = 3 * vision.patch_size**2 * width
     products = 2.0 * patches * (vision.depth * block + merger + embed)
-    return images * (products + 4.0 * vision.depth * width * patches**2)
+    whole = len(vision.full_blocks) if vision.window else vision.depth
+    pairs = patches * (whole * patches + (vision.depth - whole) * min(vision.window**2, patches))
+    return images * (products + 4.0 * width * pairs)
 
 
 def decoder(config: ModelConfig, tokens: int, pairs: float, labels: int) -> float:

@@ -1,12 +1,19 @@
-"""The reference: transformers' Qwen2-VL in torch, of test size, with lively random weights."""
+"""The reference: transformers' models in torch, of test size, with lively random weights."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mirg_jax.data.batching import Item
@@ -26,6 +33,10 @@ IDS = {
     "eos_token_id": 215,
 }
 WORDS = 200  # ids below are plain words
+CLASSES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+}
 
 
 def small_config(
@@ -92,12 +103,45 @@ CONFIGS = {
         vision=VisionConfig(depth=2, embed_dim=160, num_heads=2, mlp_ratio=3, out_dim=256),
     ),
 }
+# Qwen2.5-VL's: the same decoders, other towers. Windows of one, four and sixteen visual tokens.
+WINDOWED = {
+    "windows 28": dataclasses.replace(
+        CONFIGS["tied"],
+        vision=VisionConfig(
+            depth=4, embed_dim=32, num_heads=2, mlp_dim=44, out_dim=64, window_size=28,
+            full_blocks=(1, 2),
+        ),
+    ),
+    "windows 56": dataclasses.replace(
+        CONFIGS["untied"],
+        vision=VisionConfig(
+            depth=3, embed_dim=48, num_heads=4, mlp_dim=60, out_dim=168, window_size=56,
+            full_blocks=(2,),
+        ),
+    ),
+    # The published window, and a size that isn't whole visual tokens.
+    "windows 112": dataclasses.replace(
+        CONFIGS["wide"],
+        vision=VisionConfig(
+            depth=2, embed_dim=160, num_heads=2, mlp_dim=107, out_dim=256, window_size=113,
+            full_blocks=(0,),
+        ),
+    ),
+}  # fmt: skip
+ALL_CONFIGS = CONFIGS | WINDOWED
+# One of each family, where one is enough.
+FAMILIES = {"qwen2_vl": CONFIGS["untied"], "qwen2_5_vl": WINDOWED["windows 56"]}
 
 
-def torch_model(config: ModelConfig, seed: int = 0) -> Qwen2VLForConditionalGeneration:
+def torch_config(config: ModelConfig):
+    """The same sizes for transformers."""
+    return CLASSES[config.model_type][0](**config.to_hf())
+
+
+def torch_model(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
     """Weights that keep every part at work: logits of order one, attention neither flat nor hard,
     biases and norms away from their trivial values."""
-    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config.to_hf())).eval()
+    model = CLASSES[config.model_type][1](torch_config(config)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ from benchmarks import planned_prefix
 from configs import grpo_tiny, sft_tiny
 from mirg_jax import flops, machines, planning
 from mirg_jax.errors import ConfigError
-from mirg_jax.models import qwen2_vl
+from mirg_jax.models import qwen2_vl, windows
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.types import Images, Text
 
@@ -103,6 +103,9 @@ def counted(jaxpr) -> float:
     for equation in jaxpr.eqns:
         inner = jax.core.jaxprs_in_params(equation.params)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        if equation.primitive.name == "cond":  # of which each branch is taken as often
+            inner, times = equation.params["branches"], 1 / len(equation.params["branches"])
+            inner = [branch.jaxpr for branch in inner]
         total += times * sum(map(counted, inner))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -111,11 +114,21 @@ def counted(jaxpr) -> float:
     return total
 
 
-def test_operations_by_formula_are_those_of_the_program():
+TOWERS = {
+    "qwen2_vl": VisionConfig(2, 32, 4, 2, 32),
+    "qwen2_5_vl": VisionConfig(
+        2, 32, 4, out_dim=32, mlp_dim=40, window_size=28, full_blocks=(1,)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_operations_by_formula_are_those_of_the_program(family):
+    vision = TOWERS[family]
     config = ModelConfig(
-        text=TextConfig(96, 32, 64, 3, 4, 2, mrope_section=(1, 1, 2)),
-        vision=VisionConfig(2, 32, 4, 2, 32),
+        text=TextConfig(96, 32, 64, 3, 4, 2, mrope_section=(1, 1, 2)), vision=vision
     )
+    assert config.model_type == family
     graph, params = qwen2_vl.abstract(config)
     T, S, P = 48, 2, 16
 
@@ -128,6 +141,8 @@ def test_operations_by_formula_are_those_of_the_program():
     program = jax.make_jaxpr(forward)(params, text, images)
     # Short rows are one block: the plain form computes all pairs.
     formula = flops.decoder(config, T, T * T, T) + flops.tower(config, S, P)
+    if vision.window:  # a window's queries look at the pieces beside it too
+        formula += 4.0 * vision.embed_dim * S * P * (windows.PIECES - 1) * vision.window**2
     assert counted(program.jaxpr) == pytest.approx(formula, rel=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Model sizes, read from and written to Hugging Face `config.json`."""
+"""Model sizes of Qwen2-VL and Qwen2.5-VL, read from and written to Hugging Face `config.json`."""
 
 import dataclasses
 import json
@@ -10,7 +10,13 @@ from mirg_jax.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower: `depth` blocks of width `embed_dim`, merged 2×2 into `out_dim`."""
+    """The vision tower: `depth` blocks of width `embed_dim`, merged 2×2 into `out_dim`.
+
+    Attributes:
+      window_size: pixels along a window's side, within which all blocks attend but `full_blocks`;
+        0 is Qwen2-VL's tower, which has no windows, and other norms and MLPs.
+      mlp_dim: width of the MLP if there are windows; else `mlp_ratio` says it.
+    """
 
     depth: int = 32
     embed_dim: int = 1280
@@ -20,10 +26,19 @@ class VisionConfig:
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2
+    window_size: int = 0
+    full_blocks: tuple[int, ...] = ()
+    mlp_dim: int = 0
 
     @property
     def head_dim(self) -> int:
         return self.embed_dim // self.num_heads
+
+    @property
+    def window(self) -> int:
+        """Patches along a window's side: whole visual tokens, rounded down."""
+        unit = self.patch_size * self.merge_size
+        return self.window_size // unit * self.merge_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +87,16 @@ class ModelConfig:
             == text.head_dim,
             "the vision head size must be a multiple of 4": vision.head_dim % 4 == 0,
             "the vision tower must end at the decoder's width": vision.out_dim == text.hidden_size,
+            "window_size must be 0 or hold a visual token": bool(vision.window_size)
+            == bool(vision.window),
         }.items():
             if not ok:
                 raise ValueError(name)
+
+    @property
+    def model_type(self) -> str:
+        """The family's name in a `config.json`."""
+        return "qwen2_5_vl" if self.vision.window_size else "qwen2_vl"
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any]) -> Self:
@@ -85,8 +107,9 @@ class ModelConfig:
             model lacks (sliding windows).
           KeyError: for a field that isn't there.
         """
-        if raw.get("model_type") != "qwen2_vl":
-            raise ValueError(f"model_type {raw.get('model_type')!r} is not qwen2_vl")
+        if raw.get("model_type") not in ARCHITECTURES:
+            names = " or ".join(ARCHITECTURES)
+            raise ValueError(f"model_type {raw.get('model_type')!r} is not {names}")
         text = raw.get("text_config") or raw
         if text.get("use_sliding_window"):
             raise ValueError("use_sliding_window is not supported")
@@ -107,16 +130,7 @@ class ModelConfig:
                 # The newer form may say it at either level.
                 tie_word_embeddings=any(c.get("tie_word_embeddings") for c in (raw, text)),
             ),
-            vision=VisionConfig(
-                depth=vision["depth"],
-                embed_dim=vision["embed_dim"],
-                num_heads=vision["num_heads"],
-                mlp_ratio=vision.get("mlp_ratio", 4),
-                out_dim=vision["hidden_size"],
-                patch_size=vision.get("patch_size", 14),
-                merge_size=vision.get("spatial_merge_size", 2),
-                temporal_patch_size=vision.get("temporal_patch_size", 2),
-            ),
+            vision=_vision_from_hf(vision, raw["model_type"]),
             **{f"{n}_token_id": raw[f"{n}_token_id"] for n in ids if f"{n}_token_id" in raw},
             **{
                 k: text[k] for k in ("bos_token_id", "eos_token_id") if isinstance(text.get(k), int)
@@ -139,14 +153,14 @@ class ModelConfig:
             problem = error.strerror
         except (ValueError, TypeError, AttributeError) as error:
             problem = str(error)
-        raise CheckpointError(f"{path}: {problem}; give a Qwen2-VL checkpoint")
+        raise CheckpointError(f"{path}: {problem}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
 
     def to_hf(self) -> dict[str, Any]:
         """The published flat form, which transformers reads."""
         text, vision = self.text, self.vision
         return {
-            "architectures": ["Qwen2VLForConditionalGeneration"],
-            "model_type": "qwen2_vl",
+            "architectures": [ARCHITECTURES[self.model_type]],
+            "model_type": self.model_type,
             "vocab_size": text.vocab_size,
             "hidden_size": text.hidden_size,
             "intermediate_size": text.intermediate_size,
@@ -159,19 +173,7 @@ class ModelConfig:
             "rms_norm_eps": text.rms_norm_eps,
             "tie_word_embeddings": text.tie_word_embeddings,
             "use_sliding_window": False,
-            "vision_config": {
-                "model_type": "qwen2_vl",
-                "depth": vision.depth,
-                "embed_dim": vision.embed_dim,
-                "num_heads": vision.num_heads,
-                "mlp_ratio": vision.mlp_ratio,
-                "hidden_size": vision.out_dim,
-                "hidden_act": "quick_gelu",
-                "in_chans": 3,
-                "patch_size": vision.patch_size,
-                "spatial_merge_size": vision.merge_size,
-                "temporal_patch_size": vision.temporal_patch_size,
-            },
+            "vision_config": _vision_to_hf(vision, self.model_type),
             "image_token_id": self.image_token_id,
             "video_token_id": self.video_token_id,
             "vision_start_token_id": self.vision_start_token_id,
@@ -181,7 +183,65 @@ class ModelConfig:
         }
 
 
-# Published sizes (config.json of the Qwen2-VL instruct models).
+def _vision_from_hf(raw: dict[str, Any], model_type: str) -> VisionConfig:
+    common = {
+        "depth": raw["depth"],
+        "num_heads": raw["num_heads"],
+        "patch_size": raw.get("patch_size", 14),
+        "merge_size": raw.get("spatial_merge_size", 2),
+        "temporal_patch_size": raw.get("temporal_patch_size", 2),
+    }
+    if model_type == "qwen2_vl":
+        own = {
+            "embed_dim": raw["embed_dim"],
+            "mlp_ratio": raw.get("mlp_ratio", 4),
+            "out_dim": raw["hidden_size"],
+        }
+    else:
+        own = {
+            "embed_dim": raw["hidden_size"],
+            "mlp_dim": raw["intermediate_size"],
+            "out_dim": raw["out_hidden_size"],
+            "window_size": raw.get("window_size", 112),
+            "full_blocks": tuple(raw.get("fullatt_block_indexes", (7, 15, 23, 31))),
+        }
+    return VisionConfig(**common, **own)
+
+
+def _vision_to_hf(vision: VisionConfig, model_type: str) -> dict[str, Any]:
+    common = {
+        "model_type": model_type,
+        "depth": vision.depth,
+        "num_heads": vision.num_heads,
+        "in_chans": 3,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    if model_type == "qwen2_vl":
+        return common | {
+            "embed_dim": vision.embed_dim,
+            "mlp_ratio": vision.mlp_ratio,
+            "hidden_size": vision.out_dim,
+            "hidden_act": "quick_gelu",
+        }
+    return common | {
+        "hidden_size": vision.embed_dim,
+        "intermediate_size": vision.mlp_dim,
+        "out_hidden_size": vision.out_dim,
+        "hidden_act": "silu",
+        "window_size": vision.window_size,
+        "fullatt_block_indexes": list(vision.full_blocks),
+    }
+
+
+# What transformers calls the two members of the family, by model_type.
+ARCHITECTURES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
+
+# Published sizes (config.json of the instruct models).
 QWEN2_VL_2B = ModelConfig(
     text=TextConfig(
         vocab_size=151936,
@@ -200,8 +260,24 @@ QWEN2_VL_72B = ModelConfig(
     ),
     vision=VisionConfig(out_dim=8192),
 )
+_WINDOWED = VisionConfig(window_size=112, full_blocks=(7, 15, 23, 31), mlp_dim=3420)
+QWEN2_5_VL_3B = ModelConfig(
+    text=TextConfig(
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_layers=36,
+        num_heads=16,
+        num_kv_heads=2,
+        tie_word_embeddings=True,
+    ),
+    vision=dataclasses.replace(_WINDOWED, out_dim=2048),
+)
+QWEN2_5_VL_7B = ModelConfig(vision=_WINDOWED)
 PUBLISHED = {
     "Qwen/Qwen2-VL-2B-Instruct": QWEN2_VL_2B,
     "Qwen/Qwen2-VL-7B-Instruct": QWEN2_VL_7B,
     "Qwen/Qwen2-VL-72B-Instruct": QWEN2_VL_72B,
+    "Qwen/Qwen2.5-VL-3B-Instruct": QWEN2_5_VL_3B,
+    "Qwen/Qwen2.5-VL-7B-Instruct": QWEN2_5_VL_7B,
 }

@@ -14,7 +14,7 @@ from flax import nnx
 from mirg_jax.models.layers import Linear
 
 DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TOWER = ("qkv", "proj", "fc1", "fc2")
+TOWER = ("qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")  # of either family
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Qwen2-VL: vision tower, decoder, and the embedding and head that tie them to tokens."""
+"""Qwen2-VL and Qwen2.5-VL: tower, decoder, and the embedding and head that tie them to tokens."""
 
 from collections.abc import Sequence
 from typing import Any

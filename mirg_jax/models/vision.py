@@ -1,15 +1,29 @@
-"""Qwen2-VL's vision tower: patches of images of any size → visual tokens of the decoder's width."""
+"""The vision tower: patches of images of any size → visual tokens of the decoder's width.
+
+Qwen2-VL's and Qwen2.5-VL's; the latter has windows (`config.window_size`), RMSNorm and gated MLPs.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from mirg_jax.models import rope
+from mirg_jax.models import rope, windows
 from mirg_jax.models.attention import attend
 from mirg_jax.models.config import VisionConfig
-from mirg_jax.models.layers import Precision, gather, layer_norm, linear, quick_gelu, scan, stack
+from mirg_jax.models.layers import (
+    Precision,
+    gather,
+    layer_norm,
+    linear,
+    quick_gelu,
+    rms_norm,
+    scan,
+    stack,
+)
 from mirg_jax.sharding import constrain
 from mirg_jax.types import Images
 
@@ -18,43 +32,78 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
+def _norm(config: VisionConfig, precision: Precision, rngs: nnx.Rngs) -> nnx.Module:
+    if config.window_size:
+        return rms_norm(config.embed_dim, 1e-6, precision, rngs)
+    return layer_norm(config.embed_dim, precision, rngs)
+
+
+class Places(NamedTuple):
+    """Where the patches lie, in the order that the blocks see them in."""
+
+    angles: Float[Array, "B S P half"]
+    images: Int[Array, "B S P"]  # 1; 0 is padding
+    windows: Int[Array, "B S P"] | None
+
+
 class Block(nnx.Module):
-    """Pre-norm attention within an image, then an MLP with QuickGELU."""
+    """Pre-norm attention within an image or its windows, then an MLP: QuickGELU or gated SiLU."""
 
     def __init__(
         self, config: VisionConfig, *, precision: Precision, attention: str, rngs: nnx.Rngs
     ):
-        dim, hidden = config.embed_dim, config.embed_dim * config.mlp_ratio
+        dim = config.embed_dim
         make = {"bias": True, "precision": precision, "rngs": rngs}
-        self.num_heads, self.attention = config.num_heads, attention
-        self.norm1 = layer_norm(dim, precision, rngs)
+        self.num_heads, self.attention, self.window = config.num_heads, attention, config.window
+        self.norm1 = _norm(config, precision, rngs)
         # Queries, keys and values side by side can't be divided by heads: whole, as it is small.
         self.qkv = linear(dim, 3 * dim, ("embed", None), **make)
         self.proj = linear(dim, dim, (("heads", config.num_heads), "embed"), **make)
-        self.norm2 = layer_norm(dim, precision, rngs)
-        self.fc1 = linear(dim, hidden, ("embed", "mlp"), **make)
-        self.fc2 = linear(hidden, dim, ("mlp", "embed"), **make)
+        self.norm2 = _norm(config, precision, rngs)
+        if self.window:
+            self.gate_proj = linear(dim, config.mlp_dim, ("embed", "mlp"), **make)
+            self.up_proj = linear(dim, config.mlp_dim, ("embed", "mlp"), **make)
+            self.down_proj = linear(config.mlp_dim, dim, ("mlp", "embed"), **make)
+        else:
+            self.fc1 = linear(dim, dim * config.mlp_ratio, ("embed", "mlp"), **make)
+            self.fc2 = linear(dim * config.mlp_ratio, dim, ("mlp", "embed"), **make)
+
+    def over_image(self, q, k, v, places: Places) -> Float[Array, "B N S P D"]:
+        """Attention of every patch to all of its image; q, k, v are [B, N, S, P, D]."""
+        k, v = (t.reshape(t.shape[0], -1, *t.shape[-2:]) for t in (k, v))
+        segments = places.images
+        q = q[:, :, :, None]
+        return attend(q, k, v, segments, segments, causal=False, engine=self.attention)[:, :, :, 0]
+
+    def over_windows(self, q, k, v, places: Places) -> Float[Array, "B N S P D"]:
+        """Attention of every patch to those of its window."""
+        return windows.attend_within(q, k, v, places.windows, self.window**2)
 
     def __call__(
-        self,
-        x: Float[Array, "B S P E"],
-        angles: Float[Array, "B S P half"],
-        segments: Int[Array, "B S P"],
+        self, x: Float[Array, "B S P E"], places: Places, full: Bool[Array, ""] | None = None
     ) -> Float[Array, "B S P E"]:
+        """`full` says whether a block of a tower with windows looks at the whole image."""
         B, S, P, E = x.shape
         x = constrain(x, "rows", None, None, None)
         qkv = self.qkv(self.norm1(x)).reshape(B, S, P, 3, self.num_heads, -1)
         q, k, v = (qkv[..., i, :, :] for i in range(3))
-        q, k = rope.rotate(q, angles), rope.rotate(k, angles)
+        q, k = rope.rotate(q, places.angles), rope.rotate(k, places.angles)
         q, k, v = (t.transpose(0, 3, 1, 2, 4) for t in (q, k, v))  # B heads S P D
         q, k, v = (constrain(t, "rows", "heads", None, None, None) for t in (q, k, v))
-        k, v = (t.reshape(B, -1, P, t.shape[-1]) for t in (k, v))
-        out = attend(
-            q[:, :, :, None], k, v, segments, segments, causal=False, engine=self.attention
-        )[:, :, :, 0]
+        if full is None:
+            out = self.over_image(q, k, v, places)
+        else:
+            # Recomputed: else the backward pass would keep room for both kinds' scores.
+            kinds = map(jax.checkpoint, (self.over_image, self.over_windows))
+            out = jax.lax.cond(full, *kinds, q, k, v, places)
         x = x + self.proj(out.transpose(0, 2, 3, 1, 4).reshape(B, S, P, E))
-        hidden = constrain(quick_gelu(self.fc1(self.norm2(x))), "rows", None, None, "mlp")
-        return x + self.fc2(hidden)
+        return x + self.mlp(self.norm2(x))
+
+    def mlp(self, x: Float[Array, "B S P E"]) -> Float[Array, "B S P E"]:
+        if self.window:
+            hidden = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+            return self.down_proj(constrain(hidden, "rows", None, None, "mlp"))
+        return self.fc2(constrain(quick_gelu(self.fc1(x)), "rows", None, None, "mlp"))
 
 
 class Merger(nnx.Module):
@@ -63,7 +112,7 @@ class Merger(nnx.Module):
     def __init__(self, config: VisionConfig, *, precision: Precision, rngs: nnx.Rngs):
         merged = config.embed_dim * config.merge_size**2
         make = {"bias": True, "precision": precision, "rngs": rngs}
-        self.norm = layer_norm(config.embed_dim, precision, rngs)
+        self.norm = _norm(config, precision, rngs)
         self.fc1 = linear(merged, merged, ("embed", "mlp"), **make)
         self.fc2 = linear(merged, config.out_dim, ("mlp", "embed"), **make)
 
@@ -115,13 +164,30 @@ class VisionTower(nnx.Module):
 
     def features(self, images: Images) -> Float[Array, "B S P E"]:
         """Patch features before the merger."""
-        segments = (images.positions[..., 0] >= 0).astype(jnp.int32)
+        if not self.config.window:
+            return self._blocks(images)
+        # As long as they pass the blocks, patches are in the order of their windows.
+        numbers = windows.numbers(images.positions, self.config.window)
+        there, back = (index[..., None] for index in windows.order(numbers))
+        images = Images(*(jnp.take_along_axis(x, there, axis=2) for x in images))
+        numbers = jnp.take_along_axis(numbers, there[..., 0], axis=2)
+        return jnp.take_along_axis(self._blocks(images, numbers), back, axis=2)
+
+    def _blocks(
+        self, images: Images, numbers: Int[Array, "B S P"] | None = None
+    ) -> Float[Array, "B S P E"]:
+        """Patch embedding and all blocks; `numbers` are those of windows."""
         angles = rope.patch_angles(images.positions, self.config.head_dim)
+        inside = (images.positions[..., 0] >= 0).astype(jnp.int32)
+        places = Places(angles, inside, numbers)
+        full = None
+        if self.config.window:
+            full = jnp.array([i in self.config.full_blocks for i in range(self.config.depth)])
 
-        def body(block, x, _):
-            return block(x, angles, segments), None
+        def body(block, x, full):
+            return block(x, places, full), None
 
-        return scan(body, self.embed_patches(images), self.blocks, remat=self.remat)[0]
+        return scan(body, self.embed_patches(images), self.blocks, full, remat=self.remat)[0]
 
     def __call__(self, images: Images) -> Float[Array, "B V D"]:
         """The visual tokens of all slots of a row, one after another: V = S · P / 4."""

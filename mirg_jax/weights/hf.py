@@ -1,6 +1,6 @@
 """Hugging Face safetensors ↔ our parameters, by one table used in both directions.
 
-Published Qwen2-VL checkpoints name tensors `visual.*`, `model.*`, `lm_head.weight`; newer
+Published checkpoints name tensors `visual.*`, `model.*`, `lm_head.weight`; newer
 transformers say `model.visual.*` and `model.language_model.*`. Both are read; the published names
 are written. Our layers are stacked on a leading axis, and only here are they taken apart.
 """
@@ -51,16 +51,17 @@ def _norm(path: str, name: str, *, bias: bool) -> list[Entry]:
 def table(config: ModelConfig) -> list[Entry]:
     """Every parameter of the model, with its published name."""
     tower, block = "visual.blocks", "visual.blocks.{}"
+    windows = bool(config.vision.window_size)  # Qwen2.5-VL's tower: other norms and MLPs
+    mlp = ("gate_proj", "up_proj", "down_proj") if windows else ("fc1", "fc2")
     layers, layer = "decoder.layers", "model.layers.{}"
     entries = [
         Entry("visual.patch_embed.kernel", "visual.patch_embed.proj.weight", "conv"),
-        *_norm(f"{tower}.norm1", f"{block}.norm1", bias=True),
+        *_norm(f"{tower}.norm1", f"{block}.norm1", bias=not windows),
         *_linear(f"{tower}.qkv", f"{block}.attn.qkv", bias=True),
         *_linear(f"{tower}.proj", f"{block}.attn.proj", bias=True),
-        *_norm(f"{tower}.norm2", f"{block}.norm2", bias=True),
-        *_linear(f"{tower}.fc1", f"{block}.mlp.fc1", bias=True),
-        *_linear(f"{tower}.fc2", f"{block}.mlp.fc2", bias=True),
-        *_norm("visual.merger.norm", "visual.merger.ln_q", bias=True),
+        *_norm(f"{tower}.norm2", f"{block}.norm2", bias=not windows),
+        *(e for n in mlp for e in _linear(f"{tower}.{n}", f"{block}.mlp.{n}", bias=True)),
+        *_norm("visual.merger.norm", "visual.merger.ln_q", bias=not windows),
         *_linear("visual.merger.fc1", "visual.merger.mlp.0", bias=True),
         *_linear("visual.merger.fc2", "visual.merger.mlp.2", bias=True),
         Entry("embed_tokens.embedding", "model.embed_tokens.weight", "same"),

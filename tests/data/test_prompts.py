@@ -8,8 +8,13 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2TokenizerFast, Qwen2VLConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLModel,
+    Qwen2TokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLModel,
+)
 
 from mirg_jax.data.examples import Example
 from mirg_jax.data.prompts import FORBIDDEN, PromptStyle, chat_text, encode, mrope_positions
@@ -216,11 +221,14 @@ def test_no_system_message():
     assert text == "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_positions_equal_transformers():
+@pytest.mark.parametrize(
+    "theirs", [(Qwen2VLModel, Qwen2VLConfig), (Qwen2_5_VLModel, Qwen2_5_VLConfig)]
+)
+def test_positions_equal_transformers(theirs):
     """500 random layouts: 0 to 6 images, text of any length around them."""
-    model = Qwen2VLModel.__new__(Qwen2VLModel)  # get_rope_index needs the sizes, no weights
+    model = theirs[0].__new__(theirs[0])  # get_rope_index needs the sizes, no weights
     torch.nn.Module.__init__(model)
-    model.config = Qwen2VLConfig()
+    model.config = theirs[1]()
     rng = np.random.default_rng(0)
     for _ in range(500):
         count = rng.integers(0, 7)

@@ -4,12 +4,11 @@ import json
 
 import pytest
 import reference
-from transformers import Qwen2VLConfig
 
 from mirg_jax.errors import CheckpointError
-from mirg_jax.models.config import QWEN2_VL_2B, QWEN2_VL_7B, QWEN2_VL_72B, ModelConfig
+from mirg_jax.models.config import PUBLISHED, QWEN2_5_VL_3B, QWEN2_VL_2B, QWEN2_VL_7B, ModelConfig
 
-CONFIGS = {"2B": QWEN2_VL_2B, "7B": QWEN2_VL_7B, "72B": QWEN2_VL_72B, **reference.CONFIGS}
+CONFIGS = PUBLISHED | reference.ALL_CONFIGS
 
 # The sizes that the 2B instruct model's config.json gives.
 PUBLISHED_2B = {
@@ -51,10 +50,39 @@ PUBLISHED_2B = {
     "vocab_size": 151936,
 }
 TOWER_OF_2B = PUBLISHED_2B["vision_config"]
+# What Qwen2.5-VL's 3B instruct model's says otherwise.
+PUBLISHED_3B = PUBLISHED_2B | {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 70,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "vision_config": {
+        "depth": 32,
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 2048,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+}
+SMALL_WINDOWS = PUBLISHED_3B["vision_config"] | {"window_size": 14}
 
 
-def test_published_2b():
+def test_published_files():
     assert ModelConfig.from_hf(PUBLISHED_2B) == QWEN2_VL_2B
+    assert ModelConfig.from_hf(PUBLISHED_3B) == QWEN2_5_VL_3B
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -62,7 +90,7 @@ def test_round_trips(name):
     """Through our own form, and through transformers' newer nested one."""
     config = CONFIGS[name]
     assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
-    nested = json.loads(Qwen2VLConfig(**config.to_hf()).to_json_string(use_diff=False))
+    nested = json.loads(reference.torch_config(config).to_json_string(use_diff=False))
     assert "text_config" in nested and "hidden_size" not in nested
     assert ModelConfig.from_hf(nested) == config
 
@@ -70,7 +98,7 @@ def test_round_trips(name):
 @pytest.mark.parametrize("outer, inner, tied", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (0, 0, 0)])
 def test_tied_at_either_level(outer, inner, tied):
     """Older files say it inside `text_config`, beside a default of false outside."""
-    nested = Qwen2VLConfig(**QWEN2_VL_2B.to_hf()).to_dict()
+    nested = reference.torch_config(QWEN2_VL_2B).to_dict()
     nested["tie_word_embeddings"] = bool(outer)
     nested["text_config"]["tie_word_embeddings"] = bool(inner)
     assert ModelConfig.from_hf(nested).text.tie_word_embeddings == bool(tied)
@@ -81,7 +109,9 @@ def test_tied_at_either_level(outer, inner, tied):
     [
         ("{", "config.json: .*column"),
         ("[]", "config.json: "),
-        (json.dumps(PUBLISHED_2B | {"model_type": "qwen2_5_vl"}), "'qwen2_5_vl' is not qwen2_vl"),
+        (json.dumps(PUBLISHED_2B | {"model_type": "qwen3_vl"}), "'qwen3_vl' is not qwen2_vl or"),
+        (json.dumps(PUBLISHED_3B | {"vision_config": TOWER_OF_2B}), "lacks the field 'intermed"),
+        (json.dumps(PUBLISHED_3B | {"vision_config": SMALL_WINDOWS}), "hold a visual token"),
         (json.dumps(PUBLISHED_2B | {"use_sliding_window": True}), "use_sliding_window"),
         (json.dumps({k: v for k, v in PUBLISHED_2B.items() if k != "vocab_size"}), "vocab_size"),
         (json.dumps(PUBLISHED_2B | {"hidden_size": 1537}), "hidden_size must be a multiple"),

@@ -1,4 +1,4 @@
-"""Our Qwen2-VL against transformers': logits, gradients, generated tokens, bfloat16."""
+"""Qwen2-VL and Qwen2.5-VL beside transformers: logits, gradients, generated tokens, bfloat16."""
 
 import functools
 
@@ -28,7 +28,7 @@ class Case:
     """One configuration: transformers' model, ours with its weights, and two samples."""
 
     def __init__(self, name: str, folder):
-        self.config = reference.CONFIGS[name]
+        self.config = reference.ALL_CONFIGS[name]
         self.torch = reference.torch_model(self.config)
         self.torch.save_pretrained(folder)
         self.folder = folder
@@ -67,9 +67,13 @@ class Case:
         return loss.item(), gradients
 
 
-@pytest.fixture(scope="module", params=reference.CONFIGS)
+@pytest.fixture(scope="module", params=reference.ALL_CONFIGS)
 def case(request, tmp_path_factory):
     return Case(request.param, tmp_path_factory.mktemp(request.param))
+
+
+# All decoders, and one of the other family's towers.
+some = pytest.mark.parametrize("case", [*reference.CONFIGS, "windows 56"], indirect=True)
 
 
 def device(tree):
@@ -201,6 +205,7 @@ def test_greedy_tokens(case):
             )
 
 
+@some
 def test_shared_prompts_equal_repeated_prompts(case):
     """Logits and gradients of G completions of a prompt computed once, and of G whole rows."""
     prompts, rng = prompts_of(case), np.random.default_rng(2)
@@ -268,6 +273,7 @@ def test_shared_prompts_equal_repeated_prompts(case):
     assert max(jax.tree.leaves(errors)) < 1e-3, errors
 
 
+@some
 def test_bfloat16_is_as_good_as_transformers(case):
     """Our error against our float32 is about that of transformers against its own, or less."""
     half = reference.torch_model(case.config).to(torch.bfloat16)

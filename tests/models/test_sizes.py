@@ -4,22 +4,29 @@ import math
 
 import jax
 import pytest
+import reference
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from mirg_jax.models.config import QWEN2_VL_2B, QWEN2_VL_7B, QWEN2_VL_72B, ModelConfig
+from mirg_jax.models.config import PUBLISHED, QWEN2_VL_7B, ModelConfig
 from mirg_jax.models.qwen2_vl import abstract
 
+BILLIONS = {
+    "Qwen/Qwen2-VL-2B-Instruct": 2.21,
+    "Qwen/Qwen2-VL-7B-Instruct": 8.29,
+    "Qwen/Qwen2-VL-72B-Instruct": 73.4,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3.75,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29,
+}
 
-@pytest.mark.parametrize(
-    ("config", "billions"), [(QWEN2_VL_2B, 2.21), (QWEN2_VL_7B, 8.29), (QWEN2_VL_72B, 73.4)]
-)
-def test_parameter_counts(config, billions):
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts(name):
+    config, billions = PUBLISHED[name], BILLIONS[name]
     _, params = abstract(config)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     with torch.device("meta"):
-        reference = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config.to_hf()))
-    assert count == sum(p.numel() for p in reference.parameters())
+        theirs = reference.CLASSES[config.model_type][1](reference.torch_config(config))
+    assert count == sum(p.numel() for p in theirs.parameters())
     assert count / 1e9 == pytest.approx(billions, rel=0.005)
     assert ModelConfig.from_hf(config.to_hf()) == config
 
