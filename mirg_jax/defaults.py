@@ -85,6 +85,9 @@ def _common() -> ConfigDict:
             "evaluation": {
                 "batch_size": 16,
                 "max_tokens": 1024,
+                # What the model's boxes are: the "grid" that ours are trained on, or "pixels" of
+                # the resized image, as Qwen2.5-VL's published models have them.
+                "coordinates": "grid",
                 # In training: steps between evaluations (0: none) on rows of a benchmark that are
                 # not trained on. The best checkpoint is kept beside the latest.
                 "every": 0,

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from mirg_jax import processes
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
-from mirg_jax.evaluation import report, scoring
+from mirg_jax.evaluation import coordinates, report, scoring
 from mirg_jax.evaluation.predict import predict, questions
 from mirg_jax.evaluation.predictions import claim, drop_torn_line, write_results
 from mirg_jax.training import checkpoint as load
@@ -38,6 +38,11 @@ def run(
     """
     rows = scoring.load_benchmark(benchmark)
     chosen = scoring.spread(len(rows), limit)
+    pixels, asked = coordinates.check(config), rows
+    if pixels:
+        sizes = [coordinates.sizes(row, image_root, config) for row in rows]
+        pairs = list(zip(rows, sizes, strict=True))
+        asked = [row | {"question": coordinates.question_in_pixels(row, s)} for row, s in pairs]
     mesh, how = setup.for_sampling(config)
     step = load.find_run(checkpoint)
     path = output_dir / "predictions.jsonl"
@@ -53,7 +58,7 @@ def run(
                 responses = scoring.load_predictions(path, len(rows))
     responses = processes.gather(responses)[0]  # what the first process has found
 
-    asked = questions(rows, benchmark)
+    asked = questions(asked, benchmark)
     open_rows = [asked[index] for index in chosen if responses[index] is None]
     if open_rows:
         model = load.load_model(checkpoint, mesh, **how)
@@ -84,9 +89,13 @@ def run(
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
-    rows, responses = ([every[index] for index in chosen] for every in (rows, responses))
-    scores = scoring.score(rows, responses, protocol)
+    read = responses
+    if pixels:
+        given = zip(rows, responses, sizes, strict=True)
+        read = [coordinates.response_on_grid(*one) for one in given]
+    rows, read = ([every[index] for index in chosen] for every in (rows, read))
+    scores = scoring.score(rows, read, protocol)
     if first:
-        found = report.Run(responses, scores)
+        found = report.Run(read, scores)
         write_results(output_dir, checkpoint, benchmark, chosen, found, rows, image_root)
     return scores
