@@ -9,11 +9,15 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.models.lora import DECODER, Lora
+from mirg_jax.models.lora import TOWER, Lora
 from mirg_jax.weights import hf
 
-# Module names that end so have an adapter. `proj` alone would be the patch embedding too.
-_TOWER = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+def _modules(lora: Lora) -> str:
+    """PEFT's pattern of the modules that have an adapter; both towers may use the same names."""
+    parts = {"language_model.layers": lora.targets, "visual.blocks": TOWER if lora.tower else ()}
+    found = [rf"{stack}\.\d+\.\w+\.({'|'.join(names)})" for stack, names in parts.items() if names]
+    return rf".*\.({'|'.join(found)})"
 
 
 def _newer_name(name: str) -> str:
@@ -53,8 +57,7 @@ def save(
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": [name for name in DECODER if name in lora.targets]
-        + list(_TOWER if lora.tower else ()),
+        "target_modules": _modules(lora),
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -18,14 +18,18 @@ from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import sft
 from mirg_jax.weights import hf
 
-CONFIG = reference.CONFIGS["untied"]
 SHAPES = Shapes((56, 112), (4,), (64,))
 LORA = Lora(rank=4, alpha=6, tower=True)
 
 
+@pytest.fixture(scope="module", params=reference.FAMILIES)
+def config(request):
+    return reference.FAMILIES[request.param]
+
+
 @pytest.fixture(scope="module")
-def base():
-    return create(CONFIG, 3)
+def base(config):
+    return create(config, 3)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +37,9 @@ def item():
     return reference.sample(np.random.default_rng(0), [(84, 56), (28, 56)], response=9)[0]
 
 
-def with_adapters(base, config: Lora):
+def with_adapters(base, settings: Lora):
     """The graph with adapters, fresh ones, and ones that were trained, as it were."""
-    graph, shapes = lora.attach(*base, config)
+    graph, shapes = lora.attach(*base, settings)
     fresh = lora.init(shapes, seed=1)
     rng = np.random.default_rng(2)
     trained = jax.tree.map(lambda p: p + rng.normal(0, 0.2, p.shape).astype(np.float32), fresh)
@@ -47,31 +51,31 @@ def logits(graph, params, adapters, batch):
     return nnx.merge(graph, params, adapters)(batch.text, batch.images)
 
 
-@pytest.mark.parametrize("config", [LORA, Lora(2, targets=("v_proj",))])
-def test_fresh_adapters_change_nothing_and_merged_ones_as_much(base, item, config):
+@pytest.mark.parametrize("settings", [LORA, Lora(2, targets=("v_proj",))])
+def test_fresh_adapters_change_nothing_and_merged_ones_as_much(base, item, settings):
     graph, params = base
     batch = collate([item], [[0]], SHAPES)
-    adapted, fresh, trained = with_adapters(base, config)
+    adapted, fresh, trained = with_adapters(base, settings)
     plain = logits(graph, params, nnx.State({}), batch)
     np.testing.assert_array_equal(logits(adapted, params, fresh, batch), plain)
     beside = logits(adapted, params, trained, batch)
     assert float(jnp.abs(beside - plain).max()) > 0.1
-    merged = lora.merge(params, trained, config)
+    merged = lora.merge(params, trained, settings)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     np.testing.assert_allclose(logits(graph, merged, nnx.State({}), batch), beside, atol=2e-4)
 
 
-def test_sampling_with_adapters_is_sampling_from_the_merged_model(base, item):
+def test_sampling_with_adapters_is_sampling_from_the_merged_model(base, item, config):
     adapted, _, trained = with_adapters(base, LORA)
     mesh = sharding.make_mesh()
     batch = collate_prompts([item], SHAPES, sharding.whole_rows(1, mesh))
     prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
     keys = sample_keys(jax.random.key(0), jnp.arange(len(prompt.tokens)), 2)
-    forbidden = np.zeros(CONFIG.text.vocab_size, bool)
-    settings = SamplingConfig(group=2, max_tokens=12)
+    forbidden = np.zeros(config.text.vocab_size, bool)
+    options = SamplingConfig(group=2, max_tokens=12)
 
     def tokens(graph, params):
-        sample = make_sampler(graph, mesh, forbidden, settings)
+        sample = make_sampler(graph, mesh, forbidden, options)
         return jax.device_get(jax.jit(sample)(params, prompt, images, keys))
 
     beside = tokens(adapted, nnx.merge_state(base[1], trained))
@@ -82,7 +86,7 @@ def test_sampling_with_adapters_is_sampling_from_the_merged_model(base, item):
     assert (beside.tokens != plain.tokens).any()
 
 
-def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item):
+def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item, config):
     graph, params = base
     batch = collate([item], [[0]], SHAPES)
     adapted, _, trained = with_adapters(base, LORA)
@@ -97,7 +101,8 @@ def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item
     whole = hf.by_path(jax.jit(jax.grad(of_all))(lora.merge(params, trained, LORA)))
     values = hf.by_path(trained)
     layers = {path.rpartition(".")[0] for path in ours}
-    assert len(layers) == 7 + 4 and len(ours) == 2 * len(layers)
+    tower = 5 if config.vision.window else 4
+    assert len(layers) == 7 + tower and len(ours) == 2 * len(layers)
     for layer in layers:
         kernel = np.asarray(whole[f"{layer}.kernel"][...], np.float64)
         a, b = (np.asarray(values[f"{layer}.lora_{n}"][...], np.float64) for n in "ab")
@@ -110,9 +115,9 @@ def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item
             np.testing.assert_allclose(got, value, rtol=1e-3, atol=1e-4 * np.abs(value).max())
 
 
-def test_adapters_start_as_pefts_do_and_stay_float32():
+def test_adapters_start_as_pefts_do_and_stay_float32(config):
     precision = Precision(jnp.bfloat16, jnp.bfloat16)
-    _, shapes = lora.attach(*abstract(CONFIG, precision=precision), LORA)
+    _, shapes = lora.attach(*abstract(config, precision=precision), LORA)
     fresh = hf.by_path(lora.init(shapes, seed=0))
     assert {leaf.dtype for leaf in fresh.values()} == {jnp.dtype(jnp.float32)}
     first = fresh["decoder.layers.down_proj.lora_a"][...]
@@ -124,14 +129,15 @@ def test_adapters_start_as_pefts_do_and_stay_float32():
     assert not any(fresh[path][...].any() for path in fresh if path.endswith("lora_b"))
 
 
-def test_adapters_lie_on_the_mesh_as_their_layers_do():
-    _, shapes = lora.attach(*abstract(CONFIG), LORA)
+def test_adapters_lie_on_the_mesh_as_their_layers_do(config):
+    _, shapes = lora.attach(*abstract(config), LORA)
     where = hf.by_path(sharding.parameter_shardings(shapes, sharding.make_mesh()))
     specs = {path: leaf.get_value().spec for path, leaf in where.items()}
     assert specs["decoder.layers.attention.q_proj.lora_a"] == PartitionSpec(None, "fsdp", None)
     assert specs["decoder.layers.attention.q_proj.lora_b"] == PartitionSpec(None, None, "tensor")
     assert specs["decoder.layers.down_proj.lora_a"] == PartitionSpec(None, "tensor", None)
-    assert specs["visual.blocks.fc2.lora_b"] == PartitionSpec(None, None, "fsdp")
+    last = "down_proj" if config.vision.window else "fc2"
+    assert specs[f"visual.blocks.{last}.lora_b"] == PartitionSpec(None, None, "fsdp")
 
 
 def test_the_merged_kernels_dtype(base):
@@ -146,10 +152,10 @@ def test_the_merged_kernels_dtype(base):
     np.testing.assert_allclose(got, expected, rtol=2**-8, atol=1e-6)
 
 
-def test_adapters_are_not_saved_as_weights(base, tmp_path):
+def test_adapters_are_not_saved_as_weights(base, config, tmp_path):
     _, fresh, _ = with_adapters(base, LORA)
     with pytest.raises(ValueError, match="lora_a has no published name; merge"):
-        hf.save(tmp_path, nnx.merge_state(base[1], fresh), CONFIG)
+        hf.save(tmp_path, nnx.merge_state(base[1], fresh), config)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

@@ -18,14 +18,14 @@ LORAS = {
     "decoder": Lora(rank=4, alpha=6),
     "tower": Lora(rank=4, alpha=6, tower=True),
     "some": Lora(rank=2, alpha=7.5, targets=("k_proj", "down_proj")),
-    "tower only": Lora(rank=3, targets=(), tower=True),
+    "tower only": Lora(rank=3, alpha=6, targets=(), tower=True),
 }
 
 
 @pytest.mark.parametrize("kind", LORAS)
-@pytest.mark.parametrize("name", ["tied", "untied"])
+@pytest.mark.parametrize("name", ["tied", "untied", "windows 28"])
 def test_peft_computes_what_we_do(name, kind, tmp_path):
-    config, settings = reference.CONFIGS[name], LORAS[kind]
+    config, settings = reference.ALL_CONFIGS[name], LORAS[kind]
     base = reference.torch_model(config)
     base.save_pretrained(tmp_path / "base")
     graph, params = hf.from_pretrained(tmp_path / "base")
