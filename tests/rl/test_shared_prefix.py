@@ -18,10 +18,12 @@ from mirg_jax.types import Images, Rollout, Text
 
 VOCAB, WIDTH, LENGTH = 60, 20, 9
 FORBIDDEN = np.arange(VOCAB) % 6 == 5
-CONFIG = ModelConfig(
-    text=TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2), tie_word_embeddings=True),
-    vision=VisionConfig(1, 16, 2, 2, 32),
-)
+TOWERS = {
+    "qwen2_vl": VisionConfig(1, 16, 2, 2, 32),
+    "qwen2_5_vl": VisionConfig(
+        2, 16, 2, out_dim=32, mlp_dim=20, window_size=28, full_blocks=(1,)
+    ),
+}  # fmt: skip
 LENGTHS = np.array([20, 13])  # of the prompts; the first eight tokens of each are two images
 
 
@@ -90,17 +92,22 @@ def repeated_loss(params, frozen, text, images, at, given, head, *, graph, confi
 
 
 @pytest.mark.parametrize(
-    ("group", "beta", "kl", "adapted"),
+    ("family", "group", "beta", "kl", "adapted"),
     [
-        (1, 0.04, "k3", False),
-        (2, 0.0, "k3", False),
-        (5, 0.5, "k3", True),
-        (8, 0.5, "exact", False),
-        (16, 0.04, "k3", False),
+        ("qwen2_vl", 1, 0.04, "k3", False),
+        ("qwen2_vl", 2, 0.0, "k3", False),
+        ("qwen2_vl", 5, 0.5, "k3", True),
+        ("qwen2_vl", 8, 0.5, "exact", False),
+        ("qwen2_vl", 16, 0.04, "k3", False),
+        ("qwen2_5_vl", 2, 0.04, "k3", False),
+        ("qwen2_5_vl", 5, 0.5, "k3", True),
     ],
 )
-def test_loss_and_every_gradient_equal_the_repeated_forms(group, beta, kl, adapted):
-    graph, params = create(CONFIG, 0)
+def test_loss_and_every_gradient_equal_the_repeated_forms(family, group, beta, kl, adapted):
+    text = TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2), tie_word_embeddings=True)
+    size = ModelConfig(text, TOWERS[family])
+    assert size.model_type == family
+    graph, params = create(size, 0)
     frozen = nnx.State({})
     if adapted:
         frozen, (graph, params) = params, lora.attach(graph, params, lora.Lora(4, tower=True))

@@ -16,7 +16,6 @@ import torch
 from conftest import REPOSITORY
 from flax import nnx
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLForConditionalGeneration
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models.config import ModelConfig
@@ -25,9 +24,9 @@ from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.weights import hf
 
 
-@pytest.fixture(scope="module", params=reference.CONFIGS)
+@pytest.fixture(scope="module", params=reference.ALL_CONFIGS)
 def config(request):
-    return reference.CONFIGS[request.param]
+    return reference.ALL_CONFIGS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_transformers_reads_what_we_write(model, config, tensors, folder, tmp_pa
     assert max(sizes) < max(shard_bytes, largest) + 10_000  # the header
     assert (len(sizes) > 1) == (shard_bytes < 1_000_000)
 
-    again, report = Qwen2VLForConditionalGeneration.from_pretrained(
+    again, report = reference.CLASSES[config.model_type][1].from_pretrained(
         target, output_loading_info=True
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -267,6 +266,7 @@ hf.save(target, state, config, shard_bytes=50_000, read=hf.reader(source, state,
 """
 
 
+@pytest.mark.parametrize("config", ["untied", "windows 56"], indirect=True)
 def test_a_killed_export_goes_on(config, tensors, folder, tmp_path):
     """Finished shards are kept, whatever else lies there is written anew."""
     save_file(tensors, folder / "model.safetensors")
