@@ -1,9 +1,11 @@
 """The vision tower over a group's images: once, once for each completion, and transformers' tower.
 
 What must be computed for a group is "once"; "repeated" is what a system computes whose rows are a
-prompt and one completion each.
+prompt and one completion each. And Qwen2.5-VL's tower over larger and larger images, with windows
+and without.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
@@ -16,7 +18,12 @@ from benchmarks.group import SIZE, Size, Task, Work, collate, make_task
 from benchmarks.reference import torch_images, torch_model
 from benchmarks.shared_prefix import temporary_bytes
 from benchmarks.side_by_side import Variant
-from mirg_jax import sharding
+from mirg_jax import flops, sharding
+from mirg_jax.data.batching import patch_positions
+from mirg_jax.models.config import QWEN2_5_VL_3B, VisionConfig
+from mirg_jax.models.layers import FLOAT32
+from mirg_jax.models.vision import VisionTower
+from mirg_jax.types import Images
 
 
 def _ours(task: Task, times: int, *, backward: bool):
@@ -90,4 +97,33 @@ def vision(base: str, size: Size = SIZE) -> Iterator[Variant]:
         yield Variant(name, ways | theirs, facts, counted=counted)
 
 
-CASES = {"vision": vision}
+# An eighth of the published width: head size, windows and the MLP's shape are the published ones.
+_SMALL = VisionConfig(
+    depth=4, embed_dim=160, num_heads=2, out_dim=2048, mlp_dim=428, window_size=112
+)  # fmt: skip
+SIDES = (16, 32, 48, 64)  # of images, in patches
+
+
+def area(_: str, sides: tuple[int, ...] = SIDES) -> Iterator[Variant]:
+    """One image through four blocks; the ways are its sizes, each beside the smallest."""
+    rng = np.random.default_rng(0)
+    for name, whole in {"windows": 0, "one block in four full": 1, "full": 4}.items():
+        config = dataclasses.replace(_SMALL, full_blocks=tuple(range(4 - whole, 4)))
+        rngs = nnx.Rngs(0)
+        tower = VisionTower(config, precision=FLOAT32, remat="full", attention="xla", rngs=rngs)
+        graph, params = nnx.split(tower)
+        ways, programs = {}, {}
+        for side in sides:
+            pixels = rng.integers(0, 256, (1, 1, side**2, 588), dtype=np.uint8)
+            images = jax.device_put(Images(pixels, patch_positions((side, side))[None, None]))
+            function = jax.jit(lambda params, images, graph=graph: nnx.merge(graph, params)(images))
+            way = f"{side**2} patches"
+            programs[way] = function.lower(params, images).compile()
+            run = functools.partial(programs[way], params, images)
+            ways[way] = lambda run=run: jax.block_until_ready(run())
+        sized = dataclasses.replace(QWEN2_5_VL_3B, vision=config)
+        counted = {f"{side**2} patches": flops.tower(sized, 1, side**2) for side in sides}
+        yield Variant(name, ways, {"temporary_bytes": temporary_bytes(programs)}, counted)
+
+
+CASES = {"vision": vision, "area": area}

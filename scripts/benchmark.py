@@ -6,6 +6,7 @@ Cases: sft_step and generate, the small model beside transformers and torch on t
 input_pipeline, image files to patches, beside transformers' processor;
 vision, rollout, grpo_update and grpo_step, a group's images and prompt computed once, beside the
 same with them repeated and beside transformers as TRL uses it;
+area, Qwen2.5-VL's tower over larger and larger images;
 slots, prompts that take the places of those that have ended;
 growth, an update of more and more completions and images, with a plot;
 weights, a checkpoint of 2B size in and out, beside transformers (25 GB of disk).
@@ -22,6 +23,7 @@ from mirg_jax.errors import ConfigError
 # How often cases are timed of which a run takes many seconds; others nine times.
 _REPEATS_OF = {
     "vision": 3,
+    "area": 5,
     "rollout": 3,
     "slots": 3,
     "grpo_update": 3,

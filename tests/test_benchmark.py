@@ -121,6 +121,15 @@ def test_towers_see_the_same(tiny_model, one_device, tmp_path):
 
 
 @pytest.mark.slow
+def test_towers_of_larger_images(tmp_path):
+    windowed, _, full = measured("area", vision.area("", sides=(8, 16)), tmp_path)
+    assert windowed["256 patches_over_64 patches"]["counted"] == pytest.approx(4)
+    assert full["256 patches_over_64 patches"]["counted"] > 4.5
+    held = [variant["temporary_bytes"]["256 patches"] for variant in (windowed, full)]
+    assert held[0] < held[1]
+
+
+@pytest.mark.slow
 def test_steps_are_the_same_work(tiny_model, one_device, tmp_path):
     (step,) = measured("step", grpo_step.grpo_step(tiny_model, SMALL), tmp_path)
     expected = dict.fromkeys(FORMS, pytest.approx(step["expected_first_loss"], rel=1e-4))
