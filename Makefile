@@ -36,8 +36,11 @@ venv: .venv/.ready-$(ACCEL)
 
 # The main job: scenes, SFT, GRPO, evaluation, a table and a page of pictures in runs/demo.
 # QUICK=1 takes about three minutes and shows only that everything moves, in runs/demo_quick.
+# MODEL=qwen2_5_vl does it with the small Qwen2.5-VL, in runs/demo_qwen2_5_vl.
+OTHER_MODEL = $(addprefix _,$(filter-out qwen2_vl,$(MODEL)))
 demo: venv
-	$(BIN)/python scripts/demo.py --workdir=runs/demo$(if $(QUICK),_quick) $(if $(QUICK),--quick) $(DEMO_FLAGS)
+	$(BIN)/python scripts/demo.py --base=assets/small_base$(OTHER_MODEL) \
+	  --workdir=runs/demo$(OTHER_MODEL)$(if $(QUICK),_quick) $(if $(QUICK),--quick) $(DEMO_FLAGS)
 
 test: .venv/.ready-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -25,6 +25,7 @@ from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.")
+_BASE = flags.DEFINE_string("base", "assets/small_base", "The model that SFT starts from.")
 _QUICK = flags.DEFINE_bool("quick", False, "Three minutes: too short to learn, enough to see.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "One run of the whole chain for each.")
 _N_EVAL = flags.DEFINE_integer("n_eval", 770, "Held-out questions, the seven tasks in turn.")
@@ -52,6 +53,7 @@ def recipes(scenes: pathlib.Path, seed: int):
     stages = {"sft": sft_tiny.get_config(), "grpo": grpo_tiny.get_config()}
     for config in stages.values():
         config.seed = seed
+        config.model.path = _BASE.value
         config.data.image_root = str(scenes)
         if _QUICK.value:
             config.num_steps = 10

@@ -1,11 +1,12 @@
 """Makes the small base model of the demo, from random weights, on a CPU.
 
     python scripts/make_small_base.py --output_dir=assets/small_base
+    python scripts/make_small_base.py --output_dir=assets/small_base_qwen2_5_vl --family=qwen2_5_vl
 
 It learns what a pretrained vision-language model brings along, in three ways at once: to see
 (single pictures, with a dense loss on the vision tower), to answer in the trajectories' format,
 and to look things up in lists (with a loss on a few attention heads). It never meets a question
-about several pictures. The result is a plain Qwen2-VL in Hugging Face's format.
+about several pictures. The result is a plain Qwen2-VL, or Qwen2.5-VL, in Hugging Face's format.
 """
 
 import functools
@@ -23,7 +24,7 @@ from mirg_jax import cli, defaults, sharding
 from mirg_jax.data import small_tokenizer
 from mirg_jax.data.scenes import SIDE
 from mirg_jax.models import qwen2_vl
-from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.models.config import ARCHITECTURES, ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.vision import MEAN, STD
 from mirg_jax.small_base import batches, losses
 from mirg_jax.small_base.patterns import PATTERNS
@@ -33,6 +34,7 @@ from mirg_jax.types import Images
 from mirg_jax.weights import hf
 
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write.", required=True)
+_FAMILY = flags.DEFINE_enum("family", "qwen2_vl", list(ARCHITECTURES), "Whose vision tower.")
 _SEE_STEPS = flags.DEFINE_integer("see_steps", 200, "Steps of the vision tower alone.")
 _STEPS = flags.DEFINE_integer("steps", 900, "Steps of the whole model.")
 _ROWS = flags.DEFINE_integer("rows", 24, "Token rows a step.")
@@ -42,8 +44,18 @@ _PATTERN_WEIGHT = flags.DEFINE_float("pattern_weight", 0.2, "Weight of the atten
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
 
 
-def model_config(tokenizer) -> ModelConfig:
-    """A Qwen2-VL of 1.3 million parameters."""
+TOWERS = {
+    "qwen2_vl": VisionConfig(depth=2, embed_dim=96, num_heads=4, mlp_ratio=4, out_dim=128),
+    # A picture is four windows of one visual token each.
+    "qwen2_5_vl": VisionConfig(
+        depth=3, embed_dim=96, num_heads=4, mlp_dim=256, out_dim=128, window_size=28,
+        full_blocks=(1, 2),
+    ),
+}  # fmt: skip
+
+
+def model_config(tokenizer, family: str) -> ModelConfig:
+    """A model of 1.3 or 1.4 million parameters."""
 
     def token(name):
         return tokenizer.convert_tokens_to_ids(f"<|{name}|>")
@@ -61,7 +73,7 @@ def model_config(tokenizer) -> ModelConfig:
             rms_norm_eps=1e-6,
             tie_word_embeddings=True,
         ),
-        vision=VisionConfig(depth=2, embed_dim=96, num_heads=4, mlp_ratio=4, out_dim=128),
+        vision=TOWERS[family],
         image_token_id=token("image_pad"),
         video_token_id=token("video_pad"),
         vision_start_token_id=token("vision_start"),
@@ -129,7 +141,7 @@ def main(_):
     small_tokenizer.write(folder)
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')  # until the real one follows
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    config = model_config(tokenizer)
+    config = model_config(tokenizer, _FAMILY.value)
     rng = np.random.default_rng(seed)
     pictures = [draw_picture(rng) for _ in tqdm(range(_POOL.value), desc="draw")]
 

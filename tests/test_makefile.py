@@ -42,3 +42,9 @@ def test_targets_use_the_environment_that_is_there(plan):
 def test_another_accelerator_makes_the_environment_anew(plan):
     lines = plan("test", "ACCEL=cuda13", made_for=("cuda12",))
     assert "-m venv --clear .venv" in lines and '"jax[cuda13]" -e .' in lines
+
+
+@pytest.mark.parametrize("words, end", [((), ""), (("MODEL=qwen2_5_vl",), "_qwen2_5_vl")])
+def test_the_demo_takes_another_base(plan, words, end):
+    lines = plan("demo", *words, made_for=("cpu",))
+    assert f"--base=assets/small_base{end} " in lines and f"--workdir=runs/demo{end} " in lines
