@@ -48,3 +48,4 @@ def test_another_accelerator_makes_the_environment_anew(plan):
 def test_the_demo_takes_another_base(plan, words, end):
     lines = plan("demo", *words, made_for=("cpu",))
     assert f"--base=assets/small_base{end} " in lines and f"--workdir=runs/demo{end} " in lines
+    assert (REPOSITORY / f"assets/small_base{end}" / "model.safetensors").exists()
