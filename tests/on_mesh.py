@@ -111,18 +111,24 @@ def apart(a, b) -> float:
     return float(np.abs(a - b).max() / (largest if a.size > 1 else max(largest, 1.0)))
 
 
+TOWERS = {
+    "qwen2_vl": VisionConfig(2, 32, 4, 2, 32),
+    "qwen2_5_vl": VisionConfig(
+        2, 32, 4, out_dim=32, mlp_dim=48, window_size=28, full_blocks=(1,)
+    ),
+}  # fmt: skip
+
+
 def main(meshes):
-    config = ModelConfig(
-        text=TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2)),
-        vision=VisionConfig(2, 32, 4, 2, 32),
-    )
+    text = TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2))
     alone = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     one = {}
-    for data, fsdp, tensor, sampling, adapted in meshes:
-        if adapted not in one:
-            one[adapted] = values(alone, 1, config, adapted)
+    for data, fsdp, tensor, sampling, adapted, family in meshes:
+        config, kind = ModelConfig(text, TOWERS[family]), (adapted, family)
+        if kind not in one:
+            one[kind] = values(alone, 1, config, adapted)
         found = values(sharding.make_mesh(data, fsdp, tensor), sampling, config, adapted)
-        differences = {name: apart(found[name], one[adapted][name]) for name in found}
+        differences = {name: apart(found[name], one[kind][name]) for name in found}
         print(json.dumps(differences), flush=True)
 
 

@@ -17,12 +17,18 @@ LAYOUTS = {
     "adapters, a base on each device": (8, 1, 1, 1, True),
     "adapters, a base divided": (1, 4, 2, 2, True),
 }
-QUICK = ("slices whose sampling weights are shared", "adapters, a base divided")
+FAMILIES = "qwen2_vl", "qwen2_5_vl"
+ALL = {(layout, family): [*LAYOUTS[layout], family] for layout in LAYOUTS for family in FAMILIES}
+QUICK = (
+    ("slices whose sampling weights are shared", "qwen2_vl"),
+    ("adapters, a base divided", "qwen2_vl"),
+    ("all three axes", "qwen2_5_vl"),
+)
 
 
-def differences(names) -> dict[str, dict[str, float]]:
+def differences(names) -> dict[tuple[str, str], dict[str, float]]:
     found = subprocess.run(
-        [sys.executable, "tests/on_mesh.py", json.dumps([LAYOUTS[name] for name in names])],
+        [sys.executable, "tests/on_mesh.py", json.dumps([ALL[name] for name in names])],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -46,4 +52,4 @@ def test_a_mesh_computes_what_one_device_does():
 
 @pytest.mark.slow
 def test_other_layouts_do_too():
-    check([name for name in LAYOUTS if name not in QUICK])
+    check([name for name in ALL if name not in QUICK])
