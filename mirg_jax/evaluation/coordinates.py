@@ -4,28 +4,17 @@ Qwen2.5-VL's published models were taught boxes in pixels of the image as they g
 on the grid of the data, speak the grid whichever family they come from.
 """
 
-import re
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
-from PIL import Image
 
-from mirg_jax.data.images import resolve_image, smart_resize
+from mirg_jax.data.images import image_size, smart_resize
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.evaluation import scoring
-from mirg_jax.grounding import boxes, grammar
+from mirg_jax.evaluation import families, scoring
+from mirg_jax.evaluation.families import Size
 
 NAMES = ("grid", "pixels")
-
-Size = tuple[int, int]  # width, height
-
-_N = r"(\d{1,5})"
-_POINTS = rf"\(\s*{_N}\s*,\s*{_N}\s*\)\s*,\s*\(\s*{_N}\s*,\s*{_N}\s*\)"
-_START, _END = map(re.escape, (grammar.BOX_START, grammar.BOX_END))
-_BOX = re.compile(
-    rf"(?:{_START})?(?:{_POINTS}|\[\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*\])(?:{_END})?",
-    re.ASCII,
-)
+_FAMILY = families.FAMILIES["qwen2_5_vl"]
 
 
 def check(config: ConfigDict) -> bool:
@@ -38,51 +27,24 @@ def check(config: ConfigDict) -> bool:
 
 def sizes(row: scoring.Row, root: str, config: ConfigDict) -> list[Size]:
     """Width and height of each image of a row as the model gets it; none if one can't be read."""
-    found = []
+    limits = config.data.min_pixels, config.data.max_pixels
     try:
-        for path in row["images"]:
-            with Image.open(resolve_image(root, path)) as image:
-                width, height = image.size
-            limits = config.data.min_pixels, config.data.max_pixels
-            found.append(smart_resize(height, width, *limits)[::-1])
-    except (OSError, ValueError, DataError, Image.DecompressionBombError):
+        found = [image_size(root, path) for path in row["images"]]
+    except DataError:
         return []  # the row is rejected with the reason where its images are loaded
-    return found
-
-
-def _convert(text: str, sizes: Sequence[Size], image: int, write) -> str:
-    """Writes each box anew as `write(values, width, height)`.
-
-    It lies in the image that the words before it name, or else in `image`.
-    """
-    pieces, end = [], 0
-    for match in _BOX.finditer(text):
-        before = text[end : match.start()]
-        image = grammar.find_image_index(before, len(sizes)) or image
-        values = [int(digits) for digits in match.groups() if digits]
-        pieces += [before, write(values, *sizes[image - 1])]
-        end = match.end()
-    return "".join([*pieces, text[end:]])
+    return [smart_resize(height, width, *limits)[::-1] for width, height in found]
 
 
 def question_in_pixels(row: scoring.Row, sizes: Sequence[Size]) -> str:
     """A row's question, its boxes as these models write them."""
-
-    def write(values, width, height):
-        return str(list(map(round, boxes.grid_to_pixels(values, width, height))))
-
-    return _convert(row["question"], sizes, 1, write) if sizes else row["question"]
+    if not sizes:
+        return row["question"]
+    return families.rewrite(row["question"], _FAMILY, authors=False, sizes=sizes)
 
 
 def response_on_grid(row: scoring.Row, response: str | None, sizes: Sequence[Size]) -> str | None:
     """A response, its boxes in our own form; those past an image's edge end there."""
-
-    def write(values, width, height):
-        fractions = (v / side for v, side in zip(values, 2 * (width, height), strict=True))
-        x1, y1, x2, y2 = boxes.fraction_to_grid(list(fractions))
-        return f"{grammar.BOX_START}({x1},{y1}),({x2},{y2}){grammar.BOX_END}"
-
     if response is None or not sizes:
         return response
-    image = scoring.target_image(row) or len(sizes)
-    return _convert(response, sizes, image, write)
+    size_of = dict(zip(row["images"], sizes, strict=True)).__getitem__
+    return families.read(_FAMILY, response, row, size_of)

@@ -184,9 +184,9 @@ def prompt(
     """
     question = row["question"].replace(IMAGE_MARK, "")
     if protocol == "authors":
-        question = _rewrite(question + family.form.authors, family, authors=True)
+        question = rewrite(question + family.form.authors, family, authors=True)
     else:
-        question = _rewrite(question, family, authors=False, sizes=sizes)
+        question = rewrite(question, family, authors=False, sizes=sizes)
         question = f"{question.strip()} {family.form.answer}".strip()
     parts: list[Part] = []
     text = ""
@@ -207,7 +207,8 @@ _TAGS = {
 }
 
 
-def _rewrite(question: str, family: Family, *, authors: bool, sizes: Sequence[Size] = ()) -> str:
+def rewrite(question: str, family: Family, *, authors: bool, sizes: Sequence[Size] = ()) -> str:
+    """A question with its boxes and tags as the family has them; `authors`: slips included."""
     how = family.question_box
     if how == "kept" or (how == "pixels" and authors):
         return question
