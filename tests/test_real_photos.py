@@ -6,7 +6,7 @@ A check of the path, not a result: the model is scored on the rows it was traine
 import json
 
 import pytest
-from conftest import call
+from conftest import call, drawn
 
 from mirg_jax.data.examples import read_examples, write_mig_bench
 
@@ -27,7 +27,7 @@ def succeed(script: str, *flags: object) -> str:
 
 
 @pytest.mark.slow
-def test_rows_of_real_photos_are_learned_by_heart(shared, tmp_path):
+def test_rows_of_real_photos_are_learned_by_heart(shared, visit, tmp_path):
     photos = shared("real_photos")
     rows = json.loads((photos / "train.json").read_text())
     single = [row for row in rows if len(row["conversations"]) == 2]
@@ -86,3 +86,34 @@ def test_rows_of_real_photos_are_learned_by_heart(shared, tmp_path):
         "--limit=64",
     )
     assert json.loads(said.splitlines()[-1])["n"] == 64
+    look_at(tmp_path / "held_out", photos, visit)
+
+
+def look_at(folder, photos, visit):
+    """The report in a browser: chosen from, sorted, opened, its boxes where the file has them."""
+    rows = json.loads((photos / "eval.json").read_text())
+    scored = json.loads((folder / "scores.json").read_text())["rows"]
+    page = visit(folder / "report.html")
+    count, facets = len(scored), {"Task": ("GG", "group_grounding"), "Result": ("hit", True)}
+    fields = {"Task": "task", "Result": "hit"}
+    for label, (value, wanted) in facets.items():
+        page.get_by_label(label).select_option(value)
+        found = sum(row[fields[label]] == wanted for row in scored)
+        told = page.locator("#count").inner_text()
+        assert told.endswith(f"of {found}, of {count} in all") or (not found and "none" in told)
+        page.get_by_label(label).select_option("all")
+
+    page.get_by_label("Sort by").select_option("IoU")
+    page.get_by_label("largest first").check()
+    page.locator("#list button").first.click()
+    best = max(scored, key=lambda row: row["iou"])
+    place = scored.index(best)  # the report numbers the rows that it has
+    assert page.locator("dialog h2").inner_text().startswith(f"Row {place},")
+    row = rows[best["index"]]
+    assert page.locator("dialog svg image").count() == len(row["images"])
+    (truth,) = drawn(page, "truth")
+    assert truth[1:] == pytest.approx(row["answer"], abs=0.005)
+    if best["target_image"]:
+        assert truth[0] == best["target_image"]
+    (answer,) = drawn(page, "answer")
+    assert answer[1:] == pytest.approx(best["box"], abs=0.005)

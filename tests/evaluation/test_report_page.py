@@ -1,66 +1,23 @@
 """A report in a real browser: opened from disk, chosen from, sorted, walked through, looked at."""
 
 import json
-import os
-import pathlib
-import shutil
 import time
 
 import numpy as np
 import pytest
+from conftest import drawn
 from PIL import Image
 
 from mirg_jax.evaluation import report, scoring
 from mirg_jax.grounding import grammar
 from mirg_jax.grounding.grammar import GroundedObject
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ATTACK = (
     "<img src='http://example.com/x' onerror='window.bad = 1'></script>"
     "<script>window.bad = 2</script>"
 )
 TASKS = ("diff", "region", "group_grounding")
 TRUTH = (0.25, 0.5, 0.75, 0.9)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"needs a browser, one of: {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as started:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = started.chromium.launch(executable_path=path, args=arguments)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens a file, or a tab for one.
-
-    In the end, no script has failed, and nothing but the files was asked for.
-    """
-    contexts, problems, asked = [], [], []
-
-    def visit(path=None, width=1280, height=900, **options):
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        if path:
-            page.goto(pathlib.Path(path).as_uri())
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert not problems
-    assert all(url.startswith(("file:", "data:")) for url in asked)
-    assert sum(url.startswith("file:") for url in asked) == len(contexts)
 
 
 ASKED = grammar.format_box((500, 0, 1000, 100))
@@ -128,23 +85,6 @@ def folder(tmp_path_factory):
 
 def titles(page):
     return page.locator("#list .where").all_inner_texts()
-
-
-def drawn(page, kind):
-    """For every box of a kind: its image, from 1, and its sides as fractions of the picture."""
-    return page.evaluate(
-        """kind => [...document.querySelectorAll('dialog figure')].flatMap((figure, i) => {
-            const picture = figure.querySelector('svg').getBoundingClientRect();
-            return [...figure.querySelectorAll('rect.' + kind)].map(rect => {
-                const box = rect.getBoundingClientRect();
-                return [i + 1, (box.left - picture.left) / picture.width,
-                        (box.top - picture.top) / picture.height,
-                        (box.right - picture.left) / picture.width,
-                        (box.bottom - picture.top) / picture.height];
-            });
-        })""",
-        kind,
-    )
 
 
 def near(*boxes):
