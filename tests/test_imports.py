@@ -18,7 +18,7 @@ ALLOWED = {
     "processes": {"errors"},
     "rl": set(),
     "sampling": {"models", "rl", "sharding", "types"},
-    "chat": {"data", "errors"},
+    "chat": {"data", "errors", "grounding"},
     "trajectories": {"chat", "data", "errors", "evaluation", "grounding", "training"},
     "small_base": {"data", "grounding", "models", "rl", "types"},
 }

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mirg_jax.data.images import load_image, shrink
 from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.grounding.grammar import ANSWER_START, THINK_END, THINK_START
 
 NO_CHOICE = "no choice in the answer"
 
@@ -159,6 +160,7 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
         choice = answer["choices"][0]
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         finish = str(choice.get("finish_reason"))
+        thoughts = choice["message"].get("reasoning_content")
         if not isinstance(text, str | None):
             raise TypeError
     except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
@@ -171,6 +173,9 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
         problem = "the model refused"
     elif not text:
         problem = problem or "an empty answer"
+    elif isinstance(thoughts, str) and text.lstrip().startswith(ANSWER_START):
+        # Some servers take the think block out of the answer (a reasoning parser).
+        text = f"{THINK_START}{thoughts}{THINK_END}{text}"
     text = text or str(refusal or "")
     return Reply(text.replace(hide, "[key]") if hide else text, problem, *tokens)
 

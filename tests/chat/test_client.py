@@ -80,3 +80,15 @@ def test_images_are_sent_small_enough_and_look_the_same(tmp_path, size, sent):
     assert np.abs(np.asarray(image.convert("L")).astype(float) - expected).max() < 6
     with pytest.raises(DataError, match="no such file"):
         encode_image(str(tmp_path), "b.png", 40_000)
+
+
+def test_a_think_block_that_the_server_took_out_is_put_back():
+    def said(**message):
+        return read_completion({"choices": [{"message": message}]}).text
+
+    answer = "<answer>Image-1: (1,2),(3,4)</answer>"
+    assert said(content=answer, reasoning_content="I look.") == f"<think>I look.</think>{answer}"
+    # The thoughts of a model that writes its own block, or was asked for none, are its own affair.
+    whole = f"<think>I look.</think>{answer}"
+    assert said(content=whole, reasoning_content="Hm.") == whole
+    assert said(content="Image-1: a dog", reasoning_content="Hm.") == "Image-1: a dog"
