@@ -70,11 +70,12 @@ def scenes(config: ConfigDict, *, sft: int, rl: int, evaluation: int) -> ConfigD
     return config
 
 
-def table_2(models: dict[str, dict[str, ConfigDict]]) -> ConfigDict:
+def table_2(models: dict[str, dict]) -> ConfigDict:
     """Table 2: other base models.
 
     Args:
-      models: the recipes "sft" and "grpo" of each, by its name in the table.
+      models: by name in the table, the recipes "sft" and "grpo", and what "base" changes, if it
+        does.
     """
     rows, recipes = {}, {}
     for number, (name, stages) in enumerate(models.items()):
@@ -83,7 +84,7 @@ def table_2(models: dict[str, dict[str, ConfigDict]]) -> ConfigDict:
         titles = [name, f"{name} + Trajectory SFT", f"{name} + Trajectory SFT + RL"]
         base, first, second = ((title, paper.TABLE_2.get(title)) for title in titles)
         rows |= {
-            f"base_{number}": row(*base, sft, "", ""),
+            f"base_{number}": row(*base, sft, "", "", stages.get("base")),
             sft: row(*first, sft, "reasoning", ""),
             grpo: row(*second, grpo, "rl", sft, WITHOUT_IMAGES),
         }

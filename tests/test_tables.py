@@ -8,9 +8,8 @@ import pytest
 from conftest import call
 
 from configs import (
-    grpo_tiny,
-    sft_tiny,
-    table_2_qwen2_vl_7b,
+    table_2_7b,
+    table_2_tiny,
     table_3_qwen2_vl_7b,
     table_3_tiny,
     tables,
@@ -49,7 +48,7 @@ def test_the_rows_of_table_3():
 
 
 def test_every_row_of_the_papers_tables_has_its_figures():
-    for config in (table_2_qwen2_vl_7b.get_config(), table_3_qwen2_vl_7b.get_config()):
+    for config in (table_2_7b.get_config(), table_3_qwen2_vl_7b.get_config()):
         for name, row in config.rows.items():
             assert len(row.paper) == (0 if name == "grounded_rl_no_image" else 3), name
 
@@ -157,8 +156,15 @@ def test_table_as_a_user_runs_it(tmp_path):
 
 
 def test_table_2_has_three_rows_a_model():
-    stages = {"sft": sft_tiny.get_config(), "grpo": grpo_tiny.get_config()}
-    config = tables.table_2({"Qwen2-VL-7B": stages, "Qwen2.5-VL-7B": stages})
+    config = table_2_tiny.get_config()
+    experiments.check(config)
     assert list(config.order) == ["base_0", "sft_0", "grpo_0", "base_1", "sft_1", "grpo_1"]
     assert list(config.rows.grpo_1.paper) == [56.15, 60.22, 59.00]
     assert config.rows.grpo_1.start == "sft_1" and config.rows.sft_1.data == "reasoning"
+    paths = [experiments.recipe_of(config, name, 0).model.path for name in config.order]
+    assert paths == 3 * ["assets/small_base"] + 3 * ["assets/small_base_qwen2_5_vl"]
+    large = table_2_7b.get_config()
+    speaks = {
+        name: experiments.recipe_of(large, name, 0).evaluation.coordinates for name in large.order
+    }
+    assert [name for name, how in speaks.items() if how == "pixels"] == ["base_1"]

@@ -1,0 +1,29 @@
+"""Table 2 of the paper as it is there: Qwen2-VL-7B and Qwen2.5-VL-7B on 8 x 80 GB.
+
+Its flags are those of table_3_qwen2_vl_7b.py.
+"""
+
+from configs import (
+    grpo_qwen2_5_vl_7b,
+    grpo_qwen2_vl_7b,
+    sft_qwen2_5_vl_7b,
+    sft_qwen2_vl_7b,
+    tables,
+)
+
+
+def get_config():
+    return tables.table_2(
+        {
+            "Qwen2-VL-7B": {
+                "sft": sft_qwen2_vl_7b.get_config(),
+                "grpo": grpo_qwen2_vl_7b.get_config(),
+            },
+            "Qwen2.5-VL-7B": {
+                "sft": sft_qwen2_5_vl_7b.get_config(),
+                "grpo": grpo_qwen2_5_vl_7b.get_config(),
+                # As published it speaks of pixels; what is trained from it speaks the grid.
+                "base": {"evaluation": {"coordinates": "pixels"}},
+            },
+        }
+    )
