@@ -6,14 +6,15 @@ import re
 import pytest
 from conftest import REPOSITORY
 
-from mirg_jax import sharding
+from mirg_jax import sharding, tables
 from mirg_jax.training import setup
 
 RECIPES = sorted(
     path.stem
     for path in (REPOSITORY / "configs").glob("*.py")
-    if path.stem != "machines" and not path.stem.startswith("trajectories")
+    if path.stem != "machines" and not path.stem.startswith(("trajectories", "table"))
 )
+TABLES = sorted(path.stem for path in (REPOSITORY / "configs").glob("table_*.py"))
 TEXTS = [
     REPOSITORY / "README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
@@ -32,20 +33,31 @@ def test_files_that_are_named_exist(text):
     assert all((text.parent / link).exists() for link in links)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_sound(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    mesh = sharding.make_mesh()
-    assert setup.how(config, mesh)["attention"] == "xla"  # on a CPU
+def sound(config):
+    """Whether a recipe can be run, as far as it can be told without a model."""
+    assert setup.how(config, sharding.make_mesh())["attention"] == "xla"  # on a CPU
     setup.lora_of(config)
     shapes = setup.shapes_of(config)
     for sizes in (shapes.lengths, shapes.slots, shapes.patches):
         assert list(sizes) == sorted(sizes)
     if "grpo" in config:
         assert config.batch_size % config.prompts_per_micro_batch == 0
+    return True
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_sound(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert sound(config)
     if "qwen2" in name and "inference" not in name:
         # The paper's figures, whatever the machine.
         rate = {"sft": 2e-5, "grpo": 5e-6}[name.split("_")[0]] * (10 if "lora" in name else 1)
         assert config.optimizer.learning_rate == pytest.approx(rate)
         completions = config.batch_size * config.get("grpo", {"group": 1})["group"]
         assert completions == 128
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_of_tables_are_sound(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert all(sound(tables.recipe_of(config, row, seed=0)) for row in config.order)

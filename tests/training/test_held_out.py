@@ -30,7 +30,11 @@ def held_out(scenes, **changes):
 
 @pytest.mark.parametrize(
     "kind, changes",
-    [("sft", {}), ("sft", {"lora.rank": 4}), ("grpo", {"grpo.max_tokens": 12})],
+    [
+        pytest.param("sft", {}, marks=pytest.mark.slow),
+        pytest.param("sft", {"lora.rank": 4}, marks=pytest.mark.slow),
+        ("grpo", {"grpo.max_tokens": 12}),
+    ],
     ids=["sft", "sft lora", "grpo"],
 )
 def test_the_best_checkpoint_is_kept_and_is_as_good_as_logged(
