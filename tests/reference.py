@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import (
@@ -129,6 +130,13 @@ WINDOWED = {
     ),
 }  # fmt: skip
 ALL_CONFIGS = CONFIGS | WINDOWED
+# For fixtures: one config with windows in every run of the tests, the others in the slow ones.
+ALL_NAMES = [
+    pytest.param(
+        name, marks=[pytest.mark.slow] if name in WINDOWED and name != "windows 56" else []
+    )
+    for name in ALL_CONFIGS
+]
 # One of each family, where one is enough.
 FAMILIES = {"qwen2_vl": CONFIGS["untied"], "qwen2_5_vl": WINDOWED["windows 56"]}
 

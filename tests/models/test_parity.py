@@ -67,7 +67,7 @@ class Case:
         return loss.item(), gradients
 
 
-@pytest.fixture(scope="module", params=reference.ALL_CONFIGS)
+@pytest.fixture(scope="module", params=reference.ALL_NAMES)
 def case(request, tmp_path_factory):
     return Case(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -24,7 +24,7 @@ from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.weights import hf
 
 
-@pytest.fixture(scope="module", params=reference.ALL_CONFIGS)
+@pytest.fixture(scope="module", params=reference.ALL_NAMES)
 def config(request):
     return reference.ALL_CONFIGS[request.param]
 
