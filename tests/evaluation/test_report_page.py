@@ -1,6 +1,7 @@
 """A report in a real browser: opened from disk, chosen from, sorted, walked through, looked at."""
 
 import json
+import os
 import time
 
 import numpy as np
