@@ -149,12 +149,19 @@ def to_json(config: ConfigDict, results: Results) -> dict[str, Any]:
 
 def figures(scores: scoring.Scores) -> dict[str, Any]:
     """What is kept of an evaluation; accuracies are fractions of 1."""
-    overall = scores.overall
     return {
-        "n": overall.n,
+        "n": scores.overall.n,
         "spontaneous": scores.spontaneous,
         "referential": scores.referential,
         "average": scores.average,
+        **summarise(scores),
+    }
+
+
+def summarise(scores: scoring.Scores) -> dict[str, Any]:
+    """The main figures of an evaluation; accuracies are fractions of 1."""
+    overall = scores.overall
+    return {
         "acc": overall.accuracy[0.5],
         "acc_75": overall.accuracy[0.75],
         "mean_iou": overall.mean_iou,

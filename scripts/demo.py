@@ -13,14 +13,13 @@ import resource
 import time
 
 import jax
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from configs import grpo_tiny, sft_tiny, trajectories_scenes
-from mirg_jax import cli
+from mirg_jax import cli, tables
 from mirg_jax.data.scene_tasks import write_dataset
-from mirg_jax.evaluation import evaluate, intervals, report, scoring
+from mirg_jax.evaluation import evaluate, report, scoring
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 
@@ -73,18 +72,6 @@ def annotate(scenes: pathlib.Path, name: str, seed: int, error: float | None = N
     )
 
 
-def summarise(scores: scoring.Scores) -> dict:
-    """What summary.json says of a model; accuracies are fractions of 1."""
-    return {
-        "acc": scores.overall.accuracy[0.5],
-        "acc_75": scores.overall.accuracy[0.75],
-        "mean_iou": scores.overall.mean_iou,
-        "image_acc": scores.overall.image_accuracy,
-        "format_rate": scores.overall.format_rate,
-        "by_task": {name: task.accuracy[0.5] for name, task in scores.tasks.items()},
-    }
-
-
 def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
     """Everything, once."""
     clock = Clock()
@@ -132,7 +119,7 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
 
 def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
     """summary.json, the report page, and the table on the screen."""
-    summary = {name: summarise(result) for name, result in scores.items()}
+    summary = {name: tables.summarise(result) for name, result in scores.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB → GiB, as Linux counts
     summary |= {"n_eval": scores["sft"].overall.n, "minutes": minutes, "peak_memory_gib": peak}
     (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -158,18 +145,13 @@ def compare(chains: dict[str, dict[str, scoring.Scores]]) -> dict:
     """What GRPO gained over SFT in all chains together, paired by question."""
 
     def gain(chosen) -> dict[str, float]:
-        sft, grpo = (
-            np.array([row.hit for scores in chosen for row in scores[stage].rows])
-            for stage in ("sft", "grpo")
-        )
-        found = intervals.paired_bootstrap(grpo, sft)
-        return {"mean": found.mean, "low_95": found.low, "high_95": found.high}
+        return tables.gained((scores["grpo"], scores["sft"]) for scores in chosen)
 
     return {
         "jax": jax.__version__,
         "gain": gain(chains.values()),
         "seeds": {
-            seed: {stage: summarise(result) for stage, result in scores.items()}
+            seed: {stage: tables.summarise(result) for stage, result in scores.items()}
             | {"gain": gain([scores])}
             for seed, scores in chains.items()
         },

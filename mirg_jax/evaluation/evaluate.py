@@ -38,11 +38,12 @@ def run(
     """
     rows = scoring.load_benchmark(benchmark)
     chosen = scoring.spread(len(rows), limit)
-    pixels, asked = coordinates.check(config), rows
+    pixels, asked = coordinates.check(config), list(rows)
     if pixels:
-        sizes = [coordinates.sizes(row, image_root, config) for row in rows]
-        pairs = list(zip(rows, sizes, strict=True))
-        asked = [row | {"question": coordinates.question_in_pixels(row, s)} for row, s in pairs]
+        sizes = {index: coordinates.sizes(rows[index], image_root, config) for index in chosen}
+        for index, given in sizes.items():
+            question = coordinates.question_in_pixels(rows[index], given)
+            asked[index] = rows[index] | {"question": question}
     mesh, how = setup.for_sampling(config)
     step = load.find_run(checkpoint)
     path = output_dir / "predictions.jsonl"
@@ -89,10 +90,10 @@ def run(
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
-    read = responses
+    read = list(responses)
     if pixels:
-        given = zip(rows, responses, sizes, strict=True)
-        read = [coordinates.response_on_grid(*one) for one in given]
+        for index, given in sizes.items():
+            read[index] = coordinates.response_on_grid(rows[index], read[index], given)
     rows, read = ([every[index] for index in chosen] for every in (rows, read))
     scores = scoring.score(rows, read, protocol)
     if first:
