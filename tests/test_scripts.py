@@ -171,14 +171,18 @@ def test_one_device_and_two_make_the_same_run(kind, tiny_model, scenes, tmp_path
     [
         ("--config.no_such_field=1", "no_such_field"),
         ("--config.data.train_json=nowhere.json", "nowhere.json"),
+        ("--config.data.train_json=", "data.train_json is not set"),
         ("--config.model.path=tests", "config.json"),
         ("--no_such_flag", "no_such_flag"),
     ],
 )
-def test_bad_settings_end_in_one_line(flag, message, tiny_model, tmp_path):
-    flags = ["--config=configs/sft_tiny.py", f"--workdir={tmp_path}"]
-    if "model.path" not in flag:
-        flags.append(f"--config.model.path={tiny_model}")
+def test_bad_settings_end_in_one_line(flag, message, tiny_model, scenes, tmp_path):
+    flags = [
+        "--config=configs/sft_tiny.py",
+        f"--workdir={tmp_path}",
+        f"--config.model.path={tiny_model}",
+        f"--config.data.train_json={scenes}/sft.jsonl",
+    ]
     assert message in refused(call("train_sft", *flags, flag))
 
 

@@ -1,7 +1,6 @@
 """A model and a benchmark file → predictions, scores and a report in one folder."""
 
-import json
-import os
+import contextlib
 import pathlib
 
 from ml_collections import ConfigDict
@@ -12,7 +11,7 @@ from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.evaluation import coordinates, report, scoring
 from mirg_jax.evaluation.predict import predict, questions
-from mirg_jax.evaluation.predictions import claim, drop_torn_line, write_results
+from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.training import checkpoint as load
 from mirg_jax.training import setup
 
@@ -46,49 +45,40 @@ def run(
             asked[index] = rows[index] | {"question": question}
     mesh, how = setup.for_sampling(config)
     step = load.find_run(checkpoint)
-    path = output_dir / "predictions.jsonl"
-    responses: list[str | None] = [None] * len(rows)
-    if first := processes.is_first():
-        claim(
-            output_dir,
-            {"model": str(checkpoint), "step": step and step[1], "benchmark": benchmark},
-        )
-        if path.exists():
-            drop_torn_line(path)
-            if path.stat().st_size:
-                responses = scoring.load_predictions(path, len(rows))
-    responses = processes.gather(responses)[0]  # what the first process has found
-
-    asked = questions(asked, benchmark)
-    open_rows = [asked[index] for index in chosen if responses[index] is None]
-    if open_rows:
-        model = load.load_model(checkpoint, mesh, **how)
-        tokenizer = setup.load_tokenizer(model.folder)
-        config.data.image_root = image_root
-        preparer = setup.make_preparer(config, tokenizer, with_response=False)
-        rejected = RejectedLog(output_dir / "rejected.jsonl", write=first)
-        answers = predict(
-            model,
-            tokenizer,
-            preparer,
-            mesh,
-            open_rows,
-            batch_size=config.evaluation.batch_size,
-            max_tokens=config.evaluation.max_tokens,
-        )
-        with path.open("a") if first else open(os.devnull, "w") as file:
-            for answer in tqdm(
-                answers, total=len(open_rows), unit="row", desc="evaluate", disable=not first
-            ):
-                if answer.response is None:
-                    rejected.add(
-                        Rejected(f"{benchmark} row {answer.index}", str(answer.index), answer.error)
-                    )
+    first = processes.is_first()
+    what = {
+        "model": str(checkpoint),
+        "step": step and step[1],
+        "benchmark": benchmark,
+        "coordinates": config.evaluation.coordinates,
+    }
+    with Predictions(output_dir, what, len(rows)) if first else contextlib.nullcontext() as kept:
+        responses = processes.gather(kept.responses if kept else None)[0]
+        asked = questions(asked, benchmark)
+        open_rows = [asked[index] for index in chosen if responses[index] is None]
+        if open_rows:
+            model = load.load_model(checkpoint, mesh, **how)
+            tokenizer = setup.load_tokenizer(model.folder)
+            config.data.image_root = image_root
+            preparer = setup.make_preparer(config, tokenizer, with_response=False)
+            rejected = RejectedLog(output_dir / "rejected.jsonl", write=first)
+            answers = predict(
+                model,
+                tokenizer,
+                preparer,
+                mesh,
+                open_rows,
+                batch_size=config.evaluation.batch_size,
+                max_tokens=config.evaluation.max_tokens,
+            )
+            of = {"total": len(open_rows), "unit": "row", "desc": "evaluate"}
+            for index, response, error in tqdm(answers, **of, disable=not first):
+                if response is None:
+                    rejected.add(Rejected(f"{benchmark} row {index}", str(index), error))
                     continue
-                responses[answer.index] = answer.response
-                line = {"index": answer.index, "response": answer.response}
-                file.write(json.dumps(line) + "\n")
-                file.flush()
+                responses[index] = response
+                if kept:
+                    kept.add(index, response)
 
     read = list(responses)
     if pixels:

@@ -11,27 +11,6 @@ from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.evaluation import report, scoring
 
 
-def claim(folder: pathlib.Path, what: dict) -> None:
-    """Refuses to mix predictions of two models or benchmarks in one folder.
-
-    Raises:
-      ConfigError: it holds those of something else.
-    """
-    path = folder / "run.json"
-    if path.exists() and json.loads(path.read_text()) != what:
-        raise ConfigError(
-            f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
-            "or delete it"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(what, indent=1) + "\n")
-
-
-def drop_torn_line(path: pathlib.Path) -> None:
-    """Cuts what a killed run had begun to write behind the last whole line."""
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-
-
 def write_results(
     folder: pathlib.Path,
     system: str,
@@ -69,14 +48,14 @@ class Predictions:
     def __init__(self, folder: pathlib.Path, what: dict, count: int):
         """
         Args:
-          what: the predictions are of, as `claim` has it.
+          what: the predictions are of: the model, the benchmark, how it was asked.
           count: rows of the benchmark.
 
         Raises:
           ConfigError: the folder holds those of something else, or another process writes to it.
           DataError: a line of the file is malformed.
         """
-        claim(folder, what)
+        _claim(folder, what)
         self._path = folder / "predictions.jsonl"
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)
         try:
@@ -84,7 +63,7 @@ class Predictions:
         except OSError:
             self._file.close()
             raise ConfigError(f"{self._path}: another process writes to it; wait for it") from None
-        drop_torn_line(self._path)
+        _drop_torn_line(self._path)
         self.responses: list[str | None] = [None] * count
         if self._path.stat().st_size:
             self.responses = scoring.load_predictions(self._path, count)
@@ -110,3 +89,24 @@ class Predictions:
 
     def __exit__(self, *_) -> None:
         self._file.close()
+
+
+def _claim(folder: pathlib.Path, what: dict) -> None:
+    """Refuses to mix predictions of two models or benchmarks in one folder.
+
+    Raises:
+      ConfigError: it holds those of something else.
+    """
+    path = folder / "run.json"
+    if path.exists() and json.loads(path.read_text()) != what:
+        raise ConfigError(
+            f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
+            "or delete it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(what, indent=1) + "\n")
+
+
+def _drop_torn_line(path: pathlib.Path) -> None:
+    """Cuts what a killed run had begun to write behind the last whole line."""
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

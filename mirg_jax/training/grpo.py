@@ -27,7 +27,7 @@ from mirg_jax.rl.logprobs import exact_kl, token_logprobs
 from mirg_jax.sampling.sampler import forbidden_ids, stop_ids
 from mirg_jax.training import setup
 from mirg_jax.training.answers import answer_arrays, decode, target_arrays
-from mirg_jax.training.held_out import HeldOut
+from mirg_jax.training.held_out import HeldOut, load_benchmark
 from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
 from mirg_jax.training.rollouts import Rollouts, prompts_a_call, sampling_config
@@ -210,6 +210,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes GRPO; see `defaults.grpo` for the settings."""
     check(config, setup.use_devices(config))
     settings = config.grpo
+    benchmark = load_benchmark(config)
     run = setup.start(
         config,
         workdir,
@@ -264,7 +265,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         write=processes.is_first(),
     )
     life = Lifecycle(run, config)
-    held_out = HeldOut(run, config, workdir, write=processes.is_first())
+    held_out = HeldOut(run, config, workdir, benchmark, write=processes.is_first())
 
     for step in life.steps():
         with metrics.phase("data"):

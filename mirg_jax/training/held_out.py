@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
@@ -18,26 +19,41 @@ from mirg_jax.training import setup
 from mirg_jax.training.state import TrainState
 
 
+def load_benchmark(config: ConfigDict) -> list[scoring.Row]:
+    """The rows that a run is evaluated on; none where it isn't.
+
+    Raises:
+      UserError: for a benchmark that can't be read.
+    """
+    if not config.evaluation.every:
+        return []
+    if not config.evaluation.benchmark:
+        raise ConfigError("evaluation.every is set, but not evaluation.benchmark: name its file")
+    return scoring.load_benchmark(config.evaluation.benchmark)
+
+
 class HeldOut:
     """Asks the rows of `config.evaluation.benchmark` every so many steps, and after the last."""
 
-    def __init__(self, run: setup.Run, config: ConfigDict, workdir: pathlib.Path, *, write: bool):
+    def __init__(
+        self,
+        run: setup.Run,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        rows: Sequence[scoring.Row],
+        *,
+        write: bool,
+    ):
         """
         Args:
+          rows: of `load_benchmark`.
           write: whether this process writes the answers, WORKDIR/held_out/step_NNNNNN.jsonl.
-
-        Raises:
-          UserError: for a benchmark that can't be read.
         """
         how = config.evaluation
         self._every, self._last = how.every, config.num_steps
         if not how.every:
             return
-        if not how.benchmark:
-            raise ConfigError(
-                "evaluation.every is set, but not evaluation.benchmark: name its file"
-            )
-        self._rows = scoring.load_benchmark(how.benchmark)
+        self._rows = rows
         self._chosen = scoring.spread(len(self._rows), how.limit)
         asked = questions(self._rows, how.benchmark)
         self._questions = [asked[index] for index in self._chosen]

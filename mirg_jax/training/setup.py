@@ -226,7 +226,13 @@ def start(
             f"batch_size={config.batch_size} can't be divided over {share.count} shares of the "
             "data, one for each process's rows; make it a multiple"
         )
+    if not config.data.train_json:
+        raise ConfigError("data.train_json is not set: name the file of the training rows")
+    examples, bad = read_examples(config.data.train_json)
     source = claim_base(config, workdir)
+    rejected = RejectedLog(workdir / "rejected.jsonl", write=first)
+    for row in bad:
+        rejected.add(row, told=True)
     model = checkpoint.load_model(source, mesh, **how(config, mesh))
     tokenizer = load_tokenizer(model.folder)
     if first:
@@ -242,10 +248,6 @@ def start(
     )
     state = begin(params)._replace(params=params)
 
-    rejected = RejectedLog(workdir / "rejected.jsonl", write=first)
-    examples, bad = read_examples(config.data.train_json)
-    for row in bad:
-        rejected.add(row, told=True)
     preparer = make_preparer(config, tokenizer, with_response=with_response)
     data = batches(
         [example for example in examples if keep(example)],

@@ -16,7 +16,7 @@ from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
 from mirg_jax.errors import ConfigError
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.training import setup
-from mirg_jax.training.held_out import HeldOut
+from mirg_jax.training.held_out import HeldOut, load_benchmark
 from mirg_jax.training.lifecycle import Lifecycle
 from mirg_jax.training.metrics import Metrics
 from mirg_jax.training.state import TrainState, accumulating, make_apply, schedule
@@ -110,6 +110,7 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes SFT; see `defaults.sft` for the settings."""
     rows = check(config, setup.use_devices(config))
+    benchmark = load_benchmark(config)
     run = setup.start(config, workdir, with_response=True).without_start()
     state, frozen = run.state, run.frozen
     take_step = make_step(run.graph, run.optimizer, run.mesh, run.layout, config.logprob_chunk)
@@ -122,7 +123,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         write=processes.is_first(),
     )
     life = Lifecycle(run, config)
-    held_out = HeldOut(run, config, workdir, write=processes.is_first())
+    held_out = HeldOut(run, config, workdir, benchmark, write=processes.is_first())
 
     for step in life.steps():
         with metrics.phase("data"):

@@ -1,12 +1,15 @@
 """Pixels of resized images and the grid: what a model of pixels is asked and what it meant."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from mirg_jax import defaults
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import coordinates, scoring
+from mirg_jax.evaluation import coordinates, evaluate, scoring
+from mirg_jax.evaluation.predict import Prediction
 
 SIZES = [(560, 280), (280, 840)]
 ROW = {
@@ -65,3 +68,39 @@ def test_names():
     config.evaluation.coordinates = "percent"
     with pytest.raises(ConfigError, match="none of grid, pixels"):
         coordinates.check(config)
+
+
+def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, tiny_model, tmp_path):
+    """Both ways from the binary's function: only the drawing of tokens is a stand-in."""
+    for name, size in (("a.png", (600, 300)), ("b.png", (300, 900))):
+        Image.fromarray(np.zeros((*size[::-1], 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "rows.json").write_text(json.dumps([ROW]))
+    asked = []
+
+    def answer(*given, **_):
+        *_, preparer, _, examples = given
+        for index, example in examples:
+            asked.append(example.question)
+            assert preparer(example).images[0].grid == (308 // 14, 588 // 14)
+            yield Prediction(index, "<think>t</think><answer>[59, 62, 294, 277]</answer>")
+
+    monkeypatch.setattr(evaluate, "predict", answer)
+    config = recipe("grpo")
+    config.data.max_pixels = 1003520
+    config.data.shapes.update(lengths=(1024,), slots=(1024,), patches=(4096,))
+    given = {"checkpoint": str(tiny_model), "benchmark": str(tmp_path / "rows.json")}
+
+    def run(name):
+        folder = tmp_path / name
+        config.evaluation.coordinates = name
+        return evaluate.run(config, **given, image_root=str(tmp_path), output_dir=folder)
+
+    assert run("pixels").overall.accuracy[0.75] == 1
+    assert "[59, 62, 294, 308]" in asked[-1]  # of 588 x 308
+    assert run("grid").overall.accuracy[0.5] == 0
+    assert asked[-1] == ROW["question"]
+    kept = json.loads((tmp_path / "pixels/predictions.jsonl").read_text())
+    assert "[59, 62, 294, 277]" in kept["response"]  # as the model said it
+    config.evaluation.coordinates = "grid"
+    with pytest.raises(ConfigError, match="another run"):
+        evaluate.run(config, **given, image_root=str(tmp_path), output_dir=tmp_path / "pixels")

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from configs import sft_tiny
-from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.evaluation import evaluate, scoring
 from mirg_jax.training import checkpoint, grpo, metrics, sft
 
@@ -114,6 +114,10 @@ def test_rows_that_cannot_be_read_count_as_misses_and_are_listed(recipe, scenes,
 def test_what_is_missing_is_said(recipe, tmp_path):
     with pytest.raises(ConfigError, match="evaluation.benchmark"):
         sft.train(recipe("sft", **{"evaluation.every": 1}), tmp_path / "run")
+    nowhere = {"evaluation.every": 1, "evaluation.benchmark": "nowhere.json"}
+    with pytest.raises(DataError, match="nowhere.json"):
+        grpo.train(recipe("grpo", **nowhere), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # said before anything is loaded or written
     (tmp_path / "other/checkpoints/3").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint was evaluated"):
         checkpoint.find_run(pathlib.Path(tmp_path / "other/best"))
