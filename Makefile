@@ -42,6 +42,8 @@ demo: venv
 	$(BIN)/python scripts/demo.py --base=assets/small_base$(OTHER_MODEL) \
 	  --workdir=runs/demo$(OTHER_MODEL)$(if $(QUICK),_quick) $(if $(QUICK),--quick) $(DEMO_FLAGS)
 
+# Most of its time would go into compiling well what is then computed once.
+test: export XLA_FLAGS := $(XLA_FLAGS) --xla_backend_optimization_level=0
 test: .venv/.ready-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 

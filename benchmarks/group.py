@@ -18,7 +18,7 @@ from mirg_jax.data.images import PATCH_BYTES, ImagePatches
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.training import setup
-from mirg_jax.training.checkpoint import Model, load_model
+from mirg_jax.training.loading import Model, load_model
 
 WORDS = 600  # ids below are plain
 

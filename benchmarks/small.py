@@ -18,7 +18,7 @@ from mirg_jax.data.examples import read_examples
 from mirg_jax.data.scene_tasks import write_dataset
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import setup, sft
-from mirg_jax.training.checkpoint import load_model
+from mirg_jax.training.loading import load_model
 from mirg_jax.training.state import init_state, make_optimizer, state_shardings
 from mirg_jax.trajectories import build
 

@@ -47,21 +47,21 @@ def _ours(way: str, dtype: str, source: pathlib.Path, target: pathlib.Path):
 
     from mirg_jax import sharding
     from mirg_jax.models.layers import Precision
-    from mirg_jax.training import checkpoint
+    from mirg_jax.training import checkpoint, loading
     from mirg_jax.weights import hf
 
     precision = Precision(jnp.float32, jnp.dtype(dtype))
 
     def load():
-        params = checkpoint.load_model(source, sharding.make_mesh(), precision=precision).params
+        params = loading.load_model(source, sharding.make_mesh(), precision=precision).params
         return jax.block_until_ready(params)
 
     def into_orbax():
-        model, read = checkpoint.open_model(source, precision=precision)
+        model, read = loading.open_model(source, precision=precision)
         checkpoint.save_params(target, model.params, read)
 
     def export():
-        model, read = checkpoint.open_model(source, precision=precision)
+        model, read = loading.open_model(source, precision=precision)
         hf.save(target, model.params, model.config, dtype=dtype, read=read)
 
     return {"load": load, "import": into_orbax, "export": export}[way]

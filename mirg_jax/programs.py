@@ -20,7 +20,7 @@ from mirg_jax.models.config import PUBLISHED, ModelConfig
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
 from mirg_jax.training import grpo, rollouts, setup, sft
-from mirg_jax.training.checkpoint import with_shardings
+from mirg_jax.training.loading import with_shardings
 from mirg_jax.training.state import (
     beside,
     init_state,

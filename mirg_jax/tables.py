@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mirg_jax.data.scene_tasks import write_dataset
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import evaluate, intervals, scoring
-from mirg_jax.training import checkpoint, grpo, sft
+from mirg_jax.training import grpo, saved, sft
 from mirg_jax.trajectories import build
 
 Results = dict[str, dict[int, scoring.Scores]]  # by row and seed
@@ -96,7 +96,7 @@ def run_row(
             recipe.data.train_json = str(pathlib.Path(data.trajectories) / f"{row.data}.jsonl")
         if row.start:
             recipe.init_from = str(folder / row.start)
-        found = checkpoint.find_run(workdir)
+        found = saved.find_run(workdir)
         if found is None or found[1] < recipe.num_steps:
             (grpo if "grpo" in recipe else sft).train(recipe, workdir)
     return evaluate.run(

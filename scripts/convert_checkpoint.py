@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models.layers import Precision
-from mirg_jax.training import checkpoint
+from mirg_jax.training import checkpoint, loading, saved
 from mirg_jax.weights import hf, peft
 
 _DIRECTION = flags.DEFINE_enum("direction", None, ["import", "export"], "Which way.", required=True)
@@ -74,7 +74,7 @@ def _export_adapter(target: pathlib.Path) -> None:
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"--target={target}: not empty; name another folder")
     mesh = sharding.make_mesh(data=1, fsdp=-1)
-    record, config, values = checkpoint.load_adapters(_SOURCE.value, mesh)
+    record, config, values = loading.load_adapters(_SOURCE.value, mesh)
     peft.save(target, values, record.lora, config, record.base)
     print(f"{_SOURCE.value} → {target} (adapter of {record.base})")
 
@@ -86,11 +86,11 @@ def main(_):
         return
     # float16 exists on disk only: the model computes and imports in wider types.
     params = "float32" if _DTYPE.value == "float16" else _DTYPE.value
-    model, read = checkpoint.open_model(
+    model, read = loading.open_model(
         _SOURCE.value, precision=Precision(jnp.float32, jnp.dtype(params))
     )
     export = _DIRECTION.value == "export"
-    run = checkpoint.find_run(_SOURCE.value)
+    run = saved.find_run(_SOURCE.value)
     weights = run[0] / "checkpoints" / str(run[1]) / "params" if run else model.folder
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     nbytes = count * jnp.dtype(_DTYPE.value if export else params).itemsize

@@ -21,7 +21,6 @@ FAMILIES = "qwen2_vl", "qwen2_5_vl"
 ALL = {(layout, family): [*LAYOUTS[layout], family] for layout in LAYOUTS for family in FAMILIES}
 QUICK = (
     ("slices whose sampling weights are shared", "qwen2_vl"),
-    ("adapters, a base divided", "qwen2_vl"),
     ("all three axes", "qwen2_5_vl"),
 )
 

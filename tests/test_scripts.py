@@ -15,7 +15,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.sharding import make_mesh
-from mirg_jax.training.checkpoint import load_model
+from mirg_jax.training.loading import load_model
 
 
 def refused(result: subprocess.CompletedProcess) -> str:

@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import DataError
 from mirg_jax.evaluation.predict import predict
-from mirg_jax.training import checkpoint as load
-from mirg_jax.training import setup
+from mirg_jax.training import loading, setup
 
 
 def ask(
@@ -19,14 +18,14 @@ def ask(
 
     Args:
       config: how images are read and the prompt is worded; `setup.config_of` has a run's own.
-      checkpoint: what `checkpoint.load_model` takes.
+      checkpoint: what `loading.load_model` takes.
       images: paths, in order.
 
     Raises:
       UserError: for a checkpoint or an image that can't be used.
     """
     mesh, how = setup.for_sampling(config)
-    model = load.load_model(checkpoint, mesh, **how)
+    model = loading.load_model(checkpoint, mesh, **how)
     tokenizer = setup.load_tokenizer(model.folder)
     config = config.copy_and_resolve_references()
     config.data.image_root = "/"

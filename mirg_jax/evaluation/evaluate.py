@@ -12,8 +12,7 @@ from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.evaluation import coordinates, report, scoring
 from mirg_jax.evaluation.predict import predict, questions
 from mirg_jax.evaluation.predictions import Predictions, write_results
-from mirg_jax.training import checkpoint as load
-from mirg_jax.training import setup
+from mirg_jax.training import loading, saved, setup
 
 
 def run(
@@ -29,7 +28,7 @@ def run(
     """Predicts what isn't predicted yet, scores everything, and writes the report.
 
     Args:
-      checkpoint: what `checkpoint.load_model` takes.
+      checkpoint: what `loading.load_model` takes.
       limit: evaluate only so many rows, spread evenly over the file; 0 for all.
 
     Raises:
@@ -44,7 +43,7 @@ def run(
             question = coordinates.question_in_pixels(rows[index], given)
             asked[index] = rows[index] | {"question": question}
     mesh, how = setup.for_sampling(config)
-    step = load.find_run(checkpoint)
+    step = saved.find_run(checkpoint)
     first = processes.is_first()
     what = {
         "model": str(checkpoint),
@@ -57,7 +56,7 @@ def run(
         asked = questions(asked, benchmark)
         open_rows = [asked[index] for index in chosen if responses[index] is None]
         if open_rows:
-            model = load.load_model(checkpoint, mesh, **how)
+            model = loading.load_model(checkpoint, mesh, **how)
             tokenizer = setup.load_tokenizer(model.folder)
             config.data.image_root = image_root
             preparer = setup.make_preparer(config, tokenizer, with_response=False)

@@ -22,7 +22,7 @@ from mirg_jax.sampling.sampler import (
     stop_ids,
 )
 from mirg_jax.training.answers import decode
-from mirg_jax.training.checkpoint import Model
+from mirg_jax.training.loading import Model
 from mirg_jax.training.state import beside
 
 

@@ -22,7 +22,7 @@ from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models import lora
 from mirg_jax.models.flash import ENGINES
 from mirg_jax.models.layers import REMAT, Precision
-from mirg_jax.training import adapters, checkpoint
+from mirg_jax.training import adapters, checkpoint, loading, saved
 from mirg_jax.training.state import (
     TrainState,
     init_state,
@@ -35,7 +35,7 @@ from mirg_jax.training.state import (
 class Run(NamedTuple):
     """A run ready to take its next step."""
 
-    model: checkpoint.Model  # as it was when the run began
+    model: loading.Model  # as it was when the run began
     tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
     shapes: Shapes
@@ -58,10 +58,10 @@ class Run(NamedTuple):
 def config_of(source: str) -> ConfigDict:
     """The config that a run was trained with; the defaults for a Hugging Face model."""
     config = defaults.grpo()
-    if run := checkpoint.find_run(source):
-        saved = run[0] / "config.json"
-        if saved.exists():
-            config = ConfigDict(config.to_dict() | json.loads(saved.read_text()))
+    if run := saved.find_run(source):
+        own = run[0] / "config.json"
+        if own.exists():
+            config = ConfigDict(config.to_dict() | json.loads(own.read_text()))
     return config
 
 
@@ -142,7 +142,7 @@ def tower_is_frozen(config: ConfigDict) -> bool:
 
 
 def trainable(
-    model: checkpoint.Model, config: ConfigDict, mesh: jax.sharding.Mesh
+    model: loading.Model, config: ConfigDict, mesh: jax.sharding.Mesh
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The graph of what is run, its parameters to be trained, and those that stay as they are."""
     adapted = lora_of(config)
@@ -197,8 +197,8 @@ def claim_base(config: ConfigDict, workdir: pathlib.Path) -> str:
     workdir.mkdir(parents=True, exist_ok=True)
     wanted = None
     if adapted is not None:
-        wanted = adapters.Record(checkpoint.exactly(source), config.model.param_dtype, adapted)
-    record = adapters.claim(workdir, wanted, resumes=checkpoint.find_run(workdir) is not None)
+        wanted = adapters.Record(saved.exactly(source), config.model.param_dtype, adapted)
+    record = adapters.claim(workdir, wanted, resumes=saved.find_run(workdir) is not None)
     return record.base if record else source
 
 
@@ -233,7 +233,7 @@ def start(
     rejected = RejectedLog(workdir / "rejected.jsonl", write=first)
     for row in bad:
         rejected.add(row, told=True)
-    model = checkpoint.load_model(source, mesh, **how(config, mesh))
+    model = loading.load_model(source, mesh, **how(config, mesh))
     tokenizer = load_tokenizer(model.folder)
     if first:
         checkpoint.write_model_folder(workdir, model, config)

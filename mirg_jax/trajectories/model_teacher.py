@@ -11,7 +11,7 @@ from mirg_jax.chat.client import Reply, Unanswerable
 from mirg_jax.data.examples import Example
 from mirg_jax.evaluation.predict import Prediction, make_generate, predict
 from mirg_jax.grounding.grammar import END_OF_TURN
-from mirg_jax.training import checkpoint, setup
+from mirg_jax.training import loading, setup
 from mirg_jax.trajectories.teachers import Request
 
 _GATHER = 0.05  # seconds in which other requests may join a batch
@@ -70,7 +70,7 @@ class ModelTeacher:
         recipe = ConfigDict(self._how["recipe"]) or setup.config_of(self._how["model"])
         recipe.data.image_root = self._image_root
         mesh, how = setup.for_sampling(recipe)
-        model = checkpoint.load_model(self._how["model"], mesh, **how)
+        model = loading.load_model(self._how["model"], mesh, **how)
         tokenizer = setup.load_tokenizer(model.folder)
         preparer = setup.make_preparer(recipe, tokenizer, with_response=False)
         limit = self._how["max_tokens"] or recipe.evaluation.max_tokens

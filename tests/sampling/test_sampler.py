@@ -110,7 +110,7 @@ def test_stages_of_the_cache_change_nothing(model, monkeypatch):
     assert whole.mask.sum(-1).max() > 18  # into the last stage
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("slots", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_slots_are_given_back_and_change_nothing(model, slots):
     """Seven prompts, one of them empty, of which a few are decoded at a time."""
     lengths = (9, 12, 5, 0, 7, 11, 8)

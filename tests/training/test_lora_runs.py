@@ -17,7 +17,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from mirg_jax.data.batching import Shapes, collate
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models import lora
-from mirg_jax.training import checkpoint, grpo, metrics, sft
+from mirg_jax.training import grpo, loading, metrics, saved, sft
 from mirg_jax.training.setup import use_devices
 from mirg_jax.weights import hf
 
@@ -47,19 +47,19 @@ def test_a_checkpoint_holds_adapters_and_is_loaded_as_the_merged_model(
     run = tmp_path / "run"
     sft.train(recipe("sft", **LORA), run)
     for part in ("params", "train"):
-        tree = checkpoint._pytree_handler().metadata(run / "checkpoints/4" / part).tree
+        tree = saved.pytree_handler().metadata(run / "checkpoints/4" / part).tree
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             few = math.prod(leaf.shape) < 4  # the step, the key, constants
             assert few or "lora_" in jax.tree_util.keystr(path)
 
-    record, _, values = checkpoint.load_adapters(run, mesh)
+    record, _, values = loading.load_adapters(run, mesh)
     assert len(arrays(values)) == 2 * (7 + 4)
     assert all(value.any() for value in arrays(values).values())
-    earlier = checkpoint.load_adapters(run / "checkpoints" / "2", mesh)[2]
+    earlier = loading.load_adapters(run / "checkpoints" / "2", mesh)[2]
     assert any((arrays(earlier)[path] != value).any() for path, value in arrays(values).items())
 
-    base = checkpoint.load_model(tiny_model, mesh).params
-    merged = checkpoint.load_model(run, mesh).params
+    base = loading.load_model(tiny_model, mesh).params
+    merged = loading.load_model(run, mesh).params
     assert_same(merged, lora.merge(base, values, record.lora), atol=1e-6)
     before, after = arrays(base), arrays(merged)
     changed = [path for path in before if (before[path] != after[path]).any()]
@@ -77,24 +77,24 @@ def test_grpo_on_top_of_a_lora_sft_run(recipe, tmp_path, mesh):
     assert all(row["logprob_diff"] < 1e-3 for row in rows)
 
     # The first run goes on; the second's base stays what it was.
-    base = checkpoint.load_model(first, mesh).params
-    before = checkpoint.load_model(second, mesh).params
+    base = loading.load_model(first, mesh).params
+    before = loading.load_model(second, mesh).params
     sft.train(recipe("sft", **changes, num_steps=5), first)
-    assert_same(checkpoint.load_model(second, mesh).params, before, atol=0)
-    after = arrays(checkpoint.load_model(first, mesh).params)
+    assert_same(loading.load_model(second, mesh).params, before, atol=0)
+    after = arrays(loading.load_model(first, mesh).params)
     assert any((after[path] != value).any() for path, value in arrays(base).items())
 
     shutil.rmtree(first / "checkpoints" / "4")
     with pytest.raises(CheckpointError, match=r"base of its adapters.*/4: not a folder") as caught:
-        checkpoint.load_model(second, mesh)
+        loading.load_model(second, mesh)
     assert len(str(caught.value).splitlines()) == 1 and "lora.json" in str(caught.value)
     record = json.loads((second / "lora.json").read_text())
     moved = record | {"base": str(first / "checkpoints" / "5")}
     (second / "lora.json").write_text(json.dumps(moved))
-    checkpoint.load_model(second, mesh)
+    loading.load_model(second, mesh)
     (second / "lora.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a record of a LoRA run"):
-        checkpoint.load_model(second, mesh)
+        loading.load_model(second, mesh)
 
 
 def test_the_exact_kl_to_the_base(recipe, tmp_path):
@@ -117,19 +117,19 @@ def test_a_folder_keeps_to_one_kind_of_run(recipe, tmp_path, tiny_model, mesh):
     assert not (plain / "lora.json").exists()
     sft.train(recipe("sft", num_steps=1, **LORA), adapted)
     assert "made with no LoRA" in refused(CheckpointError, plain, **LORA)
-    checkpoint.load_model(plain, mesh)
+    loading.load_model(plain, mesh)
     assert "asks for no LoRA" in refused(CheckpointError, adapted)
     assert "alpha=8" in refused(CheckpointError, adapted, **LORA, **{"lora.alpha": 8})
-    checkpoint.load_model(adapted, mesh)
+    loading.load_model(adapted, mesh)
     with pytest.raises(CheckpointError, match="no adapters"):
-        checkpoint.load_adapters(plain, mesh)
+        loading.load_adapters(plain, mesh)
 
     fresh = tmp_path / "fresh"
     assert "targets" in refused(ConfigError, fresh, **{"lora.rank": 2, "lora.targets": ("qkv",)})
     assert "rank=-1" in refused(ConfigError, fresh, **{"lora.rank": -1})
 
 
-@pytest.mark.parametrize("tower", [False, True])
+@pytest.mark.parametrize("tower", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_exported_both_ways_it_is_what_we_trained(recipe, tmp_path, tiny_model, mesh, tower):
     run, merged, adapter = (tmp_path / name for name in ("run", "merged", "adapter"))
     sft.train(recipe("sft", **LORA | {"lora.tower": tower}), run)
@@ -138,7 +138,7 @@ def test_exported_both_ways_it_is_what_we_trained(recipe, tmp_path, tiny_model, 
         result = call("convert_checkpoint", *flags, *extra)
         assert result.returncode == 0, result.stderr
 
-    model = checkpoint.load_model(run, mesh)
+    model = loading.load_model(run, mesh)
     rng = np.random.default_rng(0)
     item, images = reference.sample(rng, [(84, 56), (28, 56)], response=9)
     placeholder = item.encoded.tokens == reference.IDS["image_token_id"]
@@ -148,7 +148,7 @@ def test_exported_both_ways_it_is_what_we_trained(recipe, tmp_path, tiny_model, 
     batch = collate([item], [[0]], Shapes((56, 112), (4,), (64,)))
 
     def ours(source):
-        loaded = checkpoint.load_model(source, mesh)
+        loaded = loading.load_model(source, mesh)
         whole = nnx.merge(loaded.graph, loaded.params)
         out = jax.jit(lambda text, images: whole(text, images))(batch.text, batch.images)
         return np.asarray(out)[0, : len(item.encoded.tokens)]

@@ -12,7 +12,7 @@ from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.training import grpo, metrics, rollouts, setup, sft
-from mirg_jax.training.checkpoint import load_model
+from mirg_jax.training.loading import load_model
 from mirg_jax.training.setup import use_devices
 from mirg_jax.types import Rollout
 from mirg_jax.weights import hf
@@ -36,7 +36,11 @@ def scalars(workdir):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics.read(workdir)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora.rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"lora.rank": 4}, marks=pytest.mark.slow)],
+    ids=["full", "lora"],
+)
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_a_killed_run_resumes_to_the_same_numbers(kind, changes, recipe, tmp_path, monkeypatch):
     if kind == "grpo":

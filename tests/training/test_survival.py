@@ -22,7 +22,7 @@ from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog, position, positions
 from mirg_jax.errors import CheckpointError, SaveError, UserError
 from mirg_jax.training import metrics, sft
-from mirg_jax.training.checkpoint import load_model
+from mirg_jax.training.loading import load_model
 from mirg_jax.training.setup import use_devices
 from mirg_jax.training.state import apply_gradients, init_state
 
