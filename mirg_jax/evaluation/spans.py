@@ -134,9 +134,11 @@ class _Scan:
         box: boxes.Box,
         name: str = "",
     ) -> int:
-        """Puts a box into its image; the object that it is of."""
-        if image is None or not 1 <= image <= self._num_images:
+        """Puts a box into its image, if there is such an image; the object that it is of."""
+        if image is None:
             image = self._default
+        if not 1 <= image <= self._num_images:
+            return self.number(identity, name)
         sides = image, boxes.grid_to_fraction(box)
         if identity is None and sides in self._boxes:
             return self._boxes[sides]

@@ -107,7 +107,8 @@ def test_boxes_lie_in_their_images(tmp_path, question, predicted_image, true_at,
     assert card["truth"] == [[true_at, *TRUE_SIDES]]
     (answer,) = card["answers"]
     assert answer["box"] == [predicted_at, *PREDICTED_SIDES]
-    assert answer["places"] == [[0, predicted_at, *PREDICTED_SIDES]]
+    nowhere = predicted_image == 7  # the answer is scored all the same, an object has no place
+    assert answer["places"] == ([] if nowhere else [[0, predicted_at, *PREDICTED_SIDES]])
     assert answer["names"] == ["dog"]
 
 

@@ -60,6 +60,13 @@ def test_boxes_without_an_id_lie_where_the_wording_says():
     assert spans.read(box(A), 3, image=2).places == [Place(0, 2, SIDES[A])]
 
 
+def test_an_object_of_an_image_that_is_not_there_has_no_place():
+    text = f"{grammar.format_id(9, 1)}{name('dog')}{box(A)}, {grammar.format_id(2, 1)}{box(A)}"
+    found = spans.read(text, 3, image=2)
+    assert found.names == ["dog", ""] and found.places == [Place(1, 2, SIDES[A])]
+    assert [number for _, number in objects(text)] == [0, 0, 0, 1, 1]
+
+
 def test_parts_that_belong_to_nothing_have_no_object():
     text = f"{name('a dog')} runs, <|box_start|>(9,9),(1,1)<|box_end|> <bbox_id>x</bbox_id> end"
     assert [number for _, number in objects(text)] == [-1, -1, -1]
