@@ -245,7 +245,7 @@ def test_twenty_kills_do_not_change_a_bit(kind, tiny_model, scenes, tmp_path):
         optimizer__learning_rate=1e-3,
     )
     if kind == "grpo":
-        flags.append("--config.grpo.log_groups_every=10")
+        flags += ["--config.sampling.prompts=4", "--config.grpo.log_groups_every=10"]
     together.run(f"train_{kind}", *flags, f"--workdir={tmp_path}/whole")
 
     killed, rng = tmp_path / "killed", random.Random(0)
