@@ -140,11 +140,23 @@ def to_json(config: ConfigDict, results: Results) -> dict[str, Any]:
             "paper": list(row.paper),
             "seeds": {str(seed): figures(scores) for seed, scores in by_seed.items()},
         }
-        before = results.get(row.start or next(iter(results)), {})
-        if before is not by_seed and (paired := by_seed.keys() & before.keys()):
-            gain = gained([(by_seed[seed], before[seed]) for seed in sorted(paired)])
-            rows[name]["gain"] = {"over": row.start or next(iter(results)), **gain}
+        before = before_it(config, name)
+        if before and (paired := by_seed.keys() & results.get(before, {}).keys()):
+            gain = gained([(by_seed[seed], results[before][seed]) for seed in sorted(paired)])
+            rows[name]["gain"] = {"over": before, **gain}
     return {"title": config.title, "rows": rows}
+
+
+def before_it(config: ConfigDict, name: str) -> str:
+    """The row that a row is trained from: of those from a base model, that base; else none."""
+    if start := config.rows[name].start:
+        return start
+    model = recipe_of(config, name, seed=0).model.path
+    for other in config.order:
+        untrained = not config.rows[other].data
+        if untrained and recipe_of(config, other, seed=0).model.path == model:
+            return other if other != name else ""
+    return ""
 
 
 def figures(scores: scoring.Scores) -> dict[str, Any]:

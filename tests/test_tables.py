@@ -108,6 +108,18 @@ def test_what_a_table_says():
     assert "| 75.0 |" in lines[3]
 
 
+def test_a_gain_is_over_the_row_s_own_base():
+    config = table_2_tiny.get_config()
+    results = {name: {1: scores([0, 1])} for name in config.order}
+    rows = experiments.to_json(config, results)["rows"]
+    assert {name: row["gain"]["over"] for name, row in rows.items() if "gain" in row} == {
+        "sft_0": "base_0",
+        "grpo_0": "sft_0",
+        "sft_1": "base_1",
+        "grpo_1": "sft_1",
+    }
+
+
 def small(recipe):
     """Table 3 on a random model and a few scenes."""
     stages = {kind: recipe(kind, num_steps=2) for kind in ("sft", "grpo")}
