@@ -97,14 +97,14 @@ def _claim(folder: pathlib.Path, what: dict) -> None:
     Raises:
       ConfigError: it holds those of something else.
     """
-    path = folder / "run.json"
-    if path.exists() and json.loads(path.read_text()) != what:
+    path, text = folder / "run.json", json.dumps(what, indent=1) + "\n"
+    if path.exists() and path.read_text() != text:
         raise ConfigError(
             f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
             "or delete it"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(what, indent=1) + "\n")
+    path.write_text(text)
 
 
 def _drop_torn_line(path: pathlib.Path) -> None:

@@ -58,6 +58,11 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
+    """A checkpoint's parameters, in the shapes, dtypes and shardings of `state`.
+
+    Raises:
+      CheckpointError: if it holds others, or is damaged.
+    """
     wanted = nnx.to_pure_dict(state)
     with reading(checkpoint, "model", "give the run's own model folder or another checkpoint"):
         check_shapes(checkpoint / "params", wanted)
@@ -67,6 +72,7 @@ def restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
 
 
 def from_pure(state: nnx.State, pure: Any) -> nnx.State:
+    """The nested dictionaries that Orbax restores, as `state` is built."""
     leaves, structure = jax.tree.flatten(state)
     restored = jax.tree.leaves(pure)
     if len(leaves) != len(restored):
@@ -93,10 +99,10 @@ class _Misfit(Exception):
 
 def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
     """Raises _Misfit if an array is saved in another shape; nothing is read for it."""
-    saved = pytree_handler().metadata(folder).tree
+    written = pytree_handler().metadata(folder).tree
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(written)
     }
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
