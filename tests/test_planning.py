@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import call
+from jax.extend.core import jaxprs_in_params
 
 from benchmarks import planned_prefix
 from configs import grpo_tiny, sft_tiny
@@ -101,7 +102,7 @@ def counted(jaxpr) -> float:
     """Operations of all matrix products in a program, loops as often as they run."""
     total = 0.0
     for equation in jaxpr.eqns:
-        inner = jax.core.jaxprs_in_params(equation.params)
+        inner = jaxprs_in_params(equation.params)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         if equation.primitive.name == "cond":  # of which each branch is taken as often
             inner, times = equation.params["branches"], 1 / len(equation.params["branches"])
