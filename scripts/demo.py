@@ -114,6 +114,7 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
     scores["sft_exact"] = test("sft_exact", workdir / "sft_exact")
 
     write_results(workdir, scores, clock.minutes)
+    jax.clear_caches()  # of many seeds, the compiled programs would fill what Linux lets one map
     return scores
 
 
