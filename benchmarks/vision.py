@@ -101,7 +101,7 @@ def vision(base: str, size: Size = SIZE) -> Iterator[Variant]:
 _SMALL = VisionConfig(
     depth=4, embed_dim=160, num_heads=2, out_dim=2048, mlp_dim=428, window_size=112
 )  # fmt: skip
-SIDES = (16, 32, 48, 64)  # of images, in patches
+SIDES = (32, 64, 96, 128)  # of images, in patches
 
 
 def area(_: str, sides: tuple[int, ...] = SIDES) -> Iterator[Variant]:
