@@ -91,7 +91,7 @@ def main(_):
     )
     export = _DIRECTION.value == "export"
     run = saved.find_run(_SOURCE.value)
-    weights = run[0] / "checkpoints" / str(run[1]) / "params" if run else model.folder
+    weights = saved.folder_of(run) / "params" if run else model.folder
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     nbytes = count * jnp.dtype(_DTYPE.value if export else params).itemsize
 

@@ -91,7 +91,7 @@ def load_model(
     elif adapters.read(run[0]):
         state = _load_merged(run, mesh, how.get("precision", FLOAT32))
     else:
-        state = saved.restore_params(run[0] / "checkpoints" / str(run[1]), state)
+        state = saved.restore_params(saved.folder_of(run), state)
     return Model(config, graph, state, folder)
 
 
@@ -112,7 +112,7 @@ def open_model(
     if run and adapters.read(run[0]):
         read = _merging_reader(run)
     elif run:
-        checkpoint = run[0] / "checkpoints" / str(run[1])
+        checkpoint = saved.folder_of(run)
         with saved.reading(
             checkpoint, "model", "give the run's own model folder or another checkpoint"
         ):
@@ -137,16 +137,14 @@ def load_adapters(
         raise CheckpointError(f"{source}: not a LoRA run with a checkpoint, so it has no adapters")
     config = ModelConfig.from_folder(run[0] / "model")
     _, shapes = lora.attach(*abstract(config), record.lora)
-    values = saved.restore_params(
-        run[0] / "checkpoints" / str(run[1]), with_shardings(shapes, mesh)
-    )
+    values = saved.restore_params(saved.folder_of(run), with_shardings(shapes, mesh))
     return record, config, values
 
 
 def _merging_reader(run: tuple[pathlib.Path, int]) -> hf.Read:
     """Reads a LoRA run's parameters as `_load_merged` makes them, part by part."""
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-    record, config, values = load_adapters(run[0] / "checkpoints" / str(run[1]), mesh)
+    record, config, values = load_adapters(saved.folder_of(run), mesh)
     with _base_of(run, record):
         base, read_base = open_model(record.base)
         if base.config != config:
@@ -180,7 +178,7 @@ def _base_of(run: tuple[pathlib.Path, int], record: adapters.Record) -> Iterator
 
 def _load_merged(run: tuple[pathlib.Path, int], mesh: jax.sharding.Mesh, precision: Precision):
     """Base and adapters as one: the base in the dtype it was trained on, the sum in ours."""
-    record, config, values = load_adapters(run[0] / "checkpoints" / str(run[1]), mesh)
+    record, config, values = load_adapters(saved.folder_of(run), mesh)
     kept = precision._replace(params=jnp.dtype(record.param_dtype))
     with _base_of(run, record):
         base = load_model(record.base, mesh, precision=kept)

@@ -44,10 +44,15 @@ def best_of(accuracies: Mapping[int, float], steps: Iterable[int]) -> int | None
     )
 
 
+def folder_of(run: tuple[pathlib.Path, int]) -> pathlib.Path:
+    """The checkpoint's folder of what `find_run` finds."""
+    return run[0] / "checkpoints" / str(run[1])
+
+
 def exactly(source: str | pathlib.Path) -> str:
     """What `source` means now, wherever and whenever it is read: a run's checkpoint, a folder."""
     if run := find_run(source):
-        return str(run[0] / "checkpoints" / str(run[1]))
+        return str(folder_of(run))
     path = pathlib.Path(source)
     return str(path.absolute() if path.exists() else source)
 
@@ -121,8 +126,8 @@ def reading(checkpoint: pathlib.Path, what: str, remedy: str):
             f"{checkpoint}: the checkpoint doesn't fit this {what} ({error}); {remedy}"
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        others = [s for s in steps(checkpoint.parent) if s != int(checkpoint.name)]
-        before = max((s for s in others if s < int(checkpoint.name)), default=None)
+        older = [s for s in steps(checkpoint.parent) if s < int(checkpoint.name)]
+        before = max(older, default=None)
         use = "there is no older one" if before is None else f"delete it to use step {before}"
         raise CheckpointError(
             f"{checkpoint}: the checkpoint is damaged ({reason(error)}); {use}"
