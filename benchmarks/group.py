@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from configs import grpo_tiny
-from mirg_jax import flops
 from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate_prompts
 from mirg_jax.data.images import PATCH_BYTES, ImagePatches
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.models.config import ModelConfig
+from mirg_jax.planning import flops
+from mirg_jax.runs.loading import Model, load_model
 from mirg_jax.training import setup
-from mirg_jax.training.loading import Model, load_model
 
 WORDS = 600  # ids below are plain
 

@@ -25,9 +25,10 @@ from benchmarks.reference import (
 from benchmarks.shared_prefix import loss_options, repeated_logprobs, samplers, update_functions
 from benchmarks.side_by_side import Phases, Variant
 from mirg_jax import sharding
+from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import sample_keys
 from mirg_jax.training.grpo import Experience, reference_values
-from mirg_jax.training.state import init_state, make_apply, make_optimizer, state_shardings
+from mirg_jax.training.optimizer import make_apply, make_optimizer
 from mirg_jax.types import Rollout
 
 LEARNING_RATE = 1e-5

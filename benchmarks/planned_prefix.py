@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mirg_jax import machines, planning, programs, sharding
+from mirg_jax import sharding
+from mirg_jax.planning import machines, plans, programs
 from mirg_jax.rl import objective
 from mirg_jax.rl.logprobs import token_logprobs
-from mirg_jax.training.state import accumulating
+from mirg_jax.sharding.memory import accumulating
 
 
 def last_logprobs(model, batch, length: int, **options):
@@ -85,7 +86,7 @@ def compare(
       most: completions a device, at which to stop.
     """
     devices = machine.devices()
-    planning.choose_attention(config, machine, say)
+    plans.choose_attention(config, machine, say)
     memory = machine.kind.memory * machines.GIB
     ways = sharding.row_parts(sharding.make_mesh(**config.mesh, devices=devices))
     group = config.grpo.group
@@ -95,8 +96,8 @@ def compare(
         found[form] = []
         rows = 1
         while rows * each <= most:
-            report = planning.measure(make(config, devices, rows * ways))
-            fits = planning.fits(report, memory)
+            report = plans.measure(make(config, devices, rows * ways))
+            fits = plans.fits(report, memory)
             peak = max(report.total, report.compiler)
             row = {
                 "completions_a_device": rows * each,

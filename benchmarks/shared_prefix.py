@@ -23,10 +23,10 @@ from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.data.batching import PackedBatch
 from mirg_jax.rl import objective
+from mirg_jax.runs.loading import load_model
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training.grpo import Experience, Totals
 from mirg_jax.training.grpo import loss as shared_loss
-from mirg_jax.training.loading import load_model
 from mirg_jax.types import Rollout
 
 

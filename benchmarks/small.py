@@ -15,11 +15,12 @@ from configs import sft_tiny, trajectories_scenes
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
 from mirg_jax.data.examples import read_examples
-from mirg_jax.data.scene_tasks import write_dataset
+from mirg_jax.runs.loading import load_model
+from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
+from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import setup, sft
-from mirg_jax.training.loading import load_model
-from mirg_jax.training.state import init_state, make_optimizer, state_shardings
+from mirg_jax.training.optimizer import make_optimizer
 from mirg_jax.trajectories import build
 
 NEW_TOKENS = 128

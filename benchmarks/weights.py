@@ -47,7 +47,7 @@ def _ours(way: str, dtype: str, source: pathlib.Path, target: pathlib.Path):
 
     from mirg_jax import sharding
     from mirg_jax.models.layers import Precision
-    from mirg_jax.training import checkpoint, loading
+    from mirg_jax.runs import checkpoints, loading
     from mirg_jax.weights import hf
 
     precision = Precision(jnp.float32, jnp.dtype(dtype))
@@ -58,7 +58,7 @@ def _ours(way: str, dtype: str, source: pathlib.Path, target: pathlib.Path):
 
     def into_orbax():
         model, read = loading.open_model(source, precision=precision)
-        checkpoint.save_params(target, model.params, read)
+        checkpoints.save_params(target, model.params, read)
 
     def export():
         model, read = loading.open_model(source, precision=precision)

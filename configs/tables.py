@@ -7,7 +7,7 @@ set for all rows (--config.recipes.grpo.num_steps=50) or one (--config.rows.rl.c
 from ml_collections import ConfigDict
 
 from configs import trajectories_scenes
-from mirg_jax.evaluation import paper
+from mirg_jax.mig_bench import paper
 
 
 def row(

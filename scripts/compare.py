@@ -15,7 +15,7 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import compare, scoring
+from mirg_jax.mig_bench import compare, scoring
 
 _BEFORE = flags.DEFINE_string("before", None, "Scores of one run, JSON.", required=True)
 _AFTER = flags.DEFINE_string("after", None, "Scores of the other.", required=True)

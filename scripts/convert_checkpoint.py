@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models.layers import Precision
-from mirg_jax.training import checkpoint, loading, saved
+from mirg_jax.runs import checkpoints, loading, run_folder
 from mirg_jax.weights import hf, peft
 
 _DIRECTION = flags.DEFINE_enum("direction", None, ["import", "export"], "Which way.", required=True)
@@ -90,8 +90,8 @@ def main(_):
         _SOURCE.value, precision=Precision(jnp.float32, jnp.dtype(params))
     )
     export = _DIRECTION.value == "export"
-    run = saved.find_run(_SOURCE.value)
-    weights = saved.folder_of(run) / "params" if run else model.folder
+    run = run_folder.find_run(_SOURCE.value)
+    weights = run_folder.folder_of(run) / "params" if run else model.folder
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     nbytes = count * jnp.dtype(_DTYPE.value if export else params).itemsize
 
@@ -111,8 +111,8 @@ def main(_):
                 hf.copy_processor(model.folder, target)
             else:
                 origin = ConfigDict({"imported_from": _SOURCE.value})
-                checkpoint.write_model_folder(target, model, origin)
-                checkpoint.save_params(target, model.params, read, bar.update)
+                checkpoints.write_model_folder(target, model, origin)
+                checkpoints.save_params(target, model.params, read, bar.update)
     except OSError as error:
         raise CheckpointError(
             f"{target}: {error.strerror or error}; make room and give the same command again"

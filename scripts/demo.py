@@ -17,9 +17,12 @@ from absl import flags
 from tqdm import tqdm
 
 from configs import grpo_tiny, sft_tiny, trajectories_scenes
-from mirg_jax import cli, tables
-from mirg_jax.data.scene_tasks import write_dataset
-from mirg_jax.evaluation import evaluate, report, scoring
+from mirg_jax import cli
+from mirg_jax.evaluation import evaluate
+from mirg_jax.experiments import tables
+from mirg_jax.mig_bench import scoring
+from mirg_jax.report import report
+from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 

@@ -13,8 +13,9 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mirg_jax import cli, processes
+from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
+from mirg_jax.sharding import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model to evaluate.", required=True)

@@ -17,7 +17,8 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import families, scoring, server
+from mirg_jax.evaluation import server
+from mirg_jax.mig_bench import families, scoring
 
 _FAMILY = flags.DEFINE_enum(
     "family", None, sorted(families.FAMILIES), "Of the model.", required=True

@@ -10,9 +10,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
-from mirg_jax.evaluation.ask import ask
-from mirg_jax.evaluation.pictures import draw_objects
 from mirg_jax.grounding.grammar import parse_response
+from mirg_jax.inference.ask import ask
+from mirg_jax.inference.pictures import draw_objects
 from mirg_jax.training import setup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Another recipe than the run's own.")

@@ -21,15 +21,15 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from mirg_jax import cli, defaults, sharding
-from mirg_jax.data import small_tokenizer
-from mirg_jax.data.scenes import SIDE
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ARCHITECTURES, ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.vision import MEAN, STD
-from mirg_jax.small_base import batches, losses
-from mirg_jax.small_base.patterns import PATTERNS
-from mirg_jax.small_base.pictures import PATCHES, POSITIONS, Seen, draw_picture
-from mirg_jax.training.state import make_optimizer
+from mirg_jax.scenes import small_tokenizer
+from mirg_jax.scenes.drawing import SIDE
+from mirg_jax.scenes.lessons import batches, losses
+from mirg_jax.scenes.lessons.patterns import PATTERNS
+from mirg_jax.scenes.lessons.pictures import PATCHES, POSITIONS, Seen, draw_picture
+from mirg_jax.training.optimizer import make_optimizer
 from mirg_jax.types import Images
 from mirg_jax.weights import hf
 

@@ -12,7 +12,8 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mirg_jax import cli, machines
+from mirg_jax import cli
+from mirg_jax.planning import machines
 
 machines.prepare_environment()
 
@@ -34,7 +35,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(_):
-    from mirg_jax import planning
+    from mirg_jax.planning import plans
 
     machine = machines.Machine.parse(_MACHINE.value)
     config = _CONFIG.value
@@ -43,15 +44,15 @@ def main(_):
 
         plan = planned_prefix.compare(config, machine, print)
     elif _SEARCH.value:
-        plan = planning.search(config, machine, print)
+        plan = plans.search(config, machine, print)
     else:
-        plan = planning.plan(config, machine, print)
+        plan = plans.plan(config, machine, print)
     if _OUTPUT.value:
         path = pathlib.Path(_OUTPUT.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plan, indent=1) + "\n")
     if not _REPEATED.value:
-        planning.require_fit(plan)
+        plans.require_fit(plan)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import report, scoring
+from mirg_jax.mig_bench import scoring
+from mirg_jax.report import report
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
 _PREDICTIONS = flags.DEFINE_list(

@@ -14,7 +14,7 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import families, scoring
+from mirg_jax.mig_bench import families, scoring
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Responses, JSONL.", required=True)

@@ -12,8 +12,10 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mirg_jax import cli, processes, tables
+from mirg_jax import cli
 from mirg_jax.errors import ConfigError
+from mirg_jax.experiments import tables
+from mirg_jax.sharding import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Table, configs/table_*.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)

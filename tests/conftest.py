@@ -19,9 +19,9 @@ import jax
 import pytest
 
 from configs import grpo_tiny, sft_tiny, trajectories_scenes
-from mirg_jax.data import scene_tasks, small_tokenizer
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
+from mirg_jax.scenes import scene_tasks, small_tokenizer
 from mirg_jax.trajectories import build
 from mirg_jax.weights import hf
 

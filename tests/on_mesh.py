@@ -15,10 +15,11 @@ from mirg_jax import defaults, sharding
 from mirg_jax.data.batching import PackedBatch
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.training import grpo, sft
-from mirg_jax.training.state import init_state, make_apply, make_optimizer, state_shardings
+from mirg_jax.training.optimizer import make_apply, make_optimizer
 from mirg_jax.types import Images, Text
 
 VOCAB, ROWS, TOKENS, GROUP, NEW = 64, 8, 24, 3, 10

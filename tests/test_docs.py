@@ -6,7 +6,8 @@ import re
 import pytest
 from conftest import REPOSITORY
 
-from mirg_jax import sharding, tables
+from mirg_jax import sharding
+from mirg_jax.experiments import tables
 from mirg_jax.training import setup
 
 RECIPES = sorted(

@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
 from mirg_jax.errors import CheckpointError
+from mirg_jax.runs.loading import load_model
 from mirg_jax.sharding import make_mesh
-from mirg_jax.training.loading import load_model
 
 
 def refused(result: subprocess.CompletedProcess) -> str:

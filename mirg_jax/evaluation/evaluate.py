@@ -6,13 +6,15 @@ import pathlib
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mirg_jax import processes
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
-from mirg_jax.evaluation import coordinates, report, scoring
-from mirg_jax.evaluation.predict import predict, questions
 from mirg_jax.evaluation.predictions import Predictions, write_results
-from mirg_jax.training import loading, saved, setup
+from mirg_jax.inference.predict import predict, questions
+from mirg_jax.mig_bench import coordinates, scoring
+from mirg_jax.report import report
+from mirg_jax.runs import loading, run_folder
+from mirg_jax.sharding import processes
+from mirg_jax.training import setup
 
 
 def run(
@@ -43,7 +45,7 @@ def run(
             question = coordinates.question_in_pixels(rows[index], given)
             asked[index] = rows[index] | {"question": question}
     mesh, how = setup.for_sampling(config)
-    step = saved.find_run(checkpoint)
+    step = run_folder.find_run(checkpoint)
     first = processes.is_first()
     what = {
         "model": str(checkpoint),

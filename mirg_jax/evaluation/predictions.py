@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.evaluation import report, scoring
+from mirg_jax.mig_bench import scoring
+from mirg_jax.report import report
 
 
 def write_results(

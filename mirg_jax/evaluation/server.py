@@ -12,19 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
-from mirg_jax.chat.client import (
-    NO_CHOICE,
-    Client,
-    Retry,
-    Unanswerable,
-    content,
-    data_url,
-)
+from mirg_jax.chat.client import NO_CHOICE, Client, Retry, Unanswerable, content, data_url
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import image_size, load_image
 from mirg_jax.errors import DataError, UserError
-from mirg_jax.evaluation import families, report, scoring
 from mirg_jax.evaluation.predictions import Predictions, write_results
+from mirg_jax.mig_bench import families, scoring
+from mirg_jax.report import report
 
 
 @dataclasses.dataclass(frozen=True)

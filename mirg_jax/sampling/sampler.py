@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -306,27 +305,3 @@ def make_sampler(
             check_vma=False,
         )
     )
-
-
-# What a completion must not hold: an image that isn't there, or another turn.
-_FORBIDDEN = (
-    "<|im_start|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-_STOPS = ("<|im_end|>", "<|endoftext|>")
-
-
-def stop_ids(tokenizer) -> tuple[int, ...]:
-    """The tokens that end a completion."""
-    return tuple(tokenizer.convert_tokens_to_ids(list(_STOPS)))
-
-
-def forbidden_ids(tokenizer, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
-    """A mask of the tokens that are never drawn: control tokens, and rows that no token has."""
-    mask = np.arange(vocab_size) >= len(tokenizer)
-    mask[tokenizer.convert_tokens_to_ids(list(_FORBIDDEN))] = True
-    return mask

@@ -3,24 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from mirg_jax.data.examples import Example
-from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.grounding.boxes import GRID
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.rl.rewards import Answers, Targets
-
-
-def decode(
-    tokenizer: Tokenizer, tokens: Int[np.ndarray, "*B L"], mask: Bool[np.ndarray, "*B L"]
-) -> list[str]:
-    """The texts of completions, special tokens kept: boxes are made of them."""
-    flat, held = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
-    return [
-        tokenizer.decode(row[keep].tolist(), skip_special_tokens=False)
-        for row, keep in zip(flat, held, strict=True)
-    ]
 
 
 def _fill(objects, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,28 +17,25 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from mirg_jax import processes, sharding
+from mirg_jax import sharding
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
 from mirg_jax.models import lora
 from mirg_jax.models.qwen2_vl import computed_dtypes
 from mirg_jax.rl import objective, rewards
+from mirg_jax.rl.advantages import group_advantages, zero_spread
 from mirg_jax.rl.logprobs import exact_kl, token_logprobs
-from mirg_jax.sampling.sampler import forbidden_ids, stop_ids
+from mirg_jax.runs.metrics import Metrics
+from mirg_jax.runs.train_state import TrainState, split_trainable
+from mirg_jax.sampling.tokens import decode, forbidden_ids, stop_ids
+from mirg_jax.sharding import processes
+from mirg_jax.sharding.memory import accumulating, with_resident
 from mirg_jax.training import setup
-from mirg_jax.training.answers import answer_arrays, decode, target_arrays
+from mirg_jax.training.answers import answer_arrays, target_arrays
 from mirg_jax.training.held_out import HeldOut, load_benchmark
 from mirg_jax.training.lifecycle import Lifecycle
-from mirg_jax.training.metrics import Metrics
+from mirg_jax.training.optimizer import make_apply, schedule
 from mirg_jax.training.rollouts import Rollouts, prompts_a_call, sampling_config
-from mirg_jax.training.state import (
-    TrainState,
-    accumulating,
-    beside,
-    make_apply,
-    schedule,
-    split_trainable,
-)
 from mirg_jax.types import Images, Rollout, Text
 
 
@@ -243,12 +240,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     @functools.partial(jax.jit, out_shardings=(everywhere, rows, everywhere))
     def judge(answers, targets):
         reward, parts = rewards.total(reward_functions, answers, targets)
-        advantage = objective.advantages(
+        advantage = group_advantages(
             reward, scale=settings.advantage_scale, epsilon=settings.advantage_epsilon
         )
-        return {"reward": reward, **parts}, advantage, objective.zero_spread(reward)
+        return {"reward": reward, **parts}, advantage, zero_spread(reward)
 
-    reference_of = beside(
+    reference_of = with_resident(
         functools.partial(reference_values, **options | {"graph": reference_graph})
     )
     reference_head = None
@@ -334,7 +331,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         ):
             mine = sharding.local_row_numbers(size, mesh)
             own = {k: np.concatenate([p[k][mine] for p, _ in judged]) for k in parts}
-            advantages = objective.advantages(
+            advantages = group_advantages(
                 own["reward"], scale=settings.advantage_scale, epsilon=settings.advantage_epsilon
             )
             own["advantage"] = np.asarray(advantages)

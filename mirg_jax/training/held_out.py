@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from mirg_jax.data.examples import Rejected
 from mirg_jax.errors import ConfigError
-from mirg_jax.evaluation import scoring
-from mirg_jax.evaluation.predict import make_generate, predict, questions
+from mirg_jax.inference.predict import make_generate, predict, questions
+from mirg_jax.mig_bench import scoring
+from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.training import setup
-from mirg_jax.training.state import TrainState
 
 
 def load_benchmark(config: ConfigDict) -> list[scoring.Row]:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mirg_jax import processes
 from mirg_jax.data.batching import Item, PackedBatch, collate, common_sizes, sizes
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import positions
 from mirg_jax.errors import UserError
+from mirg_jax.runs.train_state import TrainState
+from mirg_jax.sharding import processes
 from mirg_jax.training.setup import Run
-from mirg_jax.training.state import TrainState
 
 
 class Batches(NamedTuple):

@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 from mirg_jax import sharding
 from mirg_jax.data.batching import PackedBatch
 from mirg_jax.errors import ConfigError
+from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.weights import make_weights
+from mirg_jax.sharding.memory import with_resident
 from mirg_jax.training import setup
-from mirg_jax.training.state import TrainState, beside
 from mirg_jax.types import Images, Rollout, Text
 
 
@@ -83,7 +84,9 @@ class Rollouts:
         parts = sharding.row_parts(self._sampling_mesh)
         options = sampling_config(config, parts, stops)
         self._micro_batches = prompts_a_call(config) // config.prompts_per_micro_batch
-        self._sample = beside(make_sampler(run.graph, self._sampling_mesh, forbidden, options))
+        self._sample = with_resident(
+            make_sampler(run.graph, self._sampling_mesh, forbidden, options)
+        )
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),
             config.model.compute_dtype,

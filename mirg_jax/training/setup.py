@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
-from mirg_jax import defaults, processes, sharding
+from mirg_jax import defaults, sharding
 from mirg_jax.data.batching import Shapes
 from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog, batches, position
@@ -22,14 +22,11 @@ from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models import lora
 from mirg_jax.models.flash import ENGINES
 from mirg_jax.models.layers import REMAT, Precision
-from mirg_jax.training import adapters, checkpoint, loading, saved
-from mirg_jax.training.state import (
-    TrainState,
-    init_state,
-    make_optimizer,
-    split_trainable,
-    state_shardings,
-)
+from mirg_jax.runs import adapters, loading, run_folder
+from mirg_jax.runs.checkpoints import Checkpoints, write_model_folder
+from mirg_jax.runs.train_state import TrainState, init_state, split_trainable, state_shardings
+from mirg_jax.sharding import processes
+from mirg_jax.training.optimizer import make_optimizer
 
 
 class Run(NamedTuple):
@@ -47,7 +44,7 @@ class Run(NamedTuple):
     data: grain.DatasetIterator
     share: sharding.Share
     rejected: RejectedLog
-    checkpoints: checkpoint.Checkpoints
+    checkpoints: Checkpoints
     first_step: int
 
     def without_start(self) -> "Run":
@@ -58,7 +55,7 @@ class Run(NamedTuple):
 def config_of(source: str) -> ConfigDict:
     """The config that a run was trained with; the defaults for a Hugging Face model."""
     config = defaults.grpo()
-    if run := saved.find_run(source):
+    if run := run_folder.find_run(source):
         own = run[0] / "config.json"
         if own.exists():
             config = ConfigDict(config.to_dict() | json.loads(own.read_text()))
@@ -197,8 +194,8 @@ def claim_base(config: ConfigDict, workdir: pathlib.Path) -> str:
     workdir.mkdir(parents=True, exist_ok=True)
     wanted = None
     if adapted is not None:
-        wanted = adapters.Record(saved.exactly(source), config.model.param_dtype, adapted)
-    record = adapters.claim(workdir, wanted, resumes=saved.find_run(workdir) is not None)
+        wanted = adapters.Record(run_folder.exactly(source), config.model.param_dtype, adapted)
+    record = adapters.claim(workdir, wanted, resumes=run_folder.find_run(workdir) is not None)
     return record.base if record else source
 
 
@@ -236,7 +233,7 @@ def start(
     model = loading.load_model(source, mesh, **how(config, mesh))
     tokenizer = load_tokenizer(model.folder)
     if first:
-        checkpoint.write_model_folder(workdir, model, config)
+        write_model_folder(workdir, model, config)
 
     graph, params, frozen = trainable(model, config, mesh)
     optimizer = make_optimizer(config.optimizer, config.num_steps * updates_per_step)
@@ -259,7 +256,7 @@ def start(
         shares=share.count,
         threads=config.data.threads,
     )
-    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint)
+    checkpoints = Checkpoints(workdir, **config.checkpoint)
     first_step = checkpoints.latest() or 0
     if first_step:
         state, frozen, data_state = checkpoints.restore(state, frozen)

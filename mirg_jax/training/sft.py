@@ -11,15 +11,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from mirg_jax import processes, sharding
+from mirg_jax import sharding
 from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
 from mirg_jax.errors import ConfigError
 from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.runs.metrics import Metrics
+from mirg_jax.runs.train_state import TrainState
+from mirg_jax.sharding import processes
+from mirg_jax.sharding.memory import accumulating
 from mirg_jax.training import setup
 from mirg_jax.training.held_out import HeldOut, load_benchmark
 from mirg_jax.training.lifecycle import Lifecycle
-from mirg_jax.training.metrics import Metrics
-from mirg_jax.training.state import TrainState, accumulating, make_apply, schedule
+from mirg_jax.training.optimizer import make_apply, schedule
 
 
 def loss(

@@ -13,13 +13,7 @@ from mirg_jax.data.examples import Example, Target
 from mirg_jax.data.prompts import FORBIDDEN
 from mirg_jax.errors import ConfigError
 from mirg_jax.grounding.boxes import iou
-from mirg_jax.grounding.grammar import (
-    GroundedObject,
-    find_objects,
-    parse_response,
-    prose,
-    renumber,
-)
+from mirg_jax.grounding.grammar import GroundedObject, find_objects, parse_response, prose, renumber
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _COORDINATES = re.compile(r"[(\[]\s*\d+(?:\.\d+)?\s*,\s*\d+(?:\.\d+)?\s*[,)\]]")

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 
 from mirg_jax.chat.client import Reply, Unanswerable
 from mirg_jax.data.examples import Example
-from mirg_jax.evaluation.predict import Prediction, make_generate, predict
 from mirg_jax.grounding.grammar import END_OF_TURN
-from mirg_jax.training import loading, setup
+from mirg_jax.inference.predict import Prediction, make_generate, predict
+from mirg_jax.runs import loading
+from mirg_jax.training import setup
 from mirg_jax.trajectories.teachers import Request
 
 _GATHER = 0.05  # seconds in which other requests may join a batch

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mirg_jax.evaluation import browser
-from mirg_jax.evaluation.browser import task_title
 from mirg_jax.grounding.boxes import grid_to_fraction
+from mirg_jax.report import browser
+from mirg_jax.report.browser import task_title
 from mirg_jax.trajectories.pipeline import Outcome
 
 

@@ -5,7 +5,6 @@ import json
 import re
 
 from mirg_jax.chat.client import Reply, Unanswerable
-from mirg_jax.data import scene_tasks
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.grammar import (
     OBJECT_END,
@@ -17,6 +16,7 @@ from mirg_jax.grounding.grammar import (
     format_response,
     prose,
 )
+from mirg_jax.scenes import scene_tasks
 from mirg_jax.trajectories.prompts import answer_text
 from mirg_jax.trajectories.teachers import Request
 

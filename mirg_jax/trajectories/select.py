@@ -18,7 +18,7 @@ import numpy as np
 from mirg_jax.data.examples import Example, Rejected, read_examples, write_trajectories
 from mirg_jax.data.images import resolve_image
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.evaluation.scoring import load_benchmark
+from mirg_jax.mig_bench.scoring import load_benchmark
 from mirg_jax.trajectories import ingest
 
 

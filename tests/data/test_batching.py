@@ -7,14 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirg_jax.data.batching import (
-    Item,
-    Shapes,
-    collate,
-    collate_prompts,
-    pack,
-    patch_positions,
-)
+from mirg_jax.data.batching import Item, Shapes, collate, collate_prompts, pack, patch_positions
 from mirg_jax.data.images import ImagePatches
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.errors import DataError

@@ -14,15 +14,16 @@ import time
 
 import numpy as np
 import pytest
+from answer_forms import SAID
 from asking import KEY, serve
 from conftest import REPOSITORY, call
 from PIL import Image
-from test_families import SAID
 
 from mirg_jax.errors import ConfigError, UserError
-from mirg_jax.evaluation import families, scoring, server
-from mirg_jax.evaluation.families import FAMILIES
+from mirg_jax.evaluation import server
 from mirg_jax.grounding.tasks import MIG_BENCH_TASKS
+from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench.families import FAMILIES
 
 TRANSPORT = "429,429 wait,500,slow,cut,malformed,text,null,empty"
 ASIDE = ("", "It is in the second image. ", "Sure! ")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mirg_jax.rl import objective
+from mirg_jax.rl.advantages import group_advantages, zero_spread
 
 # XLA takes numbers below the normal ones for zero; rewards are none of them.
 REWARDS = arrays(np.float32, (3, 6), elements=st.floats(0, 3, width=32, allow_subnormal=False))
@@ -22,11 +23,11 @@ def test_advantages_match_float64(rewards):
     expected = np.where(
         spread[:, None], (r - r.mean(-1, keepdims=True)) / (r.std(-1, keepdims=True) + 1e-4), 0
     )
-    found = np.asarray(objective.advantages(jnp.array(rewards)))
+    found = np.asarray(group_advantages(jnp.array(rewards)))
     np.testing.assert_allclose(found, expected, atol=5e-3, rtol=1e-3)
-    np.testing.assert_array_equal(np.asarray(objective.zero_spread(jnp.array(rewards))), ~spread)
+    np.testing.assert_array_equal(np.asarray(zero_spread(jnp.array(rewards))), ~spread)
     np.testing.assert_allclose(
-        np.asarray(objective.advantages(jnp.array(rewards), scale="none")),
+        np.asarray(group_advantages(jnp.array(rewards), scale="none")),
         r - r.mean(-1, keepdims=True),
         atol=1e-6,
     )
@@ -35,7 +36,7 @@ def test_advantages_match_float64(rewards):
 @pytest.mark.parametrize("value", [0.0, 1.1, 2.9999, 0.1 + 0.2])
 def test_equal_rewards_have_zero_advantage(value):
     rewards = jnp.full((2, 8), value, jnp.float32)
-    assert (np.asarray(objective.advantages(rewards)) == 0).all()
+    assert (np.asarray(group_advantages(rewards)) == 0).all()
 
 
 def test_kl_estimators_match_float64_and_stay_finite():
@@ -121,7 +122,7 @@ def test_gradient_of_a_toy_policy_is_the_hand_written_one():
     def loss(theta):
         logprobs = jax.nn.log_softmax(theta)[jnp.array(actions)].reshape(1, 8, 1)
         old = jax.lax.stop_gradient(logprobs)
-        A = objective.advantages(jnp.array(rewards))
+        A = group_advantages(jnp.array(rewards))
         policy_loss = objective.policy_loss(logprobs, old, A).loss
         kl = objective.kl_estimate(logprobs, jnp.array(ref[actions]).reshape(1, 8, 1))
         return objective.reduce_tokens(
@@ -138,7 +139,7 @@ def test_gradient_of_a_toy_policy_is_the_hand_written_one():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: objective.advantages(jnp.ones((1, 2)), scale="no"),
+        lambda: group_advantages(jnp.ones((1, 2)), scale="no"),
         lambda: objective.kl_estimate(jnp.ones(1), jnp.ones(1), "k9"),
         lambda: objective.reduce_tokens(
             jnp.ones((1, 1, 1)), jnp.ones((1, 1, 1), bool), "no", sequences=1.0, tokens=1.0

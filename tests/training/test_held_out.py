@@ -7,8 +7,10 @@ import pytest
 
 from configs import sft_tiny
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
-from mirg_jax.evaluation import evaluate, scoring
-from mirg_jax.training import grpo, metrics, saved, sft
+from mirg_jax.evaluation import evaluate
+from mirg_jax.mig_bench import scoring
+from mirg_jax.runs import metrics, run_folder
+from mirg_jax.training import grpo, sft
 
 TRAIN = {"sft": sft.train, "grpo": grpo.train}
 
@@ -60,9 +62,9 @@ def test_the_best_checkpoint_is_kept_and_is_as_good_as_logged(
     assert [row["step"] for row in rows if "eval_acc" in row] == [2, 4, 5]
     assert {"eval_mean_iou", "eval_image_acc", "eval_format"} < set(rows[1])
     found = {row["step"]: row["eval_acc"] for row in rows if "eval_acc" in row}
-    best = saved.best_of(found, found)
+    best = run_folder.best_of(found, found)
     assert steps(tmp_path / "run") == sorted({best, 5})
-    assert saved.find_run(tmp_path / "run/best") == (tmp_path / "run", best)
+    assert run_folder.find_run(tmp_path / "run/best") == (tmp_path / "run", best)
 
     # An evaluation of that checkpoint by itself.
     config.evaluation.every = 0
@@ -79,9 +81,9 @@ def test_the_best_checkpoint_is_kept_and_is_as_good_as_logged(
 
 
 def test_the_best_of_equals_is_the_latest():
-    assert saved.best_of({2: 0.5, 4: 0.7, 6: 0.7, 8: 0.1}, [2, 4, 6, 8]) == 6
-    assert saved.best_of({2: 0.5, 4: 0.7}, [2, 8]) == 2
-    assert saved.best_of({}, [2, 8]) is None
+    assert run_folder.best_of({2: 0.5, 4: 0.7, 6: 0.7, 8: 0.1}, [2, 4, 6, 8]) == 6
+    assert run_folder.best_of({2: 0.5, 4: 0.7}, [2, 8]) == 2
+    assert run_folder.best_of({}, [2, 8]) is None
 
 
 def test_an_earlier_best_outlives_resuming(recipe, scenes, tmp_path, monkeypatch):
@@ -94,7 +96,7 @@ def test_an_earlier_best_outlives_resuming(recipe, scenes, tmp_path, monkeypatch
     sft.train(recipe("sft", num_steps=4, **options), tmp_path)
     sft.train(recipe("sft", num_steps=8, **options), tmp_path)
     assert steps(tmp_path) == [2, 8]
-    assert saved.find_run(tmp_path / "best")[1] == 2
+    assert run_folder.find_run(tmp_path / "best")[1] == 2
 
 
 def test_rows_that_cannot_be_read_count_as_misses_and_are_listed(recipe, scenes, tmp_path):
@@ -120,4 +122,4 @@ def test_what_is_missing_is_said(recipe, tmp_path):
     assert not (tmp_path / "run").exists()  # said before anything is loaded or written
     (tmp_path / "other/checkpoints/3").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint was evaluated"):
-        saved.find_run(pathlib.Path(tmp_path / "other/best"))
+        run_folder.find_run(pathlib.Path(tmp_path / "other/best"))

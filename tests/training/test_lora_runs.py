@@ -17,7 +17,8 @@ from transformers import Qwen2VLForConditionalGeneration
 from mirg_jax.data.batching import Shapes, collate
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models import lora
-from mirg_jax.training import grpo, loading, metrics, saved, sft
+from mirg_jax.runs import loading, metrics, run_folder
+from mirg_jax.training import grpo, sft
 from mirg_jax.training.setup import use_devices
 from mirg_jax.weights import hf
 
@@ -47,7 +48,7 @@ def test_a_checkpoint_holds_adapters_and_is_loaded_as_the_merged_model(
     run = tmp_path / "run"
     sft.train(recipe("sft", **LORA), run)
     for part in ("params", "train"):
-        tree = saved.pytree_handler().metadata(run / "checkpoints/4" / part).tree
+        tree = run_folder.pytree_handler().metadata(run / "checkpoints/4" / part).tree
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             few = math.prod(leaf.shape) < 4  # the step, the key, constants
             assert few or "lora_" in jax.tree_util.keystr(path)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import together
 
-from mirg_jax import processes, sharding
+from mirg_jax import sharding
 from mirg_jax.errors import ConfigError
+from mirg_jax.sharding import processes
 
 
 def mesh_of(*processes):

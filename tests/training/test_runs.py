@@ -11,8 +11,9 @@ import pytest
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import create
-from mirg_jax.training import grpo, metrics, rollouts, setup, sft
-from mirg_jax.training.loading import load_model
+from mirg_jax.runs import metrics
+from mirg_jax.runs.loading import load_model
+from mirg_jax.training import grpo, rollouts, setup, sft
 from mirg_jax.training.setup import use_devices
 from mirg_jax.types import Rollout
 from mirg_jax.weights import hf

@@ -21,10 +21,12 @@ from configs import sft_tiny
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog, position, positions
 from mirg_jax.errors import CheckpointError, SaveError, UserError
-from mirg_jax.training import metrics, sft
-from mirg_jax.training.loading import load_model
+from mirg_jax.runs import metrics
+from mirg_jax.runs.loading import load_model
+from mirg_jax.runs.train_state import init_state
+from mirg_jax.training import sft
+from mirg_jax.training.optimizer import apply_gradients
 from mirg_jax.training.setup import use_devices
-from mirg_jax.training.state import apply_gradients, init_state
 
 
 @pytest.fixture

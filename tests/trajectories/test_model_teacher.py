@@ -4,7 +4,7 @@ import asyncio
 
 from configs import trajectories_scenes
 from mirg_jax.data.examples import read_examples
-from mirg_jax.evaluation.ask import ask
+from mirg_jax.inference.ask import ask
 from mirg_jax.trajectories import build
 from mirg_jax.trajectories.teachers import Request
 

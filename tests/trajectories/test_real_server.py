@@ -25,9 +25,9 @@ import pytest
 from conftest import REPOSITORY, call
 
 from configs import sft_tiny, trajectories_scenes
-from mirg_jax.data import scene_tasks
 from mirg_jax.data.examples import read_examples, to_line
 from mirg_jax.grounding.tasks import TRAINING_TASKS
+from mirg_jax.scenes import scene_tasks
 from mirg_jax.trajectories import build
 from mirg_jax.trajectories.pipeline import Outcome
 

@@ -8,13 +8,13 @@ import pytest
 from conftest import page_data
 
 from configs import trajectories_scenes
-from mirg_jax.data import scene_tasks
 from mirg_jax.data.examples import read_examples
-from mirg_jax.data.scenes import STEP
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.boxes import iou
 from mirg_jax.grounding.grammar import GroundedObject, format_answer, format_object, parse_response
 from mirg_jax.grounding.tasks import TRAINING_TASKS
+from mirg_jax.scenes import scene_tasks
+from mirg_jax.scenes.drawing import STEP
 from mirg_jax.trajectories import build, outputs
 
 

@@ -22,7 +22,7 @@ from mirg_jax import sharding
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.qwen2_vl import abstract
-from mirg_jax.training.loading import load_model
+from mirg_jax.runs.loading import load_model
 from mirg_jax.weights import hf
 
 MESHES = {

@@ -1,0 +1,234 @@
+"""Examples in one HTML page that can be looked through: chosen, sorted, opened, with their boxes.
+
+The page stands alone: pictures are inside it, nothing is loaded from elsewhere. All that it shows
+comes from models and data files. So examples travel as JSON, and its script puts them on the
+screen as text, never as HTML; and no script runs but the one whose hash the page names.
+"""
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import json
+import math
+import os
+import pathlib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirg_jax.grounding import tasks
+from mirg_jax.grounding.grammar import GroundedObject
+from mirg_jax.report import spans, thumbnails
+
+Fractions = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One text about an example.
+
+    Attributes:
+      name: whose it is.
+      mark: its result in a few characters, for the list.
+      said: its result in words.
+      good: None for neither good nor bad.
+      text: None where there is none.
+      box: the one that counts, with its image.
+      objects: with image and number; known besides those of the text, and drawn with them.
+    """
+
+    name: str
+    mark: str
+    said: str
+    good: bool | None
+    text: str | None
+    box: tuple[int, Fractions] | None = None
+    objects: Sequence[GroundedObject] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """An example.
+
+    Attributes:
+      images: paths in `root`.
+      truth: the true boxes with their images, from 1.
+      facets: by facet of the view, what holds of this example.
+      numbers: by order of the view, where this example comes.
+    """
+
+    title: str
+    question: str
+    root: str | pathlib.Path
+    images: Sequence[str]
+    truth: Sequence[tuple[int, Fractions]]
+    answers: Sequence[Answer]
+    facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """Examples of one kind.
+
+    Attributes:
+      facets: by what they can be chosen, each with its values in order.
+      orders: by what they can be sorted; the first as they come.
+      differences: whether they can be sorted by one order less another, too.
+    """
+
+    name: str
+    cards: Sequence[Card]
+    facets: Mapping[str, Sequence[str]]
+    orders: Sequence[str] = ()
+    differences: bool = False
+
+
+def write(
+    path: str | pathlib.Path,
+    title: str,
+    sections: Sequence[tuple[str, str]],
+    views: Sequence[View],
+    *,
+    pictures: bool = True,
+) -> None:
+    """Writes the page; it takes its name once it is whole.
+
+    Args:
+      path: its folder is made.
+      sections: heading and HTML of what stands before the examples.
+      pictures: False: boxes are drawn on blank frames, and no image is read.
+    """
+    images = list(
+        dict.fromkeys((str(c.root), p) for view in views for c in view.cards for p in c.images)
+    )
+    made = thumbnails.make(images) if pictures else [thumbnails.BLANK] * len(images)
+    numbers = {image: number for number, image in enumerate(images)}
+    data = {
+        "tokens": spans.TOKENS,
+        "pictures": [
+            {"path": name, "width": made.width, "height": made.height, "problem": made.problem}
+            for (_, name), made in zip(images, made, strict=True)
+        ],
+        "views": [_view(view, numbers) for view in views if view.cards],
+    }
+    assets = importlib.resources.files(__package__)
+    style, script = (assets.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    page = string.Template(assets.joinpath("report.html").read_text("utf-8")).substitute(
+        title=html.escape(title),
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+        links="".join(
+            f'<a href="#section-{number}">{html.escape(heading)}</a>\n'
+            for number, (heading, _) in enumerate(sections)
+        ),
+        sections="".join(
+            f'<section><h2 id="section-{number}">{html.escape(heading)}</h2>\n{body}</section>\n'
+            for number, (heading, body) in enumerate(sections)
+        ),
+        # A "<" could end the element. JSON has it in texts only, where this means the same.
+        data=json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
+    )
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    with part.open("w", encoding="utf-8", errors="replace") as file:  # a text may hold half a pair
+        head, tail = page.rsplit("<!-- pictures -->", 1)
+        file.write(head)
+        for number, thumbnail in enumerate(made):
+            if thumbnail.data:
+                file.write(
+                    f'<script type="text/plain" id="picture-{number}">{thumbnail.data}</script>\n'
+                )
+        file.write(tail)
+    part.replace(path)
+
+
+def table(cells: Sequence[Sequence[Any]]) -> str:
+    """A header and lines as an HTML table."""
+
+    def line(values: Sequence[Any], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(str(v))}</{tag}>' for v in values)}</tr>\n"
+
+    header, *lines = cells
+    body = "".join(line(values, "td") for values in lines)
+    return f'<div class="scroll" tabindex="0"><table>{line(header, "th")}{body}</table></div>\n'
+
+
+def task_title(name: str) -> str:
+    return tasks.MIG_BENCH_TASKS[name].short if name in tasks.MIG_BENCH_TASKS else name
+
+
+def task_titles(names: Sequence[str]) -> list[str]:
+    """Titles of the tasks that occur, in the order of the paper."""
+    present = dict.fromkeys(names)
+    known = [name for name in tasks.MIG_BENCH_TASKS if name in present]
+    return [task_title(name) for name in dict.fromkeys([*known, *present])]
+
+
+def _hash(text: str) -> str:
+    """Of an inline style or script, as a Content-Security-Policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _view(view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "facets": [[name, list(values)] for name, values in view.facets.items()],
+        "orders": list(view.orders),
+        "differences": view.differences,
+        "cards": [_card(card, view, pictures) for card in view.cards],
+    }
+
+
+def _card(card: Card, view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    count = len(card.images)
+    usual = card.truth[0][0] if card.truth else 1
+    asked = _spans(spans.read(card.question, count))
+    return {
+        "title": card.title,
+        "question": asked["pieces"],
+        "asked": asked["places"],
+        "images": [pictures[str(card.root), path] for path in card.images],
+        "truth": [_box(image, box) for image, box in card.truth],
+        "answers": [_answer(answer, count, usual) for answer in card.answers],
+        "facets": [
+            [values.index(value) for value in card.facets.get(name, ())]
+            for name, values in view.facets.items()
+        ],
+        "numbers": [_finite(card.numbers.get(name, math.nan)) for name in view.orders],
+    }
+
+
+def _answer(answer: Answer, count: int, usual: int) -> dict[str, Any]:
+    made = {"name": answer.name, "mark": answer.mark, "said": answer.said, "good": answer.good}
+    if answer.box:
+        made["box"] = _box(*answer.box)
+    if answer.text is None:
+        return made
+    return made | _spans(spans.read(answer.text, count, usual, answer.objects))
+
+
+def _spans(found: spans.Spans) -> dict[str, Any]:
+    return {
+        "pieces": found.pieces,
+        "names": found.names,
+        "places": [[place.object, *_box(place.image, place.box)] for place in found.places],
+    }
+
+
+def _box(image: int, box: Fractions) -> list[float]:
+    """Image, left, top, width and height, within the image; the corners may be in any order."""
+    x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) if value == value else 0.0 for value in box)
+    sides = min(x1, x2), min(y1, y2), abs(x2 - x1), abs(y2 - y1)
+    return [image, *(round(value, 4) for value in sides)]
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 4) if math.isfinite(value) else None

@@ -1,0 +1,61 @@
+"""Results as one HTML file: the scores, the training's curves, and every example."""
+
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from mirg_jax.mig_bench import compare, scoring
+from mirg_jax.report import browser, cards
+from mirg_jax.report.cards import Run
+from mirg_jax.report.charts import chart, training_curves
+
+_MEANING = """<p>Hit rates in per cent: the share of boxes with an IoU of 0.5 or more. AVE is the
+mean of the tasks' rates, "all" the rate over all rows.</p>
+"""
+_CHANGE = """<p>Gained, lost: rows that one of the two hits alone; p: exact McNemar test; 95 %: of
+the difference.</p>
+"""
+
+
+def write_report(
+    path: str | pathlib.Path,
+    title: str,
+    rows: Sequence[scoring.Row],
+    runs: Mapping[str, Run],
+    image_root: str | pathlib.Path | None = None,
+    *,
+    training: Mapping[str, str | pathlib.Path] | None = None,
+) -> None:
+    """Writes scores, curves, all rows and GRPO's groups as one self-contained HTML file.
+
+    Args:
+      path: the file to write; its folder is made.
+      title: heading of the report.
+      rows: the benchmark's rows.
+      runs: by name, all of the same rows; each is compared with the one before.
+      image_root: folder that the rows' image paths are relative to. A picture that can't be read
+        is replaced by the reason. Without it there are no pictures, and boxes are drawn on blank
+        frames.
+      training: folders of training runs, by name: their curves, and the groups that they sampled.
+
+    Raises:
+      DataError: a training run's files can't be read.
+    """
+    training = training or {}
+    sections = []
+    if runs:
+        scores = {name: run.scores for name, run in runs.items()}
+        sections.append(("Scores", score_table(scores) + _MEANING))
+    for before, after in itertools.pairwise(runs):
+        changes = compare.compare(*(runs[name].scores.to_json() for name in (before, after)))
+        table = browser.table(compare.table_cells(changes))
+        sections.append((f"From {before} to {after}", table + _CHANGE))
+    if charts := [chart(name, lines) for name, lines in training_curves(training).items()]:
+        sections.append(("Curves", f'<div class="charts">{"".join(charts)}</div>\n'))
+    views = [cards.benchmark(rows, runs, image_root or ""), cards.groups(training)]
+    browser.write(path, title, sections, views, pictures=image_root is not None)
+
+
+def score_table(named_scores: Mapping[str, scoring.Scores]) -> str:
+    """`scoring.table_cells` as an HTML table."""
+    return browser.table(scoring.table_cells(named_scores))

@@ -1,0 +1,208 @@
+"""A run's checkpoints: everything it needs to go on. `run_folder.py` says what they hold."""
+
+import contextlib
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from mirg_jax.errors import SaveError
+from mirg_jax.models import lora
+from mirg_jax.runs import metrics, run_folder
+from mirg_jax.runs.loading import Model
+from mirg_jax.runs.train_state import TrainState
+from mirg_jax.weights import hf, orbax_files
+
+
+def _quiet() -> None:
+    """Keeps off stderr what a failed save makes Orbax and TensorStore say from their threads."""
+    logging.getLogger("absl").addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+class _LatestAndBest:
+    """Which checkpoints are kept, as Orbax asks it: the last n, and the best on held-out rows."""
+
+    def __init__(self, n: int, accuracies: dict[int, float]):
+        self.n, self.accuracies = n, accuracies
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.n :], run_folder.best_of(self.accuracies, steps)}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
+    """The checkpoints of one run. They are written in the background.
+
+    A checkpoint gets its name when it is whole; one that a killed run has begun is removed. Older
+    ones are removed after that, but the best of those evaluated.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
+        self._every = every
+        self._accuracies = metrics.held_out(workdir)
+        self._folder = (workdir / "checkpoints").absolute()
+        _quiet()
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_LatestAndBest(keep, self._accuracies),
+                    cleanup_tmp_directories=True,
+                ),
+                item_handlers={
+                    "params": run_folder.pytree_handler(),
+                    "train": run_folder.pytree_handler(),
+                    "data": ocp.JsonCheckpointHandler(),
+                },
+            )
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # another process is gone
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            whole = max(run_folder.steps(self._folder), default=None)
+            then = "" if whole is None else f"; it goes on from step {whole}, which is whole"
+            raise SaveError(
+                f"{self._folder}: a checkpoint could not be written "
+                f"({run_folder.reason(error)}); make room there and run again{then}"
+            ) from None
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        state: TrainState,
+        frozen: nnx.State,
+        data: dict,
+        *,
+        force: bool = False,
+        accuracy: float | None = None,
+    ) -> None:
+        """Saves if this step is due, evaluated or `force`d: parameters, optimizer, key, data order.
+
+        Parameters are whole, frozen ones too; only adapters go without their base. Returns when
+        the arrays are copied; they are written in the background.
+
+        Args:
+          accuracy: on held-out rows, where they were asked after this step.
+
+        Raises:
+          SaveError: if this checkpoint or the one before can't be written.
+        """
+        step = int(jax.device_get(state.step))
+        if accuracy is not None:
+            self._accuracies[step] = accuracy
+            force = True
+        with self._writing():
+            self._manager.check_for_errors()
+            if self._manager.latest_step() == step or not (force or step % self._every == 0):
+                return
+            params = _saved(state.params, frozen)
+            train = state._replace(params=None)._asdict()
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(nnx.to_pure_dict(params)),
+                    train=ocp.args.PyTreeSave(train),
+                    data=ocp.args.JsonSave(data),
+                ),
+                force=True,  # whether it is due was decided here
+            )
+
+    def restore(self, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State, dict]:
+        """The latest checkpoint, in the shapes and shardings of a fresh `state`.
+
+        Raises:
+          CheckpointError: when it is of another model or optimizer, or damaged.
+        """
+        params = _saved(state.params, frozen)
+        pure, train = nnx.to_pure_dict(params), state._replace(params=None)._asdict()
+
+        def wanted(tree):
+            shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
+            return ocp.args.PyTreeRestore(shapes, restore_args=restore_args)
+
+        step = self.latest()
+        folder = self._folder / str(step)
+        with run_folder.reading(
+            folder, "config", "use the config it was made with, or another --workdir"
+        ):
+            run_folder.check_shapes(folder / "params", pure)
+            run_folder.check_shapes(folder / "train", train)
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=wanted(pure),
+                    train=wanted(train),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
+        loaded = run_folder.from_pure(params, restored["params"])
+        trained = set(nnx.to_flat_state(state.params).paths)
+        params, rest = nnx.split_state(loaded, lambda path, _: tuple(path) in trained, ...)
+        return (
+            TrainState(**(dict(restored["train"]) | {"params": params})),
+            nnx.merge_state(frozen, rest),
+            restored["data"],
+        )
+
+    def close(self) -> None:
+        """Waits until what is being written is on disk.
+
+        Raises:
+          SaveError: if it can't be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+def _saved(params: nnx.State, frozen: nnx.State) -> nnx.State:
+    return params if lora.is_adapters(params) else nnx.merge_state(params, frozen)
+
+
+def save_params(
+    workdir: pathlib.Path,
+    state: nnx.State,
+    read: hf.Read,
+    progress: Callable[[int], object] = lambda nbytes: None,
+) -> None:
+    """Writes parameters alone as step 0 of a run's folder: a model to start from.
+
+    They are read and written by parts, `state` giving their shapes and dtypes. Call it again after
+    an interruption to go on.
+    """
+    unfinished, whole = workdir / "unfinished", workdir / "checkpoints" / "0"
+    if not whole.exists():
+        orbax_files.write(unfinished / "params", state, read, progress)
+        whole.parent.mkdir(exist_ok=True)
+        unfinished.rename(whole)
+
+
+def write_model_folder(workdir: pathlib.Path, model: Model, config: Any) -> None:
+    """Puts config.json, the tokenizer's files and the run's own config into the run's folder."""
+    folder = workdir / "model"
+    hf.copy_processor(model.folder, folder)
+    (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")

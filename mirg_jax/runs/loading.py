@@ -1,0 +1,189 @@
+"""A model, wherever it lies.
+
+Where a model is asked for, any of these will do: a run's folder, one of its checkpoints, `best` in
+it for the one that did best on held-out rows, a Hugging Face folder, or a hub name. A LoRA run's
+`params` are its adapters alone; where its model is asked for, they are merged into the base that
+its lora.json names.
+"""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from mirg_jax import sharding
+from mirg_jax.errors import CheckpointError
+from mirg_jax.models import lora
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.layers import FLOAT32, Precision
+from mirg_jax.models.qwen2_vl import abstract
+from mirg_jax.runs import adapters, run_folder
+from mirg_jax.weights import hf, orbax_files
+
+
+class Model(NamedTuple):
+    """A model ready to run."""
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    params: nnx.State
+    folder: pathlib.Path  # its config.json and tokenizer
+
+
+def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
+    shardings = sharding.parameter_shardings(state, mesh)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        state,
+        shardings,
+    )
+
+
+def model_folder(source: str | pathlib.Path) -> pathlib.Path:
+    """The folder with config.json and tokenizer of anything that names a model.
+
+    Raises:
+      CheckpointError: if it is neither a folder with a model nor a hub name that can be had.
+    """
+    if run := run_folder.find_run(source):
+        return run[0] / "model"
+    path = pathlib.Path(source)
+    if (path / "config.json").is_file():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path}: no config.json and no checkpoints in this folder")
+    try:
+        return pathlib.Path(snapshot_download(str(source)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise CheckpointError(
+            f"{source}: not a folder here, and not to be had from the Hugging Face hub"
+        ) from None
+
+
+def load_model(
+    source: str | pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    **how,
+) -> Model:
+    """Loads a model from a run, a checkpoint, a Hugging Face folder or a hub name.
+
+    Args:
+      how: `precision`, `remat` and `attention` of `Qwen2VL`.
+
+    Raises:
+      CheckpointError: if there is none, or its tensors don't fit its config.json.
+    """
+    folder = model_folder(source)
+    config = ModelConfig.from_folder(folder)
+    graph, state = abstract(config, **how)
+    state = with_shardings(state, mesh)
+    run = run_folder.find_run(source)
+    if run is None:
+        state = hf.load(folder, state, config)
+    elif adapters.read(run[0]):
+        state = _load_merged(run, mesh, how.get("precision", FLOAT32))
+    else:
+        state = run_folder.restore_params(run_folder.folder_of(run), state)
+    return Model(config, graph, state, folder)
+
+
+def open_model(
+    source: str | pathlib.Path, *, precision: Precision = FLOAT32
+) -> tuple[Model, hf.Read]:
+    """Any model that `load_model` takes with its parameters left on disk, and how to read them.
+
+    The returned model's `params` are shapes.
+
+    Raises:
+      CheckpointError: as `load_model`.
+    """
+    folder = model_folder(source)
+    config = ModelConfig.from_folder(folder)
+    graph, state = abstract(config, precision=precision)
+    run = run_folder.find_run(source)
+    if run and adapters.read(run[0]):
+        read = _merging_reader(run)
+    elif run:
+        checkpoint = run_folder.folder_of(run)
+        with run_folder.reading(
+            checkpoint, "model", "give the run's own model folder or another checkpoint"
+        ):
+            run_folder.check_shapes(checkpoint / "params", nnx.to_pure_dict(state))
+        read = orbax_files.reader(checkpoint / "params")
+    else:
+        read = hf.reader(folder, state, config)
+    return Model(config, graph, state, folder), read
+
+
+def load_adapters(
+    source: str | pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[adapters.Record, ModelConfig, nnx.State]:
+    """The adapters of a LoRA run or one of its checkpoints, and what they belong to.
+
+    Raises:
+      CheckpointError: if `source` is something else, or broken.
+    """
+    run = run_folder.find_run(source)
+    record = run and adapters.read(run[0])
+    if not record:
+        raise CheckpointError(f"{source}: not a LoRA run with a checkpoint, so it has no adapters")
+    config = ModelConfig.from_folder(run[0] / "model")
+    _, shapes = lora.attach(*abstract(config), record.lora)
+    values = run_folder.restore_params(run_folder.folder_of(run), with_shardings(shapes, mesh))
+    return record, config, values
+
+
+def _merging_reader(run: tuple[pathlib.Path, int]) -> hf.Read:
+    """Reads a LoRA run's parameters as `_load_merged` makes them, part by part."""
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    record, config, values = load_adapters(run_folder.folder_of(run), mesh)
+    with _base_of(run, record):
+        base, read_base = open_model(record.base)
+        if base.config != config:
+            raise CheckpointError(f"{record.base} is another model")
+    held = {path: np.asarray(leaf.get_value()) for path, leaf in hf.by_path(values).items()}
+
+    def read(path: str, index: hf.Index, out: np.ndarray) -> None:
+        layer = path.removesuffix(".kernel")
+        if f"{layer}.lora_a" not in held:
+            return read_base(path, index, out)
+        kernel = np.empty(out.shape, record.param_dtype)
+        read_base(path, index, kernel)
+        layers, rows, columns = index
+        a, b = held[f"{layer}.lora_a"][layers, rows], held[f"{layer}.lora_b"][layers, :, columns]
+        out[...] = kernel.astype(np.float32) + record.lora.scale * (a @ b)
+
+    return read
+
+
+@contextlib.contextmanager
+def _base_of(run: tuple[pathlib.Path, int], record: adapters.Record) -> Iterator[None]:
+    """Says, of a base that can't be loaded, whose it is."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{run[0]}: the base of its adapters can't be loaded ({error}); put it back there, or "
+            f"name another place in {adapters.path_in(run[0])}"
+        ) from None
+
+
+def _load_merged(run: tuple[pathlib.Path, int], mesh: jax.sharding.Mesh, precision: Precision):
+    """Base and adapters as one: the base in the dtype it was trained on, the sum in ours."""
+    record, config, values = load_adapters(run_folder.folder_of(run), mesh)
+    kept = precision._replace(params=jnp.dtype(record.param_dtype))
+    with _base_of(run, record):
+        base = load_model(record.base, mesh, precision=kept)
+        if base.config != config:
+            raise CheckpointError(f"{record.base} is another model")
+    merge = functools.partial(lora.merge, lora=record.lora, dtype=precision.params)
+    where = sharding.parameter_shardings(base.params, mesh)
+    return jax.jit(merge, out_shardings=where)(base.params, values)

@@ -1,0 +1,138 @@
+"""The three losses of the small base: to see, to answer, and where some heads should look."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mirg_jax.models.layers import unstack
+from mirg_jax.models.qwen2_vl import Qwen2VL
+from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.scenes.drawing import COLOURS, GRID, SHAPES, STEP
+from mirg_jax.scenes.lessons.batches import Batch
+from mirg_jax.scenes.lessons.patterns import HEADS, PATTERNS
+from mirg_jax.scenes.lessons.pictures import Seen
+from mirg_jax.types import Images
+
+BINS = GRID // STEP + 1
+# Of a probe: presence, colour, shape and box of each of two things.
+PROBE_OUTPUTS = 2 * (1 + len(COLOURS) + len(SHAPES) + 4 * BINS)
+SEE_WEIGHT = 0.3
+
+
+def probe_loss(
+    kernel: Float[Array, "E outputs"],
+    features: Float[Array, "B S N E"],
+    covers: Bool[Array, "B S N 2"],
+    real: Bool[Array, "B S"],
+    seen: Seen,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """How well colour, shape and box of the things can be read off features, linearly.
+
+    Args:
+      covers: whether each of the two things reaches into each place.
+      real: whether there is a picture.
+
+    Returns:
+      The loss, and the share of boxes' coordinates within one step.
+    """
+    out = (features @ kernel).reshape(*features.shape[:-1], 2, -1)
+    present, out = out[..., 0], out[..., 1:]
+    mask = covers & real[..., None, None]
+    presence = optax.sigmoid_binary_cross_entropy(present, covers.astype(jnp.float32))
+    presence = (presence * real[..., None, None]).sum() / (2 * covers.shape[2] * real.sum())
+    cuts = np.cumsum([len(COLOURS), len(SHAPES)])
+    colour, shape, box = jnp.split(out, cuts, axis=-1)
+    box = box.reshape(*box.shape[:-1], 4, BINS)
+
+    def cross_entropy(logits, labels):
+        labels = jnp.broadcast_to(labels[:, :, None], logits.shape[:-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    told = cross_entropy(colour, seen.colour) + cross_entropy(shape, seen.shape)
+    told += cross_entropy(box, seen.bins).sum(-1)
+    near = (jnp.abs(box.argmax(-1) - seen.bins[:, :, None]) <= 1).mean(-1)
+    count = mask.sum()
+    return presence + (told * mask).sum() / count / 4, (near * mask).sum() / count
+
+
+def see(
+    trained: dict[str, Any], images: Images, seen: Seen, *, graph: nnx.GraphDef
+) -> tuple[Float[Array, ""], tuple[dict[str, Array], Float[Array, "B V M"]]]:
+    """The loss of the vision tower: probes of its patches and of its visual tokens.
+
+    Returns:
+      The loss; and its parts, and the visual tokens.
+    """
+    visual = nnx.merge(graph, trained["model"]).visual
+    features = visual.features(images)
+    tokens = visual.merger(features)
+    B, S, P, _ = features.shape
+    real = images.positions[:, :, 0, 0] >= 0
+    quarters = seen.covers.reshape(B, S, P // 4, 4, 2).any(axis=3)
+    probes = trained["probes"]
+    patch, _ = probe_loss(probes["patch"], features, seen.covers, real, seen)
+    token, near = probe_loss(
+        probes["token"], tokens.reshape(B, S, P // 4, -1), quarters, real, seen
+    )
+    return patch + token, ({"see_patch": patch, "see_token": token, "near": near}, tokens)
+
+
+def decode_with_patterns(
+    model: Qwen2VL, batch: Batch, visual: Float[Array, "B V M"]
+) -> tuple[Float[Array, "B T M"], Float[Array, " patterns"]]:
+    """The decoder's hidden states, and −log of the attention where each pattern wants it."""
+    decoder, text = model.decoder, batch.text
+    T = text.tokens.shape[1]
+    visible = (text.segments[:, :, None] == text.segments[:, None, :]) & jnp.tril(
+        jnp.ones((T, T), bool)
+    )
+    losses = {}
+
+    def attend_to(index, q, k, v):
+        B, K, _, _, _, D = q.shape
+        logits = jnp.einsum("bhtd,bhsd->bhts", q.reshape(B, K, T, D), k) * D**-0.5
+        logits = jnp.where(visible[:, None], logits, -1e30)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        total = weights.sum(-1, keepdims=True)
+        for i, name in enumerate(PATTERNS):
+            layer, head = HEADS[name]
+            if layer != index:
+                continue
+            asking = batch.codes.queries[:, i]
+            wanted = asking[:, :, None] == batch.codes.keys[:, i, None, :]
+            wanted &= (asking != 0)[:, :, None] & visible & ~jnp.eye(T, dtype=bool)
+            asked = wanted.any(-1)
+            mass = (weights[:, head] * wanted).sum(-1) / total[:, head, :, 0]
+            value = jnp.where(asked, -jnp.log(mass + 1e-6), 0.0).sum()
+            losses[name] = value / jnp.maximum(asked.sum(), 1)
+        return (weights @ v / total)[:, :, None, None], None
+
+    x = model.embed(text, visual)[:, None]
+    angles = decoder.angles(text.positions)[:, None]
+    for index, layer in enumerate(unstack(decoder.layers)):
+        x, _ = layer(x, angles, functools.partial(attend_to, index))
+    return decoder.norm(x)[:, 0], jnp.stack([losses[name] for name in PATTERNS])
+
+
+def everything(
+    trained: dict[str, Any],
+    batch: Batch,
+    pattern_weight: Float[Array, ""],
+    *,
+    graph: nnx.GraphDef,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Cross-entropy of the responses, plus the tower's loss and the patterns', weighted."""
+    model = nnx.merge(graph, trained["model"])
+    see_loss, (numbers, visual) = see(trained, batch.images, batch.seen, graph=graph)
+    hidden, patterns = decode_with_patterns(model, batch, visual)
+    logprobs = token_logprobs(hidden[:, :-1], model.head(), batch.text.tokens[:, 1:], chunk=1 << 20)
+    labels = batch.labels[:, 1:]
+    answer = -(logprobs * labels).sum() / labels.sum()
+    total = answer + SEE_WEIGHT * see_loss + pattern_weight * patterns.mean()
+    return total, numbers | {"answer": answer, "patterns": patterns}

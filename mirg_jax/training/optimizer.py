@@ -1,0 +1,121 @@
+"""The optimizer, its schedule, and one step of it."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from mirg_jax.errors import ConfigError
+from mirg_jax.runs.train_state import TrainState
+
+
+def schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to `final_ratio` of the peak, or constant."""
+    warmup = round(config.warmup_ratio * num_steps)
+    peak = config.learning_rate
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), config.final_ratio)
+    elif config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        raise ConfigError(f"optimizer.schedule {config.schedule!r} is neither cosine nor constant")
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _name(path) -> str:
+    """The last name of a parameter's path: kernel, bias, scale, embedding."""
+    return next(str(part.key) for part in reversed(path) if hasattr(part, "key"))
+
+
+def _is_matrix(path) -> bool:
+    return _name(path) in ("kernel", "embedding", "lora_a", "lora_b")
+
+
+def _muon_axes(params):
+    """Muon moves the matrices inside the towers; embeddings, norms, biases, adapters get Adam."""
+
+    def one(path, leaf):
+        inner = _name(path) == "kernel" and "lm_head" not in jax.tree_util.keystr(path)
+        axes = optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+        return axes if inner else None
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """AdamW, or Muon with Adam for what isn't a hidden matrix, behind a clip of the global norm.
+
+    Weights decay, biases and norms don't.
+    """
+    rate = schedule(config, num_steps)
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
+
+    if config.name == "adamw":
+        step = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        )
+    elif config.name == "muon":
+        step = optax.contrib.muon(
+            rate,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            weight_decay=config.weight_decay,
+            adam_learning_rate=lambda count: config.adam_ratio * rate(count),
+            muon_weight_dimension_numbers=_muon_axes,
+        )
+    else:
+        raise ConfigError(f"optimizer.name {config.name!r} is neither adamw nor muon")
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), step)
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: nnx.State,
+    loss: Float[Array, ""],
+    *,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One optimizer step; returns the gradients' global norm beside the new state.
+
+    Where the loss or that norm is not finite, parameters and optimizer stay as they were, and the
+    step is counted as skipped.
+    """
+    norm = optax.global_norm(grads)
+    good = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    moved = optax.apply_updates(state.params, updates), opt_state
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), moved, (state.params, state.opt_state)
+    )
+    skipped = (~good).astype(jnp.int32)
+    return TrainState(
+        step=state.step + 1,
+        key=state.key,
+        params=params,
+        opt_state=opt_state,
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
+    ), norm
+
+
+def make_apply(
+    optimizer: optax.GradientTransformation, layout: TrainState
+) -> Callable[[TrainState, nnx.State], tuple[TrainState, Float[Array, ""]]]:
+    """`apply_gradients` under `jit`, the old state given away and the new one in its place."""
+    return jax.jit(
+        functools.partial(apply_gradients, optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=(layout, layout.step),
+    )

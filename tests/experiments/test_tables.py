@@ -1,0 +1,182 @@
+"""Tables of experiments: what their rows are, what is run, and what is said of it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import call
+
+from configs import (
+    table_2_7b,
+    table_2_tiny,
+    table_3_qwen2_vl_7b,
+    table_3_tiny,
+    tables,
+)
+from mirg_jax.errors import ConfigError
+from mirg_jax.experiments import tables as experiments
+from mirg_jax.mig_bench import scoring
+
+
+def test_the_rows_of_table_3():
+    config = table_3_tiny.get_config()
+    experiments.check(config)
+    trained = {name: (row.data, row.start) for name, row in config.rows.items()}
+    assert trained == {
+        "base": ("", ""),
+        "rl": ("rl", ""),
+        "sft": ("bbox_caption", ""),
+        "sft_rl": ("rl", "sft"),
+        "reasoning": ("reasoning", ""),
+        "reasoning_rl": ("rl", "reasoning"),
+        "grounded": ("grounded", ""),
+        "grounded_rl": ("rl", "grounded"),
+        "grounded_rl_no_image": ("rl", "grounded"),
+    }
+    weights = {
+        name: experiments.recipe_of(config, name, seed=3).grpo.rewards.image
+        for name, row in config.rows.items()
+        if row.data == "rl"
+    }
+    assert {name for name, weight in weights.items() if weight} == {"grounded_rl"}
+    assert experiments.recipe_of(config, "rl", seed=3).seed == 3
+    # Nothing but the data, the start and the reward differs between rows.
+    first, last = (experiments.recipe_of(config, name, 0) for name in ("rl", "grounded_rl"))
+    first.grpo.rewards.image = 1.0
+    assert first.to_dict() == last.to_dict()
+
+
+def test_every_row_of_the_papers_tables_has_its_figures():
+    for config in (table_2_7b.get_config(), table_3_qwen2_vl_7b.get_config()):
+        for name, row in config.rows.items():
+            assert len(row.paper) == (0 if name == "grounded_rl_no_image" else 3), name
+
+
+def test_what_cannot_be_run_is_said_before_anything_is():
+    config = table_3_tiny.get_config()
+    config.order = ("grounded_rl",)
+    with pytest.raises(ConfigError, match="'grounded' is no row before it"):
+        experiments.check(config)
+    config.order = ("base", "mine")
+    with pytest.raises(ConfigError, match="no row 'mine'"):
+        experiments.check(config)
+    config.order = ("base",)
+    config.rows.base.changes = {"no_such_field": 1}
+    with pytest.raises(ConfigError, match="rows.base.changes"):
+        experiments.check(config)
+    with pytest.raises(ConfigError, match="config.data.benchmark is not set"):
+        experiments.check(table_3_qwen2_vl_7b.get_config())
+
+
+def scores(hits):
+    rows = [
+        {"task": task, "question": "Where?", "images": ["a.jpg"], "answer": [0.1, 0.1, 0.5, 0.5]}
+        for task in ("diff", "region")
+        for _ in hits
+    ]
+    found = scoring.score(rows, ["<answer>(100,100),(500,500)</answer>"] * len(rows))
+    marked = [
+        dataclasses.replace(row, hit=bool(hit))
+        for row, hit in zip(found.rows, [*hits, *hits], strict=True)
+    ]
+    return dataclasses.replace(found, rows=tuple(marked), average=float(np.mean(hits)))
+
+
+def test_what_a_table_says():
+    config = table_3_tiny.get_config()
+    results = {name: {} for name in config.order}
+    results["base"] = {1: scores([0, 0, 1, 1]), 2: scores([0, 0, 0, 1])}
+    results["rl"] = {1: scores([0, 1, 1, 1])}
+    results["sft"] = {1: scores([1, 0, 1, 1]), 2: scores([1, 1, 1, 1])}
+    results["sft_rl"] = {1: scores([1, 1, 1, 1]), 2: scores([1, 1, 1, 0])}
+    table = json.loads(json.dumps(experiments.to_json(config, results)))
+    assert "gain" not in table["rows"]["base"]
+    gains = {name: table["rows"][name]["gain"] for name in ("rl", "sft", "sft_rl")}
+    assert {name: gain["over"] for name, gain in gains.items()} == {
+        "rl": "base",
+        "sft": "base",
+        "sft_rl": "sft",
+    }
+    assert gains["rl"]["mean"] == pytest.approx(1 / 4)  # of the seed that it has
+    assert gains["sft"]["mean"] == pytest.approx(4 / 8)
+    assert gains["sft_rl"]["mean"] == pytest.approx(0)
+    assert gains["sft_rl"]["low_95"] < 0 < gains["sft_rl"]["high_95"]
+    lines = experiments.to_markdown(table).splitlines()
+    assert len(lines) == 2 + 4  # rows that weren't run are left out
+    assert "| 37.5 (25.0 to 50.0) |" in lines[2] and "34.29, 26.79, 29.04" in lines[2]
+    assert "| 75.0 |" in lines[3]
+
+
+def test_a_gain_is_over_the_row_s_own_base():
+    config = table_2_tiny.get_config()
+    results = {name: {1: scores([0, 1])} for name in config.order}
+    rows = experiments.to_json(config, results)["rows"]
+    assert {name: row["gain"]["over"] for name, row in rows.items() if "gain" in row} == {
+        "sft_0": "base_0",
+        "grpo_0": "sft_0",
+        "sft_1": "base_1",
+        "grpo_1": "sft_1",
+    }
+
+
+def small(recipe):
+    """Table 3 on a random model and a few scenes."""
+    stages = {kind: recipe(kind, num_steps=2) for kind in ("sft", "grpo")}
+    for stage in stages.values():
+        stage.evaluation.max_tokens = 12
+        stage.evaluation.batch_size = 8
+    config = tables.scenes(tables.table_3(**stages), sft=14, rl=14, evaluation=14)
+    config.order = ("base", "grounded", "grounded_rl_no_image")
+    return config
+
+
+def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, monkeypatch):
+    config = small(recipe)
+    first = experiments.run(config, tmp_path, [4])
+    run = tmp_path / "seed_4"
+    trained = {
+        name: json.loads((run / name / "config.json").read_text()) for name in config.order[1:]
+    }
+    assert trained["grounded"]["data"]["train_json"].endswith("annotated/grounded.jsonl")
+    assert trained["grounded"]["seed"] == 4 and not trained["grounded"]["init_from"]
+    assert trained["grounded_rl_no_image"]["init_from"] == str(run / "grounded")
+    assert trained["grounded_rl_no_image"]["grpo"]["rewards"]["image"] == 0
+    assert (
+        json.loads((run / "base/eval/run.json").read_text())["model"]
+        == config.recipes.sft.model.path
+    )
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [name for name, row in table["rows"].items() if row["seeds"]] == list(config.order)
+
+    def never(*args, **kwargs):
+        raise AssertionError("it was done before")
+
+    for what in ("sft.train", "grpo.train", "write_dataset", "build.build"):
+        monkeypatch.setattr(f"mirg_jax.tables.{what}", never)
+    monkeypatch.setattr("mirg_jax.evaluation.evaluate.predict", never)
+    again = experiments.run(config, tmp_path, [4])
+    assert experiments.to_json(config, again) == experiments.to_json(config, first)
+
+
+def test_table_as_a_user_runs_it(tmp_path):
+    done = call("table", "--config=configs/table_3_tiny.py", f"--workdir={tmp_path}", "--seeds=x")
+    assert done.returncode == 2 and "--seeds=x: whole numbers" in done.stderr
+    done = call("table", "--config=configs/table_3_qwen2_vl_7b.py", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "is not set" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_table_2_has_three_rows_a_model():
+    config = table_2_tiny.get_config()
+    experiments.check(config)
+    assert list(config.order) == ["base_0", "sft_0", "grpo_0", "base_1", "sft_1", "grpo_1"]
+    assert list(config.rows.grpo_1.paper) == [56.15, 60.22, 59.00]
+    assert config.rows.grpo_1.start == "sft_1" and config.rows.sft_1.data == "reasoning"
+    paths = [experiments.recipe_of(config, name, 0).model.path for name in config.order]
+    assert paths == 3 * ["assets/small_base"] + 3 * ["assets/small_base_qwen2_5_vl"]
+    large = table_2_7b.get_config()
+    speaks = {
+        name: experiments.recipe_of(large, name, 0).evaluation.coordinates for name in large.order
+    }
+    assert [name for name, how in speaks.items() if how == "pixels"] == ["base_1"]

@@ -1,0 +1,71 @@
+"""Two runs beside each other, against counting by hand."""
+
+import json
+
+import pytest
+from conftest import call
+
+from mirg_jax.errors import DataError
+from mirg_jax.mig_bench import compare, scoring
+
+ANSWER = (0.1, 0.1, 0.5, 0.5)
+HIT, MISS = "(100,100),(500,500)", "(600,600),(900,900)"
+
+
+def row(task="diff"):
+    return {"task": task, "question": "Where?", "images": ["a.jpg", "b.jpg"], "answer": [*ANSWER]}
+
+
+def run(rows, answers, path=None, **how):
+    scores = scoring.score(rows, answers, "authors", **how).to_json()
+    if path:
+        path.write_text(json.dumps(scores))
+    return json.loads(json.dumps(scores))
+
+
+def test_what_was_gained_and_lost():
+    rows = [row(), row(), row("region"), row("region"), row("region"), row("of my own")]
+    before = run(rows, [HIT, MISS, MISS, HIT, MISS, None])
+    after = run(rows, [HIT, HIT, HIT, MISS, HIT, HIT])
+    changes = compare.compare(before, after)
+    assert list(changes) == ["diff", "region", "of my own", "all"]
+    assert (changes["diff"].gained, changes["diff"].lost) == ((1,), ())
+    assert (changes["region"].gained, changes["region"].lost) == ((2, 4), (3,))
+    everything = changes["all"]
+    assert (everything.gained, everything.lost) == ((1, 2, 4, 5), (3,))
+    assert everything.difference.mean == pytest.approx(everything.after - everything.before)
+    assert everything.difference.mean == pytest.approx(3 / 6)
+    assert everything.mean_iou == pytest.approx(3 / 6)
+    assert everything.p == pytest.approx(2 * (1 + 5) / 2**5)
+    back = compare.compare(after, before)["all"]
+    assert (back.gained, back.lost) == (everything.lost, everything.gained)
+    same = compare.compare(before, before)["all"]
+    assert same.p == 1 and same.difference == (0, 0, 0)
+
+
+def test_runs_that_cannot_be_compared_are_refused():
+    rows = [row(), row("region")]
+    one = run(rows, [HIT, HIT])
+    with pytest.raises(DataError, match="strict"):
+        compare.compare(one, run(rows, [HIT, HIT], strict=True))
+    with pytest.raises(DataError, match="same rows"):
+        compare.compare(one, run(rows[:1], [HIT]))
+    with pytest.raises(DataError, match="same rows"):
+        compare.compare(one, run(rows[::-1], [HIT, HIT]))
+
+
+def test_compare_as_a_user_runs_it(tmp_path):
+    rows = [row() for _ in range(4)]
+    run(rows, [MISS, MISS, HIT, HIT], tmp_path / "a.json")
+    run(rows, [HIT, HIT, HIT, MISS], tmp_path / "b.json")
+    files = f"--before={tmp_path}/a.json", f"--after={tmp_path}/b.json"
+    done = call("compare", *files, f"--output={tmp_path}/out/changes.json")
+    assert done.returncode == 0, done.stderr
+    assert "Static" in done.stdout and "+25.00" in done.stdout
+    written = json.loads((tmp_path / "out/changes.json").read_text())
+    assert written["all"]["gained"] == [0, 1] and written["all"]["lost"] == [3]
+
+    (tmp_path / "b.json").write_text('{"rows": []}')
+    done = call("compare", *files)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "b.json: not the scores of a run" in done.stderr

@@ -1,0 +1,314 @@
+"""Prompts of each family to the letter, and answers in each family's form, on every row."""
+
+import random
+import re
+import time
+
+import numpy as np
+import pytest
+from answer_forms import SAID
+from PIL import Image
+from test_scoring import FAMILIES as TEXTS
+from test_scoring import answer_box, reference_box, reference_iou, row
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from mirg_jax.data.images import image_size
+from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.grounding import grammar
+from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench.families import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def benchmark(shared):
+    return scoring.load_benchmark(shared("mig_bench", "MIG_data.json"))
+
+
+# Prompts ------------------------------------------------------------------------------------------
+
+BOXED = (
+    "For the object in the first image marked with red bounding box"
+    "(<|box_start|>(58,305),(495,1000)<|box_end|>), please locate it in the 2th image. "
+)
+NAMED = "Find the area described by: <|object_ref_start|>a dog<|object_ref_end|>."
+LISTED = BOXED.replace("<|box_start|>(58,305),(495,1000)<|box_end|>", "<box>[{}]</box>")
+UNBOXED = BOXED.replace("(<|box_start|>(58,305),(495,1000)<|box_end|>)", "")
+REF = "Find the area described by: <ref>a dog</ref>."
+NO_WORDS = "Don't generate addtional words."
+MENDED = "Don't generate additional words."
+THINK = (
+    "First output the thinking process in <think> </think> tags and then output the bounding box"
+)
+THINK += " in <answer> </answer> tags."
+
+# The message with "#" for an image, for BOXED and NAMED: by hand from the published code.
+AUTHORS = {
+    "mirg": (f"Image-1: #Image-2: #{BOXED.strip()}", f"Image-1: #Image-2: #{NAMED}"),
+    "qwen2_vl": tuple(
+        f"##{question}Format:<|box_start|>(x1,y1),(x2,y2)<|box_start|>. {NO_WORDS}"
+        for question in (BOXED, NAMED)
+    ),
+    "univg_r1": (f"##{BOXED} {THINK}", f"##{NAMED} {THINK}"),
+    "internvl2": tuple(
+        f"Image-1: #\nImage-2: #\n{question}Format:<box>[[x1,y1,x2,y2]]</box>. {NO_WORDS}"
+        for question in (LISTED.format("58,305,495,1000"), REF)
+    ),
+    "minicpm_v": tuple(
+        f"##{question}Format:<box>x1 y1 x2 y2</box>. {NO_WORDS}"
+        for question in (LISTED.format("58,305,495,1000"), REF)
+    ),
+    "mantis": tuple(
+        f"##{question} Format:<box>[x1, y1, x2, y2]</box>. {NO_WORDS}"
+        for question in (LISTED.format("0.58,0.305,0.495,0.1000"), REF)  # 58 is 0.58: theirs
+    ),
+    "llava_onevision": tuple(
+        f"image1:#\nimage2:#\n{question} Format:<box>[x1, y1, x2, y2]</box>. {NO_WORDS}"
+        for question in (UNBOXED, REF)
+    ),
+    "mplug_owl3": tuple(
+        f"Image-1:#\nImage-2:#\n{question} Format:<box>[x1, y1, x2, y2]</box>. {NO_WORDS}"
+        for question in (UNBOXED, REF)
+    ),
+}
+AUTHORS["migician"] = AUTHORS["qwen2_5_vl"] = AUTHORS["qwen2_vl"]
+
+_QWEN = f"Format: <|box_start|>(x1,y1),(x2,y2)<|box_end|>. {MENDED}"
+_JSON = (
+    'Output its bbox coordinates in JSON format: [{"bbox_2d": [x1, y1, x2, y2], "label": "name"}].'
+)
+_LIST = f"Format: <box>[x1, y1, x2, y2]</box>. {MENDED}"
+ANSWER = {
+    "mirg": AUTHORS["mirg"],
+    "qwen2_vl": (f"##{BOXED}{_QWEN}", f"##{NAMED} {_QWEN}"),
+    "qwen2_5_vl": (
+        # In an image of 840 by 420 pixels: 58 of 1000 are 48.72 of 840.
+        f"##{LISTED.format('49, 128, 416, 420').replace('<box>', '').replace('</box>', '')}{_JSON}",
+        f"##{NAMED} {_JSON}",
+    ),
+    "migician": (f"##{BOXED}{_QWEN}", f"##{NAMED} {_QWEN}"),
+    "univg_r1": (f"##{BOXED}{THINK}", f"##{NAMED} {THINK}"),
+    "mantis": (f"##{LISTED.format('0.058,0.305,0.495,1')}{_LIST}", f"##{REF} {_LIST}"),
+    "llava_onevision": (
+        f"image1:#\nimage2:#\n{UNBOXED}{_LIST}",
+        f"image1:#\nimage2:#\n{REF} {_LIST}",
+    ),
+}
+
+
+def message(name, question, protocol):
+    item = row(question=question)
+    parts = families.prompt(FAMILIES[name], item, protocol, [(840, 420), (28, 28)])
+    assert [value for kind, value in parts if kind == "image"] == item["images"]
+    assert all(a != b or a == "image" for (a, _), (b, _) in zip(parts, parts[1:], strict=False))
+    return "".join(value if kind == "text" else "#" for kind, value in parts)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_are_the_authors_to_the_letter(name):
+    for question, expected in zip((BOXED, NAMED), AUTHORS[name], strict=True):
+        assert message(name, question, "authors").rstrip() == expected
+
+
+@pytest.mark.parametrize("name", ANSWER)
+def test_prompts_without_the_authors_slips(name):
+    for question, expected in zip((BOXED, NAMED), ANSWER[name], strict=True):
+        assert message(name, question, "answer") == expected
+
+
+def test_every_question_of_the_benchmark_is_asked(benchmark):
+    for name, family in FAMILIES.items():
+        for item in benchmark:
+            sizes = [(640, 480)] * len(item["images"])
+            for protocol in ("authors", "answer"):
+                *_, (kind, text) = families.prompt(family, item, protocol, sizes)
+                assert kind == "text"
+                if family.question_box in ("list", "fractions", "removed"):
+                    assert "<|" not in text, name
+                if family.question_box == "removed":
+                    assert "(<" not in text and not re.search(r"\d,\d", text)
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(640, 480), (500, 1200), (97, 31), (2000, 20)])
+@pytest.mark.parametrize("limit", [200_000, families.MAX_PIXELS])
+def test_pixels_are_those_of_the_image_as_the_processor_makes_it(size, limit):
+    image = Image.new("RGB", size)
+    height, width = smart_resize(
+        size[1], size[0], factor=28, min_pixels=families.MIN_PIXELS, max_pixels=limit
+    )
+    sent = families.picture(FAMILIES["qwen2_5_vl"], image, "answer", limit)
+    assert sent.size == families.size_given(size, limit) == (width, height)
+    # The processor leaves what is sent as it is.
+    assert smart_resize(height, width, 28, families.MIN_PIXELS, limit) == (height, width)
+    other = families.picture(FAMILIES["qwen2_vl"], image, "answer", limit)
+    assert (other is image) == (size[0] * size[1] <= limit)
+    assert other.width * other.height <= limit
+
+
+def test_authors_make_images_smaller_for_minicpm():
+    family = FAMILIES["minicpm_v"]
+    for size, expected in (
+        ((800, 333), (500, 208)),
+        ((333, 800), (208, 500)),
+        ((500, 9), (500, 9)),
+    ):
+        image = Image.new("RGB", size)
+        assert families.picture(family, image, "authors", families.MAX_PIXELS).size == expected
+        assert families.picture(family, image, "answer", families.MAX_PIXELS).size == size
+
+
+# Answers ------------------------------------------------------------------------------------------
+
+
+def size_of(path):
+    """Some size of its own for each image, of whole patches."""
+    rng = random.Random(path)
+    return 28 * rng.randint(4, 60), 28 * rng.randint(4, 60)
+
+
+def meant_image(item):
+    number = scoring.target_image(item) or len(item["images"])
+    return item["images"][number - 1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_of_every_family_are_read_on_every_row(benchmark, name):
+    rng = random.Random(name)
+    family = FAMILIES[name]
+    texts, expected = [], []
+    for item in benchmark:
+        x1, y1, x2, y2 = (min(max(n + rng.randint(-60, 60), 0), 1000) for n in answer_box(item))
+        box = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+        text, said = SAID[name](box, size_of(meant_image(item)))
+        assert (said[0] < said[2] and said[1] < said[3]) or min(x2 - x1, y2 - y1) < 9
+        valid = said[0] < said[2] and said[1] < said[3]
+        if family.scale_y and valid:
+            said[1] = round(min(said[1] * 1.05, 0.999), 3)
+            said[3] = round(min(said[3] * 1.10, 0.999), 3)
+        texts.append(text)
+        expected.append(reference_iou(item["answer"], said if valid else None))
+    start = time.process_time()
+    read = [
+        families.read(family, text, item, size_of)
+        for text, item in zip(texts, benchmark, strict=True)
+    ]
+    scores = scoring.score(benchmark, read, "answer", scale_y=family.scale_y)
+    assert time.process_time() - start < 4
+    assert [r.iou for r in scores.rows] == pytest.approx(expected, abs=1e-12)
+    assert 0.3 < scores.overall.hit_rate < 0.95  # the comparison saw both
+
+
+@pytest.mark.parametrize("form", range(len(TEXTS)))
+def test_authors_protocol_equals_an_independent_reading_in_every_form_on_every_row(benchmark, form):
+    rng = random.Random(form)
+    texts, expected = [], []
+    for item in benchmark:
+        texts.append(TEXTS[form]([max(0, n + rng.randint(-60, 60)) for n in answer_box(item)]))
+        expected.append(reference_iou(item["answer"], reference_box(texts[-1])[0]))
+    scores = families.score(FAMILIES["qwen2_vl"], benchmark, texts, "authors")
+    assert [r.iou for r in scores.rows] == expected
+    assert [r.hit for r in scores.rows] == [iou >= 0.5 for iou in expected]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_authors_protocol_reads_every_family_alike(benchmark, name):
+    rng = random.Random(0)
+    family, texts, expected = FAMILIES[name], [], []
+    for item in benchmark:
+        box = [max(0, n + rng.randint(-60, 60)) for n in answer_box(item)]
+        texts.append(SAID[name](box, size_of(meant_image(item)))[0])
+        read, single = reference_box(texts[-1])
+        if family.scale_y and single:
+            read[1] = round(min(read[1] * 1.05, 0.999), 3)
+            read[3] = round(min(read[3] * 1.10, 0.999), 3)
+        expected.append(reference_iou(item["answer"], read))
+    scores = families.score(family, benchmark, texts, "authors")  # needs no images
+    assert [r.iou for r in scores.rows] == expected
+    assert scores.scale_y == (name == "migician")
+
+
+def box(*corners):
+    return "<|box_start|>({},{}),({},{})<|box_end|>".format(*corners)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("qwen2_vl", "(1,2),(3,4)", box(1, 2, 3, 4)),
+        ("qwen2_vl", "<|box_start|>(1,2),(3,4)<|box_start|>.", box(1, 2, 3, 4) + "."),  # as asked
+        ("qwen2_vl", "(1, 2), (3, 4) and (0.25, 0.5),(1.0,1)",
+         box(1, 2, 3, 4) + " and " + box(250, 500, 1000, 1000)),
+        ("qwen2_vl", box(1, 2, 3, 4) + box(5, 6, 7, 8), box(1, 2, 3, 4) + box(5, 6, 7, 8)),
+        ("qwen2_vl", "(1,2),(3,4)<|box_start|>(5,6),(7,8)", box(1, 2, 3, 4) + box(5, 6, 7, 8)),
+        ("qwen2_vl", "(30,40),(1,2)", box(30, 40, 1, 2)),  # inverted it stays
+        ("qwen2_vl", "(1,2),(3,4000)", box(1, 2, 3, 4000)),  # and off the grid
+        ("internvl2", "<box>[[1, 2,3, 4]]</box>", box(1, 2, 3, 4)),
+        ("internvl2", "[1.4, 2.6, 3, 4]", box(1, 3, 3, 4)),
+        ("minicpm_v", "<box> 1 2  3 4 </box>", box(1, 2, 3, 4)),
+        ("mantis", "(0.1, 0.2, 0.3, 0.4)", box(100, 200, 300, 400)),
+        ("llava_onevision", "[100, 200, 300, 400]", box(100, 200, 300, 400)),
+        ("univg_r1", "<answer>(1,2),(3,4)</answer>", f"<answer>{box(1, 2, 3, 4)}</answer>"),
+        ("mirg", "(1,2),(3,4)", "(1,2),(3,4)"),  # ours are read as they are
+        # Pixels of the image that is named, or else of the row's, the second.
+        ("qwen2_5_vl", "[20, 5, 40, 10]", box(200, 100, 400, 200)),
+        ("qwen2_5_vl", "In the first image: [20, 5, 40, 10], [40, 10, 80, 20]",
+         "In the first image: " + box(100, 50, 200, 100) + ", " + box(200, 100, 400, 200)),
+        ("qwen2_5_vl", "[20, 5, 104, 51]", box(200, 100, 1000, 1000)),
+        ("qwen2_5_vl", "in Image-9 [20, 5, 40, 10]", "in Image-9 " + box(200, 100, 400, 200)),
+        *((name, "1 2 3 4 or (1,2) or [1, 2, 3] or [-1, 2, 3, 4]", None) for name in FAMILIES),
+        *((name, "", None) for name in FAMILIES),
+    ],
+)  # fmt: skip
+def test_boxes_are_brought_into_our_form(name, text, expected):
+    item = row(images=2, question="Where is it in the second image?")
+    sizes = {"0.jpg": (200, 100), "1.jpg": (100, 50)}
+    read = families.read(FAMILIES[name], text, item, sizes.__getitem__)
+    assert read == (text if expected is None else expected)
+
+
+def test_reading_takes_time_in_proportion_to_the_text():
+    item = row(question="Where is it?")
+    pieces = ["<box>", "<|box_start|>", "(1,", "[[1, ", "[1,2,3,", "1 ", " ", "(" * 9, "Image 1 "]
+    pieces += ["9" * 50, "(1,2),(3,4)", "1.", "<box>1 2 3"]
+    for family in FAMILIES.values():
+        for piece in pieces:
+            start = time.process_time()
+            families.read(family, piece * (200_000 // len(piece)), item, lambda path: (28, 28))
+            assert time.process_time() - start < 2, piece
+
+
+def test_a_family_with_pixels_needs_the_images(tmp_path):
+    item, family = row(), FAMILIES["qwen2_5_vl"]
+    with pytest.raises(ConfigError, match="--image_root"):
+        families.score(family, [item], ["[1, 2, 3, 4]"])
+    with pytest.raises(DataError, match="1.jpg"):
+        families.score(family, [item], ["[1, 2, 3, 4]"], image_root=str(tmp_path))
+    for n, size in enumerate([(300, 200), (100, 80)]):
+        Image.new("RGB", size).save(tmp_path / f"{n}.jpg")
+    # The second: 112 by 84 as the model gets it; the first, which is named: 308 by 196.
+    texts = ["[11, 17, 56, 50]", "Image 1: [31, 39, 154, 118]", None]
+    scores = families.score(family, [item] * 3, texts, image_root=str(tmp_path))
+    assert [r.box for r in scores.rows] == [
+        (0.098, 0.202, 0.5, 0.595),
+        (0.101, 0.199, 0.5, 0.602),
+        None,
+    ]
+    assert (scores.missing, [r.hit for r in scores.rows]) == (1, [True, True, False])
+    assert image_size(tmp_path, "0.jpg") == (300, 200)
+    Image.new("RGB", (300, 1)).save(tmp_path / "1.jpg")
+    with pytest.raises(DataError, match="narrower than"):
+        image_size(tmp_path, "1.jpg")
+
+
+def test_thoughts_do_not_count_for_a_reasoning_family(benchmark):
+    item = benchmark[0]
+    good = "({},{}),({},{})".format(*answer_box(item))
+    text = f"<think>Perhaps (1,2),(3,4), or not.</think><answer>{good}</answer>"
+    family = FAMILIES["univg_r1"]
+    answer = families.score(family, [item], [text], "answer")
+    assert answer.rows[0].hit and answer.rows[0].format_ok
+    assert not families.score(family, [item], [text], "authors").rows[0].hit
+    assert grammar.parse_response(families.read(family, text, item), 2).format_ok
+    assert np.isclose(answer.overall.mean_iou, 1, atol=0.02)

@@ -1,0 +1,165 @@
+"""Plans: what they count, and what they refuse. The machine here is this computer's CPU."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import call
+from jax.extend.core import jaxprs_in_params
+
+from benchmarks import planned_prefix
+from configs import grpo_tiny, sft_tiny
+from mirg_jax.errors import ConfigError
+from mirg_jax.models import qwen2_vl, windows
+from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.planning import flops, machines, plans
+from mirg_jax.types import Images, Text
+
+RECIPES = {"sft": sft_tiny, "grpo": grpo_tiny}
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """A machine of one device, this CPU, with as much memory as is asked for."""
+
+    def make(gib):
+        monkeypatch.setattr(machines.Machine, "devices", lambda _: jax.devices()[:1])
+        return machines.Machine("here:1", machines.Kind("cpu", gib, 1e11), "1")
+
+    return make
+
+
+def recipe(kind, tiny_model, **changes):
+    config = RECIPES[kind].get_config()
+    config.model.path = str(tiny_model)
+    config.mesh.update(data=1, fsdp=-1)
+    if kind == "grpo":
+        config.batch_size = config.prompts_per_micro_batch = 4
+        config.grpo.max_tokens, config.grpo.completion_lengths = 16, (16,)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize("kind, rank", [("sft", 0), ("grpo", 0), ("grpo", 4)])
+def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, here, tiny_model):
+    config = recipe(kind, tiny_model, **{"lora.rank": rank})
+    said = []
+    plan = plans.plan(config, here(4), said.append)
+    names = [row["name"] for row in plan["programs"]]
+    assert names == {"sft": [], "grpo": ["sample"]}[kind] + ["gradients", "update"]
+    for row in plan["programs"]:
+        assert abs(row["total"] / row["compiler"] - 1) < 0.05, row
+        assert row["fits"]
+    plans.require_fit(json.loads(json.dumps(plan)))
+    weights = plan["programs"][-1]["parts"]["weights"]
+    trained = plan["programs"][-1]["parts"]["gradients"]
+    assert weights == 4 * plan["parameters"] + (trained if rank else 0)
+    assert plan["programs"][-1]["parts"]["optimizer"] == pytest.approx(2 * trained, rel=0.5)
+    assert len(said) >= len(names)
+
+
+def test_a_recipe_that_is_too_large_is_refused_in_a_line(here, tiny_model):
+    roomy = plans.plan(recipe("sft", tiny_model), here(4), lambda _: None)["programs"][0]
+    held = (roomy["total"] - roomy["parts"]["activations"]) / 2**30
+    between = (held + roomy["total"] / 2**30) / 2 / (1 - plans.FREE)
+    for gib, remedy in ((held, "more devices, or --config.lora.rank"), (between, "remat=full")):
+        plan = plans.plan(recipe("sft", tiny_model), here(gib), lambda _: None)
+        with pytest.raises(ConfigError) as refused:
+            plans.require_fit(plan)
+        line = str(refused.value)
+        assert "does not fit here:1: gradients needs" in line and remedy in line
+        assert "\n" not in line
+
+
+def test_search_takes_the_remat_that_recomputes_least(here, tiny_model):
+    config = recipe("sft", tiny_model, rows_per_micro_batch=1, batch_size=4)
+    plans.search(config, here(4), lambda _: None)
+    assert (config.model.remat, config.rows_per_micro_batch) == ("none", 4)
+
+
+def test_whole_rows_need_more_memory_than_a_shared_prompt(here, tiny_model):
+    config = recipe("grpo", tiny_model, **{"grpo.group": 4, "data.shapes.lengths": (96,)})
+    found = planned_prefix.compare(config, here(4), lambda _: None, most=8)
+    shared, repeated = (
+        {row["completions_a_device"]: row for row in found[form]} for form in ("shared", "repeated")
+    )
+    assert list(shared) == [4, 8] and list(repeated) == [1, 2, 4, 8]
+    for count, row in shared.items():
+        assert row["fits"] and 2 * row["activations"] < repeated[count]["activations"]
+    assert repeated[8]["peak"] > repeated[4]["peak"]
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9z:4x4", "v5e:4xx4", "h100:"])
+def test_unknown_machines_are_refused(name):
+    with pytest.raises(ConfigError, match="KIND:TOPOLOGY"):
+        machines.Machine.parse(name)
+
+
+def counted(jaxpr) -> float:
+    """Operations of all matrix products in a program, loops as often as they run."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = jaxprs_in_params(equation.params)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        if equation.primitive.name == "cond":  # of which each branch is taken as often
+            inner, times = equation.params["branches"], 1 / len(equation.params["branches"])
+            inner = [branch.jaxpr for branch in inner]
+        total += times * sum(map(counted, inner))
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+            total += 2.0 * depth * equation.outvars[0].aval.size
+    return total
+
+
+TOWERS = {
+    "qwen2_vl": VisionConfig(2, 32, 4, 2, 32),
+    "qwen2_5_vl": VisionConfig(
+        2, 32, 4, out_dim=32, mlp_dim=40, window_size=28, full_blocks=(1,)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_operations_by_formula_are_those_of_the_program(family):
+    vision = TOWERS[family]
+    config = ModelConfig(
+        text=TextConfig(96, 32, 64, 3, 4, 2, mrope_section=(1, 1, 2)), vision=vision
+    )
+    assert config.model_type == family
+    graph, params = qwen2_vl.abstract(config)
+    T, S, P = 48, 2, 16
+
+    def forward(params, text, images):
+        return qwen2_vl.nnx.merge(graph, params)(text, images)
+
+    shape = lambda *s: jax.ShapeDtypeStruct((1, *s), jnp.int32)  # noqa: E731
+    text = Text(shape(T), shape(T, 3), shape(T), shape(T))
+    images = Images(shape(S, P, 588), shape(S, P, 2))
+    program = jax.make_jaxpr(forward)(params, text, images)
+    # Short rows are one block: the plain form computes all pairs.
+    formula = flops.decoder(config, T, T * T, T) + flops.tower(config, S, P)
+    if vision.window:  # a window's queries look at the pieces beside it too
+        formula += 4.0 * vision.embed_dim * S * P * (windows.PIECES - 1) * vision.window**2
+    assert counted(program.jaxpr) == pytest.approx(formula, rel=1e-3)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu (requirements-plan.txt)"
+)
+@pytest.mark.slow
+def test_a_tpu_is_compiled_for(tiny_model, tmp_path):
+    found = call(
+        "plan",
+        "--config=configs/sft_tiny.py",
+        "--machine=v5e:2x2",
+        f"--config.model.path={tiny_model}",
+        "--config.rows_per_micro_batch=4",
+        f"--output={tmp_path / 'plan.json'}",
+        timeout=900,
+    )
+    assert found.returncode == 0, found.stderr
+    assert json.loads((tmp_path / "plan.json").read_text())["programs"][0]["fits"]
