@@ -88,7 +88,7 @@ def make_task(base: str, size: Size = SIZE) -> Task:
     """Random prompts, completions and log-probs for the model in the Hugging Face folder `base`."""
     config = grpo_tiny.get_config()
     mesh = setup.use_devices(config)
-    model = load_model(base, mesh, remat="full")
+    model = load_model(base, mesh)
     rng = np.random.default_rng(0)
     prompts = [_prompt(rng, model.config, size) for _ in range(size.prompts)]
     shape = size.prompts, size.group, size.length

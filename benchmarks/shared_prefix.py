@@ -22,6 +22,7 @@ from benchmarks.reference import (
 from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.data.batching import PackedBatch
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.rl import objective
 from mirg_jax.runs.loading import load_model
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
@@ -137,7 +138,7 @@ def grpo_update(base: str, size: Size = SIZE) -> Iterator[Variant]:
     task = make_task(base, size)
     compiled, run = updates(task)
     for remat in ("dots", "none"):
-        other = task._replace(model=load_model(base, task.mesh, remat=remat))
+        other = task._replace(model=load_model(base, task.mesh, ModelOptions(remat=remat)))
         program, way = updates(other, ("shared",))
         compiled[f"shared_{remat}"], run[f"shared_{remat}"] = program["shared"], way["shared"]
     theirs = _torch_update(task, base)

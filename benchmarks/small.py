@@ -15,6 +15,7 @@ from configs import sft_tiny, trajectories_scenes
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
 from mirg_jax.data.examples import read_examples
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.runs.loading import load_model
 from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
@@ -53,7 +54,7 @@ def _set_up(base: str):
     config = sft_tiny.get_config()
     config.model.path = base
     mesh = setup.use_devices(config)
-    model = load_model(base, mesh, remat="none")
+    model = load_model(base, mesh, ModelOptions(remat="none"))
     return config, mesh, model, setup.load_tokenizer(base)
 
 

@@ -21,7 +21,6 @@ from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.data.batching import patch_positions
 from mirg_jax.models.config import QWEN2_5_VL_3B, VisionConfig
-from mirg_jax.models.layers import FLOAT32
 from mirg_jax.models.vision import VisionTower
 from mirg_jax.planning import flops
 from mirg_jax.types import Images
@@ -111,7 +110,7 @@ def area(_: str, sides: tuple[int, ...] = SIDES) -> Iterator[Variant]:
     for name, whole in {"windows": 0, "one block in four full": 1, "full": 4}.items():
         config = dataclasses.replace(_SMALL, full_blocks=tuple(range(4 - whole, 4)))
         rngs = nnx.Rngs(0)
-        tower = VisionTower(config, precision=FLOAT32, remat="full", attention="xla", rngs=rngs)
+        tower = VisionTower(config, rngs=rngs)
         graph, params = nnx.split(tower)
         ways, programs = {}, {}
         for side in sides:

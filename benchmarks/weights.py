@@ -47,13 +47,14 @@ def _ours(way: str, dtype: str, source: pathlib.Path, target: pathlib.Path):
 
     from mirg_jax import sharding
     from mirg_jax.models.layers import Precision
+    from mirg_jax.models.options import ModelOptions
     from mirg_jax.runs import checkpoints, loading
     from mirg_jax.weights import hf
 
     precision = Precision(jnp.float32, jnp.dtype(dtype))
 
     def load():
-        params = loading.load_model(source, sharding.make_mesh(), precision=precision).params
+        params = loading.load_model(source, sharding.make_mesh(), ModelOptions(precision)).params
         return jax.block_until_ready(params)
 
     def into_orbax():

@@ -18,7 +18,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mirg_jax import cli, sharding
@@ -110,7 +109,7 @@ def main(_):
                 )
                 hf.copy_processor(model.folder, target)
             else:
-                origin = ConfigDict({"imported_from": _SOURCE.value})
+                origin = json.dumps({"imported_from": _SOURCE.value}, indent=1)
                 checkpoints.write_model_folder(target, model, origin)
                 checkpoints.save_params(target, model.params, read, bar.update)
     except OSError as error:

@@ -22,6 +22,7 @@ from mirg_jax.evaluation import evaluate
 from mirg_jax.experiments import tables
 from mirg_jax.mig_bench import scoring
 from mirg_jax.report import report
+from mirg_jax.runs.settings import read, read_for_training
 from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
@@ -97,7 +98,7 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
         return clock.time(
             f"evaluate {name}",
             evaluate.run,
-            stages["grpo"],
+            read(stages["grpo"]),
             checkpoint=str(checkpoint),
             benchmark=str(scenes / "eval.json"),
             image_root=str(scenes),
@@ -105,14 +106,15 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
         )
 
     scores = {"base": test("base", stages["sft"].model.path)}
-    clock.time("sft", sft.train, stages["sft"], workdir / "sft")
+    clock.time("sft", sft.train, read_for_training(stages["sft"], "sft"), workdir / "sft")
     scores["sft"] = test("sft", workdir / "sft")
     stages["grpo"].init_from = str(workdir / "sft")
-    clock.time("grpo", grpo.train, stages["grpo"], workdir / "grpo")
+    clock.time("grpo", grpo.train, read_for_training(stages["grpo"], "grpo"), workdir / "grpo")
     scores["grpo"] = test("grpo", workdir / "grpo")
     # Beside them: the same SFT on exact boxes.
     exact = stages["sft"].copy_and_resolve_references()
     exact.data.train_json = str(scenes / "exact/grounded.jsonl")
+    exact = read_for_training(exact, "sft")
     clock.time("sft on exact boxes", sft.train, exact, workdir / "sft_exact")
     scores["sft_exact"] = test("sft_exact", workdir / "sft_exact")
 

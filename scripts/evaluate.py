@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
+from mirg_jax.runs.settings import read
 from mirg_jax.sharding import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
@@ -34,7 +35,7 @@ flags.mark_flag_as_required("config")
 
 def main(_):
     scores = evaluate.run(
-        _CONFIG.value,
+        read(_CONFIG.value),
         checkpoint=_CHECKPOINT.value,
         benchmark=_BENCHMARK.value,
         image_root=_IMAGE_ROOT.value,

@@ -10,10 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
-from mirg_jax.grounding.grammar import parse_response
-from mirg_jax.inference.ask import ask
-from mirg_jax.inference.pictures import draw_objects
-from mirg_jax.training import setup
+from mirg_jax.inference.predictor import load
+from mirg_jax.runs.settings import read
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Another recipe than the run's own.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -25,14 +23,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "PNG with the boxes drawn in.", re
 
 
 def main(_):
-    config = _CONFIG.value or setup.config_of(_CHECKPOINT.value)
-    response = ask(
-        config, checkpoint=_CHECKPOINT.value, images=_IMAGES.value, question=_QUERY.value
-    )
-    print(response)
-    found = parse_response(response, len(_IMAGES.value)).objects
-    draw_objects(_IMAGES.value, found).save(_OUTPUT.value)
-    print(f"{len(found)} boxes drawn in {_OUTPUT.value}")
+    model = load(_CHECKPOINT.value, settings=read(_CONFIG.value) if _CONFIG.value else None)
+    answer = model.ground(_IMAGES.value, _QUERY.value)
+    print(answer.text)
+    answer.draw().save(_OUTPUT.value)
+    print(f"{len(answer.objects)} boxes drawn in {_OUTPUT.value}")
 
 
 if __name__ == "__main__":

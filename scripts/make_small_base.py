@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 from mirg_jax import cli, defaults, sharding
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ARCHITECTURES, ModelConfig, TextConfig, VisionConfig
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.vision import MEAN, STD
 from mirg_jax.scenes import small_tokenizer
 from mirg_jax.scenes.drawing import SIDE
@@ -145,7 +146,7 @@ def main(_):
     rng = np.random.default_rng(seed)
     pictures = [draw_picture(rng) for _ in tqdm(range(_POOL.value), desc="draw")]
 
-    graph, params = qwen2_vl.create(config, seed, remat="none")
+    graph, params = qwen2_vl.create(config, seed, ModelOptions(remat="none"))
     keys = jax.random.split(jax.random.key(seed + 1))
     widths = {"patch": config.vision.embed_dim, "token": config.text.hidden_size}
     probes = {

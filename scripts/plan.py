@@ -36,17 +36,18 @@ flags.mark_flag_as_required("config")
 
 def main(_):
     from mirg_jax.planning import plans
+    from mirg_jax.runs.settings import read
 
     machine = machines.Machine.parse(_MACHINE.value)
-    config = _CONFIG.value
+    settings = read(_CONFIG.value)
     if _REPEATED.value:
         from benchmarks import planned_prefix
 
-        plan = planned_prefix.compare(config, machine, print)
+        plan = planned_prefix.compare(settings, machine, print)
     elif _SEARCH.value:
-        plan = plans.search(config, machine, print)
+        plan, _ = plans.search(settings, machine, print)
     else:
-        plan = plans.plan(config, machine, print)
+        plan = plans.plan(settings, machine, print)
     if _OUTPUT.value:
         path = pathlib.Path(_OUTPUT.value)
         path.parent.mkdir(parents=True, exist_ok=True)

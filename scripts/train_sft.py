@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
+from mirg_jax.runs.settings import read_for_training
 from mirg_jax.training import sft
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
@@ -20,7 +21,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(_):
-    sft.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    sft.train(read_for_training(_CONFIG.value, "sft"), pathlib.Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

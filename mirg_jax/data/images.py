@@ -116,7 +116,7 @@ def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
                 raise unusable(
                     f"{width}x{height} is narrower than 1:{MAX_ASPECT_RATIO}", "crop it or pad it"
                 )
-            return _to_rgb(image)
+            return to_rgb(image)
     except DataError:
         raise
     except FileNotFoundError:
@@ -130,7 +130,7 @@ def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
         raise unusable(f"cannot be read ({what})", again) from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
         grey = np.asarray(image).astype(np.float32) / 257
         return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")

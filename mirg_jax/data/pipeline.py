@@ -5,9 +5,10 @@ import dataclasses
 import json
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import grain
+from PIL import Image
 
 from mirg_jax.data.batching import Item, Shapes
 from mirg_jax.data.examples import Example, Rejected
@@ -94,19 +95,29 @@ class Preparer:
     with_response: bool
 
     def __call__(self, example: Example) -> Item:
-        """Raises DataError, naming the row, for an example that can't be used."""
+        """Reads an example's images and encodes it.
+
+        Raises:
+          DataError: naming the row, for an example that can't be used.
+        """
+        # One after the other, so that no more than one is held decoded.
+        return self.encode(example, (load_image(self.image_root, path) for path in example.images))
+
+    def encode(self, example: Example, images: Iterable[Image.Image]) -> Item:
+        """Encodes an example with these RGB images in place of those that its paths name.
+
+        Raises:
+          DataError: as above.
+        """
         try:
-            images = tuple(
-                patchify(load_image(self.image_root, path), self.min_pixels, self.max_pixels)
-                for path in example.images
-            )
-            grids = [(image.grid[0] // 2, image.grid[1] // 2) for image in images]
+            patches = tuple(patchify(image, self.min_pixels, self.max_pixels) for image in images)
+            grids = [(image.grid[0] // 2, image.grid[1] // 2) for image in patches]
             response = response_of(example) if self.with_response else None
             encoded = encode(example, grids, self.tokenizer, self.style, response)
-            self.shapes.check(encoded, images)
+            self.shapes.check(encoded, patches)
         except DataError as error:
             raise DataError(f"{example.source or example.id}: {error}") from None
-        return Item(encoded, images)
+        return Item(encoded, patches)
 
 
 def batches(

@@ -3,22 +3,22 @@
 import contextlib
 import pathlib
 
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.evaluation.predictions import Predictions, write_results
-from mirg_jax.inference.predict import predict, questions
+from mirg_jax.inference.predict import questions
+from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import coordinates, scoring
 from mirg_jax.report import report
-from mirg_jax.runs import loading, run_folder
+from mirg_jax.runs import devices, run_folder
+from mirg_jax.runs.settings import Settings
 from mirg_jax.sharding import processes
-from mirg_jax.training import setup
 
 
 def run(
-    config: ConfigDict,
+    settings: Settings,
     *,
     checkpoint: str,
     benchmark: str,
@@ -30,7 +30,8 @@ def run(
     """Predicts what isn't predicted yet, scores everything, and writes the report.
 
     Args:
-      checkpoint: what `loading.load_model` takes.
+      settings: how images are read, prompts worded and devices divided.
+      checkpoint: what `mirg_jax.load` takes.
       limit: evaluate only so many rows, spread evenly over the file; 0 for all.
 
     Raises:
@@ -38,40 +39,30 @@ def run(
     """
     rows = scoring.load_benchmark(benchmark)
     chosen = scoring.spread(len(rows), limit)
-    pixels, asked = coordinates.check(config), list(rows)
+    pixels, asked = settings.evaluation.coordinates == "pixels", list(rows)
     if pixels:
-        sizes = {index: coordinates.sizes(rows[index], image_root, config) for index in chosen}
+        limits = settings.data.min_pixels, settings.data.max_pixels
+        sizes = {index: coordinates.sizes(rows[index], image_root, *limits) for index in chosen}
         for index, given in sizes.items():
             question = coordinates.question_in_pixels(rows[index], given)
             asked[index] = rows[index] | {"question": question}
-    mesh, how = setup.for_sampling(config)
+    devices.start(settings.devices)
     step = run_folder.find_run(checkpoint)
     first = processes.is_first()
     what = {
         "model": str(checkpoint),
         "step": step and step[1],
         "benchmark": benchmark,
-        "coordinates": config.evaluation.coordinates,
+        "coordinates": settings.evaluation.coordinates,
     }
     with Predictions(output_dir, what, len(rows)) if first else contextlib.nullcontext() as kept:
         responses = processes.gather(kept.responses if kept else None)[0]
         asked = questions(asked, benchmark)
         open_rows = [asked[index] for index in chosen if responses[index] is None]
         if open_rows:
-            model = loading.load_model(checkpoint, mesh, **how)
-            tokenizer = setup.load_tokenizer(model.folder)
-            config.data.image_root = image_root
-            preparer = setup.make_preparer(config, tokenizer, with_response=False)
+            predictor = Predictor.open(checkpoint, settings, image_root=image_root)
             rejected = RejectedLog(output_dir / "rejected.jsonl", write=first)
-            answers = predict(
-                model,
-                tokenizer,
-                preparer,
-                mesh,
-                open_rows,
-                batch_size=config.evaluation.batch_size,
-                max_tokens=config.evaluation.max_tokens,
-            )
+            answers = predictor.predict(open_rows)
             of = {"total": len(open_rows), "unit": "row", "desc": "evaluate"}
             for index, response, error in tqdm(answers, **of, disable=not first):
                 if response is None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import evaluate
 from mirg_jax.mig_bench import intervals, scoring
-from mirg_jax.runs import run_folder
+from mirg_jax.runs import run_folder, settings
 from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
@@ -101,9 +101,11 @@ def run_row(
             recipe.init_from = str(folder / row.start)
         found = run_folder.find_run(workdir)
         if found is None or found[1] < recipe.num_steps:
-            (grpo if "grpo" in recipe else sft).train(recipe, workdir)
+            stage = "grpo" if "grpo" in recipe else "sft"
+            train = {"sft": sft.train, "grpo": grpo.train}[stage]
+            train(settings.read_for_training(recipe, stage), workdir)
     return evaluate.run(
-        recipe,
+        settings.read(recipe),
         checkpoint=model,
         benchmark=data.benchmark,
         image_root=data.benchmark_images,

@@ -48,14 +48,23 @@ def draw_objects(
       DataError: an image can't be read.
     """
     files = [pathlib.Path(path).resolve() for path in paths]
-    drawings: list[list[Drawing]] = [[] for _ in files]
+    images = [load_image(path.parent, path.name) for path in files]
+    return draw_side_by_side(images, objects, colours)
+
+
+def draw_side_by_side(
+    images: Sequence[Image.Image],
+    objects: Sequence[GroundedObject],
+    colours: Sequence[str] = COLOURS,
+) -> Image.Image:
+    """As `draw_objects`, of images in memory."""
+    drawings: list[list[Drawing]] = [[] for _ in images]
     for i, obj in enumerate(objects):
         caption = obj.label or f"object {i + 1}"
         drawing = Drawing(obj.box, colours[i % len(colours)], caption)
         drawings[(obj.image or 1) - 1].append(drawing)
     pictures = [
-        draw_boxes(enlarge(load_image(path.parent, path.name)), marks)
-        for path, marks in zip(files, drawings, strict=True)
+        draw_boxes(enlarge(image), marks) for image, marks in zip(images, drawings, strict=True)
     ]
     width = sum(picture.width + _GAP for picture in pictures) - _GAP
     sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")

@@ -6,28 +6,17 @@ on the grid of the data, speak the grid whichever family they come from.
 
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
 from mirg_jax.data.images import image_size, smart_resize
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.errors import DataError
 from mirg_jax.mig_bench import families, scoring
 from mirg_jax.mig_bench.families import Size
 
-NAMES = ("grid", "pixels")
 _FAMILY = families.FAMILIES["qwen2_5_vl"]
 
 
-def check(config: ConfigDict) -> bool:
-    """Whether the model speaks of pixels. Raises ConfigError for an unknown name."""
-    name = config.evaluation.coordinates
-    if name not in NAMES:
-        raise ConfigError(f"evaluation.coordinates={name!r} is none of {', '.join(NAMES)}")
-    return name == "pixels"
-
-
-def sizes(row: scoring.Row, root: str, config: ConfigDict) -> list[Size]:
+def sizes(row: scoring.Row, root: str, min_pixels: int, max_pixels: int) -> list[Size]:
     """Width and height of each image of a row as the model gets it; none if one can't be read."""
-    limits = config.data.min_pixels, config.data.max_pixels
+    limits = min_pixels, max_pixels
     try:
         found = [image_size(root, path) for path in row["images"]]
     except DataError:

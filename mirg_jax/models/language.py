@@ -13,6 +13,7 @@ from mirg_jax.models import rope
 from mirg_jax.models.attention import attend
 from mirg_jax.models.config import TextConfig
 from mirg_jax.models.layers import Precision, linear, rms_norm, scan, stack, unstack
+from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.sharding import constrain
 from mirg_jax.types import KeyValues
 
@@ -105,14 +106,13 @@ class Decoder(nnx.Module):
     def __init__(
         self,
         config: TextConfig,
+        options: ModelOptions = DEFAULT,
         *,
-        precision: Precision,
-        remat: str,
-        attention: str,
         rngs: nnx.Rngs,
     ):
-        self.config, self.precision, self.remat = config, precision, remat
-        self.attend = functools.partial(attend, engine=attention)
+        precision = options.precision
+        self.config, self.precision, self.remat = config, precision, options.remat
+        self.attend = functools.partial(attend, engine=options.attention)
         self.layers = stack(
             lambda rngs: DecoderLayer(config, precision=precision, rngs=rngs),
             config.num_layers,

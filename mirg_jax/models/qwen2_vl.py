@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.language import Cache, Decoder, DecoderLayer
-from mirg_jax.models.layers import FLOAT32, Precision, gather, linear
+from mirg_jax.models.layers import gather, linear
+from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.vision import VisionTower
 from mirg_jax.sharding import constrain
 from mirg_jax.types import Images, KeyValues, Rollout, Text
@@ -22,17 +23,13 @@ class Qwen2VL(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
+        options: ModelOptions = DEFAULT,
         *,
-        precision: Precision = FLOAT32,
-        remat: str = "full",
-        attention: str = "xla",
         rngs: nnx.Rngs,
     ):
-        """`remat` is a name of `layers.REMAT`; `attention` an engine, see `attention.attend`."""
-        self.config, self.precision = config, precision
-        text = config.text
-        how = {"precision": precision, "remat": remat, "attention": attention, "rngs": rngs}
-        self.visual = VisionTower(config.vision, **how)
+        self.config, self.precision = config, options.precision
+        text, precision = config.text, options.precision
+        self.visual = VisionTower(config.vision, options, rngs=rngs)
         self.embed_tokens = nnx.Embed(
             text.vocab_size,
             text.hidden_size,
@@ -42,7 +39,7 @@ class Qwen2VL(nnx.Module):
             embedding_metadata={"axes": ("vocab", "embed")},
             rngs=rngs,
         )
-        self.decoder = Decoder(text, **how)
+        self.decoder = Decoder(text, options, rngs=rngs)
         if not text.tie_word_embeddings:
             self.lm_head = linear(
                 text.hidden_size,
@@ -161,18 +158,18 @@ def last_token(prompt: Text, hidden: Float[Array, "B T M"]) -> Float[Array, "B M
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
-def create(config: ModelConfig, seed: int = 0, **how) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model with random weights, split into its graph and its parameters.
-
-    Args:
-      how: `precision`, `remat` and `attention` of `Qwen2VL`.
-    """
-    return nnx.split(Qwen2VL(config, **how, rngs=nnx.Rngs(seed)))
+def create(
+    config: ModelConfig, seed: int = 0, options: ModelOptions = DEFAULT
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Makes a model with random weights, split into its graph and its parameters."""
+    return nnx.split(Qwen2VL(config, options, rngs=nnx.Rngs(seed)))
 
 
-def abstract(config: ModelConfig, **how) -> tuple[nnx.GraphDef, nnx.State]:
-    """The same with shapes in place of arrays: nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: Qwen2VL(config, **how, rngs=nnx.Rngs(0))))
+def abstract(
+    config: ModelConfig, options: ModelOptions = DEFAULT
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """As `create`, with shapes in place of arrays: nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: Qwen2VL(config, options, rngs=nnx.Rngs(0))))
 
 
 def computed_dtypes(params: nnx.State, compute: Any) -> nnx.State:

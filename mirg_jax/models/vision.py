@@ -24,6 +24,7 @@ from mirg_jax.models.layers import (
     scan,
     stack,
 )
+from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.sharding import constrain
 from mirg_jax.types import Images
 
@@ -127,19 +128,18 @@ class VisionTower(nnx.Module):
     def __init__(
         self,
         config: VisionConfig,
+        options: ModelOptions = DEFAULT,
         *,
-        precision: Precision,
-        remat: str,
-        attention: str,
         rngs: nnx.Rngs,
     ):
-        self.config, self.precision, self.remat = config, precision, remat
+        precision = options.precision
+        self.config, self.precision, self.remat = config, precision, options.remat
         inputs = 3 * config.temporal_patch_size * config.patch_size**2
         self.patch_embed = linear(
             inputs, config.embed_dim, (None, "embed"), bias=False, precision=precision, rngs=rngs
         )
         self.blocks = stack(
-            lambda rngs: Block(config, precision=precision, attention=attention, rngs=rngs),
+            lambda rngs: Block(config, precision=precision, attention=options.attention, rngs=rngs),
             config.depth,
             rngs,
         )

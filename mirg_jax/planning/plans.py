@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from mirg_jax import sharding
 from mirg_jax.errors import ConfigError
@@ -13,7 +13,8 @@ from mirg_jax.models import qwen2_vl
 from mirg_jax.models.layers import REMAT
 from mirg_jax.planning import flops, machines
 from mirg_jax.planning.programs import Program, bytes_per_device, model_config, programs
-from mirg_jax.training import setup
+from mirg_jax.runs.devices import training_mesh
+from mirg_jax.runs.settings import Settings
 
 
 class Report(NamedTuple):
@@ -60,57 +61,57 @@ def measure(program: Program) -> Report:
 FREE = 0.1
 
 
-def advice(config: ConfigDict, report: Report, memory: float) -> str:
+def advice(settings: Settings, report: Report, memory: float) -> str:
     """Which change would make a program fit that doesn't."""
     adapters = "--config.lora.rank=64 --config.model.param_dtype=bfloat16"
     held = report.total - report.parts.get("activations", 0)
     if held > (1 - FREE) * memory and report.name != "sample":  # whatever is computed with it
-        return "more devices" if config.lora.rank else f"more devices, or {adapters}"
-    grpo_run = "grpo" in config
-    rows_name = "prompts_per_micro_batch" if grpo_run else "rows_per_micro_batch"
+        return "more devices" if settings.lora else f"more devices, or {adapters}"
+    devices, grpo = settings.devices, settings.grpo
     if report.name == "sample":
-        slots = config.sampling.slots or config.sampling.prompts
-        if grpo_run and slots > config.prompts_per_micro_batch:
+        slots = grpo and (grpo.slots or grpo.sampled_prompts)
+        if grpo and slots > settings.micro_batch:
             return f"--config.sampling.slots={slots // 2}"
-        largest = model_config(config).text.num_kv_heads
-        if config.sampling.tensor < largest:
-            return f"--config.sampling.tensor={config.sampling.tensor * 2}"
+        largest = model_config(settings.model.path).text.num_kv_heads
+        if devices.sampling_tensor < largest:
+            return f"--config.sampling.tensor={devices.sampling_tensor * 2}"
     elif report.name == "gradients":
-        if config.model.remat != "full":
+        if settings.model.remat != "full":
             return "--config.model.remat=full"
-        if config.logprob_chunk > 256:
+        if settings.logprob_chunk > 256:
             return "--config.logprob_chunk=256"
-        if config.mesh.data == 1 and config.mesh.fsdp == -1:
-            return f"--config.mesh.tensor={config.mesh.tensor * 2} with half of {rows_name}"
-    if not config.lora.rank:
+        if devices.data == 1 and devices.fsdp == -1:
+            half = f"half of {settings.micro_batch_name}"
+            return f"--config.mesh.tensor={devices.tensor * 2} with {half}"
+    if not settings.lora:
         return f"adapters instead: {adapters}"
     return "smaller data.shapes, or more devices"
 
 
-def step_flops(config: ConfigDict) -> dict[str, float]:
+def step_flops(settings: Settings) -> dict[str, float]:
     """Operations of one step of the recipe at its largest shapes, by what they are for."""
-    sizes = model_config(config)
-    T, S, P = (config.data.shapes[name][-1] for name in ("lengths", "slots", "patches"))
-    backward = 1.0 if config.lora.rank else 2.0  # frozen matrices need no gradient
-    frozen = setup.tower_is_frozen(config)
+    sizes, shapes = model_config(settings.model.path), settings.data.shapes
+    T, S, P = shapes.lengths[-1], shapes.slots[-1], shapes.patches[-1]
+    backward = 1.0 if settings.lora else 2.0  # frozen matrices need no gradient
+    frozen = settings.tower_is_frozen
     vision_backward = 0.0 if frozen else 2.0
     images = flops.tower(sizes, S, P)
-    if "grpo" not in config:
-        rows = config.batch_size
+    grpo = settings.grpo
+    if grpo is None:
+        rows = settings.batch_size
         forward = flops.decoder(sizes, T, flops.causal(T), T)
         return {"update": rows * ((1 + backward) * forward + (1 + vision_backward) * images)}
-    settings = config.grpo
-    new = settings.group * settings.max_tokens
-    pairs = settings.group * flops.causal(settings.max_tokens) + new * T
+    new = grpo.group * grpo.max_tokens
+    pairs = grpo.group * flops.causal(grpo.max_tokens) + new * T
     prompt = flops.decoder(sizes, T, flops.causal(T), 0)
     forward = prompt + flops.decoder(sizes, new, pairs, new)
     again = 0.0 if frozen else images  # a frozen tower's visual tokens are kept for the whole step
-    reference = forward + again if settings.beta else 0.0
+    reference = forward + again if grpo.beta else 0.0
     update = (1 + backward) * forward + (1 + vision_backward) * again
     return {
-        "rollout": config.batch_size * (forward + images),
-        "reference": config.batch_size * reference,
-        "update": config.batch_size * settings.updates * update,
+        "rollout": settings.batch_size * (forward + images),
+        "reference": settings.batch_size * reference,
+        "update": settings.batch_size * grpo.updates * update,
     }
 
 
@@ -119,26 +120,34 @@ def fits(report: Report, memory: float) -> bool:
     return not report.problem and max(report.total, report.compiler) <= (1 - FREE) * memory
 
 
-def choose_attention(
-    config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]
-) -> None:
-    """Changes `config` to attention that can be compiled here."""
-    if machine.kind.platform == "cuda" and config.model.attention == "auto":
-        config.model.attention = "xla"
-        say("planned with plain attention, as cuDNN's can't be compiled without its card")
+def with_attention_of(
+    settings: Settings, machine: machines.Machine, say: Callable[[str], object]
+) -> Settings:
+    """The settings with attention that can be compiled here."""
+    if machine.kind.platform != "cuda" or settings.model.attention != "auto":
+        return settings
+    say("planned with plain attention, as cuDNN's can't be compiled without its card")
+    return replace(settings, model=replace(settings.model, attention="xla"))
 
 
-def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]) -> dict:
-    """Compiles all programs of a recipe's step; the plan as JSON values, `say`ing it on the way."""
+def plan(settings: Settings, machine: machines.Machine, say: Callable[[str], object]) -> dict:
+    """Compiles all programs of a recipe's step.
+
+    Args:
+      say: is told each result in a line as soon as it is known.
+
+    Returns:
+      The plan as JSON values.
+    """
     devices = machine.devices()
-    choose_attention(config, machine, say)
-    sizes, memory = model_config(config), machine.kind.memory * machines.GIB
+    settings = with_attention_of(settings, machine, say)
+    sizes, memory = model_config(settings.model.path), machine.kind.memory * machines.GIB
     _, params = qwen2_vl.abstract(sizes)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    operations = step_flops(config) if "rows_per_micro_batch" in config or "grpo" in config else {}
+    operations = {} if settings.stage == "inference" else step_flops(settings)
     fastest = sum(operations.values()) / (len(devices) * machine.kind.flops)
     say(
-        f"{config.model.path}: {count / 1e9:.2f} billion parameters on {len(devices)} × "
+        f"{settings.model.path}: {count / 1e9:.2f} billion parameters on {len(devices)} × "
         f"{machine.kind.memory:g} GiB"
     )
     if operations:
@@ -152,7 +161,7 @@ def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], obj
         "jax": jax.__version__,
         "programs": [],
     }
-    for program in programs(config, devices):
+    for program in programs(settings, devices):
         report = measure(program)
         say(_line(report, memory))
         row = {
@@ -168,7 +177,7 @@ def plan(config: ConfigDict, machine: machines.Machine, say: Callable[[str], obj
                 f"needs {max(report.total, report.compiler) / machines.GIB:.1f} of "
                 f"{machine.kind.memory:g} GiB, and {FREE:.0%} should stay free"
             )
-            row["advice"] = advice(config, report, memory)
+            row["advice"] = advice(settings, report, memory)
         found["programs"].append(row)
     return found
 
@@ -194,26 +203,34 @@ def require_fit(found: dict) -> None:
             )
 
 
-def search(config: ConfigDict, machine: machines.Machine, say: Callable[[str], object]) -> dict:
-    """Plans with the remat that recomputes least, and then the largest micro-batch, that fit."""
-    memory = machine.kind.memory * machines.GIB
-    name = "prompts_per_micro_batch" if "grpo" in config else "rows_per_micro_batch"
-    smallest = sharding.row_parts(sharding.make_mesh(**config.mesh, devices=machine.devices()))
+def search(
+    settings: Settings, machine: machines.Machine, say: Callable[[str], object]
+) -> tuple[dict, Settings]:
+    """Plans with the remat that recomputes least, and then the largest micro-batch, that fit.
 
-    def possible(remat: str, rows: int) -> bool:
-        config.model.remat, config[name] = remat, rows
-        gradients = [p for p in programs(config, machine.devices()) if p.name == "gradients"]
-        report = measure(gradients[0])
+    Returns:
+      The plan, and the settings that it is of.
+    """
+    memory = machine.kind.memory * machines.GIB
+    name = settings.micro_batch_name
+    smallest = sharding.row_parts(training_mesh(settings.devices, machine.devices()))
+
+    def changed(remat: str, rows: int) -> Settings:
+        return replace(settings, micro_batch=rows, model=replace(settings.model, remat=remat))
+
+    def is_possible(remat: str, rows: int) -> bool:
+        found = programs(changed(remat, rows), machine.devices())
+        report = measure(next(program for program in found if program.name == "gradients"))
         say(f"model.remat={remat}, {name}={rows}: {_line(report, memory)}")
         return fits(report, memory)
 
     for remat in REMAT:
         rows = smallest
-        if not possible(remat, rows):
+        if not is_possible(remat, rows):
             continue
-        while 2 * rows <= config.batch_size and possible(remat, 2 * rows):
+        while 2 * rows <= settings.batch_size and is_possible(remat, 2 * rows):
             rows *= 2
-        config.model.remat, config[name] = remat, rows
+        settings = changed(remat, rows)
         say(f"best: --config.model.remat={remat} --config.{name}={rows}")
         break
-    return plan(config, machine, say)
+    return plan(settings, machine, say), settings

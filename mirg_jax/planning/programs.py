@@ -1,5 +1,6 @@
 """The programs of a recipe's step, and the shapes they are called with; nothing is allocated."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,20 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from mirg_jax import sharding
-from mirg_jax.data.batching import PackedBatch
+from mirg_jax.data.batching import PackedBatch, Shapes
 from mirg_jax.data.images import PATCH_BYTES
-from mirg_jax.errors import ConfigError
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
+from mirg_jax.models.layers import Precision
+from mirg_jax.runs.devices import sampling_mesh, training_mesh
 from mirg_jax.runs.loading import with_shardings
+from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.train_state import init_state, split_trainable, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
 from mirg_jax.sharding.memory import with_resident
-from mirg_jax.training import grpo, rollouts, setup, sft
+from mirg_jax.training import rollouts, sft
+from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals, make_gradients
 from mirg_jax.training.optimizer import make_apply, make_optimizer
 from mirg_jax.types import Images, Rollout, Text
 
@@ -46,15 +49,13 @@ def bytes_per_device(tree: Any) -> int:
     )
 
 
-def model_config(config: ConfigDict) -> ModelConfig:
-    """The sizes of the recipe's model; published ones need no download.
+def model_config(path: str) -> ModelConfig:
+    """The sizes of a model; published ones need no download.
 
     Raises:
       CheckpointError: for a folder without a config.json.
     """
-    if config.model.path in PUBLISHED:
-        return PUBLISHED[config.model.path]
-    return ModelConfig.from_folder(config.model.path)
+    return PUBLISHED[path] if path in PUBLISHED else ModelConfig.from_folder(path)
 
 
 def _shape(mesh, shape, dtype, *spec) -> jax.ShapeDtypeStruct:
@@ -66,9 +67,9 @@ def _rows(mesh, *shape, dtype=np.int32) -> jax.ShapeDtypeStruct:
     return _shape(mesh, shape, dtype, sharding.ROWS)
 
 
-def batch_shapes(config: ConfigDict, rows: int, mesh: jax.sharding.Mesh) -> PackedBatch:
-    """The largest batch that the recipe's shapes allow."""
-    T, S, P = (config.data.shapes[name][-1] for name in ("lengths", "slots", "patches"))
+def batch_shapes(shapes: Shapes, rows: int, mesh: jax.sharding.Mesh) -> PackedBatch:
+    """The largest batch that these shapes allow."""
+    T, S, P = shapes.lengths[-1], shapes.slots[-1], shapes.patches[-1]
     make = functools.partial(_rows, mesh, rows)
     return PackedBatch(
         Text(make(T), make(T, 3), make(T), make(T)),
@@ -77,9 +78,10 @@ def batch_shapes(config: ConfigDict, rows: int, mesh: jax.sharding.Mesh) -> Pack
     )
 
 
-class Setting(NamedTuple):
-    """The shapes of a run, as `training.setup.start` makes its arrays."""
+class RunShapes(NamedTuple):
+    """The shapes of a run, as `training.start` makes its arrays."""
 
+    settings: Settings
     model: ModelConfig
     graph: nnx.GraphDef
     params: nnx.State
@@ -90,35 +92,28 @@ class Setting(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def _mesh(config: ConfigDict, devices: list) -> jax.sharding.Mesh:
-    """Raises ConfigError if the recipe's mesh isn't one of these devices."""
-    try:
-        return sharding.make_mesh(**config.mesh, devices=devices)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def setting(config: ConfigDict, devices: list) -> Setting:
-    mesh = _mesh(config, devices)
-    sizes = model_config(config)
-    graph, params = qwen2_vl.abstract(sizes, **setup.how(config, mesh))
+def run_shapes(settings: Settings, mesh: jax.sharding.Mesh) -> RunShapes:
+    """The shapes of a run on this mesh."""
+    sizes = model_config(settings.model.path)
+    options = settings.model.options(mesh.devices.flat[0].platform)
+    graph, params = qwen2_vl.abstract(sizes, options)
     params = with_shardings(params, mesh)
-    if adapted := setup.lora_of(config):
-        graph, adapters = lora.attach(graph, params, adapted)
+    if settings.lora:
+        graph, adapters = lora.attach(graph, params, settings.lora)
         params, frozen = with_shardings(adapters, mesh), params
     else:
-        params, frozen = split_trainable(params, tuple(config.freeze))
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
+        params, frozen = split_trainable(params, settings.freeze)
+    optimizer = make_optimizer(settings.optimizer, settings.num_steps)
     layout = state_shardings(params, optimizer, mesh)
     state = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         jax.eval_shape(lambda p: init_state(p, optimizer, 0), params),
         layout,
     )
-    return Setting(sizes, graph, params, frozen, state, layout, optimizer, mesh)
+    return RunShapes(settings, sizes, graph, params, frozen, state, layout, optimizer, mesh)
 
 
-def _updates(run: Setting, gradients, outputs, arguments, resident: dict, micro_batches: int):
+def _updates(run: RunShapes, gradients, outputs, arguments, resident: dict, micro_batches: int):
     """The two programs that both trainings end in: gradients, and the optimizer's step.
 
     Args:
@@ -139,29 +134,29 @@ def _updates(run: Setting, gradients, outputs, arguments, resident: dict, micro_
     yield Program("update", run.mesh, apply, arguments, parts | {"gradients": grads}, apart)
 
 
-def sft_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
+def sft_programs(settings: Settings, devices: list) -> Iterator[Program]:
     """A step of SFT."""
-    run = setting(config, devices)
-    rows = config.rows_per_micro_batch
-    batch = batch_shapes(config, rows, run.mesh)
-    gradients = sft.make_gradients(run.graph, run.layout, config.logprob_chunk)
+    run = run_shapes(settings, training_mesh(settings.devices, devices))
+    rows = settings.micro_batch
+    batch = batch_shapes(settings.data.shapes, rows, run.mesh)
+    gradients = sft.make_gradients(run.graph, run.layout, settings.logprob_chunk)
     scalar = _shape(run.mesh, (), np.float32)
     arguments = run.params, run.frozen, batch, scalar
-    micro_batches = -(-config.batch_size // rows)
+    micro_batches = -(-settings.batch_size // rows)
     yield from _updates(run, gradients, scalar, arguments, {"batch": batch}, micro_batches)
 
 
-def visual_shapes(config: ConfigDict, run: Setting, images: Images, mesh: Any) -> Any:
+def visual_shapes(run: RunShapes, images: Images, mesh: jax.sharding.Mesh) -> Any:
     """What stands for the images in sampling and loss: their visual tokens if they are frozen."""
-    if not setup.tower_is_frozen(config):
+    if not run.settings.tower_is_frozen:
         return images
     B, S, P, _ = images.patches.shape
-    width, dtype = run.model.text.hidden_size, config.model.compute_dtype
+    width, dtype = run.model.text.hidden_size, run.settings.model.precision.compute
     return _rows(mesh, B, S * P // 4, width, dtype=dtype)
 
 
 def sampling_program(
-    config: ConfigDict, run: Setting, batch: PackedBatch, options: SamplingConfig, others: dict
+    run: RunShapes, batch: PackedBatch, options: SamplingConfig, others: dict
 ) -> Program:
     """The sampler with its weights, as GRPO and evaluation run it.
 
@@ -170,7 +165,8 @@ def sampling_program(
     """
     mesh, group = batch.text.tokens.sharding.mesh, options.group
     everything = nnx.merge_state(run.params, run.frozen)
-    weights = weight_shapes(everything, config.model.compute_dtype, mesh)
+    compute = run.settings.model.precision.compute
+    weights = weight_shapes(everything, compute, mesh)
     sampler = make_sampler(run.graph, mesh, np.zeros(run.model.text.vocab_size, bool), options)
     key = jax.eval_shape(lambda: jax.random.key(0)).dtype
     rows, length = batch.text.tokens.shape
@@ -184,7 +180,7 @@ def sampling_program(
     cache = _shape(
         mesh,
         (*heads, 2 * text.num_layers * tokens * text.head_dim),
-        config.model.compute_dtype,
+        compute,
         *where,
     )
     shared = taken_as_they_are(everything, weights)
@@ -195,76 +191,69 @@ def sampling_program(
     return Program("sample", mesh, with_resident(sampler), arguments, parts)
 
 
-def reference_shapes(config: ConfigDict, run: Setting) -> Any:
+def reference_shapes(run: RunShapes) -> Any:
     """What the reference policy has of its own; with adapters, the frozen base is it."""
-    if not config.grpo.beta or setup.lora_of(config):
+    if not run.settings.grpo.beta or run.settings.lora:
         return {}
     return jax.tree.map(
         lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
         run.params,
-        qwen2_vl.computed_dtypes(run.params, config.model.compute_dtype),
+        qwen2_vl.computed_dtypes(run.params, run.settings.model.precision.compute),
     )
 
 
-def grpo_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
+def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
     """A step of GRPO: sampling, gradients, update.
 
     The reference's pass beside them is the forward half of the gradients', and needs less.
     """
-    run, settings = setting(config, devices), config.grpo
-    mesh, rows = run.mesh, config.prompts_per_micro_batch
-    reference = reference_shapes(config, run)
-    batch = batch_shapes(config, rows, mesh)
-    visual = visual_shapes(config, run, batch.images, mesh)
-    L = settings.completion_lengths[-1]
-    make = functools.partial(_rows, mesh, rows, settings.group)
+    run, grpo = run_shapes(settings, training_mesh(settings.devices, devices)), settings.grpo
+    mesh, rows = run.mesh, settings.micro_batch
+    reference = reference_shapes(run)
+    batch = batch_shapes(settings.data.shapes, rows, mesh)
+    visual = visual_shapes(run, batch.images, mesh)
+    L = grpo.completion_lengths[-1]
+    make = functools.partial(_rows, mesh, rows, grpo.group)
     rollout = Rollout(make(L), make(L, dtype=bool), make(L, dtype=np.float32))
     values = make(L, dtype=np.float32)
-    experience = grpo.Experience(batch.text, visual, rollout, make(dtype=np.float32), values)
+    experience = Experience(batch.text, visual, rollout, make(dtype=np.float32), values)
     resident = {
         "weights": (run.params, run.frozen),
         "optimizer": run.state.opt_state,
         "reference": reference,
     }
-    there = setup.sampling_mesh(config, mesh)
-    prompts = batch_shapes(config, rollouts.prompts_a_call(config), there)
-    prompts = prompts._replace(images=visual_shapes(config, run, prompts.images, there))
-    how = rollouts.sampling_config(config, sharding.row_parts(there), stops=(0, 1))
-    yield sampling_program(config, run, prompts, how, resident)
-    options = {
-        "graph": run.graph,
-        "forbidden": np.zeros(run.model.text.vocab_size, bool),
-        "config": settings,
-        "chunk": config.logprob_chunk,
-    }
+    there = sampling_mesh(settings.devices, mesh)
+    prompts = batch_shapes(settings.data.shapes, grpo.sampled_prompts, there)
+    prompts = prompts._replace(images=visual_shapes(run, prompts.images, there))
+    sampling = rollouts.sampling_config(grpo, sharding.row_parts(there), stops=(0, 1))
+    yield sampling_program(run, prompts, sampling, resident)
+    forbidden = np.zeros(run.model.text.vocab_size, bool)
+    options = PolicyOptions(run.graph, forbidden, grpo, settings.logprob_chunk)
     scalar = _shape(mesh, (), np.float32)
-    micro_batches = config.batch_size // rows
+    micro_batches = settings.batch_size // rows
     others = {"batch": [experience] * micro_batches}
     others["reference"] = reference
-    gradients = grpo.make_gradients(run.layout, **options)
-    arguments = run.params, run.frozen, experience, grpo.Totals(scalar, scalar), None
+    gradients = make_gradients(run.layout, options)
+    arguments = run.params, run.frozen, experience, Totals(scalar, scalar), None
     names = ("kl", "logprob_diff", "clip_fraction")
     outputs = scalar, dict.fromkeys(names, scalar)
     yield from _updates(run, gradients, outputs, arguments, others, micro_batches)
 
 
-def inference_programs(config: ConfigDict, devices: list) -> Iterator[Program]:
+def inference_programs(settings: Settings, devices: list) -> Iterator[Program]:
     """Answering questions, as `scripts/evaluate.py` does."""
-    config = ConfigDict(config.to_dict())
-    config.model.param_dtype = config.model.compute_dtype
-    mesh = setup.sampling_mesh(config, _mesh(config, devices))
-    config.mesh.update(data=mesh.shape["data"], fsdp=1, tensor=mesh.shape["tensor"])
-    run = setting(config, devices)
-    rows = sharding.whole_rows(config.evaluation.batch_size, mesh)
-    how = SamplingConfig(max_tokens=config.evaluation.max_tokens, stop_tokens=(0, 1))
-    yield sampling_program(config, run, batch_shapes(config, rows, run.mesh), how, {})
+    mesh = sampling_mesh(settings.devices, training_mesh(settings.devices, devices))
+    compute = settings.model.precision.compute
+    model = dataclasses.replace(settings.model, precision=Precision(compute, compute))
+    run = run_shapes(dataclasses.replace(settings, model=model), mesh)
+    rows = sharding.whole_rows(settings.evaluation.batch_size, mesh)
+    sampling = SamplingConfig(max_tokens=settings.evaluation.max_tokens, stop_tokens=(0, 1))
+    yield sampling_program(run, batch_shapes(settings.data.shapes, rows, mesh), sampling, {})
 
 
-def programs(config: ConfigDict, devices: list) -> Iterator[Program]:
-    """The programs of whatever the recipe is for."""
-    if "grpo" in config:
-        yield from grpo_programs(config, devices)
-    elif "rows_per_micro_batch" in config:
-        yield from sft_programs(config, devices)
-    else:
-        yield from inference_programs(config, devices)
+PROGRAMS = {"sft": sft_programs, "grpo": grpo_programs, "inference": inference_programs}
+
+
+def programs(settings: Settings, devices: list) -> Iterator[Program]:
+    """The programs of whatever stage the recipe is for."""
+    return PROGRAMS[settings.stage](settings, devices)

@@ -16,6 +16,7 @@ from mirg_jax.errors import SaveError
 from mirg_jax.models import lora
 from mirg_jax.runs import metrics, run_folder
 from mirg_jax.runs.loading import Model
+from mirg_jax.runs.settings import CheckpointSettings
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.weights import hf, orbax_files
 
@@ -53,8 +54,8 @@ class Checkpoints:
     ones are removed after that, but the best of those evaluated.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
-        self._every = every
+    def __init__(self, workdir: pathlib.Path, settings: CheckpointSettings):
+        self._every = settings.every
         self._accuracies = metrics.held_out(workdir)
         self._folder = (workdir / "checkpoints").absolute()
         _quiet()
@@ -62,7 +63,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=_LatestAndBest(keep, self._accuracies),
+                    preservation_policy=_LatestAndBest(settings.keep, self._accuracies),
                     cleanup_tmp_directories=True,
                 ),
                 item_handlers={
@@ -200,9 +201,13 @@ def save_params(
         unfinished.rename(whole)
 
 
-def write_model_folder(workdir: pathlib.Path, model: Model, config: Any) -> None:
-    """Puts config.json, the tokenizer's files and the run's own config into the run's folder."""
+def write_model_folder(workdir: pathlib.Path, model: Model, config: str) -> None:
+    """Writes the model's config.json and tokenizer, and the run's config, into the run's folder.
+
+    Args:
+      config: as JSON.
+    """
     folder = workdir / "model"
     hf.copy_processor(model.folder, folder)
     (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
+    (workdir / "config.json").write_text(config + "\n")

@@ -18,12 +18,15 @@ import numpy as np
 from flax import nnx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoTokenizer
 
 from mirg_jax import sharding
+from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
+from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.runs import adapters, run_folder
 from mirg_jax.weights import hf, orbax_files
@@ -71,25 +74,22 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
 def load_model(
     source: str | pathlib.Path,
     mesh: jax.sharding.Mesh,
-    **how,
+    options: ModelOptions = DEFAULT,
 ) -> Model:
     """Loads a model from a run, a checkpoint, a Hugging Face folder or a hub name.
-
-    Args:
-      how: `precision`, `remat` and `attention` of `Qwen2VL`.
 
     Raises:
       CheckpointError: if there is none, or its tensors don't fit its config.json.
     """
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
-    graph, state = abstract(config, **how)
+    graph, state = abstract(config, options)
     state = with_shardings(state, mesh)
     run = run_folder.find_run(source)
     if run is None:
         state = hf.load(folder, state, config)
     elif adapters.read(run[0]):
-        state = _load_merged(run, mesh, how.get("precision", FLOAT32))
+        state = _load_merged(run, mesh, options.precision)
     else:
         state = run_folder.restore_params(run_folder.folder_of(run), state)
     return Model(config, graph, state, folder)
@@ -107,7 +107,7 @@ def open_model(
     """
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
-    graph, state = abstract(config, precision=precision)
+    graph, state = abstract(config, ModelOptions(precision))
     run = run_folder.find_run(source)
     if run and adapters.read(run[0]):
         read = _merging_reader(run)
@@ -181,9 +181,24 @@ def _load_merged(run: tuple[pathlib.Path, int], mesh: jax.sharding.Mesh, precisi
     record, config, values = load_adapters(run_folder.folder_of(run), mesh)
     kept = precision._replace(params=jnp.dtype(record.param_dtype))
     with _base_of(run, record):
-        base = load_model(record.base, mesh, precision=kept)
+        base = load_model(record.base, mesh, ModelOptions(kept))
         if base.config != config:
             raise CheckpointError(f"{record.base} is another model")
     merge = functools.partial(lora.merge, lora=record.lora, dtype=precision.params)
     where = sharding.parameter_shardings(base.params, mesh)
     return jax.jit(merge, out_shardings=where)(base.params, values)
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+    """Loads the tokenizer of a model's folder.
+
+    Raises:
+      CheckpointError: if the folder has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{folder}: no tokenizer ({reason}); copy tokenizer.json beside config.json"
+        ) from None

@@ -1,117 +1,77 @@
 """The policy's greedy answers to held-out questions, while it is trained."""
 
-import dataclasses
-import functools
 import json
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mirg_jax.data.examples import Rejected
-from mirg_jax.errors import ConfigError
-from mirg_jax.inference.predict import make_generate, predict, questions
+from mirg_jax.inference.predict import questions
+from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import scoring
+from mirg_jax.runs.loading import Model
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
-from mirg_jax.training import setup
-
-
-def load_benchmark(config: ConfigDict) -> list[scoring.Row]:
-    """The rows that a run is evaluated on; none where it isn't.
-
-    Raises:
-      UserError: for a benchmark that can't be read.
-    """
-    if not config.evaluation.every:
-        return []
-    if not config.evaluation.benchmark:
-        raise ConfigError("evaluation.every is set, but not evaluation.benchmark: name its file")
-    return scoring.load_benchmark(config.evaluation.benchmark)
+from mirg_jax.training.start import Run
 
 
 class HeldOut:
-    """Asks the rows of `config.evaluation.benchmark` every so many steps, and after the last."""
+    """Asks the rows of `evaluation.benchmark` every so many steps, and after the last.
 
-    def __init__(
-        self,
-        run: setup.Run,
-        config: ConfigDict,
-        workdir: pathlib.Path,
-        rows: Sequence[scoring.Row],
-        *,
-        write: bool,
-    ):
+    The answers are written to WORKDIR/held_out/step_NNNNNN.jsonl.
+    """
+
+    def __init__(self, run: Run, resident: Any):
         """
         Args:
-          rows: of `load_benchmark`.
-          write: whether this process writes the answers, WORKDIR/held_out/step_NNNNNN.jsonl.
+          resident: arrays that lie on the devices besides the state and the frozen parameters.
         """
-        how = config.evaluation
-        self._every, self._last = how.every, config.num_steps
-        if not how.every:
+        self._run, self._resident = run, resident
+        self._settings = settings = run.settings.evaluation
+        if not settings.every:
             return
-        self._rows = rows
-        self._chosen = scoring.spread(len(self._rows), how.limit)
-        asked = questions(self._rows, how.benchmark)
+        rows = run.benchmark
+        self._chosen = scoring.spread(len(rows), settings.limit)
+        asked = questions(rows, settings.benchmark)
         self._questions = [asked[index] for index in self._chosen]
-        self._how, self._write, self._run = how, write, run
-        self._folder = workdir / "held_out"
-        self._mesh = setup.sampling_mesh(config, run.mesh)
-        preparer = setup.make_preparer(config, run.tokenizer, with_response=False)
-        self._preparer = dataclasses.replace(preparer, image_root=how.image_root)
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),
-            config.model.compute_dtype,
-            self._mesh,
+            run.settings.model.precision.compute,
+            run.sampling_mesh,
         )
-        self._model = run.model._replace(graph=run.graph, params=None)
-        self._generate = make_generate(
-            self._model, run.tokenizer, self._mesh, max_tokens=how.max_tokens
+        self._predictor = Predictor(
+            Model(run.model, run.graph, None, run.workdir),
+            run.tokenizer,
+            run.sampling_mesh,
+            run.settings.preparer(
+                run.tokenizer, with_response=False, image_root=settings.image_root
+            ),
+            batch_size=settings.batch_size,
+            max_tokens=settings.max_tokens,
         )
 
     def due(self, step: int) -> bool:
         """Whether to evaluate when so many steps are taken."""
-        return self._every > 0 and (step % self._every == 0 or step == self._last)
+        every, last = self._settings.every, self._run.settings.num_steps
+        return every > 0 and (step % every == 0 or step == last)
 
-    def evaluate(
-        self, step: int, state: TrainState, frozen: nnx.State, copies: Any = None
-    ) -> dict[str, float]:
-        """Scores by the `answer` protocol, for the log; `eval_acc` is Acc@0.5 over all rows.
-
-        Args:
-          copies: what else lies on the devices.
-        """
-        everything = nnx.merge_state(state.params, frozen)
-        weights = self._weights_of(everything)
-        others = state.opt_state, copies, None if weights is everything else everything
-        answers = predict(
-            self._model._replace(params=weights),
-            self._run.tokenizer,
-            self._preparer,
-            self._mesh,
-            self._questions,
-            batch_size=self._how.batch_size,
-            max_tokens=self._how.max_tokens,
-            generate=functools.partial(self._generate, others=others),
-        )
-        responses: list[str | None] = [None] * len(self._rows)
-        for index, response, error in answers:
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Scores by the `answer` protocol, for the log; `eval_acc` is Acc@0.5 over all rows."""
+        run, name = self._run, self._settings.benchmark
+        params = nnx.merge_state(state.params, run.frozen)
+        weights = self._weights_of(params)
+        unused = None if weights is params else params
+        resident = state.opt_state, self._resident, unused
+        responses: list[str | None] = [None] * len(run.benchmark)
+        for index, response, error in self._predictor.predict(
+            self._questions, params=weights, resident=resident
+        ):
             responses[index] = response
             if error:
-                row = Rejected(f"{self._how.benchmark} row {index}", str(index), error)
-                self._run.rejected.add(row, told=True)
-        if self._write:
-            self._folder.mkdir(exist_ok=True)
-            lines = [
-                json.dumps({"index": index, "response": response}) + "\n"
-                for index, response in enumerate(responses)
-                if response is not None
-            ]
-            (self._folder / f"step_{step:06d}.jsonl").write_text("".join(lines))
-        rows = [self._rows[index] for index in self._chosen]
+                run.rejected.add(Rejected(f"{name} row {index}", str(index), error), told=True)
+        if run.is_first:
+            self._write(step, responses)
+        rows = [run.benchmark[index] for index in self._chosen]
         overall = scoring.score(rows, [responses[index] for index in self._chosen]).overall
         found = {
             "eval_acc": overall.hit_rate,
@@ -120,3 +80,13 @@ class HeldOut:
             "eval_format": overall.format_rate,
         }
         return {name: value for name, value in found.items() if value is not None}
+
+    def _write(self, step: int, responses: list[str | None]) -> None:
+        folder = self._run.workdir / "held_out"
+        folder.mkdir(exist_ok=True)
+        lines = [
+            json.dumps({"index": index, "response": response}) + "\n"
+            for index, response in enumerate(responses)
+            if response is not None
+        ]
+        (folder / f"step_{step:06d}.jsonl").write_text("".join(lines))

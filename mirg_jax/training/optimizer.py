@@ -8,22 +8,20 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
-from mirg_jax.errors import ConfigError
+from mirg_jax.runs.settings import OptimizerSettings
 from mirg_jax.runs.train_state import TrainState
 
 
-def schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
+def make_schedule(settings: OptimizerSettings, num_updates: int) -> optax.Schedule:
     """Linear warm-up, then cosine decay to `final_ratio` of the peak, or constant."""
-    warmup = round(config.warmup_ratio * num_steps)
-    peak = config.learning_rate
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), config.final_ratio)
-    elif config.schedule == "constant":
-        after = optax.constant_schedule(peak)
+    warmup = round(settings.warmup_ratio * num_updates)
+    peak = settings.learning_rate
+    if settings.schedule == "cosine":
+        rest = max(num_updates - warmup, 1)
+        after = optax.cosine_decay_schedule(peak, rest, settings.final_ratio)
     else:
-        raise ConfigError(f"optimizer.schedule {config.schedule!r} is neither cosine nor constant")
+        after = optax.constant_schedule(peak)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
@@ -47,37 +45,35 @@ def _muon_axes(params):
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(settings: OptimizerSettings, num_updates: int) -> optax.GradientTransformation:
     """AdamW, or Muon with Adam for what isn't a hidden matrix, behind a clip of the global norm.
 
     Weights decay, biases and norms don't.
     """
-    rate = schedule(config, num_steps)
+    rate = make_schedule(settings, num_updates)
 
     def decayed(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
 
-    if config.name == "adamw":
+    if settings.name == "adamw":
         step = optax.adamw(
             rate,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
+            b1=settings.b1,
+            b2=settings.b2,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
             mask=decayed,
         )
-    elif config.name == "muon":
+    else:
         step = optax.contrib.muon(
             rate,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            weight_decay=config.weight_decay,
-            adam_learning_rate=lambda count: config.adam_ratio * rate(count),
+            adam_b1=settings.b1,
+            adam_b2=settings.b2,
+            weight_decay=settings.weight_decay,
+            adam_learning_rate=lambda count: settings.adam_ratio * rate(count),
             muon_weight_dimension_numbers=_muon_axes,
         )
-    else:
-        raise ConfigError(f"optimizer.name {config.name!r} is neither adamw nor muon")
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), step)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), step)
 
 
 def apply_gradients(
@@ -87,7 +83,7 @@ def apply_gradients(
     *,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One optimizer step; returns the gradients' global norm beside the new state.
+    """Takes one optimizer step; returns the gradients' global norm beside the new state.
 
     Where the loss or that norm is not finite, parameters and optimizer stay as they were, and the
     step is counted as skipped.
@@ -101,7 +97,7 @@ def apply_gradients(
     )
     skipped = (~good).astype(jnp.int32)
     return TrainState(
-        step=state.step + 1,
+        step=state.step,
         key=state.key,
         params=params,
         opt_state=opt_state,

@@ -8,58 +8,46 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
 from mirg_jax import sharding
 from mirg_jax.data.batching import PackedBatch
-from mirg_jax.errors import ConfigError
+from mirg_jax.data.examples import Example
+from mirg_jax.runs.settings import GrpoSettings
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
+from mirg_jax.sampling.tokens import stop_ids
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.sharding.memory import with_resident
-from mirg_jax.training import setup
+from mirg_jax.training.loop import Part, StepBatches
+from mirg_jax.training.start import Run
 from mirg_jax.types import Images, Rollout, Text
 
 
 class Sampled(NamedTuple):
     """The prompts of one call of the sampler and their completions, divided over the mesh."""
 
+    examples: list[Example]  # of this process's rows
     prompt: Text
     images: Images | Float[Array, "B V M"]  # where the tower is frozen, their visual tokens
     rollout: Rollout
     lengths: Int[Array, "B G"]  # whole on every device
 
 
-def prompts_a_call(config: ConfigDict) -> int:
-    """Prompts that are sampled at a time, on all devices together."""
-    return config.sampling.prompts or config.prompts_per_micro_batch
+def divide(items: Sequence[Any], size: int) -> list[list[list[int]]]:
+    """Divides a step's prompts into calls of the sampler of `size`, a prompt a row."""
+    return [[[i] for i in range(at, at + size)] for at in range(0, len(items), size)]
 
 
-def sampling_config(config: ConfigDict, parts: int, stops: tuple[int, ...]) -> SamplingConfig:
-    """How a device of `parts` samples.
-
-    Raises:
-      ConfigError: for numbers of prompts that can't be divided.
-    """
-    prompts, slots = prompts_a_call(config), config.sampling.slots
-    micro_batch = config.prompts_per_micro_batch
-    if prompts % micro_batch or config.batch_size % prompts:
-        raise ConfigError(
-            f"sampling.prompts={prompts} must be a multiple of prompts_per_micro_batch="
-            f"{micro_batch} and divide batch_size={config.batch_size}"
-        )
-    if prompts % parts or slots % parts:
-        raise ConfigError(
-            f"sampling.prompts={prompts} and sampling.slots={slots} must be multiples of {parts}, "
-            "the devices that sample rows of their own; or set config.sampling.tensor"
-        )
-    settings = config.grpo
+def sampling_config(
+    grpo: GrpoSettings, sampling_parts: int, stops: tuple[int, ...]
+) -> SamplingConfig:
+    """How each of the `sampling_parts` devices that sample rows of their own does so."""
     return SamplingConfig(
-        group=settings.group,
-        slots=slots // parts,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        group=grpo.group,
+        slots=grpo.slots // sampling_parts,
+        max_tokens=grpo.max_tokens,
+        temperature=grpo.temperature,
+        top_p=grpo.top_p,
         stop_tokens=stops,
     )
 
@@ -72,32 +60,30 @@ def see(params: nnx.State, images: Images, *, graph: nnx.GraphDef) -> Float[Arra
 class Rollouts:
     """Samples a step's prompts with the policy as it is."""
 
-    def __init__(
-        self,
-        run: setup.Run,
-        config: ConfigDict,
-        forbidden: Bool[np.ndarray, " vocab"],
-        stops: tuple[int, ...],
-    ):
-        self._group, self._share, self._mesh = config.grpo.group, run.share, run.mesh
-        self._sampling_mesh = setup.sampling_mesh(config, run.mesh)
-        parts = sharding.row_parts(self._sampling_mesh)
-        options = sampling_config(config, parts, stops)
-        self._micro_batches = prompts_a_call(config) // config.prompts_per_micro_batch
-        self._sample = with_resident(
-            make_sampler(run.graph, self._sampling_mesh, forbidden, options)
-        )
+    def __init__(self, run: Run, forbidden: Bool[np.ndarray, " vocab"], resident: Any):
+        """
+        Args:
+          forbidden: tokens that are never drawn.
+          resident: arrays that lie on the devices besides the state and the frozen parameters.
+        """
+        settings = run.settings
+        self._run, self._resident, self._group = run, resident, settings.grpo.group
+        self._micro_batches = settings.grpo.sampled_prompts // settings.micro_batch
+        parts = sharding.row_parts(run.sampling_mesh)
+        config = sampling_config(settings.grpo, parts, stop_ids(run.tokenizer))
+        self._sample = with_resident(make_sampler(run.graph, run.sampling_mesh, forbidden, config))
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),
-            config.model.compute_dtype,
-            self._sampling_mesh,
+            settings.model.precision.compute,
+            run.sampling_mesh,
         )
         rows, everywhere = sharding.by_rows(run.mesh), sharding.replicated(run.mesh)
         # From mesh to mesh; `device_put` can't where other processes hold a part.
-        self._there = jax.jit(lambda x: x, out_shardings=sharding.by_rows(self._sampling_mesh))
-        self._back = jax.jit(lambda x: x, out_shardings=rows)
+        there = sharding.by_rows(run.sampling_mesh)
+        self._to_sampling_mesh = jax.jit(lambda x: x, out_shardings=there)
+        self._to_training_mesh = jax.jit(lambda x: x, out_shardings=rows)
         self._see = None
-        if setup.tower_is_frozen(config):
+        if settings.tower_is_frozen:
             self._see = jax.jit(functools.partial(see, graph=run.graph), out_shardings=rows)
         self._keys_of = jax.jit(self._keys, out_shardings=rows)
         self._lengths_of = jax.jit(lambda mask: mask.sum(-1), out_shardings=everywhere)
@@ -106,44 +92,49 @@ class Rollouts:
         step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         return sample_keys(step_key, numbers, self._group)
 
-    def sample(
-        self,
-        state: TrainState,
-        frozen: nnx.State,
-        copies: Any,
-        step: int,
-        batches: Sequence[PackedBatch],
-    ) -> Iterator[Sampled]:
-        """Yields what was sampled of each batch, once the devices are at work on the next.
+    def _prompt_numbers(self, call: int, count: int) -> Int[np.ndarray, " B"]:
+        """The numbers of a call's prompts in the step's global order, for the random keys.
 
-        Args:
-          copies: what else lies on the devices.
+        Share i of n holds prompts i, i + n, i + 2n, …
         """
-        everything = nnx.merge_state(state.params, frozen)
-        weights = self._weights_of(everything)
-        others = state.opt_state, copies, None if weights is everything else everything
-        at = sharding.place_everywhere(np.int32(step), self._mesh)
+        share = self._run.share
+        numbers = np.arange(call * count, (call + 1) * count, dtype=np.int32)
+        return share.index + share.count * numbers
 
-        def draw(number: int, batch: PackedBatch) -> Sampled:
-            text, images = sharding.place_rows((batch.text, batch.images), self._mesh)
-            if self._see is not None:
-                parts = sharding.split_rows(images, self._micro_batches, self._mesh)
-                parts = [self._see(everything, part) for part in parts]
-                images = sharding.join_rows(parts, self._mesh)
-            # Of the step's prompts, this share has every so-manieth.
-            size = len(batch.text.tokens)
-            numbers = np.arange(number * size, (number + 1) * size, dtype=np.int32)
-            numbers = self._share.index + self._share.count * numbers
-            keys = self._keys_of(state.key, at, sharding.place_rows(numbers, self._mesh))
-            there = self._there((text, images, keys))
-            with jax.set_mesh(self._sampling_mesh):
-                rollout = self._sample(others, weights, *there)
-            rollout = self._back(rollout)
-            return Sampled(text, images, rollout, self._lengths_of(rollout.mask))
+    def sample(self, state: TrainState, batches: StepBatches) -> Iterator[Sampled]:
+        """Yields what was sampled of each part, once the devices are at work on the next."""
+        run = self._run
+        params = nnx.merge_state(state.params, run.frozen)
+        weights = self._weights_of(params)
+        unused = None if weights is params else params
+        resident = state.opt_state, self._resident, unused
+        step = sharding.place_everywhere(np.int32(batches.step), run.mesh)
 
-        drawn = draw(0, batches[0])
-        for number, batch in enumerate(batches[1:], start=1):
-            jax.block_until_ready(drawn)
-            before, drawn = drawn, draw(number, batch)
+        def draw(call: int, part: Part) -> Sampled:
+            text, images = self._place(params, part.batch)
+            numbers = self._prompt_numbers(call, len(part.batch.text.tokens))
+            keys = self._keys_of(state.key, step, sharding.place_rows(numbers, run.mesh))
+            prompts = self._to_sampling_mesh((text, images, keys))
+            with jax.set_mesh(run.sampling_mesh):
+                rollout = self._sample(resident, weights, *prompts)
+            rollout = self._to_training_mesh(rollout)
+            lengths = self._lengths_of(rollout.mask)
+            return Sampled(part.examples, text, images, rollout, lengths)
+
+        drawn = draw(0, batches.parts[0])
+        for call, part in enumerate(batches.parts[1:], start=1):
+            jax.block_until_ready((drawn.rollout, drawn.lengths))
+            before, drawn = drawn, draw(call, part)
             yield before
         yield drawn
+
+    def _place(
+        self, params: nnx.State, batch: PackedBatch
+    ) -> tuple[Text, Images | Float[Array, "B V M"]]:
+        """Places a batch's prompts on the training mesh; a frozen tower's images are encoded."""
+        mesh = self._run.mesh
+        text, images = sharding.place_rows((batch.text, batch.images), mesh)
+        if self._see is None:
+            return text, images
+        parts = sharding.split_rows(images, self._micro_batches, mesh)
+        return text, sharding.join_rows([self._see(params, part) for part in parts], mesh)

@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 from mirg_jax.chat.client import Reply, Unanswerable
 from mirg_jax.data.examples import Example
 from mirg_jax.grounding.grammar import END_OF_TURN
-from mirg_jax.inference.predict import Prediction, make_generate, predict
-from mirg_jax.runs import loading
-from mirg_jax.training import setup
+from mirg_jax.inference.predictor import Prediction, Predictor
+from mirg_jax.runs import settings
 from mirg_jax.trajectories.teachers import Request
 
 _GATHER = 0.05  # seconds in which other requests may join a batch
@@ -33,7 +32,7 @@ class ModelTeacher:
         self.settings = json.dumps({name: how[name] for name in fields}, sort_keys=True)
         self._waiting: list[tuple[Request, asyncio.Future]] = []
         self._worker: asyncio.Task | None = None
-        self._predict = None
+        self._predictor: Predictor | None = None
 
     async def make_ready(self, request: Request) -> None:
         pass
@@ -48,7 +47,7 @@ class ModelTeacher:
             raise Unanswerable(found.error)
         text = found.response.removesuffix(END_OF_TURN)
         whole = text != found.response
-        tokens = self._count(text)
+        tokens = self._predictor.count_tokens(text)
         return Reply(
             text, "" if whole else "the answer was cut at max_tokens", completion_tokens=tokens
         )
@@ -68,36 +67,17 @@ class ModelTeacher:
 
     def _load(self) -> None:
         """Raises UserError for a model or recipe that can't be used."""
-        recipe = ConfigDict(self._how["recipe"]) or setup.config_of(self._how["model"])
-        recipe.data.image_root = self._image_root
-        mesh, how = setup.for_sampling(recipe)
-        model = loading.load_model(self._how["model"], mesh, **how)
-        tokenizer = setup.load_tokenizer(model.folder)
-        preparer = setup.make_preparer(recipe, tokenizer, with_response=False)
-        limit = self._how["max_tokens"] or recipe.evaluation.max_tokens
-        generate = make_generate(
-            model, tokenizer, mesh, max_tokens=limit, temperature=self._how["temperature"]
+        recipe, source = ConfigDict(self._how["recipe"]), self._how["model"]
+        self._predictor = Predictor.open(
+            source,
+            settings.read(recipe or settings.of_model(source)),
+            image_root=self._image_root,
+            max_tokens=self._how["max_tokens"],
+            temperature=self._how["temperature"],
         )
 
-        def answers(examples: list[tuple[int, Example]]) -> list[Prediction]:
-            return list(
-                predict(
-                    model,
-                    tokenizer,
-                    preparer,
-                    mesh,
-                    examples,
-                    batch_size=recipe.evaluation.batch_size,
-                    max_tokens=limit,
-                    generate=generate,
-                )
-            )
-
-        self._predict = answers
-        self._count = lambda text: len(tokenizer.encode(text, add_special_tokens=False))
-
     def _answer(self, requests: Sequence[Request]) -> list[Prediction]:
-        if self._predict is None:
+        if self._predictor is None:
             self._load()
         # A request's random numbers are its own, whatever it is batched with.
         numbers = [int(request.key[:7], 16) for request in requests]
@@ -105,5 +85,5 @@ class ModelTeacher:
             (number, Example(request.key, "", request.question.images, request.prompt, ()))
             for number, request in zip(numbers, requests, strict=True)
         ]
-        found = {prediction.index: prediction for prediction in self._predict(examples)}
+        found = {prediction.index: prediction for prediction in self._predictor.predict(examples)}
         return [found[number] for number in numbers]

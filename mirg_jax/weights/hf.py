@@ -20,6 +20,7 @@ from flax import nnx
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.weights import safetensors_files
 from mirg_jax.weights.safetensors_files import FLOATS, Spec, Tensors
@@ -374,8 +375,10 @@ def copy_processor(source: str | pathlib.Path, target: str | pathlib.Path) -> No
             shutil.copyfile(file, target / file.name)
 
 
-def from_pretrained(folder: str | pathlib.Path, **options) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model from a local folder; `options` as for `qwen2_vl.create`."""
+def from_pretrained(
+    folder: str | pathlib.Path, options: ModelOptions = DEFAULT
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Loads a model from a local folder, split into its graph and its parameters."""
     config = ModelConfig.from_folder(folder)
-    graph, state = abstract(config, **options)
+    graph, state = abstract(config, options)
     return graph, load(folder, state, config)

@@ -13,6 +13,7 @@ from mirg_jax.data.batching import Shapes, collate, collate_prompts
 from mirg_jax.models import lora
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.lora import DECODER, Lora
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import abstract, create
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import sft
@@ -117,7 +118,7 @@ def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item
 
 def test_adapters_start_as_pefts_do_and_stay_float32(config):
     precision = Precision(jnp.bfloat16, jnp.bfloat16)
-    _, shapes = lora.attach(*abstract(config, precision=precision), LORA)
+    _, shapes = lora.attach(*abstract(config, ModelOptions(precision)), LORA)
     fresh = hf.by_path(lora.init(shapes, seed=0))
     assert {leaf.dtype for leaf in fresh.values()} == {jnp.dtype(jnp.float32)}
     first = fresh["decoder.layers.down_proj.lora_a"][...]

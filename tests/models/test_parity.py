@@ -13,6 +13,7 @@ from flax import nnx
 from mirg_jax.data.batching import Item, Shapes, collate, collate_prompts
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.models.layers import Precision
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import last_token
 from mirg_jax.training import sft
 from mirg_jax.weights import hf
@@ -282,7 +283,7 @@ def test_bfloat16_is_as_good_as_transformers(case):
     rows = LAYOUTS["one row"]
     batch = collate(case.items, rows, SHAPES)
     for precision in (Precision(jnp.bfloat16, jnp.bfloat16), Precision(jnp.bfloat16, jnp.float32)):
-        graph, params = hf.from_pretrained(case.folder, precision=precision)
+        graph, params = hf.from_pretrained(case.folder, ModelOptions(precision))
         ours = unpack(
             np.asarray(forward(graph, params, *device((batch.text, batch.images)))), batch, rows
         )

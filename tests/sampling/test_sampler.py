@@ -11,6 +11,7 @@ from flax import nnx
 from mirg_jax import sharding
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.layers import Precision
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.sampling import sampler
@@ -151,7 +152,7 @@ def test_visual_tokens_in_place_of_images(model):
 
 def test_weights_cast_ahead_of_the_loop_give_the_same_tokens():
     """Masters in float32 for bfloat16: cast once by `make_weights`, at every use by `sample`."""
-    graph, params = create(CONFIG, 0, precision=Precision(jnp.bfloat16, jnp.float32))
+    graph, params = create(CONFIG, 0, ModelOptions(Precision(jnp.bfloat16, jnp.float32)))
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params)
     config = SamplingConfig(group=3, max_tokens=10, stop_tokens=(STOP,))
     text, images = prompts((9, 12), 12)

@@ -21,6 +21,7 @@ import numpy as np
 from mirg_jax import sharding
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.runs.loading import load_model
 from mirg_jax.weights import hf
@@ -51,11 +52,11 @@ result = {}
 for dtype in (jnp.float32, jnp.bfloat16):
     precision = Precision(jnp.float32, dtype)
     config = ModelConfig.from_folder(folder)
-    single = hf.by_path(hf.load(folder, abstract(config, precision=precision)[1], config))
+    single = hf.by_path(hf.load(folder, abstract(config, ModelOptions(precision))[1], config))
     for sizes in MESHES[jax.device_count()]:
         mesh = sharding.make_mesh(**({"data": 1} | sizes))
         read_bytes[0] = host_bytes[0] = 0
-        params = load_model(folder, mesh, precision=precision).params
+        params = load_model(folder, mesh, ModelOptions(precision)).params
         counts = {"read": read_bytes[0], "host": host_bytes[0]}
         for path, leaf in hf.by_path(params).items():
             whole = np.asarray(single[path].get_value())

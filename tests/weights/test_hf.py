@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.weights import hf
 
@@ -88,7 +89,7 @@ def test_a_tied_head_in_the_file_is_no_surprise(folder, config, tensors):
 def test_half_precision_files(folder, config, tensors, stored, params_dtype):
     half = {name: tensor.to(stored) for name, tensor in tensors.items()}
     save_file(half, folder / "model.safetensors")
-    _, params = hf.from_pretrained(folder, precision=Precision(jnp.bfloat16, params_dtype))
+    _, params = hf.from_pretrained(folder, ModelOptions(Precision(jnp.bfloat16, params_dtype)))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(params_dtype)}
     kept = torch.bfloat16 if params_dtype == jnp.bfloat16 else torch.float32
     assert_holds(params, config, {name: tensor.to(kept) for name, tensor in half.items()})
@@ -240,10 +241,10 @@ def test_copies_the_processor(tmp_path):
 
 def test_bfloat16_parameters_survive_the_round_trip(config, tensors, folder, tmp_path):
     save_file(tensors, folder / "model.safetensors")
-    _, params = hf.from_pretrained(folder, precision=Precision(jnp.bfloat16, jnp.bfloat16))
+    _, params = hf.from_pretrained(folder, ModelOptions(Precision(jnp.bfloat16, jnp.bfloat16)))
     hf.save(tmp_path / "again", params, config, dtype="bfloat16")
     _, again = hf.from_pretrained(
-        tmp_path / "again", precision=Precision(jnp.bfloat16, jnp.bfloat16)
+        tmp_path / "again", ModelOptions(Precision(jnp.bfloat16, jnp.bfloat16))
     )
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         assert a.dtype == ml_dtypes.bfloat16

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
+from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.weights import hf, orbax_files
 
@@ -19,7 +20,7 @@ def model(tiny_model):
     config = ModelConfig.from_folder(tiny_model)
 
     def make(dtype):
-        _, state = abstract(config, precision=Precision(jnp.float32, dtype))
+        _, state = abstract(config, ModelOptions(Precision(jnp.float32, dtype)))
         return config, state, hf.reader(tiny_model, state, config)
 
     return make

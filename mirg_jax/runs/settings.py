@@ -1,0 +1,387 @@
+"""The settings of a run, typed and checked. `read` is the one place that takes a `ConfigDict`.
+
+`mirg_jax.defaults` says what each setting means; names here are the same.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mirg_jax import defaults
+from mirg_jax.data.batching import Shapes
+from mirg_jax.data.pipeline import Preparer
+from mirg_jax.data.prompts import PromptStyle, Tokenizer
+from mirg_jax.errors import ConfigError
+from mirg_jax.models.flash import ENGINES
+from mirg_jax.models.layers import REMAT, Precision
+from mirg_jax.models.lora import Lora
+from mirg_jax.models.options import ModelOptions
+from mirg_jax.rl import rewards
+from mirg_jax.runs import run_folder
+
+Stage = Literal["sft", "grpo", "inference"]
+
+# What `attention="auto"` means by the platform of the devices.
+_ENGINE_OF = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The model that a run starts from, and how it is computed."""
+
+    path: str
+    precision: Precision
+    remat: str
+    attention: str
+
+    def options(self, platform: str) -> ModelOptions:
+        """How the model is computed on devices of a platform ("cpu", "tpu", "gpu")."""
+        engine = self.attention
+        if engine == "auto":
+            engine = _ENGINE_OF.get(platform, "xla")
+        return ModelOptions(self.precision, self.remat, engine)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """The training rows, how their images are read, and the sizes of arrays."""
+
+    train_json: str
+    image_root: str
+    min_pixels: int
+    max_pixels: int
+    shapes: Shapes
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer and its schedule."""
+
+    name: str
+    learning_rate: float
+    schedule: str
+    warmup_ratio: float
+    final_ratio: float
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float
+    adam_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSettings:
+    """How devices are divided, in training and in sampling."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    sampling_tensor: int
+    cpu_devices: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """How often a run's state is saved, and how many of the latest are kept."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """Answering questions, and the held-out rows that training asks."""
+
+    batch_size: int
+    max_tokens: int
+    coordinates: str
+    every: int
+    benchmark: str
+    image_root: str
+    limit: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoSettings:
+    """Sampling, rewards and objective of GRPO."""
+
+    group: int
+    updates: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    completion_lengths: tuple[int, ...]
+    max_objects: int
+    beta: float
+    kl: str
+    kl_clamp: float
+    clip_low: float
+    clip_high: float
+    normalisation: str
+    advantage_scale: str
+    advantage_epsilon: float
+    rewards: Mapping[str, float]
+    log_groups_every: int
+    log_groups: int
+    sampled_prompts: int  # prompts sampled at a time, on all devices together
+    slots: int  # of those, how many are decoded side by side; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run.
+
+    Attributes:
+      micro_batch: packed rows (SFT) or prompts (GRPO) that are computed at a time.
+      lora: the adapters; None where all weights but `freeze` are trained.
+      grpo: None for other stages.
+      text: the config as JSON, as a run's folder keeps it.
+    """
+
+    stage: Stage
+    seed: int
+    num_steps: int
+    batch_size: int
+    micro_batch: int
+    logprob_chunk: int
+    init_from: str
+    freeze: tuple[str, ...]
+    max_skipped: int
+    model: ModelSettings
+    lora: Lora | None
+    data: DataSettings
+    prompt: PromptStyle
+    optimizer: OptimizerSettings
+    devices: DeviceSettings
+    checkpoint: CheckpointSettings
+    evaluation: EvaluationSettings
+    grpo: GrpoSettings | None
+    text: str
+
+    @property
+    def source(self) -> str:
+        """The model that the run starts from."""
+        return self.init_from or self.model.path
+
+    @property
+    def tower_is_frozen(self) -> bool:
+        """Whether the images' visual tokens are the same for every policy of the run."""
+        return not self.lora.tower if self.lora else "visual" in self.freeze
+
+    @property
+    def micro_batch_name(self) -> str:
+        """The name of `micro_batch` in the config."""
+        return "prompts_per_micro_batch" if self.grpo else "rows_per_micro_batch"
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.grpo.updates if self.grpo else 1
+
+    def preparer(self, tokenizer: Tokenizer, *, with_response: bool, image_root: str) -> Preparer:
+        """What reads and encodes single examples."""
+        return Preparer(
+            image_root=image_root,
+            tokenizer=tokenizer,
+            style=self.prompt,
+            shapes=self.data.shapes,
+            min_pixels=self.data.min_pixels,
+            max_pixels=self.data.max_pixels,
+            with_response=with_response,
+        )
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def read(config: ConfigDict) -> Settings:
+    """Reads and checks a config of `mirg_jax.defaults`.
+
+    Raises:
+      ConfigError: for a value that can't work.
+    """
+    stage: Stage = "inference"
+    micro_batch = 0
+    if "grpo" in config:
+        stage, micro_batch = "grpo", config.prompts_per_micro_batch
+    elif "rows_per_micro_batch" in config:
+        stage, micro_batch = "sft", config.rows_per_micro_batch
+    data, mesh, lora = config.data, config.mesh, config.lora
+    shapes = Shapes(**{name: tuple(sizes) for name, sizes in data.shapes.items()})
+    settings = Settings(
+        stage=stage,
+        seed=config.seed,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        micro_batch=micro_batch,
+        logprob_chunk=config.get("logprob_chunk", 0),
+        init_from=config.init_from,
+        freeze=tuple(config.freeze),
+        max_skipped=config.max_skipped,
+        model=ModelSettings(
+            path=config.model.path,
+            precision=Precision(
+                _dtype("model.compute_dtype", config.model.compute_dtype),
+                _dtype("model.param_dtype", config.model.param_dtype),
+            ),
+            remat=config.model.remat,
+            attention=config.model.attention,
+        ),
+        lora=_lora(lora) if lora.rank else None,
+        data=DataSettings(**data.to_dict() | {"shapes": shapes}),
+        prompt=PromptStyle(**config.prompt),
+        optimizer=OptimizerSettings(**config.optimizer),
+        devices=DeviceSettings(
+            data=mesh.data,
+            fsdp=mesh.fsdp,
+            tensor=mesh.tensor,
+            sampling_tensor=config.sampling.tensor,
+            cpu_devices=config.cpu_devices,
+        ),
+        checkpoint=CheckpointSettings(**config.checkpoint),
+        evaluation=EvaluationSettings(**config.evaluation),
+        grpo=_grpo(config) if stage == "grpo" else None,
+        text=config.to_json_best_effort(indent=1),
+    )
+    _check(settings)
+    return settings
+
+
+def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
+    """Reads a recipe of a stage, with all that training needs.
+
+    Raises:
+      ConfigError: for a value that can't work, is missing, or a recipe of another stage.
+    """
+    settings = read(config)
+    if settings.stage != stage:
+        raise ConfigError(f"--config: a recipe of {settings.stage} where one of {stage} is needed")
+    if not settings.data.train_json:
+        raise ConfigError("data.train_json is not set: name the file of the training rows")
+    if settings.evaluation.every and not settings.evaluation.benchmark:
+        raise ConfigError("evaluation.every is set, but not evaluation.benchmark: name its file")
+    return settings
+
+
+def of_model(source: str) -> ConfigDict:
+    """The config that a run was trained with; the defaults for any other model."""
+    config = defaults.inference()
+    if run := run_folder.find_run(source):
+        own = run[0] / "config.json"
+        if own.exists():
+            config = ConfigDict(config.to_dict() | json.loads(own.read_text()))
+    return config
+
+
+def _lora(config: ConfigDict) -> Lora:
+    try:
+        return Lora(**config.to_dict() | {"targets": tuple(config.targets)})
+    except ValueError as error:
+        raise ConfigError(f"config.lora: {error}") from None
+
+
+def _grpo(config: ConfigDict) -> GrpoSettings:
+    values = config.grpo.to_dict()
+    return GrpoSettings(
+        **values | {"completion_lengths": tuple(values["completion_lengths"])},
+        sampled_prompts=config.sampling.prompts or config.prompts_per_micro_batch,
+        slots=config.sampling.slots,
+    )
+
+
+def _dtype(field: str, name: str) -> Any:
+    try:
+        return jnp.dtype(name)
+    except TypeError:
+        raise ConfigError(
+            f"{field}={name!r} is no dtype; give float32, bfloat16 or float16"
+        ) from None
+
+
+# Checking -----------------------------------------------------------------------------------------
+
+
+def _check(settings: Settings) -> None:
+    """Raises ConfigError for what can be told to be wrong without devices, data or model."""
+    _one_of("model.remat", settings.model.remat, REMAT)
+    _one_of("model.attention", settings.model.attention, ("auto", "xla", *ENGINES))
+    _one_of("optimizer.name", settings.optimizer.name, ("adamw", "muon"))
+    _one_of("optimizer.schedule", settings.optimizer.schedule, ("cosine", "constant"))
+    _one_of("evaluation.coordinates", settings.evaluation.coordinates, ("grid", "pixels"))
+    if settings.grpo:
+        _check_grpo(settings, settings.grpo)
+
+
+def _check_grpo(settings: Settings, grpo: GrpoSettings) -> None:
+    _one_of("grpo.kl", grpo.kl, ("k1", "k2", "k3", "exact"))
+    _one_of("grpo.normalisation", grpo.normalisation, ("sequence", "token", "constant"))
+    _one_of("grpo.advantage_scale", grpo.advantage_scale, ("std", "none"))
+    if settings.batch_size % settings.micro_batch:
+        raise ConfigError("batch_size must be a multiple of prompts_per_micro_batch")
+    if grpo.sampled_prompts % settings.micro_batch or settings.batch_size % grpo.sampled_prompts:
+        raise ConfigError(
+            f"sampling.prompts={grpo.sampled_prompts} must be a multiple of "
+            f"prompts_per_micro_batch={settings.micro_batch} and divide "
+            f"batch_size={settings.batch_size}"
+        )
+    if grpo.group < 2:
+        raise ConfigError("grpo.group must be at least 2: advantages compare completions")
+    if grpo.completion_lengths[-1] < grpo.max_tokens:
+        raise ConfigError("the last of grpo.completion_lengths must be grpo.max_tokens or more")
+    if grpo.temperature <= 0:
+        raise ConfigError("grpo.temperature must be above 0: equal completions teach nothing")
+    try:
+        rewards.resolve(grpo.rewards)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _one_of(field: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{field}={value!r} is none of {', '.join(allowed)}")
+
+
+def check_rows(
+    settings: Settings, *, row_parts: int, sampling_parts: int, shares: int, processes: int
+) -> None:
+    """Checks that a training run's rows can be divided over its devices and processes.
+
+    Args:
+      row_parts: parts that the training mesh divides a batch's rows into.
+      sampling_parts: the same of the sampling mesh.
+      shares: parts that processes divide the data into.
+      processes: how many there are.
+
+    Raises:
+      ConfigError: if they can't.
+    """
+    micro_batch = settings.micro_batch
+    if settings.batch_size % shares:
+        raise ConfigError(
+            f"batch_size={settings.batch_size} can't be divided over {shares} shares of the "
+            "data, one for each process's rows; make it a multiple"
+        )
+    if settings.stage == "sft" and processes > 1 and micro_batch % row_parts:
+        raise ConfigError(
+            f"rows_per_micro_batch={micro_batch} can't be divided over {row_parts} devices of "
+            "several processes; make it a multiple, or set config.mesh"
+        )
+    if settings.grpo is None:
+        return
+    if micro_batch % row_parts:
+        raise ConfigError(
+            f"prompts_per_micro_batch={micro_batch} can't be divided over "
+            f"{row_parts} devices; make it a multiple, or set config.mesh"
+        )
+    prompts, slots = settings.grpo.sampled_prompts, settings.grpo.slots
+    if prompts % sampling_parts or slots % sampling_parts:
+        raise ConfigError(
+            f"sampling.prompts={prompts} and sampling.slots={slots} must be multiples of "
+            f"{sampling_parts}, the devices that sample rows of their own; or set "
+            "config.sampling.tensor"
+        )
