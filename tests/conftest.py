@@ -17,11 +17,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from configs import grpo_tiny, sft_tiny, trajectories_scenes
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
+from mirg_jax.runs.settings import read_for_training
 from mirg_jax.scenes import scene_tasks, small_tokenizer
+from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 from mirg_jax.weights import hf
 
@@ -38,6 +41,13 @@ def call(script: str, *flags: object, timeout: float = 300) -> subprocess.Comple
         cwd=REPOSITORY,
         timeout=timeout,
     )
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Runs or resumes a recipe, whatever its stage."""
+    stage = "grpo" if "grpo" in config else "sft"
+    run = {"sft": sft.train, "grpo": grpo.train}[stage]
+    run(read_for_training(config, stage), workdir)
 
 
 def page_data(path: pathlib.Path) -> dict:

@@ -21,11 +21,11 @@ ALLOWED = {
     "scenes": {"data", "grounding", "models", "rl"},
     "chat": {"data", "grounding"},
     "defaults": set(),
-    "runs": {"models", "sharding", "weights"},
-    "inference": {"data", "grounding", "runs", "sampling", "sharding"},
+    "runs": {"data", "defaults", "models", "rl", "sharding", "weights"},
+    "inference": {"data", "grounding", "models", "runs", "sampling", "sharding"},
     "mig_bench": {"data", "grounding"},
     "training": {
-        "data", "defaults", "grounding", "inference", "mig_bench", "models", "rl", "runs",
+        "data", "grounding", "inference", "mig_bench", "models", "rl", "runs",
         "sampling", "sharding",
     },
     "report": {"data", "grounding", "mig_bench", "runs"},
@@ -38,13 +38,7 @@ ALLOWED = {
     "cli": set(),
 }  # fmt: skip
 ANYWHERE = {"types", "errors"}
-# Arrows up that are still there; each is to be removed.
-LEFT = {
-    ("inference", "training"),
-    ("inference", "mig_bench"),
-    ("evaluation", "training"),
-    ("trajectories", "training"),
-}
+LEFT = {("inference", "mig_bench")}
 
 
 def imports_of(path):

@@ -9,8 +9,9 @@ from PIL import Image
 from mirg_jax import defaults
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import evaluate
-from mirg_jax.inference.predict import Prediction
+from mirg_jax.inference.predictor import Prediction, Predictor
 from mirg_jax.mig_bench import coordinates, scoring
+from mirg_jax.runs.settings import read
 
 SIZES = [(560, 280), (280, 840)]
 ROW = {
@@ -63,12 +64,10 @@ def test_sizes_are_those_of_the_model_s_own_rule(tmp_path):
 
 def test_names():
     config = defaults.inference()
-    assert not coordinates.check(config)
-    config.evaluation.coordinates = "pixels"
-    assert coordinates.check(config)
+    assert read(config).evaluation.coordinates == "grid"
     config.evaluation.coordinates = "percent"
     with pytest.raises(ConfigError, match="none of grid, pixels"):
-        coordinates.check(config)
+        read(config)
 
 
 def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, tiny_model, tmp_path):
@@ -78,23 +77,22 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
     (tmp_path / "rows.json").write_text(json.dumps([ROW]))
     asked = []
 
-    def answer(*given, **_):
-        *_, preparer, _, examples = given
+    def answer(self, examples):
         for index, example in examples:
             asked.append(example.question)
-            assert preparer(example).images[0].grid == (308 // 14, 588 // 14)
+            assert self._preparer(example).images[0].grid == (308 // 14, 588 // 14)
             yield Prediction(index, "<think>t</think><answer>[59, 62, 294, 277]</answer>")
 
-    monkeypatch.setattr(evaluate, "predict", answer)
+    monkeypatch.setattr(Predictor, "predict", answer)
     config = recipe("grpo")
     config.data.max_pixels = 1003520
     config.data.shapes.update(lengths=(1024,), slots=(1024,), patches=(4096,))
     given = {"checkpoint": str(tiny_model), "benchmark": str(tmp_path / "rows.json")}
 
-    def run(name):
-        folder = tmp_path / name
+    def run(name, folder=None):
         config.evaluation.coordinates = name
-        return evaluate.run(config, **given, image_root=str(tmp_path), output_dir=folder)
+        output = tmp_path / (folder or name)
+        return evaluate.run(read(config), **given, image_root=str(tmp_path), output_dir=output)
 
     assert run("pixels").overall.accuracy[0.75] == 1
     assert "[59, 62, 294, 308]" in asked[-1]  # of 588 x 308
@@ -102,6 +100,7 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
     assert asked[-1] == ROW["question"]
     kept = json.loads((tmp_path / "pixels/predictions.jsonl").read_text())
     assert "[59, 62, 294, 277]" in kept["response"]  # as the model said it
-    config.evaluation.coordinates = "grid"
     with pytest.raises(ConfigError, match="another run"):
-        evaluate.run(config, **given, image_root=str(tmp_path), output_dir=tmp_path / "pixels")
+        evaluate.run(
+            read(config), **given, image_root=str(tmp_path), output_dir=tmp_path / "pixels"
+        )

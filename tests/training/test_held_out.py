@@ -4,15 +4,14 @@ import json
 import pathlib
 
 import pytest
+from conftest import train
 
 from configs import sft_tiny
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.evaluation import evaluate
 from mirg_jax.mig_bench import scoring
 from mirg_jax.runs import metrics, run_folder
-from mirg_jax.training import grpo, sft
-
-TRAIN = {"sft": sft.train, "grpo": grpo.train}
+from mirg_jax.runs.settings import read
 
 
 def steps(workdir):
@@ -57,7 +56,7 @@ def test_the_best_checkpoint_is_kept_and_is_as_good_as_logged(
             "optimizer.warmup_ratio": 0.0,
         },
     )
-    TRAIN[kind](config, tmp_path / "run")
+    train(config, tmp_path / "run")
     rows = metrics.read(tmp_path / "run")
     assert [row["step"] for row in rows if "eval_acc" in row] == [2, 4, 5]
     assert {"eval_mean_iou", "eval_image_acc", "eval_format"} < set(rows[1])
@@ -69,7 +68,7 @@ def test_the_best_checkpoint_is_kept_and_is_as_good_as_logged(
     # An evaluation of that checkpoint by itself.
     config.evaluation.every = 0
     scores = evaluate.run(
-        config,
+        read(config),
         checkpoint=str(tmp_path / "run/best"),
         benchmark=str(scenes / "eval.json"),
         image_root=str(scenes),
@@ -93,8 +92,8 @@ def test_an_earlier_best_outlives_resuming(recipe, scenes, tmp_path, monkeypatch
         lambda *args: {"eval_acc": next(accuracies)},
     )
     options = {**held_out(scenes), "checkpoint.keep": 1, "checkpoint.every": 100}
-    sft.train(recipe("sft", num_steps=4, **options), tmp_path)
-    sft.train(recipe("sft", num_steps=8, **options), tmp_path)
+    train(recipe("sft", num_steps=4, **options), tmp_path)
+    train(recipe("sft", num_steps=8, **options), tmp_path)
     assert steps(tmp_path) == [2, 8]
     assert run_folder.find_run(tmp_path / "best")[1] == 2
 
@@ -105,7 +104,7 @@ def test_rows_that_cannot_be_read_count_as_misses_and_are_listed(recipe, scenes,
     benchmark = tmp_path / "eval.json"
     benchmark.write_text(json.dumps(rows))
     options = held_out(scenes, **{"evaluation.benchmark": str(benchmark)})
-    sft.train(recipe("sft", num_steps=2, **options), tmp_path / "run")
+    train(recipe("sft", num_steps=2, **options), tmp_path / "run")
     listed = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
     assert [row["id"] for row in listed] == ["1"]
     assert "nowhere.png" in listed[0]["reason"]
@@ -115,10 +114,10 @@ def test_rows_that_cannot_be_read_count_as_misses_and_are_listed(recipe, scenes,
 
 def test_what_is_missing_is_said(recipe, tmp_path):
     with pytest.raises(ConfigError, match="evaluation.benchmark"):
-        sft.train(recipe("sft", **{"evaluation.every": 1}), tmp_path / "run")
+        train(recipe("sft", **{"evaluation.every": 1}), tmp_path / "run")
     nowhere = {"evaluation.every": 1, "evaluation.benchmark": "nowhere.json"}
     with pytest.raises(DataError, match="nowhere.json"):
-        grpo.train(recipe("grpo", **nowhere), tmp_path / "run")
+        train(recipe("grpo", **nowhere), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # said before anything is loaded or written
     (tmp_path / "other/checkpoints/3").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint was evaluated"):

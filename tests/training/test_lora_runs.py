@@ -10,16 +10,15 @@ import peft
 import pytest
 import reference
 import torch
-from conftest import call
+from conftest import call, train
 from flax import nnx
 from transformers import Qwen2VLForConditionalGeneration
 
 from mirg_jax.data.batching import Shapes, collate
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models import lora
-from mirg_jax.runs import loading, metrics, run_folder
-from mirg_jax.training import grpo, sft
-from mirg_jax.training.setup import use_devices
+from mirg_jax.runs import devices, loading, metrics, run_folder
+from mirg_jax.runs.settings import read
 from mirg_jax.weights import hf
 
 LORA = {"lora.rank": 4, "lora.tower": True, "optimizer.learning_rate": 0.02}
@@ -28,7 +27,7 @@ GRPO = {"grpo.rewards": {"test_runs:noise": 1.0}, "optimizer.schedule": "constan
 
 @pytest.fixture
 def mesh(recipe):
-    return use_devices(recipe("sft"))
+    return devices.start(read(recipe("sft")).devices)
 
 
 def arrays(params):
@@ -46,7 +45,7 @@ def test_a_checkpoint_holds_adapters_and_is_loaded_as_the_merged_model(
     recipe, tmp_path, tiny_model, mesh
 ):
     run = tmp_path / "run"
-    sft.train(recipe("sft", **LORA), run)
+    train(recipe("sft", **LORA), run)
     for part in ("params", "train"):
         tree = run_folder.pytree_handler().metadata(run / "checkpoints/4" / part).tree
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -71,8 +70,8 @@ def test_grpo_on_top_of_a_lora_sft_run(recipe, tmp_path, mesh):
     """A stage starts from the merged model, which is GRPO's reference too."""
     first, second = tmp_path / "sft", tmp_path / "grpo"
     changes = LORA | {"model.param_dtype": "bfloat16"}
-    sft.train(recipe("sft", **changes), first)
-    grpo.train(recipe("grpo", **changes, **GRPO, init_from=str(first)), second)
+    train(recipe("sft", **changes), first)
+    train(recipe("grpo", **changes, **GRPO, init_from=str(first)), second)
     rows = metrics.read(second)
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[-1]["kl"] > 1e-4
     assert all(row["logprob_diff"] < 1e-3 for row in rows)
@@ -80,7 +79,7 @@ def test_grpo_on_top_of_a_lora_sft_run(recipe, tmp_path, mesh):
     # The first run goes on; the second's base stays what it was.
     base = loading.load_model(first, mesh).params
     before = loading.load_model(second, mesh).params
-    sft.train(recipe("sft", **changes, num_steps=5), first)
+    train(recipe("sft", **changes, num_steps=5), first)
     assert_same(loading.load_model(second, mesh).params, before, atol=0)
     after = arrays(loading.load_model(first, mesh).params)
     assert any((after[path] != value).any() for path, value in arrays(base).items())
@@ -99,7 +98,7 @@ def test_grpo_on_top_of_a_lora_sft_run(recipe, tmp_path, mesh):
 
 
 def test_the_exact_kl_to_the_base(recipe, tmp_path):
-    grpo.train(recipe("grpo", **LORA, **GRPO, **{"grpo.kl": "exact", "num_steps": 2}), tmp_path)
+    train(recipe("grpo", **LORA, **GRPO, **{"grpo.kl": "exact", "num_steps": 2}), tmp_path)
     first, second = (row["kl"] for row in metrics.read(tmp_path))
     assert first == pytest.approx(0, abs=1e-6) and second > 1e-4
 
@@ -107,16 +106,16 @@ def test_the_exact_kl_to_the_base(recipe, tmp_path):
 def test_a_folder_keeps_to_one_kind_of_run(recipe, tmp_path, tiny_model, mesh):
     def refused(error, workdir, **changes):
         with pytest.raises(error) as caught:
-            sft.train(recipe("sft", **changes), workdir)
+            train(recipe("sft", **changes), workdir)
         assert len(str(caught.value).splitlines()) == 1
         return str(caught.value)
 
     plain, adapted = tmp_path / "plain", tmp_path / "adapted"
     plain.mkdir()
     (plain / "lora.json").write_text("left by a run killed before its first checkpoint")
-    sft.train(recipe("sft", num_steps=1), plain)
+    train(recipe("sft", num_steps=1), plain)
     assert not (plain / "lora.json").exists()
-    sft.train(recipe("sft", num_steps=1, **LORA), adapted)
+    train(recipe("sft", num_steps=1, **LORA), adapted)
     assert "made with no LoRA" in refused(CheckpointError, plain, **LORA)
     loading.load_model(plain, mesh)
     assert "asks for no LoRA" in refused(CheckpointError, adapted)
@@ -133,7 +132,7 @@ def test_a_folder_keeps_to_one_kind_of_run(recipe, tmp_path, tiny_model, mesh):
 @pytest.mark.parametrize("tower", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_exported_both_ways_it_is_what_we_trained(recipe, tmp_path, tiny_model, mesh, tower):
     run, merged, adapter = (tmp_path / name for name in ("run", "merged", "adapter"))
-    sft.train(recipe("sft", **LORA | {"lora.tower": tower}), run)
+    train(recipe("sft", **LORA | {"lora.tower": tower}), run)
     flags = ("--direction=export", f"--source={run}", "--dtype=float32")
     for extra in ([f"--target={merged}"], [f"--target={adapter}", "--adapter"]):
         result = call("convert_checkpoint", *flags, *extra)

@@ -7,14 +7,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import train
 
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import create
-from mirg_jax.runs import metrics
+from mirg_jax.runs import devices, metrics
 from mirg_jax.runs.loading import load_model
-from mirg_jax.training import grpo, rollouts, setup, sft
-from mirg_jax.training.setup import use_devices
+from mirg_jax.runs.settings import Settings, read
+from mirg_jax.training import grpo, rollouts
+from mirg_jax.training.start import start
 from mirg_jax.types import Rollout
 from mirg_jax.weights import hf
 
@@ -30,9 +32,6 @@ def noise(answers, targets):
     return drawn * (answers.lengths > 0)
 
 
-TRAIN = {"sft": sft.train, "grpo": grpo.train}
-
-
 def scalars(workdir):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics.read(workdir)]
 
@@ -46,7 +45,7 @@ def scalars(workdir):
 def test_a_killed_run_resumes_to_the_same_numbers(kind, changes, recipe, tmp_path, monkeypatch):
     if kind == "grpo":
         changes = changes | {"grpo.rewards.test_runs:noise": 1.0}
-    TRAIN[kind](recipe(kind, **changes), tmp_path / "whole")
+    train(recipe(kind, **changes), tmp_path / "whole")
     expected = scalars(tmp_path / "whole")
     assert all(row["grad_norm"] > 1e-3 for row in expected)
     assert [row["step"] for row in expected] == [1, 2, 3, 4]
@@ -65,25 +64,24 @@ def test_a_killed_run_resumes_to_the_same_numbers(kind, changes, recipe, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(metrics.Metrics, "write", write_until_step_3)
         with pytest.raises(Killed):
-            TRAIN[kind](recipe(kind, **changes), tmp_path / "killed")
+            train(recipe(kind, **changes), tmp_path / "killed")
     while not (tmp_path / "killed/checkpoints/2").exists():
         time.sleep(0.01)  # this process lives on, and so does the save under way
-    TRAIN[kind](recipe(kind, **changes), tmp_path / "killed")
+    train(recipe(kind, **changes), tmp_path / "killed")
     assert scalars(tmp_path / "killed") == expected
     assert list((tmp_path / "killed" / "tensorboard").iterdir())
 
 
 def test_a_run_starts_without_a_second_copy_of_its_parameters(recipe, tmp_path):
-    run = setup.start(recipe("sft"), tmp_path, with_response=True)
-    held = {id(leaf) for leaf in jax.tree.leaves(run.model.params)}
+    run = start(read(recipe("sft")), tmp_path, with_response=True)
+    held = {id(leaf) for leaf in jax.tree.leaves(run.initial)}
     assert all(id(leaf) in held for leaf in jax.tree.leaves(run.state.params))
-    assert run.without_start().model.params is None
     run.checkpoints.close()
 
 
 def test_gradient_accumulation_does_not_change_sft(recipe, tmp_path):
-    sft.train(recipe("sft", rows_per_micro_batch=1), tmp_path / "many")
-    sft.train(recipe("sft", rows_per_micro_batch=4), tmp_path / "one")
+    train(recipe("sft", rows_per_micro_batch=1), tmp_path / "many")
+    train(recipe("sft", rows_per_micro_batch=4), tmp_path / "one")
     many, one = scalars(tmp_path / "many"), scalars(tmp_path / "one")
     assert [row["tokens"] for row in many] == [row["tokens"] for row in one]
     np.testing.assert_allclose(
@@ -93,7 +91,7 @@ def test_gradient_accumulation_does_not_change_sft(recipe, tmp_path):
 
 
 def test_grpo_logs_what_it_sampled(recipe, tmp_path):
-    grpo.train(recipe("grpo", num_steps=2), tmp_path)
+    train(recipe("grpo", num_steps=2), tmp_path)
     rows = metrics.read(tmp_path)
     assert all(row["logprob_diff"] < 1e-3 for row in rows)
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)  # the policy is the reference at first
@@ -107,9 +105,9 @@ def test_how_prompts_are_sampled_changes_nothing(recipe, tmp_path, monkeypatch):
     """All of a step's prompts at once and in one slot, on visual tokens that are computed once."""
     options = {"num_steps": 2, "freeze": ("visual",)}
     at_once = {"sampling.prompts": 4, "sampling.slots": 1}
-    grpo.train(recipe("grpo", **options, **at_once), tmp_path / "at_once")
-    monkeypatch.setattr(setup, "tower_is_frozen", lambda config: False)
-    grpo.train(recipe("grpo", **options), tmp_path / "in_turn")
+    train(recipe("grpo", **options, **at_once), tmp_path / "at_once")
+    monkeypatch.setattr(Settings, "tower_is_frozen", False)
+    train(recipe("grpo", **options), tmp_path / "in_turn")
     for a, b in zip(scalars(tmp_path / "at_once"), scalars(tmp_path / "in_turn"), strict=True):
         assert a["logprob_diff"] < 1e-4
         for name in ("loss", "reward", "kl", "grad_norm", "completion_length"):
@@ -117,14 +115,16 @@ def test_how_prompts_are_sampled_changes_nothing(recipe, tmp_path, monkeypatch):
 
 
 def test_answers_are_parsed_while_the_next_are_sampled(recipe, tmp_path, monkeypatch):
-    events, beside, decode = [], rollouts.beside, grpo.decode
+    events, with_resident, decode = [], rollouts.with_resident, grpo.decode
 
     def noted(name, function):
         return lambda *arguments: (events.append(name), function(*arguments))[1]
 
-    monkeypatch.setattr(rollouts, "beside", lambda sample: noted("sample", beside(sample)))
+    monkeypatch.setattr(
+        rollouts, "with_resident", lambda sample: noted("sample", with_resident(sample))
+    )
     monkeypatch.setattr(grpo, "decode", noted("parse", decode))
-    grpo.train(recipe("grpo", num_steps=1, batch_size=6), tmp_path)
+    train(recipe("grpo", num_steps=1, batch_size=6), tmp_path)
     assert events == ["sample", "sample", "parse", "sample", "parse", "parse"]
 
 
@@ -145,14 +145,14 @@ def test_padding_behind_the_longest_completion_is_cut():
     ],
 )
 def test_grpos_options_run(changes, recipe, tmp_path):
-    grpo.train(recipe("grpo", num_steps=2, **changes), tmp_path)
+    train(recipe("grpo", num_steps=2, **changes), tmp_path)
     assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path))
 
 
 def test_a_frozen_tower_stays_as_it_was(recipe, tmp_path, tiny_model):
     config = recipe("sft", num_steps=2, freeze=("visual",))
-    sft.train(config, tmp_path)
-    mesh = use_devices(config)
+    train(config, tmp_path)
+    mesh = devices.start(read(config).devices)
     before, after = (load_model(path, mesh).params for path in (tiny_model, tmp_path))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
     assert all(jax.tree.leaves(same["visual"]))
@@ -169,7 +169,7 @@ def test_bad_rows_are_listed_and_the_run_goes_on(recipe, scenes, tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = recipe("sft", num_steps=8)
     config.data.train_json = str(data)
-    sft.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert len(metrics.read(tmp_path / "run")) == 8
     rejected = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
     assert {row["id"] for row in rejected} == {rows[i]["id"] for i in (3, 5, 7, 9)}
@@ -179,7 +179,7 @@ def test_bad_rows_are_listed_and_the_run_goes_on(recipe, scenes, tmp_path):
 def test_what_cannot_work_is_said_in_one_line(recipe, scenes, tmp_path, tiny_model):
     def refused(error, kind="sft", **changes):
         with pytest.raises(error) as caught:
-            TRAIN[kind](recipe(kind, **changes), tmp_path / "run")
+            train(recipe(kind, **changes), tmp_path / "run")
         assert len(str(caught.value).splitlines()) == 1
         return str(caught.value)
 
@@ -214,9 +214,9 @@ def wider_model(tiny_model, tmp_path):
 
 def test_a_checkpoint_of_another_shape_is_refused(recipe, tmp_path, wider_model):
     run = tmp_path / "run"
-    sft.train(recipe("sft", num_steps=2), run)
+    train(recipe("sft", num_steps=2), run)
     with pytest.raises(CheckpointError, match=r"doesn't fit this config.*down_proj.*64.*96"):
-        sft.train(recipe("sft", num_steps=4, **{"model.path": str(wider_model)}), run)
+        train(recipe("sft", num_steps=4, **{"model.path": str(wider_model)}), run)
     shutil.copy(wider_model / "config.json", run / "model/config.json")
     with pytest.raises(CheckpointError, match=r"doesn't fit this model.*down_proj.*64.*96"):
-        load_model(run, use_devices(recipe("sft")))
+        load_model(run, devices.start(read(recipe("sft")).devices))

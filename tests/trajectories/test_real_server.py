@@ -22,7 +22,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import REPOSITORY, call
+from conftest import REPOSITORY, call, train
 
 from configs import sft_tiny, trajectories_scenes
 from mirg_jax.data.examples import read_examples, to_line
@@ -139,8 +139,6 @@ def model(data, tmp_path_factory):
     assert len(rows) == 3 * LEARNED
     (folder / "train.jsonl").write_text("".join(map(to_line, rows)))
 
-    from mirg_jax.training import sft
-
     recipe = sft_tiny.get_config()
     recipe.cpu_devices = 0
     recipe.num_steps = 50
@@ -149,7 +147,7 @@ def model(data, tmp_path_factory):
     recipe.data.shapes.lengths = (384,)
     recipe.data.update(train_json=str(folder / "train.jsonl"), image_root=str(data))
     recipe.prompt.image_label = "Image-{n}:"  # as teachers get them
-    sft.train(recipe, folder / "run")
+    train(recipe, folder / "run")
     assert not (folder / "run/rejected.jsonl").exists()
 
     served = folder / "served"
