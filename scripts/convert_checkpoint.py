@@ -89,8 +89,8 @@ def main(_):
         _SOURCE.value, precision=Precision(jnp.float32, jnp.dtype(params))
     )
     export = _DIRECTION.value == "export"
-    run = run_folder.find_run(_SOURCE.value)
-    weights = run_folder.folder_of(run) / "params" if run else model.folder
+    saved = run_folder.find_run(_SOURCE.value)
+    weights = saved.folder / "params" if saved else model.folder
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     nbytes = count * jnp.dtype(_DTYPE.value if export else params).itemsize
 

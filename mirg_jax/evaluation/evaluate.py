@@ -47,11 +47,11 @@ def run(
             question = coordinates.question_in_pixels(rows[index], given)
             asked[index] = rows[index] | {"question": question}
     devices.start(settings.devices)
-    step = run_folder.find_run(checkpoint)
+    saved = run_folder.find_run(checkpoint)
     first = processes.is_first()
     what = {
         "model": str(checkpoint),
-        "step": step and step[1],
+        "step": saved and saved.step,
         "benchmark": benchmark,
         "coordinates": settings.evaluation.coordinates,
     }

@@ -100,7 +100,7 @@ def run_row(
         if row.start:
             recipe.init_from = str(folder / row.start)
         found = run_folder.find_run(workdir)
-        if found is None or found[1] < recipe.num_steps:
+        if found is None or found.step < recipe.num_steps:
             stage = "grpo" if "grpo" in recipe else "sft"
             train = {"sft": sft.train, "grpo": grpo.train}[stage]
             train(settings.read_for_training(recipe, stage), workdir)

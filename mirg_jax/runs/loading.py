@@ -29,6 +29,7 @@ from mirg_jax.models.layers import FLOAT32, Precision
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.runs import adapters, run_folder
+from mirg_jax.runs.run_folder import SavedStep
 from mirg_jax.weights import hf, orbax_files
 
 
@@ -56,8 +57,8 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
     Raises:
       CheckpointError: if it is neither a folder with a model nor a hub name that can be had.
     """
-    if run := run_folder.find_run(source):
-        return run[0] / "model"
+    if saved := run_folder.find_run(source):
+        return saved.model_folder
     path = pathlib.Path(source)
     if (path / "config.json").is_file():
         return path
@@ -85,13 +86,13 @@ def load_model(
     config = ModelConfig.from_folder(folder)
     graph, state = abstract(config, options)
     state = with_shardings(state, mesh)
-    run = run_folder.find_run(source)
-    if run is None:
+    saved = run_folder.find_run(source)
+    if saved is None:
         state = hf.load(folder, state, config)
-    elif adapters.read(run[0]):
-        state = _load_merged(run, mesh, options.precision)
+    elif adapters.read(saved.run):
+        state = _load_merged(saved, mesh, options.precision)
     else:
-        state = run_folder.restore_params(run_folder.folder_of(run), state)
+        state = run_folder.restore_params(saved.folder, state)
     return Model(config, graph, state, folder)
 
 
@@ -108,11 +109,11 @@ def open_model(
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
     graph, state = abstract(config, ModelOptions(precision))
-    run = run_folder.find_run(source)
-    if run and adapters.read(run[0]):
-        read = _merging_reader(run)
-    elif run:
-        checkpoint = run_folder.folder_of(run)
+    saved = run_folder.find_run(source)
+    if saved and adapters.read(saved.run):
+        read = _merging_reader(saved)
+    elif saved:
+        checkpoint = saved.folder
         with run_folder.reading(
             checkpoint, "model", "give the run's own model folder or another checkpoint"
         ):
@@ -131,21 +132,21 @@ def load_adapters(
     Raises:
       CheckpointError: if `source` is something else, or broken.
     """
-    run = run_folder.find_run(source)
-    record = run and adapters.read(run[0])
+    saved = run_folder.find_run(source)
+    record = saved and adapters.read(saved.run)
     if not record:
         raise CheckpointError(f"{source}: not a LoRA run with a checkpoint, so it has no adapters")
-    config = ModelConfig.from_folder(run[0] / "model")
+    config = ModelConfig.from_folder(saved.model_folder)
     _, shapes = lora.attach(*abstract(config), record.lora)
-    values = run_folder.restore_params(run_folder.folder_of(run), with_shardings(shapes, mesh))
+    values = run_folder.restore_params(saved.folder, with_shardings(shapes, mesh))
     return record, config, values
 
 
-def _merging_reader(run: tuple[pathlib.Path, int]) -> hf.Read:
+def _merging_reader(saved: SavedStep) -> hf.Read:
     """Reads a LoRA run's parameters as `_load_merged` makes them, part by part."""
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-    record, config, values = load_adapters(run_folder.folder_of(run), mesh)
-    with _base_of(run, record):
+    record, config, values = load_adapters(saved.folder, mesh)
+    with _base_of(saved, record):
         base, read_base = open_model(record.base)
         if base.config != config:
             raise CheckpointError(f"{record.base} is another model")
@@ -165,22 +166,22 @@ def _merging_reader(run: tuple[pathlib.Path, int]) -> hf.Read:
 
 
 @contextlib.contextmanager
-def _base_of(run: tuple[pathlib.Path, int], record: adapters.Record) -> Iterator[None]:
+def _base_of(saved: SavedStep, record: adapters.Record) -> Iterator[None]:
     """Says, of a base that can't be loaded, whose it is."""
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(
-            f"{run[0]}: the base of its adapters can't be loaded ({error}); put it back there, or "
-            f"name another place in {adapters.path_in(run[0])}"
+            f"{saved.run}: the base of its adapters can't be loaded ({error}); put it back there, "
+            f"or name another place in {adapters.path_in(saved.run)}"
         ) from None
 
 
-def _load_merged(run: tuple[pathlib.Path, int], mesh: jax.sharding.Mesh, precision: Precision):
+def _load_merged(saved: SavedStep, mesh: jax.sharding.Mesh, precision: Precision):
     """Base and adapters as one: the base in the dtype it was trained on, the sum in ours."""
-    record, config, values = load_adapters(run_folder.folder_of(run), mesh)
+    record, config, values = load_adapters(saved.folder, mesh)
     kept = precision._replace(params=jnp.dtype(record.param_dtype))
-    with _base_of(run, record):
+    with _base_of(saved, record):
         base = load_model(record.base, mesh, ModelOptions(kept))
         if base.config != config:
             raise CheckpointError(f"{record.base} is another model")

@@ -1,4 +1,4 @@
-"""What lies in a run's folder: which checkpoint is meant, and its arrays.
+"""What is in a run's folder: which checkpoint is meant, and its arrays.
 
 A run's folder holds `model/` (config.json, tokenizer), `checkpoints/STEP/` (Orbax: `params`,
 `train`, `data`) and its logs.
@@ -8,7 +8,7 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,8 +19,31 @@ from mirg_jax.errors import CheckpointError
 from mirg_jax.runs import metrics
 
 
-def find_run(source: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
-    """The run folder and step that `source` means, if it is a run or one of its checkpoints."""
+class SavedStep(NamedTuple):
+    """A checkpoint of a run: the run's folder, and the step that it was saved at."""
+
+    run: pathlib.Path
+    step: int
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return self.run / "checkpoints" / str(self.step)
+
+    @property
+    def model_folder(self) -> pathlib.Path:
+        """The run's folder with config.json and tokenizer."""
+        return self.run / "model"
+
+
+def find_run(source: str | pathlib.Path) -> SavedStep | None:
+    """Finds the checkpoint that `source` means; None if it is no run and none of its checkpoints.
+
+    Args:
+      source: a run's folder (its latest step is meant), RUN/checkpoints/STEP, or RUN/best.
+
+    Raises:
+      CheckpointError: for the best of a run that was never evaluated.
+    """
     path = pathlib.Path(source).absolute()
     if path.name == "best" and (path.parent / "checkpoints").is_dir():
         step = best_of(metrics.held_out(path.parent), steps(path.parent / "checkpoints"))
@@ -29,36 +52,31 @@ def find_run(source: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
                 f"{path.parent}: no checkpoint was evaluated in training, so none is the best; "
                 "name a step, or train with config.evaluation.every"
             )
-        return path.parent, step
+        return SavedStep(path.parent, step)
     if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
-        return path.parent.parent, int(path.name)
+        return SavedStep(path.parent.parent, int(path.name))
     if found := steps(path / "checkpoints"):
-        return path, max(found)
+        return SavedStep(path, max(found))
     return None
 
 
 def best_of(accuracies: Mapping[int, float], steps: Iterable[int]) -> int | None:
-    """Of these steps, the one with the highest accuracy, the latest of equals."""
+    """Picks the most accurate step, the latest of equals; None if none was evaluated."""
     return max(
         (s for s in steps if s in accuracies), key=lambda s: (accuracies[s], s), default=None
     )
 
 
-def folder_of(run: tuple[pathlib.Path, int]) -> pathlib.Path:
-    """The checkpoint's folder of what `find_run` finds."""
-    return run[0] / "checkpoints" / str(run[1])
-
-
 def exactly(source: str | pathlib.Path) -> str:
-    """What `source` means now, wherever and whenever it is read: a run's checkpoint, a folder."""
-    if run := find_run(source):
-        return str(folder_of(run))
+    """Names what `source` means now, wherever and whenever it is read: a checkpoint or a folder."""
+    if saved := find_run(source):
+        return str(saved.folder)
     path = pathlib.Path(source)
     return str(path.absolute() if path.exists() else source)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """The steps of which a whole checkpoint was written."""
+    """Lists the steps at which a whole checkpoint was written."""
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
@@ -118,7 +136,7 @@ def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
 
 @contextlib.contextmanager
 def reading(checkpoint: pathlib.Path, what: str, remedy: str):
-    """Says in a line why a checkpoint can't be restored: it doesn't fit, or it is damaged."""
+    """Turns errors inside into one line: the checkpoint doesn't fit, or it is damaged."""
     try:
         yield
     except _Misfit as error:
@@ -135,7 +153,7 @@ def reading(checkpoint: pathlib.Path, what: str, remedy: str):
 
 
 def reason(error: Exception) -> str:
-    """A few words for the pages of what Orbax and TensorStore say."""
+    """Shortens what Orbax and TensorStore say to a few words."""
     known = (
         "No space left on device|Disk quota exceeded|File too large|Read-only file system|"
         "Permission denied|Input/output error"

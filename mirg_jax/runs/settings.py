@@ -271,8 +271,8 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
 def of_model(source: str) -> ConfigDict:
     """The config that a run was trained with; the defaults for any other model."""
     config = defaults.inference()
-    if run := run_folder.find_run(source):
-        own = run[0] / "config.json"
+    if saved := run_folder.find_run(source):
+        own = saved.run / "config.json"
         if own.exists():
             config = ConfigDict(config.to_dict() | json.loads(own.read_text()))
     return config
