@@ -11,15 +11,16 @@ export XLA_FLAGS ?= --xla_cpu_collective_call_terminate_timeout_seconds=1200
 # What XLA has compiled once is not compiled again.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
 
-JAX_cpu = jax
-JAX_cuda12 = jax[cuda12]
-JAX_cuda13 = jax[cuda13]
-JAX_tpu = jax[tpu]
-ifndef JAX_$(ACCEL)
+# The project with jax for this machine; pyproject.toml has the names in brackets.
+PROJECT_cpu = .
+PROJECT_cuda12 = .[cuda12]
+PROJECT_cuda13 = .[cuda13]
+PROJECT_tpu = .[tpu]
+ifndef PROJECT_$(ACCEL)
 $(error ACCEL must be cpu, cuda12, cuda13 or tpu, not '$(ACCEL)')
 endif
 
-.PHONY: venv demo test test-slow benchmark plan lint format clean
+.PHONY: venv demo test test-slow benchmark plan docs lint format clean
 
 venv: .venv/.ready-$(ACCEL)
 
@@ -27,11 +28,11 @@ venv: .venv/.ready-$(ACCEL)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed; say PYTHON=python3.12, or where yours is"; exit 2; }
 	$(PYTHON) -m venv $(if $(filter-out $(ACCEL),$(MADE_FOR)),--clear) .venv
-	$(BIN)/pip install -q --disable-pip-version-check "$(JAX_$(ACCEL))" -e .
+	$(BIN)/pip install -q --disable-pip-version-check -e "$(PROJECT_$(ACCEL))"
 	@touch $@
 
 .venv/.ready-test: requirements-test.txt .venv/.ready-$(ACCEL)
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt -r requirements-test.txt
 	@touch $@
 
 # The main job: scenes, SFT, GRPO, evaluation, a table and a page of pictures in runs/demo.
@@ -67,6 +68,18 @@ plan: .venv-plan/.ready
 	.venv-plan/bin/pip install -q --disable-pip-version-check -r requirements-plan.txt -e .
 	@touch $@
 
+# The site of docs/ and of the docstrings, in runs/site; a link that leads nowhere is an error. In an
+# environment of its own, since it imports nothing of the project. While writing:
+# .venv-docs/bin/mkdocs serve. (The variable: no word from the theme about MkDocs 2.)
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.ready: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+# What can be said of the code without running it, a line a checker. `make format` mends what it can.
 lint: .venv/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,4 +89,4 @@ format: .venv/.ready-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-plan runs tests/.jax_cache
+	rm -rf .venv .venv-plan .venv-docs runs tests/.jax_cache

@@ -1,8 +1,10 @@
 """`make venv ACCEL=…`: which environment the targets use, and what switching does."""
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 from conftest import REPOSITORY
@@ -11,8 +13,10 @@ from conftest import REPOSITORY
 @pytest.fixture
 def plan(tmp_path):
     """What make would run, in a checkout whose .venv holds these stamps."""
-    for name in ("Makefile", "requirements.txt", "requirements-test.txt", "pyproject.toml"):
-        shutil.copy(REPOSITORY / name, tmp_path)
+    for path in ("Makefile", "pyproject.toml"):
+        shutil.copy(REPOSITORY / path, tmp_path)
+    for path in REPOSITORY.glob("requirements*.txt"):
+        shutil.copy(path, tmp_path)
 
     def plan(*words: str, made_for: tuple[str, ...] = ()) -> str:
         (tmp_path / ".venv").mkdir()
@@ -27,10 +31,10 @@ def plan(tmp_path):
     return plan
 
 
-@pytest.mark.parametrize(("accel", "jax"), [((), '"jax"'), (("ACCEL=tpu",), '"jax[tpu]"')])
-def test_a_fresh_environment(plan, accel, jax):
+@pytest.mark.parametrize(("accel", "project"), [((), '"."'), (("ACCEL=tpu",), '".[tpu]"')])
+def test_a_fresh_environment(plan, accel, project):
     lines = plan("venv", *accel)
-    assert f"{jax} -e ." in lines and "--clear" not in lines
+    assert f"-e {project}\n" in lines and "--clear" not in lines
 
 
 def test_targets_use_the_environment_that_is_there(plan):
@@ -41,7 +45,26 @@ def test_targets_use_the_environment_that_is_there(plan):
 
 def test_another_accelerator_makes_the_environment_anew(plan):
     lines = plan("test", "ACCEL=cuda13", made_for=("cuda12",))
-    assert "-m venv --clear .venv" in lines and '"jax[cuda13]" -e .' in lines
+    assert "-m venv --clear .venv" in lines and '-e ".[cuda13]"' in lines
+
+
+def test_every_accelerator_is_an_extra():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    extras = set(project["dynamic"]["optional-dependencies"])
+    named = re.findall(r"PROJECT_\w+ = \.\[(\w+)\]", (REPOSITORY / "Makefile").read_text())
+    assert set(named) == {"cuda12", "cuda13", "tpu"} <= extras
+
+
+def test_the_site_has_an_environment_of_its_own(plan):
+    lines = plan("docs", made_for=("cpu", "test")).splitlines()
+    assert "-m venv .venv-docs" in lines[0] and "-r requirements-docs.txt" in lines[1]
+    assert lines[-1].endswith(".venv-docs/bin/mkdocs build --strict")
+    assert not any(".venv/" in line for line in lines)
+
+
+def test_ci_tests_then_builds_the_site():
+    lines = (REPOSITORY / ".ci/run").read_text().splitlines()
+    assert lines[-2:] == ["make test", "make docs"]
 
 
 @pytest.mark.parametrize("words, end", [((), ""), (("MODEL=qwen2_5_vl",), "_qwen2_5_vl")])

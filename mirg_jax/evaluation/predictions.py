@@ -27,7 +27,8 @@ def write_results(
     Args:
       system: its name or path.
       chosen: the rows, by their numbers in the file.
-      rows, run: of these rows alone.
+      rows: the same rows themselves, and no others.
+      run: of these rows.
       more: for scores.json.
     """
     told = more | run.scores.to_json()

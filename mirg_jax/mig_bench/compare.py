@@ -51,7 +51,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
     """By task, and "all": what `after` hits that `before` missed, and the other way.
 
     Args:
-      before, after: as `read_scores` gives them.
+      before: scores as `read_scores` gives them.
+      after: the same of another run.
 
     Raises:
       DataError: they weren't scored alike, or not on the same rows.

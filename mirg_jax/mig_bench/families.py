@@ -327,7 +327,9 @@ def score(
     """Scores responses as the models of a family gave them.
 
     Args:
-      rows, responses, protocol: as `scoring.score` takes them.
+      rows: as `scoring.score` takes them.
+      responses: the same.
+      protocol: the same.
       image_root: folder of the rows' images, whose sizes count where the family's numbers are
         pixels.
       max_pixels: of an image as the model got it.

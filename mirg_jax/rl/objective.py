@@ -43,8 +43,9 @@ def reduce_tokens(
     Args:
       kind: "sequence", a mean over completions of the mean over their tokens (equation 5's 1/N);
         "token", over all tokens (DAPO); "constant", the sum over completions × L (Dr. GRPO).
-      sequences, tokens: completions and completion tokens of the whole step, so that shares of
-        several micro-batches add up to the step's mean.
+      sequences: completions of the whole step, so that shares of several micro-batches add up to
+        the step's mean.
+      tokens: completion tokens of the whole step.
     """
     values = jnp.where(mask, values, 0.0)
     if kind == "sequence":

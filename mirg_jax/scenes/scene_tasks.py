@@ -358,7 +358,9 @@ def write_dataset(
 
     Args:
       seed: of everything; other seeds give other scenes.
-      sft, rl, evaluation: how many questions.
+      sft: how many questions of `sft.json`.
+      rl: of `rl.json`.
+      evaluation: of `eval.json`.
     """
     folder = pathlib.Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)

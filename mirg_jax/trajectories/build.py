@@ -199,8 +199,7 @@ def batch(
 ) -> BatchResult:
     """A round of `build` by files for batch interfaces, in OUTPUT_DIR/batches; needs no key.
 
-    Args:
-      As `build`.
+    The arguments are those of `build`.
 
     Raises:
       UserError: as `build`, and for a teacher that has no batch interface.

@@ -80,8 +80,7 @@ class Plan:
           ask: `async (request) -> (Reply, dollars)`.
           outcome: is filled.
 
-        Raises:
-          What `ask` raises, but `GivenUp`.
+        It raises what `ask` raises, but `GivenUp`.
         """
         try:
             answer = prompts.answer_text(question)
@@ -205,8 +204,8 @@ class Run:
     ):
         """
         Args:
-          teachers, stages: by stage; the latter as in the config.
-          concurrency, retries, backoff, max_dollars: as in the config.
+          teachers: by stage.
+          stages: as in the config, like all that follow.
         """
         self._plan, self._teachers, self._journal = plan, teachers, journal
         self._asking = Asking(concurrency=concurrency, retries=retries, backoff=backoff)
