@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mirg_jax import sharding
 from mirg_jax.data import pipeline
 from mirg_jax.data.examples import Example, read_examples
-from mirg_jax.data.pipeline import RejectedLog
+from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.mig_bench import scoring
 from mirg_jax.models import lora
@@ -71,16 +71,8 @@ def start(
     Raises:
       UserError: for a setting, data set or checkpoint that can't be used.
     """
-    mesh = devices.start(settings.devices)
-    sampling_mesh = devices.sampling_mesh(settings.devices, mesh)
+    mesh, sampling_mesh = _start_devices(settings)
     share = sharding.data_share(mesh)
-    check_rows(
-        settings,
-        row_parts=sharding.row_parts(mesh),
-        sampling_parts=sharding.row_parts(sampling_mesh),
-        shares=share.count,
-        processes=jax.process_count(),
-    )
     evaluation = settings.evaluation
     benchmark = scoring.load_benchmark(evaluation.benchmark) if evaluation.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
@@ -99,17 +91,10 @@ def start(
     layout = state_shardings(params, optimizer, mesh)
     state = _first_state(params, optimizer, layout, settings.seed)
 
+    kept = [example for example in examples if keep(example)]
     image_root = settings.data.image_root
-    data = pipeline.batches(
-        [example for example in examples if keep(example)],
-        settings.preparer(tokenizer, with_response=with_response, image_root=image_root),
-        rejected,
-        batch_size=settings.batch_size // share.count,
-        seed=settings.seed,
-        share=share.index,
-        shares=share.count,
-        threads=settings.data.threads,
-    )
+    preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
+    data = _open_data(settings, kept, preparer, rejected, share)
     checkpoints = Checkpoints(workdir, settings.checkpoint)
     first_step = checkpoints.latest() or 0
     if first_step:
@@ -152,6 +137,44 @@ def trainable(
     where = sharding.parameter_shardings(shapes, mesh)
     params = jax.jit(lambda: lora.init(shapes, settings.seed), out_shardings=where)()
     return graph, params, model.params
+
+
+def _start_devices(settings: Settings) -> tuple[Mesh, Mesh]:
+    """The meshes of training and sampling, which can divide the run's rows.
+
+    Raises:
+      ConfigError: if they can't.
+    """
+    mesh = devices.start(settings.devices)
+    sampling_mesh = devices.sampling_mesh(settings.devices, mesh)
+    check_rows(
+        settings,
+        row_parts=sharding.row_parts(mesh),
+        sampling_parts=sharding.row_parts(sampling_mesh),
+        shares=sharding.data_share(mesh).count,
+        processes=jax.process_count(),
+    )
+    return mesh, sampling_mesh
+
+
+def _open_data(
+    settings: Settings,
+    examples: Sequence[Example],
+    preparer: Preparer,
+    rejected: RejectedLog,
+    share: sharding.Share,
+) -> grain.DatasetIterator:
+    """The batches that this process reads."""
+    return pipeline.batches(
+        examples,
+        preparer,
+        rejected,
+        batch_size=settings.batch_size // share.count,
+        seed=settings.seed,
+        share=share.index,
+        shares=share.count,
+        threads=settings.data.threads,
+    )
 
 
 def _first_state(
