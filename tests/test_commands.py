@@ -1,0 +1,85 @@
+"""Every command of README, docs and the binaries' own help is one that its binary takes."""
+
+import collections
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "scripts").glob("*.py")),
+    *sorted((REPOSITORY / "configs").glob("*.py")),
+]
+ENDS = ("&&", ";", "|", ">", "&", "2>&1")
+
+# Imports a binary once and lets it parse each command in a process of its own.
+PARSE = """
+import importlib.util, json, os, sys
+from mirg_jax import cli
+spec = importlib.util.spec_from_file_location("binary", sys.argv[1])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+sys.argv = sys.argv[1:2]
+for arguments in json.load(sys.stdin):
+    sys.stderr.flush()
+    if os.fork() == 0:
+        try:
+            cli._parse_flags([sys.argv[0], *arguments])
+            os._exit(0)
+        except SystemExit:
+            sys.stderr.flush()
+            os._exit(2)
+    if os.wait()[1]:
+        print(" ".join(arguments))
+"""
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """Arguments of every command in the pages, by the binary's name."""
+    found = collections.defaultdict(list)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\\\n", "\\\n")
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            match = re.match(r"\s*(?:\w+=\S+ )*[\w./ =-]*\bpython3? scripts/(\w+)\.py( .*|$)", line)
+            if not match or "`" in line:
+                continue
+            words = shlex.split(match[2].replace("…", ""))
+            end = next((i for i, word in enumerate(words) if word in ENDS), len(words))
+            found[match[1]].append(words[:end])
+    return found
+
+
+COMMANDS = commands()
+
+
+def test_there_are_commands_of_every_binary():
+    binaries = {path.stem for path in (REPOSITORY / "scripts").glob("*.py")}
+    assert binaries == set(COMMANDS)
+    assert sum(map(len, COMMANDS.values())) > 30
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_commands_are_taken_by_their_binary(name):
+    script = REPOSITORY / "scripts" / f"{name}.py"
+    result = subprocess.run(
+        [sys.executable, "-c", PARSE, str(script)],
+        input=json.dumps(COMMANDS[name]),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and not result.stdout, (result.stdout, result.stderr[-2000:])
+
+
+def test_make_has_every_target_that_is_named():
+    text = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", text, re.MULTILINE))
+    for page in PAGES[:2] + sorted((REPOSITORY / "docs").glob("*.md")):
+        for target in re.findall(r"^\s*make ([a-z][\w-]*)", page.read_text(), re.MULTILINE):
+            assert target in targets, f"{page.name}: make {target}"
