@@ -17,7 +17,7 @@ _MOST_POINTS = 500
 _COLOURS = ("#1f77b4", "#e0700a", "#1a9a6c", "#8a5cc4", "#c83c78", "#8c6d31")
 _WIDTH, _HEIGHT = 340, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 332, 10, 160  # of the axes
-_THIN = 'stroke-width="0.8" stroke-opacity="0.45"'
+_THIN = 'stroke-width="1" stroke-opacity="0.5"'
 _THICK = 'stroke-width="2.2" stroke-linejoin="round"'
 _ALONE = 'stroke-width="1.5"'  # of a line too short to be smoothed
 _KEY = "thick: centred moving average; thin: each value"
@@ -114,8 +114,8 @@ def chart(title: str, lines: Mapping[str, Points]) -> str:
             stroke = _THICK if curve.window > 1 else _ALONE
             shapes.append(_polyline(curve.smoothed, low, high, colour, stroke))
         shapes += [
-            f'<text x="{_LEFT - 4}" y="{_TOP + 8}" text-anchor="end">{high[1]:.3g}</text>',
-            f'<text x="{_LEFT - 4}" y="{_BOTTOM}" text-anchor="end">{low[1]:.3g}</text>',
+            f'<text x="{_LEFT - 4}" y="{_TOP + 8}" text-anchor="end">{_tick(high[1])}</text>',
+            f'<text x="{_LEFT - 4}" y="{_BOTTOM}" text-anchor="end">{_tick(low[1])}</text>',
             f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{low[0]:g}</text>',
             f'<text x="{_RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{high[0]:g}</text>',
         ]
@@ -167,6 +167,12 @@ class _Curve:
         self.smoothed = averaged[np.isfinite(averaged[:, 1])]
 
 
+def _tick(value: float) -> str:
+    """A value as short as the room beside the axis."""
+    text = f"{value:.3g}"
+    return text if len(text) <= 7 else f"{value:.1e}"
+
+
 def _colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
@@ -177,5 +183,5 @@ def _last(name: str, curve: _Curve) -> str:
         step, value = curve.values[-1]
         text += f": {value:.4g} at {step:g}"
     if curve.window > 1:
-        text += f", smoothed over {curve.window} points {curve.smoothed[-1][1]:.4g}"
+        text += f"; smoothed over {curve.window} points: {curve.smoothed[-1][1]:.4g}"
     return text + (f" ({curve.missing} values not finite)" if curve.missing else "")

@@ -29,6 +29,11 @@ def test_points_are_drawn_in_proportion():
     assert all(f">{end}</text>" in text for end in ("3", "1", "0", "30"))
 
 
+def test_the_ends_of_an_axis_are_short():
+    text = chart("loss", {"a": [(0, -0.000677123), (1, 123456.7)]})
+    assert re.findall(r'text-anchor="end">([^<]*)</text>', text) == ["1.2e+05", "-6.8e-04", "1"]
+
+
 def test_runs_share_axes():
     one, two = lines(chart("loss", {"a": [(0, 0.0), (10, 4.0)], "b": [(5, 2.0), (20, 2.0)]}))
     (left, low), (_, high) = one
@@ -92,11 +97,10 @@ def test_the_average_is_drawn_thick_over_the_pale_values():
         for name in ("width", "opacity")
     )
     thin, thick, alone = map(float, widths)
-    assert thin < alone < thick and len(opacities) == 1 and float(opacities[0]) < 0.5
+    assert thin < alone < thick and len(opacities) == 1 and float(opacities[0]) <= 0.5
     last = math.fsum(value for _, value in points[-10:]) / 10
-    assert (
-        f"long: {points[-1][1]:.4g} at 199, smoothed over 19 points {last:.4g} (10 values" in text
-    )
+    told = f"long: {points[-1][1]:.4g} at 199; smoothed over 19 points: {last:.4g} (10 values"
+    assert told in text
     assert "thick: centred moving average; thin: each value" in text
 
 
