@@ -119,7 +119,7 @@ def write(
     numbers = {image: number for number, image in enumerate(images)}
     views = [view for view in views if view.cards]
     chosen = gallery(views[0]) if views else []
-    # The gallery's pictures come before the script, which so can show them at once.
+    # The gallery's pictures come before the script, so that it can show them at once.
     early = {
         numbers[str(card.root), path]
         for card in (views[0].cards[number] for number in chosen)
@@ -228,7 +228,7 @@ def _hash(text: str) -> str:
 
 
 def _picture(number: int, thumbnail: thumbnails.Thumbnail) -> str:
-    """A picture as an element that runs and shows nothing; the script reads it."""
+    """A picture's data as an element that the script reads; empty if there is no picture."""
     if not thumbnail.data:
         return ""
     return f'<script type="text/plain" id="picture-{number}">{thumbnail.data}</script>\n'
@@ -237,7 +237,7 @@ def _picture(number: int, thumbnail: thumbnails.Thumbnail) -> str:
 def _tile(view: View, number: int) -> dict[str, Any]:
     """An example of the gallery: which it is, and what is said of it there."""
     card = view.cards[number]
-    (subject,) = card.facets[view.spread[0]]
+    subject = card.facets[view.spread[0]][0]
     return {"card": number, "subject": subject, "badge": card.badge, "drawn": card.drawn}
 
 
