@@ -89,7 +89,9 @@ function thumbnail(picture, number, truth, answer) {
   const draw = ([image, ...box], kind) => {
     if (image === number) svg.append(make("rect", { class: kind, ...sides(box) }));
   };
-  for (const [object, ...box] of answer?.places ?? []) draw(box, `thought c${object % COLOURS}`);
+  for (const [object, ...box] of answer?.places ?? []) {
+    if (`${box}` !== `${answer.box}`) draw(box, `thought c${object % COLOURS}`);
+  }
   if (answer?.box) draw(answer.box, "answer");
   for (const box of truth) draw(box, "truth");
   return svg;
