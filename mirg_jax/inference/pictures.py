@@ -75,14 +75,20 @@ def draw_side_by_side(
     return sheet
 
 
-def draw_boxes(image: Image.Image, drawings: Sequence[Drawing]) -> Image.Image:
+def draw_boxes(
+    image: Image.Image, drawings: Sequence[Drawing], *, scale: float | None = None
+) -> Image.Image:
     """A copy of an image with boxes drawn in, each with its caption on a plate of its colour.
 
     The font is the one inside Pillow, which has the letters of English.
+
+    Args:
+      scale: of lines and letters, 1 for 3 and 20 pixels; by default it follows the image's size.
     """
     canvas = image.convert("RGB")  # always a copy
     draw = ImageDraw.Draw(canvas)
-    scale = min(max(max(canvas.size) / 1000, 0.5), 4)
+    if scale is None:
+        scale = min(max(max(canvas.size) / 1000, 0.5), 4)
     line, margin = max(2, round(3 * scale)), max(2, round(4 * scale))
     font = ImageFont.load_default(size=max(12, round(20 * scale)))
     for drawing in drawings:

@@ -1,4 +1,4 @@
-"""Examples in one HTML page that can be looked through: chosen, sorted, opened, with their boxes.
+"""Examples in one HTML page: a gallery first, then all of them to choose, sort, open and look at.
 
 The page stands alone: pictures are inside it, nothing is loaded from elsewhere. All that it shows
 comes from models and data files. So examples travel as JSON, and its script puts them on the
@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import importlib.resources
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from mirg_jax.grounding.grammar import GroundedObject
 from mirg_jax.report import spans, thumbnails
 
 Fractions = tuple[float, float, float, float]
+
+_GALLERY = 12  # examples
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Card:
       truth: the true boxes with their images, from 1.
       facets: by facet of the view, what holds of this example.
       numbers: by order of the view, where this example comes.
+      badge: its result in a few words, for the gallery.
+      drawn: which answer's box the gallery draws.
     """
 
     title: str
@@ -67,6 +72,8 @@ class Card:
     answers: Sequence[Answer]
     facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    badge: str = ""
+    drawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class View:
       facets: by what they can be chosen, each with its values in order.
       orders: by what they can be sorted; the first as they come.
       differences: whether they can be sorted by one order less another, too.
+      spread: the two facets that a gallery covers: what examples are of, and their result.
     """
 
     name: str
@@ -84,6 +92,7 @@ class View:
     facets: Mapping[str, Sequence[str]]
     orders: Sequence[str] = ()
     differences: bool = False
+    spread: tuple[str, str] | None = None
 
 
 def write(
@@ -96,9 +105,11 @@ def write(
 ) -> None:
     """Writes the page; it takes its name once it is whole.
 
+    The page begins with a gallery of the first view that has examples.
+
     Args:
       path: its folder is made.
-      sections: heading and HTML of what stands before the examples.
+      sections: heading and HTML of what stands between the gallery and all examples.
       pictures: False: boxes are drawn on blank frames, and no image is read.
     """
     images = list(
@@ -106,13 +117,22 @@ def write(
     )
     made = thumbnails.make(images) if pictures else [thumbnails.BLANK] * len(images)
     numbers = {image: number for number, image in enumerate(images)}
+    views = [view for view in views if view.cards]
+    chosen = gallery(views[0]) if views else []
+    # The gallery's pictures come before the script, so that it can show them at once.
+    early = {
+        numbers[str(card.root), path]
+        for card in (views[0].cards[number] for number in chosen)
+        for path in card.images
+    }
     data = {
         "tokens": spans.TOKENS,
         "pictures": [
             {"path": name, "width": made.width, "height": made.height, "problem": made.problem}
             for (_, name), made in zip(images, made, strict=True)
         ],
-        "views": [_view(view, numbers) for view in views if view.cards],
+        "views": [_view(view, numbers) for view in views],
+        "gallery": [_tile(views[0], number) for number in chosen],
     }
     assets = importlib.resources.files(__package__)
     style, script = (assets.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
@@ -130,6 +150,7 @@ def write(
             f'<section><h2 id="section-{number}">{html.escape(heading)}</h2>\n{body}</section>\n'
             for number, (heading, body) in enumerate(sections)
         ),
+        gallery="".join(_picture(number, made[number]) for number in sorted(early)),
         # A "<" could end the element. JSON has it in texts only, where this means the same.
         data=json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
             "<", "\\u003c"
@@ -142,12 +163,41 @@ def write(
         head, tail = page.rsplit("<!-- pictures -->", 1)
         file.write(head)
         for number, thumbnail in enumerate(made):
-            if thumbnail.data:
-                file.write(
-                    f'<script type="text/plain" id="picture-{number}">{thumbnail.data}</script>\n'
-                )
+            if number not in early:
+                file.write(_picture(number, thumbnail))
         file.write(tail)
     part.replace(path)
+
+
+def gallery(view: View, most: int = _GALLERY) -> list[int]:
+    """Numbers of at most `most` of a view's cards, spread over its two facets of `spread`.
+
+    Subjects (the first facet's values) take turns, and each subject's turns go to its results (the
+    second's values) one after another, beginning with the first result for every other subject.
+    Within a subject and result, the first cards are taken. The cards are ordered by subject, result
+    and number.
+    """
+    if view.spread is None:
+        return []
+    subjects, results = (list(view.facets[name]) for name in view.spread)
+    places = []
+    for number, card in enumerate(view.cards):
+        subject, result = (card.facets[name][0] for name in view.spread)
+        places.append((subjects.index(subject), results.index(result), number))
+    places.sort()
+    waiting = [
+        [list(group) for _, group in itertools.groupby(of_subject, key=lambda place: place[1])]
+        for _, of_subject in itertools.groupby(places, key=lambda place: place[0])
+    ]
+    chosen: list[tuple[int, int, int]] = []
+    turn = 0
+    while len(chosen) < min(most, len(places)):
+        for number, groups in enumerate(waiting):
+            groups[:] = [group for group in groups if group]
+            if groups and len(chosen) < most:
+                chosen.append(groups[(turn + number) % len(groups)].pop(0))
+        turn += 1
+    return [number for _, _, number in sorted(chosen)]
 
 
 def table(cells: Sequence[Sequence[Any]]) -> str:
@@ -177,12 +227,27 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _picture(number: int, thumbnail: thumbnails.Thumbnail) -> str:
+    """A picture's data as an element that the script reads; empty if there is no picture."""
+    if not thumbnail.data:
+        return ""
+    return f'<script type="text/plain" id="picture-{number}">{thumbnail.data}</script>\n'
+
+
+def _tile(view: View, number: int) -> dict[str, Any]:
+    """An example of the gallery: which it is, and what is said of it there."""
+    card = view.cards[number]
+    subject = card.facets[view.spread[0]][0]
+    return {"card": number, "subject": subject, "badge": card.badge, "drawn": card.drawn}
+
+
 def _view(view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     return {
         "name": view.name,
         "facets": [[name, list(values)] for name, values in view.facets.items()],
         "orders": list(view.orders),
         "differences": view.differences,
+        "spread": view.spread,
         "cards": [_card(card, view, pictures) for card in view.cards],
     }
 

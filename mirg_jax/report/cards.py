@@ -35,7 +35,7 @@ def benchmark(
     by_row = {name: {row.index: row for row in run.scores.rows} for name, run in runs.items()}
     scored = sorted(set.intersection(*map(set, by_row.values()))) if runs else []
     several = len(runs) > 1
-    cards = []
+    cards, last = [], next(reversed(runs), "")
     for index in scored:
         row = rows[index]
         results = {name: by_row[name][index] for name in runs}
@@ -61,6 +61,8 @@ def benchmark(
                 | {"Hits": (_RUNS[1 if len(hits) > 1 else 0 if True in hits else 2],)},
                 numbers={"row": index}
                 | {_order(name, several): result.iou for name, result in results.items()},
+                badge=_badge(said[last], results[last]),
+                drawn=len(runs) - 1,
             )
         )
     facets = {"Task": task_titles([rows[index]["task"] for index in scored])}
@@ -68,7 +70,12 @@ def benchmark(
     if several:
         facets["Hits"] = _RUNS
     orders = ["row", *(_order(name, several) for name in runs)]
-    return View("Examples", cards, facets, orders, differences=several)
+    spread = "Task", _facet(last, several)
+    return View("Examples", cards, facets, orders, differences=several, spread=spread)
+
+
+def _badge(said: Sequence[str], result: scoring.RowScore) -> str:
+    return ", ".join([said[0], f"IoU {result.iou:.2f}", *said[1:]])
 
 
 def _facet(run: str, several: bool) -> str:
@@ -138,7 +145,8 @@ def groups(workdirs: Mapping[str, str | pathlib.Path]) -> View:
     facets = {"Run": list(workdirs)} if several else {}
     named = [card.facets["Task"][0] for card in cards]
     facets |= {"Task": list(dict.fromkeys(named)), "Rewards": _REWARDS}
-    return View("GRPO groups", cards, facets, ["step", "mean reward", "spread of rewards"])
+    orders = ["step", "mean reward", "spread of rewards"]
+    return View("GRPO groups", cards, facets, orders, spread=("Task", "Rewards"))
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -180,6 +188,7 @@ def _group(run: str, root: str, step: int, group: dict[str, Any]) -> Card:
             "mean reward": math.fsum(rewards) / len(rewards),
             "spread of rewards": spread,
         },
+        badge=f"rewards {rewards[-1]:.2f} to {rewards[0]:.2f}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Training curves as charts that a page or a notebook can hold."""
+"""Training curves as charts that a page or a notebook can hold, each smoothed over its raw line."""
 
 import html
 import math
@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from mirg_jax.errors import DataError
 from mirg_jax.runs import metrics
@@ -14,6 +15,12 @@ Points = Sequence[tuple[float, float]]  # (step, value)
 
 _MOST_POINTS = 500
 _COLOURS = ("#1f77b4", "#e0700a", "#1a9a6c", "#8a5cc4", "#c83c78", "#8c6d31")
+_WIDTH, _HEIGHT = 340, 180
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 332, 10, 160  # of the axes
+_THIN = 'stroke-width="1" stroke-opacity="0.5"'
+_THICK = 'stroke-width="2.2" stroke-linejoin="round"'
+_ALONE = 'stroke-width="1.5"'  # of a line too short to be smoothed
+_KEY = "thick: centred moving average; thin: each value"
 _SHOWN = (
     "loss",
     "reward",
@@ -56,59 +63,125 @@ def training_curves(
     return charts
 
 
+def smooth(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
+    """Centred moving average: the mean of each value and its window // 2 neighbours on each side.
+
+    Only the finite values within the window are averaged: fewer at both ends and around gaps. It is
+    NaN where there are none.
+
+    Args:
+      window: number of values, odd. It may be larger than the number of all values.
+    """
+    if not len(values):
+        return values
+    finite = np.isfinite(values)
+    scale = (
+        np.abs(values[finite]).max(initial=0.0) or 1.0
+    )  # so that sums of large values are finite
+    half, ones = window // 2, np.ones(window)
+    sums, counts = (
+        np.convolve(each, ones)[half : half + len(values)]
+        for each in (np.where(finite, values, 0.0) / scale, finite)
+    )
+    return np.where(counts > 0, sums / np.maximum(counts, 1) * scale, np.nan)
+
+
+def smoothing_window(count: int) -> int:
+    """The window for a line of so many points: about a tenth of them, at most 101, odd.
+
+    It is 1, no smoothing, for fewer than 20 points.
+    """
+    return 2 * min(count // 20, 50) + 1
+
+
 def chart(title: str, lines: Mapping[str, Points]) -> str:
     """A line chart as HTML, with the ends of both axes, and each line's last value as text.
 
-    Styled by attributes, not by a page. Values that are not finite are counted, not drawn.
+    A line of 20 points or more is drawn twice: its values thin and pale, and over them, thick,
+    their moving average. Styled by attributes, not by a page. Values that are not finite are
+    counted, not drawn.
     """
-    width, height, left, bottom, top, right = 340, 180, 52, 160, 10, 332
-    finite = {
-        name: np.array(
-            [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)], np.float64
-        ).reshape(-1, 2)
-        for name, points in lines.items()
-    }
-    shapes = [f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#888"/>']
-    if any(map(len, finite.values())):
-        every = np.concatenate(list(finite.values()))
-        # Halved, since the span of two large numbers may be none.
+    curves = {name: _Curve(points) for name, points in lines.items()}
+    shapes = [f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" fill="none" stroke="#888"/>']
+    drawn = [(_colour(i), curve) for i, curve in enumerate(curves.values()) if len(curve.values)]
+    if drawn:
+        every = np.concatenate([curve.values for _, curve in drawn])
         low, high = every.min(axis=0), every.max(axis=0)
-        span = np.where(high > low, high / 2 - low / 2, 1.0)
-        for number, points in enumerate(finite.values()):
-            points = points[:: max(1, math.ceil(len(points) / _MOST_POINTS))]
-            across, up = ((points / 2 - low / 2) / span).T
-            drawn = " ".join(
-                f"{left + x * (right - left):.1f},{bottom - y * (bottom - top):.1f}"
-                for x, y in zip(across, up, strict=True)
-            )
-            if drawn:
-                shapes.append(
-                    f'<polyline points="{drawn}" fill="none" stroke="{_colour(number)}" '
-                    'stroke-width="1.5"/>'
-                )
+        for colour, curve in drawn:
+            if curve.window > 1:
+                shapes.append(_polyline(curve.values, low, high, colour, _THIN))
+        for colour, curve in drawn:  # over all thin lines
+            stroke = _THICK if curve.window > 1 else _ALONE
+            shapes.append(_polyline(curve.smoothed, low, high, colour, stroke))
         shapes += [
-            f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{high[1]:.3g}</text>',
-            f'<text x="{left - 4}" y="{bottom}" text-anchor="end">{low[1]:.3g}</text>',
-            f'<text x="{left}" y="{height - 6}">{low[0]:g}</text>',
-            f'<text x="{right}" y="{height - 6}" text-anchor="end">{high[0]:g}</text>',
+            f'<text x="{_LEFT - 4}" y="{_TOP + 8}" text-anchor="end">{_tick(high[1])}</text>',
+            f'<text x="{_LEFT - 4}" y="{_BOTTOM}" text-anchor="end">{_tick(low[1])}</text>',
+            f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{low[0]:g}</text>',
+            f'<text x="{_RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{high[0]:g}</text>',
         ]
     legend = "".join(
         f'<br><svg width="9" height="9"><rect width="9" height="9" fill="{_colour(number)}"/>'
-        f"</svg> {html.escape(_last(name, points, finite[name]))}"
-        for number, (name, points) in enumerate(lines.items())
+        f"</svg> {html.escape(_last(name, curve))}"
+        for number, (name, curve) in enumerate(curves.items())
     )
+    if any(curve.window > 1 for curve in curves.values()):
+        legend += f"<br>{_KEY}"
     return (
-        f'<figure><svg role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" font-size="11" fill="#888">{"".join(shapes)}</svg>'
+        f'<figure><svg role="img" aria-label="{html.escape(title)}" '
+        f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" font-size="11" '
+        f'fill="#888">{"".join(shapes)}</svg>'
         f"<figcaption><b>{html.escape(title)}</b>{legend}</figcaption></figure>"
     )
+
+
+def _polyline(
+    points: Float[np.ndarray, "n 2"],
+    low: Float[np.ndarray, "2"],
+    high: Float[np.ndarray, "2"],
+    colour: str,
+    stroke: str,
+) -> str:
+    """Points as a line in a chart whose axes run from `low` to `high`; very many are thinned."""
+    points = points[:: max(1, math.ceil(len(points) / _MOST_POINTS))]
+    # Halved, since the span of two large numbers may not be finite.
+    span = np.where(high > low, high / 2 - low / 2, 1.0)
+    across, up = ((points / 2 - low / 2) / span).T
+    corners = " ".join(
+        f"{_LEFT + x * (_RIGHT - _LEFT):.1f},{_BOTTOM - y * (_BOTTOM - _TOP):.1f}"
+        for x, y in zip(across, up, strict=True)
+    )
+    return f'<polyline points="{corners}" fill="none" stroke="{colour}" {stroke}/>'
+
+
+class _Curve:
+    """A line's finite points, and its smoothed ones, with how many points each is the mean of."""
+
+    def __init__(self, points: Points):
+        placed = np.array([(x, y) for x, y in points if math.isfinite(x)], np.float64)
+        placed = placed.reshape(-1, 2)
+        finite = np.isfinite(placed[:, 1])
+        self.values = placed[finite]
+        self.missing = len(points) - len(self.values)
+        self.window = smoothing_window(len(self.values))
+        averaged = np.column_stack([placed[:, 0], smooth(placed[:, 1], self.window)])
+        self.smoothed = averaged[np.isfinite(averaged[:, 1])]
+
+
+def _tick(value: float) -> str:
+    """A value as short as the room beside the axis."""
+    text = f"{value:.3g}"
+    return text if len(text) <= 7 else f"{value:.1e}"
 
 
 def _colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
-def _last(name: str, points: Points, finite: np.ndarray) -> str:
-    text = f"{name}: {finite[-1][1]:.4g} at {finite[-1][0]:g}" if len(finite) else name
-    missing = len(points) - len(finite)
-    return text + (f" ({missing} values not finite)" if missing else "")
+def _last(name: str, curve: _Curve) -> str:
+    text = name
+    if len(curve.values):
+        step, value = curve.values[-1]
+        text += f": {value:.4g} at {step:g}"
+    if curve.window > 1:
+        text += f"; smoothed over {curve.window} points: {curve.smoothed[-1][1]:.4g}"
+    return text + (f" ({curve.missing} values not finite)" if curve.missing else "")

@@ -10,10 +10,13 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const list = document.getElementById("list");
 const form = document.getElementById("choice");
 const dialog = document.getElementById("example");
+const tiles = document.getElementById("tiles");
+const featured = data.gallery.map(({ card }) => data.views[0].cards[card]);
 
 let view; // what is looked through
 let shown = []; // its cards that were chosen, in order
 let at = 0; // which of those is the current one
+let opened = { cards: [], at: 0 }; // what the dialog goes through, and where it is
 let answerAt = 0; // which answer's boxes are drawn
 let withTokens = false;
 
@@ -28,7 +31,70 @@ function make(tag, attributes = {}, ...children) {
 }
 
 function plain(pieces) {
-  return pieces.map(piece => (typeof piece === "string" ? piece : piece[1])).join(" ");
+  const words = pieces.map(piece => (typeof piece === "string" ? piece : piece[1])).join(" ");
+  return words.replace(/\s+/g, " ").replace(/ (?=[.,;:?!])/g, "");
+}
+
+function current() {
+  return opened.cards[opened.at];
+}
+
+// The gallery -------------------------------------------------------------------------------------
+
+function drawGallery() {
+  const { cards, spread } = data.views[0];
+  tiles.replaceChildren(...data.gallery.map((chosen, i) => make("li", {}, tile(chosen, i))));
+  const answers = data.gallery.map(({ drawn }, i) => featured[i].answers[drawn]);
+  const names = new Set(answers.map(answer => answer?.name));
+  const whose = names.size === 1 && cards[0].answers.length > 1 ? ` of ${[...names]}` : "";
+  const covered = spread.map(facet => facet.toLowerCase()).join(" and ");
+  const legend = [make("span", { class: "truth" }, "true box")];
+  if (answers.some(answer => answer?.box)) {
+    legend.push(make("span", { class: "answer" }, `answer${whose}`));
+  }
+  if (answers.some(answer => answer?.places?.length)) {
+    legend.push(make("span", { class: "thought" }, "objects of its text"));
+  }
+  document.getElementById("chosen").append(
+    ...legend,
+    make("i", {}, `${featured.length} of ${cards.length} examples, picked across ${covered}, not in proportion`),
+  );
+  document.getElementById("gallery").hidden = false;
+}
+
+function tile({ subject, badge, drawn }, place) {
+  const card = featured[place];
+  const answer = card.answers[drawn];
+  const sign = { good: "✓ ", bad: "✗ " }[answer && result(answer)] ?? "";
+  const pictures = make("span", { class: "pictures", "aria-hidden": "true" });
+  const columns = card.images.length > 3 ? Math.ceil(card.images.length / 2) : card.images.length;
+  pictures.style.setProperty("--columns", columns);
+  pictures.append(...card.images.map((picture, i) => thumbnail(picture, i + 1, card.truth, answer)));
+  const button = make(
+    "button",
+    { type: "button", class: "tile", title: card.title },
+    pictures,
+    make("span", { class: "subject" }, subject),
+    make("span", { class: `badge ${answer ? result(answer) : ""}` }, sign + badge),
+    make("span", { class: "question" }, plain(card.question).slice(0, 300)),
+  );
+  button.onclick = () => show(place, featured);
+  return button;
+}
+
+function thumbnail(picture, number, truth, answer) {
+  const { width, height, problem } = data.pictures[picture];
+  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, class: problem ? "unread" : "" });
+  svg.append(make("rect", { class: "frame", width: "100%", height: "100%" }), ...pixels(picture));
+  const draw = ([image, ...box], kind) => {
+    if (image === number) svg.append(make("rect", { class: kind, ...sides(box) }));
+  };
+  for (const [object, ...box] of answer?.places ?? []) {
+    if (`${box}` !== `${answer.box}`) draw(box, `thought c${object % COLOURS}`);
+  }
+  if (answer?.box) draw(answer.box, "answer");
+  for (const box of truth) draw(box, "truth");
+  return svg;
 }
 
 // Choosing ----------------------------------------------------------------------------------------
@@ -154,12 +220,17 @@ function focusRow() {
 }
 
 function move(step) {
-  const next = Math.min(Math.max(at + step, 0), shown.length - 1);
-  if (next < 0) return;
   if (dialog.open) {
-    if (next !== at) show(next);
+    if (opened.cards[opened.at + step]) show(opened.at + step, opened.cards);
     return;
   }
+  const tile = document.activeElement.closest("#tiles li");
+  if (tile) {
+    tiles.children[[...tiles.children].indexOf(tile) + step]?.firstChild.focus();
+    return;
+  }
+  const next = Math.min(Math.max(at + step, 0), shown.length - 1);
+  if (next < 0) return;
   if (list.contains(document.activeElement)) {
     const turned = Math.floor(next / PAGE) !== Math.floor(at / PAGE);
     at = next;
@@ -170,10 +241,11 @@ function move(step) {
 
 // An example --------------------------------------------------------------------------------------
 
-function show(place) {
-  at = place;
-  answerAt = 0;
-  const card = shown[at];
+function show(place, cards = shown) {
+  opened = { cards, at: place };
+  if (cards === shown) at = place;
+  answerAt = cards === featured ? data.gallery[place].drawn : 0;
+  const card = current();
   const button = (label, text, action) => {
     const made = make("button", { type: "button", "aria-label": label, title: label }, text);
     made.onclick = action;
@@ -192,7 +264,7 @@ function show(place) {
       "header",
       {},
       title,
-      make("span", { class: "place" }, `${at + 1} of ${shown.length}`),
+      make("span", { class: "place" }, `${place + 1} of ${cards.length}`),
       button("Example before (k)", "‹", () => move(-1)),
       button("Next example (j)", "›", () => move(1)),
       button("Close (Escape)", "✕", () => dialog.close()),
@@ -223,16 +295,27 @@ function figure(picture, i) {
   const { path, width, height, problem } = data.pictures[picture];
   const svg = make("svg", { role: "group", "aria-label": `Image-${i + 1} with boxes` });
   svg.style.setProperty("--ratio", width / height);
-  const held = document.getElementById(`picture-${picture}`); // later in the file than this script
-  if (held) {
-    const href = `data:image/webp;base64,${held.textContent}`;
-    const fit = { width: "100%", height: "100%", preserveAspectRatio: "none" };
-    const small = Math.max(width, height) <= SMALL ? "small" : "";
-    svg.append(make("image", { href, class: small, ...fit }));
-  }
+  svg.append(...pixels(picture));
   const caption = make("figcaption", { title: path }, make("b", {}, `Image-${i + 1}`), ` ${path}`);
   const reason = problem ? [make("p", { class: "problem" }, problem)] : [];
   return make("figure", {}, svg, caption, ...reason);
+}
+
+function pixels(picture) {
+  const { width, height } = data.pictures[picture];
+  const held = document.getElementById(`picture-${picture}`); // most come later than this script
+  if (!held) return [];
+  const href = `data:image/webp;base64,${held.textContent}`;
+  const fit = { width: "100%", height: "100%", preserveAspectRatio: "none" };
+  return [make("image", { href, class: Math.max(width, height) <= SMALL ? "small" : "", ...fit })];
+}
+
+function share(value) {
+  return `${100 * value}%`;
+}
+
+function sides([x, y, width, height]) {
+  return { x: share(x), y: share(y), width: share(width), height: share(height) };
 }
 
 function said(answer, i) {
@@ -269,14 +352,13 @@ function coloured(pieces, prefix = "") {
 
 function drawBoxes(chosen = answerAt) {
   answerAt = chosen;
-  const card = shown[at];
+  const card = current();
   const pictures = [...dialog.querySelectorAll("svg")];
   for (const svg of pictures) svg.querySelectorAll("rect, text").forEach(old => old.remove());
   const draw = ([image, x, y, width, height], kind, label, object) => {
     const svg = pictures[image - 1];
     if (!svg) return;
-    const share = value => `${100 * value}%`;
-    const place = { x: share(x), y: share(y), width: share(width), height: share(height) };
+    const place = sides([x, y, width, height]);
     const rect = make("rect", { class: kind, role: "img", "aria-label": label, ...place });
     if (object !== undefined) {
       rect.dataset.object = object;
@@ -332,6 +414,10 @@ function light(event) {
 dialog.addEventListener("mouseover", light);
 dialog.addEventListener("focusin", light);
 dialog.addEventListener("close", () => {
+  if (opened.cards === featured) {
+    tiles.children[opened.at].firstChild.focus();
+    return;
+  }
   drawList();
   focusRow();
 });
@@ -350,11 +436,14 @@ document.addEventListener("keydown", event => {
   }
   const { key } = event;
   const inList = list.contains(event.target);
-  if (key === "j" || (dialog.open ? key === "ArrowRight" : inList && key === "ArrowDown")) move(1);
-  else if (key === "k" || (dialog.open ? key === "ArrowLeft" : inList && key === "ArrowUp")) move(-1);
+  const inGallery = tiles.contains(event.target);
+  const across = dialog.open || inGallery; // from left to right; the list from top to bottom
+  if (key === "j" || (across ? key === "ArrowRight" : inList && key === "ArrowDown")) move(1);
+  else if (key === "k" || (across ? key === "ArrowLeft" : inList && key === "ArrowUp")) move(-1);
+  else if (key === "o" && inGallery) event.target.click();
   else if (key === "o" && !dialog.open && shown.length) show(at);
   else if (key === "/" && !dialog.open) form.querySelector("input").focus();
-  else if (dialog.open && shown[at].answers[Number(key) - 1]) drawBoxes(Number(key) - 1);
+  else if (dialog.open && current().answers[Number(key) - 1]) drawBoxes(Number(key) - 1);
   else return;
   event.preventDefault();
 });
@@ -362,10 +451,11 @@ document.addEventListener("keydown", event => {
 // A large file's pictures may still be on their way when an example is opened.
 document.addEventListener("DOMContentLoaded", () => {
   if (!dialog.open) return;
-  dialog.querySelector(".strip").replaceChildren(...shown[at].images.map(figure));
+  dialog.querySelector(".strip").replaceChildren(...current().images.map(figure));
   drawBoxes();
 });
 
+if (featured.length) drawGallery();
 if (data.views.length) {
   const views = data.views.map(each => {
     const button = make("button", { type: "button" }, each.name);

@@ -79,7 +79,8 @@ def write(
         "Task": browser.task_titles([outcome.question.task for outcome in outcomes]),
         "Result": ("accepted", "rejected"),
     }
-    browser.write(path, "Trajectories", sections, [browser.View("Trajectories", cards, facets)])
+    view = browser.View("Trajectories", cards, facets, spread=("Task", "Result"))
+    browser.write(path, "Trajectories", sections, [view])
 
 
 def _card(outcome: Outcome, image_root: str | pathlib.Path) -> browser.Card:
@@ -111,4 +112,5 @@ def _card(outcome: Outcome, image_root: str | pathlib.Path) -> browser.Card:
         ],
         answers=answers,
         facets={"Task": (title,), "Result": (result,)},
+        badge=f"{result}, {outcome.rejected}" if outcome.rejected else result,
     )

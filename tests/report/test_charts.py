@@ -1,12 +1,14 @@
 """Curves: points where they belong, whatever values there are."""
 
 import json
+import math
 import re
 
+import numpy as np
 import pytest
 
 from mirg_jax.errors import DataError
-from mirg_jax.report.charts import chart, training_curves
+from mirg_jax.report.charts import chart, smooth, smoothing_window, training_curves
 
 NAN, INF = float("nan"), float("inf")
 
@@ -25,6 +27,11 @@ def test_points_are_drawn_in_proportion():
     assert y0 < y2 < y1 and y2 == pytest.approx((y0 + y1) / 2, abs=0.1)  # up is more
     assert "a: 2 at 30 (1 values not finite)" in text
     assert all(f">{end}</text>" in text for end in ("3", "1", "0", "30"))
+
+
+def test_the_ends_of_an_axis_are_short():
+    text = chart("loss", {"a": [(0, -0.000677123), (1, 123456.7)]})
+    assert re.findall(r'text-anchor="end">([^<]*)</text>', text) == ["1.2e+05", "-6.8e-04", "1"]
 
 
 def test_runs_share_axes():
@@ -46,8 +53,60 @@ def test_odd_values_break_nothing(points):
 
 
 def test_long_runs_are_thinned():
-    (line,) = lines(chart("x", {"a": [(step, step**2) for step in range(5000)]}))
-    assert len(line) <= 500
+    raw, smoothed = lines(chart("x", {"a": [(step, step**2) for step in range(5000)]}))
+    assert 250 < len(raw) <= 500 and 250 < len(smoothed) <= 500
+
+
+@pytest.mark.parametrize("window", [1, 3, 11, 101])
+@pytest.mark.parametrize("count", [0, 1, 2, 30, 200])
+@pytest.mark.parametrize("gaps", [0.0, 0.3, 0.95, 1.0])
+def test_smoothing_is_the_mean_of_the_finite_values_around(window, count, gaps):
+    rng = np.random.default_rng(count)
+    values = rng.normal(size=count)
+    values[rng.random(count) < gaps] = NAN
+    values[:1] = INF
+    expected = []
+    for i in range(count):
+        around = values[max(0, i - window // 2) : i + window // 2 + 1]
+        around = around[np.isfinite(around)]
+        expected.append(around.mean() if len(around) else NAN)
+    found = smooth(values, window)
+    assert found.shape == (count,)
+    np.testing.assert_allclose(found, np.array(expected), rtol=1e-12, atol=1e-14)
+
+
+def test_the_mean_of_large_values_is_finite():
+    np.testing.assert_allclose(smooth(np.full(30, 1.5e308), 11), 1.5e308)
+
+
+def test_the_window_is_a_tenth_of_the_points():
+    assert [smoothing_window(n) for n in (0, 19, 20, 100, 500, 10**6)] == [1, 1, 3, 11, 51, 101]
+
+
+def test_the_average_is_drawn_thick_over_the_pale_values():
+    noise = np.random.default_rng(0).normal(size=200)
+    points = [(step, 0.01 * step + value) for step, value in enumerate(noise)]
+    points[50:60] = [(step, NAN) for step in range(50, 60)]
+    text = chart("reward", {"long": points, "short": points[:19]})
+    raw, average, short = lines(text)
+    assert len(raw) == 190 and len(average) == 200 and len(short) == 19
+    assert short == raw[:19]
+    assert np.std(np.diff(np.array(average)[:, 1])) < 0.2 * np.std(np.diff(np.array(raw)[:, 1]))
+    widths, opacities = (
+        re.findall(rf'<polyline[^>]* stroke-{name}="([^"]*)"', text)
+        for name in ("width", "opacity")
+    )
+    thin, thick, alone = map(float, widths)
+    assert thin < alone < thick and len(opacities) == 1 and float(opacities[0]) <= 0.5
+    last = math.fsum(value for _, value in points[-10:]) / 10
+    told = f"long: {points[-1][1]:.4g} at 199; smoothed over 19 points: {last:.4g} (10 values"
+    assert told in text
+    assert "thick: centred moving average; thin: each value" in text
+
+
+def test_a_short_run_is_drawn_as_it_is():
+    text = chart("loss", {"a": [(step, step % 3) for step in range(19)]})
+    assert len(lines(text)) == 1 and "average" not in text and "smoothed" not in text
 
 
 def test_curves_of_runs_of_one_kind_share_charts(tmp_path):

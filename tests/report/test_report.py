@@ -11,7 +11,7 @@ from PIL import Image
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import grammar
 from mirg_jax.mig_bench import scoring
-from mirg_jax.report import report
+from mirg_jax.report import browser, report
 
 ATTACK = (
     "<script>alert(1)</script><img src=x onerror='alert(2)'>\"' $title & \ud800 </svg></article>"
@@ -164,7 +164,7 @@ def test_everything_is_escaped_and_nothing_is_loaded(tmp_path, image_root):
     page = Page(path.read_text(encoding="utf-8"))
 
     kinds = [script.get("type") for script in page.all("script")]
-    assert kinds == ["application/json", None, "text/plain", "text/plain"]
+    assert kinds == ["text/plain", "text/plain", "application/json", None]  # two in the gallery
     assert not page.all("img") and not page.all("link") and not page.all("article")
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") or name == "style" for name in attributes), tag
@@ -221,6 +221,63 @@ def test_what_rows_can_be_chosen_and_sorted_by(tmp_path):
     alone = examples(write(tmp_path, rows, {"old": runs["old"]}))
     assert [name for name, _ in alone["facets"]] == ["Task", "Result"]
     assert alone["orders"] == ["row", "IoU"]
+
+
+def gallery_of(cards, most, subjects="abcdefghij", results=("hit", "miss")):
+    """What is chosen of cards given as (subject, result), as such pairs with their numbers."""
+    made = [
+        browser.Card("", "", "", [], [], [], {"of": (subject,), "result": (result, "more")})
+        for subject, result in cards
+    ]
+    facets = {"of": subjects, "result": (*results, "more")}
+    view = browser.View("", made, facets, spread=("of", "result"))
+    return [(*cards[number], number) for number in browser.gallery(view, most)]
+
+
+def test_a_gallery_is_spread_over_subjects_and_results():
+    cards = [(subject, result) for _ in range(9) for subject in "cab" for result in ("miss", "hit")]
+    chosen = gallery_of(cards, most=8)
+    assert [(subject, result) for subject, result, _ in chosen] == [
+        ("a", "hit"), ("a", "hit"), ("a", "miss"),  # three turns of the first two, two of the third
+        ("b", "hit"), ("b", "miss"), ("b", "miss"),
+        ("c", "hit"), ("c", "miss"),
+    ]  # fmt: skip
+    assert [number for *_, number in chosen] == [3, 9, 2, 5, 4, 10, 1, 0]  # the first of each
+
+    many = [(subject, result) for subject in "abcdefghij" for result in ("hit", "miss")]
+    few = gallery_of(many, most=6)
+    assert [subject for subject, *_ in few] == list("abcdef")
+    assert [result for _, result, _ in few] == ["hit", "miss"] * 3
+
+
+def test_a_gallery_takes_what_there_is():
+    assert gallery_of([], most=3) == []
+    uneven = [("a", "hit")] * 5 + [("b", "miss")]
+    assert [number for *_, number in gallery_of(uneven, most=4)] == [0, 1, 2, 5]
+    assert [number for *_, number in gallery_of(uneven, most=12)] == [0, 1, 2, 3, 4, 5]
+    assert browser.gallery(browser.View("", [], {})) == []
+
+
+def test_the_gallery_shows_the_last_run_and_brings_its_pictures_first(tmp_path, image_root):
+    for n in range(30):
+        Image.new("RGB", (20, 20), (8 * n, 0, 0)).save(image_root / f"{n}.png")
+    rows = [row(images=[f"{n}.png"]) for n in range(30)]
+    hit = grammar.format_response("", grammar.format_box((100, 200, 500, 600)))
+    new = [None] * 20 + [hit] * 10
+    path = write(tmp_path, rows, {"old": [hit] * 30, "new": new}, image_root)
+    data = page_data(path)
+    assert [tile["card"] for tile in data["gallery"]] == [20, 21, 22, 23, 24, 25, 0, 1, 2, 3, 4, 5]
+    assert data["gallery"][0] == {
+        "card": 20,
+        "subject": "Static",
+        "badge": "hit, IoU 1.00",
+        "drawn": 1,
+    }
+    assert data["gallery"][-1]["badge"] == "miss, IoU 0.00, no response"
+    early, late = path.read_text().split('<script type="application/json"')
+    numbers = [list(map(int, re.findall(r'id="picture-(\d+)"', part))) for part in (early, late)]
+    assert numbers[0] == [0, 1, 2, 3, 4, 5, 20, 21, 22, 23, 24, 25]
+    assert sorted(numbers[0] + numbers[1]) == list(range(30))
 
 
 def test_tables_come_from_the_scores(tmp_path):
@@ -303,4 +360,13 @@ def test_a_report_without_runs_shows_the_curves(tmp_path, training):
     path = tmp_path / "report.html"
     report.write_report(path, "", [row()], {}, training={"sft": training["sft"]})
     assert len(Page(path.read_text()).all("polyline")) == 1
-    assert page_data(path)["views"] == []
+    assert page_data(path)["views"] == [] and page_data(path)["gallery"] == []
+
+
+def test_without_predictions_the_gallery_is_of_groups(tmp_path, image_root, training):
+    path = tmp_path / "report.html"
+    report.write_report(path, "", [row()], {}, image_root, training=training)
+    data = page_data(path)
+    assert [view["name"] for view in data["views"]] == ["GRPO groups"]
+    (tile,) = data["gallery"]
+    assert tile == {"card": 0, "subject": "Static", "badge": "rewards 0.50 to 2.00", "drawn": 0}

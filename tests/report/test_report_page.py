@@ -93,6 +93,91 @@ def near(*boxes):
     return [pytest.approx(box, abs=0.005) for box in boxes]
 
 
+def tiles(page):
+    """The gallery's cards: of what, and with what result."""
+    subjects = page.locator(".tile .subject").all_inner_texts()
+    return list(zip(subjects, page.locator(".tile .badge").all_inner_texts(), strict=True))
+
+
+def in_tile(page, number, kind):
+    """For every box of a kind in a card of the gallery, what `drawn` says of the dialog's."""
+    tile = page.locator(".tile").nth(number)
+    return tile.evaluate(
+        """(tile, kind) => [...tile.querySelectorAll('svg')].flatMap((svg, i) => {
+            const outer = svg.querySelector('.frame').getBoundingClientRect();
+            return [...svg.querySelectorAll('rect.' + kind)].map(rect => {
+                const box = rect.getBoundingClientRect();
+                return [i + 1, (box.left - outer.left) / outer.width,
+                        (box.top - outer.top) / outer.height,
+                        (box.right - outer.left) / outer.width,
+                        (box.bottom - outer.top) / outer.height];
+            });
+        })""",
+        kind,
+    )
+
+
+def test_the_page_opens_with_a_gallery(visit, folder):
+    page = visit(folder / "report.html")
+    hit, exact, wrong = "✓ hit, IoU 0.55", "✓ hit, IoU 1.00", "✓ hit, IoU 0.75, wrong image"
+    none, unread = "✗ miss, IoU 0.00, no response", "✗ miss, IoU 0.00, wrong image, bad format"
+    assert tiles(page) == [
+        *[("Static", hit)] * 3, ("Static", none),
+        ("Region", hit), ("Region", hit), ("Region", exact), ("Region", unread),
+        ("GG", hit), ("GG", hit), ("GG", wrong), ("GG", hit),
+    ]  # fmt: skip
+    assert in_tile(page, 0, "truth") == near([2, *TRUTH])
+    assert in_tile(page, 0, "answer") == near([2, 0.25, 0.5, 0.75, 0.72])  # of the last run
+    assert in_tile(page, 0, "thought") == near([1, 0.1, 0.1, 0.3, 0.6])  # the other is the answer
+    assert in_tile(page, 10, "answer") == near([1, 0.25, 0.5, 0.75, 0.8])
+    assert in_tile(page, 3, "answer") == [] and page.locator(".tile svg.unread").count() == 1
+    assert page.locator(".tile image").count() == 12 * 3 - 1  # that of row 9 is gone
+    boxes = [page.locator(".tile svg").nth(i).bounding_box() for i in range(3)]
+    assert len({box["y"] for box in boxes}) == 1  # side by side
+    question = page.locator(".tile .question").first.inner_text()
+    assert question == "Question 0: (500,0),(1000,100) find it in the second image."
+    top = page.locator(".tile").first.bounding_box()["y"]
+    assert top < 150 and top < page.locator("table").first.bounding_box()["y"]
+    legend = page.locator("#chosen").inner_text()
+    assert "answer of new" in legend and "12 of 240 examples" in legend
+
+
+def test_an_example_of_the_gallery_opens_and_closes(visit, folder):
+    page = visit(folder / "report.html")
+    page.locator(".tile").nth(3).click()
+    dialog = page.locator("dialog")
+    assert dialog.locator("h2").inner_text() == "Row 9, Static"
+    assert dialog.locator(".place").inner_text() == "4 of 12"
+    assert page.locator("article.current b").first.inner_text() == "new"
+    page.keyboard.press("j")
+    assert drawn(page, "answer") == near([2, 0.25, 0.5, 0.75, 0.72])  # of the last run, as outside
+    assert dialog.locator(".place").inner_text() == "5 of 12"
+    page.get_by_label("Search").fill("nothing has this")  # the list may be empty
+    for _ in range(20):
+        page.keyboard.press("j")
+    assert dialog.locator(".place").inner_text() == "12 of 12"
+    page.keyboard.press("Escape")
+    page.locator("li:nth-child(12) .tile:focus").wait_for()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("k")
+    page.locator("li:nth-child(10) .tile:focus").wait_for()
+    page.keyboard.press("o")
+    assert dialog.locator(".place").inner_text() == "10 of 12"
+
+
+def test_a_gallery_without_pictures_has_blank_frames(visit, folder, tmp_path):
+    rows = [{"task": "diff", "images": ["1.png"] * n, "question": "Where?", "answer": TRUTH}
+            for n in (1, 2, 6)]  # fmt: skip
+    runs = {"mine": report.Run([HIT] * 3, scoring.score(rows, [HIT] * 3))}
+    report.write_report(tmp_path / "report.html", "", rows, runs)
+    page = visit(tmp_path / "report.html")
+    assert page.locator(".tile image").count() == 0
+    frames = [frame.bounding_box() for frame in page.locator(".tile .frame").all()]
+    assert len(frames) == 9 and all(frame["width"] > 60 for frame in frames)
+    assert len({frame["y"] for frame in frames[3:]}) == 2  # six in two lines
+    assert in_tile(page, 1, "answer") == near([2, *TRUTH])
+
+
 def test_choosing_and_sorting(visit, folder):
     page = visit(folder / "report.html")
     assert page.locator("h1").inner_text() == "Two runs"
@@ -252,6 +337,12 @@ def test_on_a_phone(visit, folder, scheme):
     page = visit(folder / "report.html", 380, 760, color_scheme=scheme, has_touch=True)
     fits = "document.documentElement.scrollWidth <= innerWidth"
     assert page.evaluate(fits)
+    strip = [page.locator(".tile").nth(i).bounding_box() for i in range(12)]
+    assert len({(box["y"], box["height"]) for box in strip}) == 1  # to be pushed to the left
+    page.locator(".tile").nth(10).tap()
+    assert page.evaluate(fits)
+    assert drawn(page, "answer") == near([1, 0.25, 0.5, 0.75, 0.8])
+    page.get_by_label("Close (Escape)").tap()
     page.locator("#list button").nth(7).tap()
     assert page.evaluate(fits)
     assert page.evaluate("(d => d.scrollWidth <= d.clientWidth)(document.querySelector('dialog'))")
@@ -276,6 +367,8 @@ def test_what_models_and_files_say_stays_text(visit, tmp_path):
     path = tmp_path / "report.html"
     report.write_report(path, ATTACK, rows, runs, tmp_path)
     page = visit(path)
+    assert page.locator(".tile .subject").first.inner_text() == ATTACK
+    assert "<script>window.bad" in page.locator(".tile .question").first.inner_text()
     page.locator("#list button").first.click()
     page.keyboard.press("j")
     assert ATTACK in page.locator("dialog").inner_text()
@@ -310,6 +403,8 @@ def open_timed(visit, path, pictured):
         page.goto(path.as_uri(), wait_until="commit")
         page.locator("#list button").first.click()
         assert page.locator("dialog article").count() == 1
+        assert page.locator(".tile").count() == 12
+        assert page.locator(".tile:has(image)").count() == (12 if pictured else 0)
         seconds.append(time.perf_counter() - start)
     page.wait_for_load_state("load")
     loaded = time.perf_counter() - start
