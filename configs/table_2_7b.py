@@ -3,25 +3,19 @@
 Its flags are those of table_3_qwen2_vl_7b.py.
 """
 
-from configs import (
-    grpo_qwen2_5_vl_7b,
-    grpo_qwen2_vl_7b,
-    sft_qwen2_5_vl_7b,
-    sft_qwen2_vl_7b,
-    tables,
-)
+from configs import grpo, sft, tables
 
 
 def get_config():
     return tables.table_2(
         {
             "Qwen2-VL-7B": {
-                "sft": sft_qwen2_vl_7b.get_config(),
-                "grpo": grpo_qwen2_vl_7b.get_config(),
+                "sft": sft.get_config("qwen2_vl_7b,gpu_8"),
+                "grpo": grpo.get_config("qwen2_vl_7b,gpu_8"),
             },
             "Qwen2.5-VL-7B": {
-                "sft": sft_qwen2_5_vl_7b.get_config(),
-                "grpo": grpo_qwen2_5_vl_7b.get_config(),
+                "sft": sft.get_config("qwen2_5_vl_7b,gpu_8"),
+                "grpo": grpo.get_config("qwen2_5_vl_7b,gpu_8"),
                 # As published it speaks of pixels; what is trained from it speaks the grid.
                 "base": {"evaluation": {"coordinates": "pixels"}},
             },
