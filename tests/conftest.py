@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
-from configs import grpo_tiny, sft_tiny, trajectories_scenes
+from configs import grpo_tiny, sft_tiny, trajectories
 from mirg_jax.data import scene_tasks, small_tokenizer
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
@@ -102,7 +102,7 @@ def scenes(tmp_path_factory) -> pathlib.Path:
     """A few procedural scenes in the real file formats, with trajectories."""
     folder = tmp_path_factory.mktemp("scenes")
     scene_tasks.write_dataset(folder, seed=5, sft=28, rl=28, evaluation=21)
-    config = trajectories_scenes.get_config()
+    config = trajectories.scenes()
     config.scenes.seed = 5
     made = folder / "trajectories"
     build.build(config, source=str(folder / "sft.json"), image_root=str(folder), output_dir=made)

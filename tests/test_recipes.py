@@ -7,7 +7,7 @@ import pytest
 from conftest import REPOSITORY, call
 from ml_collections import ConfigDict
 
-from configs import grpo, grpo_tiny, inference, sft, sft_tiny, table_2_7b
+from configs import grpo, grpo_tiny, inference, sft, sft_tiny, table_2, table_3, trajectories
 from configs.machines import MACHINES, PLANNED
 from configs.models import MODELS
 from mirg_jax import sharding, tables
@@ -149,6 +149,34 @@ def test_a_binary_says_once_that_a_recipe_was_never_planned(tmp_path):
     assert result.returncode == 2 and "data.train_json is not set" in refused
 
 
-def test_rows_of_the_papers_table_are_sound():
-    config = table_2_7b.get_config()
+@pytest.mark.parametrize(
+    ("table", "scale"), [(table, scale) for table in (table_2, table_3) for scale in table.SCALES]
+)
+def test_rows_of_tables_are_sound(table, scale, capsys):
+    config = table.get_config(scale)
     assert all(sound(tables.recipe_of(config, row, seed=0)) for row in config.order)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", trajectories.SOURCES)
+def test_trajectories_have_a_teacher_for_each_stage(source):
+    config = trajectories.get_config(source)
+    teachers = {name: stage.teacher for name, stage in config.stages.items()}
+    others = "scenes" if source == "scenes" else "openai"
+    second = "model" if source == "local" else others
+    assert teachers == {"reasoning": others, "mapping": second, "reassembly": others}
+    if source == "local":
+        assert sound(config.stages.mapping.recipe)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (table_2, "configs/table_2.py: no scale 'x'; there are 7b, tiny"),
+        (table_3, "configs/table_3.py: no scale 'x'; there are qwen2_vl_7b, tiny"),
+        (trajectories, "trajectories.py: no source 'x'; there are mgrounding, local, scenes"),
+    ],
+)
+def test_other_tables_and_trajectories_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        config.get_config("x")
