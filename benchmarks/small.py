@@ -11,7 +11,7 @@ from flax import nnx
 
 from benchmarks.reference import torch_inputs, torch_model
 from benchmarks.side_by_side import Variant
-from configs import sft_tiny, trajectories_scenes
+from configs import sft_tiny, trajectories
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
 from mirg_jax.data.examples import read_examples
@@ -35,7 +35,7 @@ def _items(config, tokenizer, count: int, *, with_response: bool) -> list[Item]:
         prepare = setup.make_preparer(config, tokenizer, with_response=with_response)
         made = pathlib.Path(folder) / "trajectories"
         source = str(pathlib.Path(folder) / "sft.json")
-        annotator = trajectories_scenes.get_config()
+        annotator = trajectories.scenes()
         annotator.scenes.seed = 0
         build.build(annotator, source=source, image_root=folder, output_dir=made)
         examples, _ = read_examples(made / "grounded.jsonl")

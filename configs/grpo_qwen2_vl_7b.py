@@ -1,13 +1,10 @@
-"""Image-aware GRPO of Qwen2-VL-7B on 8 x 80 GB as in the paper.
-
-The paper's values and the open ones are told apart in mirg_jax/defaults.py.
+"""Image-aware GRPO of Qwen2-VL-7B on 8 x 80 GB as in the paper; configs/grpo.py has all others.
 
 Start it from the SFT run: --config.init_from=runs/sft.
 """
 
-from configs import machines
-from mirg_jax import defaults
+from configs import grpo
 
 
 def get_config():
-    return machines.gpu_8(defaults.grpo())
+    return grpo.get_config("qwen2_vl_7b,gpu_8")

@@ -1,71 +1,66 @@
-"""What the recipes change for a machine. None of it changes what is learned.
+"""The machines that recipes are for, and which recipes were planned for them.
 
-A device computes one packed row (SFT) or one prompt with its completions (GRPO) at a time.
-`scripts/plan.py` says what each leaves free; docs/machines.md has the table.
+8 x 80 GB GPUs are the paper's; all other machines are ours. None of what a recipe changes for a
+machine changes what is learned.
 """
 
-from ml_collections import ConfigDict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
-def _rows(config: ConfigDict, devices: int) -> ConfigDict:
-    name = "prompts_per_micro_batch" if "grpo" in config else "rows_per_micro_batch"
-    config[name] = devices
-    if "grpo" in config:  # a step's prompts are sampled at once: decoding likes many rows
-        config.sampling.prompts = config.batch_size
-    return config
+class Machine(NamedTuple):
+    """What a recipe changes for a machine.
+
+    Attributes:
+      plan: its name for scripts/plan.py.
+      devices: how many. Each computes one packed row (SFT) or one prompt with its completions
+        (GRPO) at a time.
+      changes: fields of SFT's and GRPO's recipes. Of `sampling.tensor`, no more than the model has
+        key/value heads.
+      grpo: fields of GRPO's alone.
+    """
+
+    plan: str
+    devices: int
+    changes: Mapping[str, Any] = {}
+    grpo: Mapping[str, Any] = {}
 
 
-def gpu_8(config: ConfigDict) -> ConfigDict:
-    """8 x 80 GB, the paper's set-up."""
-    return _rows(config, 8)
+MACHINES = {
+    # 80 GB GPUs.
+    "gpu_8": Machine("h100:8", 8),
+    "gpu_1": Machine("h100:1", 1, {"logprob_chunk": 512}),
+    # One device of 16 GB or more: a TPU v5e chip, v6e (v6e:1x1), a GPU.
+    "one": Machine("v5e:1x1", 1, {"logprob_chunk": 512}, {"sampling.slots": 4}),
+    # Kaggle's 8 chips of 16 GB: a small model's weights fit on each.
+    "v5e_8": Machine("v5e:2x4", 8, {"mesh.data": -1, "mesh.fsdp": 1, "logprob_chunk": 512}),
+    # 16 chips of 16 GB: small chunks of logits, weights that four chips share for sampling, and
+    # prompts of four images at most.
+    "v5e_16": Machine(
+        "v5e:4x4",
+        16,
+        {"logprob_chunk": 256, "sampling.tensor": 4},
+        {"data.shapes.lengths": (3072,), "data.shapes.slots": (4,)},
+    ),
+    # 8 chips of 95 GB.
+    "v5p_8": Machine("v5p:2x2x2", 8),
+    # 8 chips of 32 GB; four share the weights for sampling.
+    "v6e_8": Machine("v6e:2x4", 8, {"logprob_chunk": 512, "sampling.tensor": 4}),
+}
 
-
-def v5e_16(config: ConfigDict) -> ConfigDict:
-    """16 chips of 16 GB: small chunks of logits, prompts of four images at most, and weights that
-    four chips share for sampling."""
-    config.logprob_chunk = 256
-    config.sampling.tensor = 4
-    if "grpo" in config:
-        config.data.shapes.lengths, config.data.shapes.slots = (3072,), (4,)
-    return _rows(config, 16)
-
-
-def v5p_8(config: ConfigDict) -> ConfigDict:
-    """8 chips of 95 GB."""
-    return _rows(config, 8)
-
-
-def v6e_8(config: ConfigDict) -> ConfigDict:
-    """8 chips of 32 GB; four share the weights for sampling."""
-    config.logprob_chunk = 512
-    config.sampling.tensor = 4
-    return _rows(config, 8)
-
-
-def one(config: ConfigDict) -> ConfigDict:
-    """A single device of 16 GB or more."""
-    if "grpo" in config:
-        config.sampling.slots = 4
-    return gpu_1(config)
-
-
-def gpu_1(config: ConfigDict) -> ConfigDict:
-    """One 80 GB GPU."""
-    config.logprob_chunk = 512
-    return _rows(config, 1)
-
-
-def v5e_8(config: ConfigDict) -> ConfigDict:
-    """Kaggle's 8 chips of 16 GB; a small model's weights fit on each."""
-    config.mesh.update(data=-1, fsdp=1)
-    config.logprob_chunk = 512
-    return _rows(config, 8)
-
-
-def lora(config: ConfigDict) -> ConfigDict:
-    """Adapters on a frozen base in bfloat16; their rate is ten times that of the whole model."""
-    config.lora.rank = 64
-    config.lora.alpha = 128
-    config.model.param_dtype = "bfloat16"
-    config.optimizer.learning_rate *= 10
-    return config
+# What was compiled ahead of time, and fits: benchmarks/results/plans.json.
+_TRAINING = (
+    "qwen2_vl_7b,gpu_8",
+    "qwen2_vl_7b,gpu_1,lora",
+    "qwen2_vl_7b,v5e_16",
+    "qwen2_vl_7b,v5p_8",
+    "qwen2_vl_7b,v6e_8",
+    "qwen2_vl_2b,gpu_1",
+    "qwen2_vl_2b,one,lora",
+    "qwen2_vl_2b,v5e_8,lora",
+    "qwen2_5_vl_7b,gpu_8",
+    "qwen2_5_vl_7b,v5e_16",
+    "qwen2_5_vl_3b,gpu_8",
+    "qwen2_5_vl_3b,v5e_16",
+)
+PLANNED = {"sft": _TRAINING, "grpo": _TRAINING, "inference": ("qwen2_vl_72b,v5p_8",)}

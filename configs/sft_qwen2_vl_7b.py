@@ -1,11 +1,7 @@
-"""Trajectory SFT of Qwen2-VL-7B on 8 x 80 GB as in the paper.
+"""Trajectory SFT of Qwen2-VL-7B on 8 x 80 GB as in the paper; configs/sft.py has all others."""
 
-The paper's values and the open ones are told apart in mirg_jax/defaults.py.
-"""
-
-from configs import machines
-from mirg_jax import defaults
+from configs import sft
 
 
 def get_config():
-    return machines.gpu_8(defaults.sft())
+    return sft.get_config("qwen2_vl_7b,gpu_8")

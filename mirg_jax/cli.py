@@ -41,13 +41,22 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             # A config file that is not there shows only when its value is first touched.
             getattr(flags.FLAGS.config, "lock", None)
     except (flags.Error, OSError) as error:
-        _fail(f"{error}; see --help")
+        _fail(_user_error(error) or f"{error}; see --help")
     except AttributeError as error:  # how config_flags rejects --config.no_such_field
         name = str(error).strip("\"'")
         _fail(f"the config has no field {name!r}; its fields are in the file named by --config")
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: everything is given by flags, see --help")
     return rest
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """What a config file raised: its flag's error is that with tracebacks around it."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, UserError) else found
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _fail(reason: object, *, at_once: bool = False) -> None:

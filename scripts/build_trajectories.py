@@ -1,6 +1,6 @@
 """Reasoning trajectories for grounding questions, by larger models in three stages.
 
-    python scripts/build_trajectories.py --config=configs/trajectories_mgrounding.py \\
+    python scripts/build_trajectories.py --config=configs/trajectories.py:mgrounding \\
         --input=data/MGrounding-630k --image_root=data --output_dir=runs/trajectories --dry_run
 
 Writes OUTPUT_DIR/grounded.jsonl (and the other variants), rejected.jsonl, summary.json and

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from configs import grpo_tiny, sft_tiny, trajectories_scenes
+from configs import grpo_tiny, sft_tiny, trajectories
 from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
 from mirg_jax.experiments import tables
@@ -67,7 +67,7 @@ def recipes(scenes: pathlib.Path, seed: int):
 
 def annotate(scenes: pathlib.Path, name: str, seed: int, error: float | None = None) -> None:
     """The trajectories of SFT, into SCENES/NAME, by the embedded teacher."""
-    config = trajectories_scenes.get_config()
+    config = trajectories.scenes()
     config.scenes.seed = _FIRST_SEED + seed
     if error is not None:
         config.scenes.error = error

@@ -1,6 +1,6 @@
 """Will it fit? Compiles a recipe's step for a machine that isn't here and says where memory goes.
 
-    python scripts/plan.py --config=configs/grpo_qwen2_vl_7b_v5e_16.py --machine=v5e:4x4
+    python scripts/plan.py --config=configs/grpo.py:qwen2_vl_7b,v5e_16 --machine=v5e:4x4
 
 Needs requirements-plan.txt; a plan takes minutes and a few GB on an ordinary computer. Exits with
 status 2, and the reason in a line, if the recipe does not fit.

@@ -1,6 +1,6 @@
 """Runs a table of the paper: every row trained and evaluated, beside the paper's figures.
 
-    python scripts/table.py --config=configs/table_3_tiny.py --workdir=runs/table_3 --seeds=1,2,3
+    python scripts/table.py --config=configs/table_3.py:tiny --workdir=runs/table_3 --seeds=1,2,3
 
 Writes WORKDIR/table.json and table.md, and a folder for each seed and row. Run again to go on.
 Some rows alone: --config.order="('base', 'grounded', 'grounded_rl')".

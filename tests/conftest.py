@@ -19,7 +19,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import grpo_tiny, sft_tiny, trajectories_scenes
+from configs import grpo_tiny, sft_tiny, trajectories
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.runs.settings import read_for_training
@@ -112,7 +112,7 @@ def scenes(tmp_path_factory) -> pathlib.Path:
     """A few procedural scenes in the real file formats, with trajectories."""
     folder = tmp_path_factory.mktemp("scenes")
     scene_tasks.write_dataset(folder, seed=5, sft=28, rl=28, evaluation=21)
-    config = trajectories_scenes.get_config()
+    config = trajectories.scenes()
     config.scenes.seed = 5
     made = folder / "trajectories"
     build.build(config, source=str(folder / "sft.json"), image_root=str(folder), output_dir=made)

@@ -29,7 +29,10 @@ if __name__ == "__main__":
 """
 CONFIG = """
 import ml_collections
-def get_config():
+from mirg_jax.errors import ConfigError
+def get_config(argument="one"):
+    if argument != "one":
+        raise ConfigError(f"good.py: no number {argument!r};\\n there is one")
     return ml_collections.ConfigDict({"seed": 1})
 """
 
@@ -62,6 +65,10 @@ def test_flags_reach_main(run):
         (["--config=good.py", "--raise=data"], "binary.py: rows.json row 3: no images"),
         (["--config=good.py", "--raise=config"], "binary.py: rows.json row 3: no images"),
         (["--config=missing.py"], "missing.py"),
+        (
+            ["--config=good.py:two", "--config.seed=7"],
+            "binary.py: good.py: no number 'two'; there is one\n",
+        ),
         (["--config=good.py", "--config.sed=7"], "no field"),
         (["--config=good.py", "--config.seed=seven"], "--config.seed=seven"),
         (["--confg=good.py"], "Unknown command line flag 'confg'"),

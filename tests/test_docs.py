@@ -1,20 +1,12 @@
-"""What README, docs, recipes and notebook name is there, and every recipe is sound."""
+"""What README, docs and notebooks name is there: files, links and recipes."""
 
 import importlib
+import json
 import re
 
 import pytest
 from conftest import REPOSITORY
 
-from mirg_jax.experiments import tables
-from mirg_jax.runs.settings import read
-
-RECIPES = sorted(
-    path.stem
-    for path in (REPOSITORY / "configs").glob("*.py")
-    if path.stem != "machines" and not path.stem.startswith(("trajectories", "table"))
-)
-TABLES = sorted(path.stem for path in (REPOSITORY / "configs").glob("table_*.py"))
 TEXTS = [
     REPOSITORY / "README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
@@ -33,29 +25,26 @@ def test_files_that_are_named_exist(text):
     assert all((text.parent / link).exists() for link in links)
 
 
-def sound(config):
-    """Whether a recipe can be run, as far as it can be told without a model."""
-    settings = read(config)
-    assert settings.model.options("cpu").attention == "xla"
-    shapes = settings.data.shapes
-    for sizes in (shapes.lengths, shapes.slots, shapes.patches):
-        assert list(sizes) == sorted(sizes)
-    return True
+def composed(file, argument, capsys) -> dict:
+    """The config of an argument, which must be one that was planned."""
+    config = importlib.import_module(f"configs.{file}").get_config(argument)
+    assert not capsys.readouterr().err
+    return config.to_dict()
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_sound(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    assert sound(config)
-    if "qwen2" in name and "inference" not in name:
-        # The paper's figures, whatever the machine.
-        rate = {"sft": 2e-5, "grpo": 5e-6}[name.split("_")[0]] * (10 if "lora" in name else 1)
-        assert config.optimizer.learning_rate == pytest.approx(rate)
-        completions = config.batch_size * config.get("grpo", {"group": 1})["group"]
-        assert completions == 128
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_arguments_of_configs_that_are_named_compose(text, capsys):
+    for file, argument in re.findall(r"\b(\w+)\.py:(\w[\w,]*)", text.read_text()):
+        composed(file, argument, capsys)
+    # In tables and variables the argument stands alone, for both stages.
+    for argument in re.findall(r"(?:`|RECIPE=)(qwen2\w+,[\w,]+)\b", text.read_text()):
+        for stage in ("sft", "grpo"):
+            composed(stage, argument, capsys)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_rows_of_tables_are_sound(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    assert all(sound(tables.recipe_of(config, row, seed=0)) for row in config.order)
+def test_the_plans_are_told_as_they_were_made():
+    """The table of docs/machines.md beside benchmarks/results/plans.json."""
+    text = (REPOSITORY / "docs/machines.md").read_text()
+    told = re.findall(r"^\| `(\w+\.py:\S+)` \| `(\S+)` \| (sample|gradients)", text, re.MULTILINE)
+    plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]
+    assert sorted(f"{recipe}@{machine}" for recipe, machine, _ in told) == sorted(plans)

@@ -8,10 +8,8 @@ import pytest
 from conftest import call
 
 from configs import (
-    table_2_7b,
-    table_2_tiny,
-    table_3_qwen2_vl_7b,
-    table_3_tiny,
+    table_2,
+    table_3,
     tables,
 )
 from mirg_jax.errors import ConfigError
@@ -20,7 +18,7 @@ from mirg_jax.mig_bench import scoring
 
 
 def test_the_rows_of_table_3():
-    config = table_3_tiny.get_config()
+    config = table_3.get_config("tiny")
     experiments.check(config)
     trained = {name: (row.data, row.start) for name, row in config.rows.items()}
     assert trained == {
@@ -48,13 +46,13 @@ def test_the_rows_of_table_3():
 
 
 def test_every_row_of_the_papers_tables_has_its_figures():
-    for config in (table_2_7b.get_config(), table_3_qwen2_vl_7b.get_config()):
+    for config in (table_2.get_config("7b"), table_3.get_config("qwen2_vl_7b")):
         for name, row in config.rows.items():
             assert len(row.paper) == (0 if name == "grounded_rl_no_image" else 3), name
 
 
 def test_what_cannot_be_run_is_said_before_anything_is():
-    config = table_3_tiny.get_config()
+    config = table_3.get_config("tiny")
     config.order = ("grounded_rl",)
     with pytest.raises(ConfigError, match="'grounded' is no row before it"):
         experiments.check(config)
@@ -66,7 +64,7 @@ def test_what_cannot_be_run_is_said_before_anything_is():
     with pytest.raises(ConfigError, match="rows.base.changes"):
         experiments.check(config)
     with pytest.raises(ConfigError, match="config.data.benchmark is not set"):
-        experiments.check(table_3_qwen2_vl_7b.get_config())
+        experiments.check(table_3.get_config("qwen2_vl_7b"))
 
 
 def scores(hits):
@@ -84,7 +82,7 @@ def scores(hits):
 
 
 def test_what_a_table_says():
-    config = table_3_tiny.get_config()
+    config = table_3.get_config("tiny")
     results = {name: {} for name in config.order}
     results["base"] = {1: scores([0, 0, 1, 1]), 2: scores([0, 0, 0, 1])}
     results["rl"] = {1: scores([0, 1, 1, 1])}
@@ -109,7 +107,7 @@ def test_what_a_table_says():
 
 
 def test_a_gain_is_over_the_row_s_own_base():
-    config = table_2_tiny.get_config()
+    config = table_2.get_config("tiny")
     results = {name: {1: scores([0, 1])} for name in config.order}
     rows = experiments.to_json(config, results)["rows"]
     assert {name: row["gain"]["over"] for name, row in rows.items() if "gain" in row} == {
@@ -126,7 +124,7 @@ def small(recipe):
     for stage in stages.values():
         stage.evaluation.max_tokens = 12
         stage.evaluation.batch_size = 8
-    config = tables.scenes(tables.table_3(**stages), sft=14, rl=14, evaluation=14)
+    config = tables.scenes(table_3.rows_of(**stages), sft=14, rl=14, evaluation=14)
     config.order = ("base", "grounded", "grounded_rl_no_image")
     return config
 
@@ -160,22 +158,22 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
 
 
 def test_table_as_a_user_runs_it(tmp_path):
-    done = call("table", "--config=configs/table_3_tiny.py", f"--workdir={tmp_path}", "--seeds=x")
+    done = call("table", "--config=configs/table_3.py:tiny", f"--workdir={tmp_path}", "--seeds=x")
     assert done.returncode == 2 and "--seeds=x: whole numbers" in done.stderr
-    done = call("table", "--config=configs/table_3_qwen2_vl_7b.py", f"--workdir={tmp_path}")
+    done = call("table", "--config=configs/table_3.py:qwen2_vl_7b", f"--workdir={tmp_path}")
     assert done.returncode == 2 and "is not set" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_table_2_has_three_rows_a_model():
-    config = table_2_tiny.get_config()
+    config = table_2.get_config("tiny")
     experiments.check(config)
     assert list(config.order) == ["base_0", "sft_0", "grpo_0", "base_1", "sft_1", "grpo_1"]
     assert list(config.rows.grpo_1.paper) == [56.15, 60.22, 59.00]
     assert config.rows.grpo_1.start == "sft_1" and config.rows.sft_1.data == "reasoning"
     paths = [experiments.recipe_of(config, name, 0).model.path for name in config.order]
     assert paths == 3 * ["assets/small_base"] + 3 * ["assets/small_base_qwen2_5_vl"]
-    large = table_2_7b.get_config()
+    large = table_2.get_config("7b")
     speaks = {
         name: experiments.recipe_of(large, name, 0).evaluation.coordinates for name in large.order
     }

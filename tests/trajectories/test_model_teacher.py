@@ -2,7 +2,7 @@
 
 import asyncio
 
-from configs import trajectories_scenes
+from configs import trajectories
 from mirg_jax.data.examples import read_examples
 from mirg_jax.inference.ask import ask
 from mirg_jax.trajectories import build
@@ -13,7 +13,7 @@ def test_a_tiny_model_answers_a_stage(recipe, scenes, tiny_model, tmp_path):
     how = recipe("grpo")
     how.data.shapes.lengths = (2048,)
     how.evaluation.batch_size = 4
-    config = trajectories_scenes.get_config()
+    config = trajectories.scenes()
     config.scenes.seed = 5
     config.tries = 2
     for stage in ("reasoning", "mapping"):

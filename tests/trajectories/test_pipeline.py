@@ -155,7 +155,7 @@ def command(config_flags, folder, source, *flags):
     return [
         sys.executable,
         REPOSITORY / "scripts/build_trajectories.py",
-        f"--config={REPOSITORY}/configs/trajectories_mgrounding.py",
+        f"--config={REPOSITORY}/configs/trajectories.py:mgrounding",
         f"--input={source}",
         f"--image_root={source.parent}",
         f"--output_dir={folder}",

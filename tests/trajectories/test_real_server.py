@@ -24,7 +24,7 @@ import urllib.request
 import pytest
 from conftest import REPOSITORY, call, train
 
-from configs import sft_tiny, trajectories_scenes
+from configs import sft_tiny, trajectories
 from mirg_jax.data.examples import read_examples, to_line
 from mirg_jax.grounding.tasks import TRAINING_TASKS
 from mirg_jax.scenes import scene_tasks
@@ -120,7 +120,7 @@ def data(tmp_path_factory):
 def model(data, tmp_path_factory):
     """A Hugging Face folder as `transformers serve` takes it."""
     folder = tmp_path_factory.mktemp("model")
-    config = trajectories_scenes.get_config()
+    config = trajectories.scenes()
     config.prompts = str(data / "prompts")
     config.scenes.update(seed=9, error=0.0)
     teachers = build.make_teachers(config, str(data))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import page_data
 
-from configs import trajectories_scenes
+from configs import trajectories
 from mirg_jax.data.examples import read_examples
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.boxes import iou
@@ -24,7 +24,7 @@ def made(tmp_path_factory):
     scene_tasks.write_dataset(folder, seed=3, sft=70, rl=0, evaluation=0)
 
     def make(name, error):
-        config = trajectories_scenes.get_config()
+        config = trajectories.scenes()
         config.scenes.update(seed=3, error=error)
         result = build.build(
             config,
