@@ -1,6 +1,15 @@
-"""Sampling completions: prompts prefilled once, their completions decoded side by side."""
+"""Sampling completions: prompts prefilled once, their completions decoded side by side.
 
-import dataclasses
+There are two ways, each a single compiled program. With a slot for every prompt, all prompts are
+decoded at once, in stages between which the cache grows. With fewer slots than prompts, a slot
+whose completions have all finished is refilled with the next prompt, until none is left. The tokens
+are the same, since each completion has its own random key.
+
+Read first `state.py`, what the sampler works on; then `decoding.py`, one step and the loop over
+steps; `prefill.py` and `slots.py`, how prompts come into slots and results out of them; and then
+the two ways, here.
+"""
+
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,80 +21,26 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mirg_jax import sharding
-from mirg_jax.models.language import Cache
-from mirg_jax.models.qwen2_vl import Qwen2VL, last_token
-from mirg_jax.rl.logprobs import log_softmax
-from mirg_jax.types import Images, KeyValues, Rollout, Text
+from mirg_jax.sampling.config import SamplingConfig
+from mirg_jax.sampling.decoding import decode
+from mirg_jax.sampling.decoding import top_p_filter as top_p_filter
+from mirg_jax.sampling.slots import fill_slot, keep_results, open_slots
+from mirg_jax.sampling.state import Context, DecodingState, Prompts, Slots
+from mirg_jax.types import Images, Rollout, Text
 
-_MIN_STAGE = 32  # tokens for which the cache keeps its size
-_MAX_STAGES = 4  # each is compiled,
-_LONG = 512  # and from this length on, that takes longer than a shorter cache saves
-_PREFILL_TOKENS = 4096  # of prompts, that a device computes at a time
-_ENDLESS = 2**31 - 1  # steps
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How completions are drawn.
-
-    Attributes:
-      group: completions a prompt.
-      slots: prompts that a device decodes side by side; when all completions of one have ended,
-        the next takes its place. 0: all that it is given.
-      max_tokens: length limit of a completion, its stop token included.
-      temperature: of the softmax; 0 takes the likeliest token.
-      top_p: draw from the smallest set of tokens that holds this much probability. Log-probs are
-        of the whole distribution, so training keeps it at 1.
-      stop_tokens: ids that end a completion.
-    """
-
-    group: int = 1
-    slots: int = 0
-    max_tokens: int = 1024
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop_tokens: tuple[int, ...] = ()
-
-
-class _Slots(NamedTuple):
-    """What W slots hold while tokens are drawn: each a prompt and what its completions read."""
-
-    row: Int[Array, " W"]  # which of the prompts
-    begun: Int[Array, " W"]  # the step of its completions' first token
-    prompt: Text
-    prefix: KeyValues  # of each prompt, an array a layer
-    taken: Int[Array, ""]  # prompts that have had a slot
-
-
-class _State(NamedTuple):
-    """The completions of the slots. Step i is written at i modulo L, as in the cache."""
-
-    tokens: Int[Array, "W G L"]
-    logprobs: Float[Array, "W G L"]
-    mask: Bool[Array, "W G L"]
-    done: Bool[Array, "W G"]
-    next_logprobs: Float[Array, "W G vocab"]
-    cache: Cache
-    running: Bool[Array, ""]  # a completion isn't done
-    vacant: Bool[Array, ""]  # a slot is free for a prompt that waits
+_MIN_STAGE = 32  # steps; a shorter stage saves too little
+_MAX_STAGES = 4  # each is compiled
+_MAX_LONG_STAGES = 2  # compiling more takes longer than they save,
+_LONG = 512  # from this length of completions on
 
 
 def sample_keys(key: Key[Array, ""], prompts: Int[Array, " B"], group: int) -> Key[Array, "B G"]:
-    """A random key for each completion, of its prompt's number and its own alone.
+    """A random key for each completion, made of its prompt's number and its own in the group.
 
     So the tokens don't depend on how prompts are batched or padded.
     """
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     return jax.vmap(fold, in_axes=(0, None))(fold(key, prompts), jnp.arange(group))
-
-
-def top_p_filter(logprobs: Float[Array, "*B vocab"], top_p: float) -> Float[Array, "*B vocab"]:
-    """−inf outside the smallest set of likeliest tokens whose probability reaches `top_p`."""
-    ordered = jnp.sort(logprobs, axis=-1, descending=True)
-    before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
-    kept = (before < top_p).sum(axis=-1, keepdims=True)
-    threshold = jnp.take_along_axis(ordered, kept - 1, axis=-1)
-    return jnp.where(logprobs >= threshold, logprobs, -jnp.inf)
 
 
 def sample(
@@ -112,168 +67,75 @@ def sample(
       together: mesh axes of a `shard_map` whose devices take every step together.
     """
     model = nnx.merge(graph, params)
-    B, G, L = prompt.tokens.shape[0], config.group, config.max_tokens
-    W = min(config.slots or B, B)
-    # Transposed, and divided into layers, once and not at every token.
-    head, layers = jax.lax.optimization_barrier(model.head()), model.decoder.unstack()
-    stops = jnp.array(config.stop_tokens or (-1,))
-
-    def distribution(hidden):
-        temperature = config.temperature or 1.0
-        return log_softmax(hidden, head, temperature=temperature, forbidden=forbidden)
-
-    def anywhere(here):
-        return jax.lax.pmax(here.astype(jnp.int32), together) > 0 if together else here
-
-    def signals(done, taken):
-        vacant = jnp.zeros((), bool)
-        if W < B:
-            free, left = done.all(axis=1).any(), taken < B
-            # Devices that step together fill slots together: once each has one, or no prompt left.
-            vacant = anywhere(free & left) & ~anywhere(~free & left)
-        return {"running": anywhere(~done.all()), "vacant": vacant}
-
-    def begin(prompt, images):
-        last, prefix = _prefill(model, prompt, images)
-        first = distribution(last)
-        first = jnp.broadcast_to(first[:, None], (len(first), G, first.shape[-1]))
-        empty = jnp.broadcast_to(prompt.segments.max(axis=1)[:, None] == 0, first.shape[:2])
-        return prefix, empty, first
-
-    def step(slots, state):
-        at, offset = state.cache.steps % L, state.cache.steps - slots.begun
-        live = ~state.done
-        token = jnp.where(live, _choose(state.next_logprobs, keys[slots.row], offset, config), 0)
-        logprob = jnp.take_along_axis(state.next_logprobs, token[..., None], axis=-1)[..., 0]
-        stopped = (token[..., None] == stops).any(axis=-1) | (offset == L - 1)[:, None]
-        done = state.done | stopped
-        hidden, cache = model.step(token, offset, slots.prompt, layers, slots.prefix, state.cache)
-
-        def write(whole, new):  # what is done stays, while the ring goes round
-            return whole.at[:, :, at].set(jnp.where(live, new, whole[:, :, at]))
-
-        return _State(
-            tokens=write(state.tokens, token),
-            logprobs=write(state.logprobs, logprob),
-            mask=write(state.mask, live),
-            done=done,
-            next_logprobs=distribution(hidden),
-            cache=cache,
-            **signals(done, slots.taken),
-        )
-
-    def decode(slots, state, limit):
-        unfinished = lambda s: s.running & ~s.vacant & (s.cache.steps < limit)  # noqa: E731
-        return jax.lax.while_loop(unfinished, functools.partial(step, slots), state)
-
-    def fill(slots, state):
-        """A vacant slot gets the next prompt; on a device that has none, nothing changes."""
-        free, row = state.done.all(axis=1), jnp.minimum(slots.taken, B - 1)
-        slot, use = jnp.argmax(free), free.any() & (slots.taken < B)
-        cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1)
-        text, pictures = jax.tree.map(lambda x: cut(x, row), (prompt, images))
-        prefix, empty, first = begin(text, pictures)
-
-        def put(whole, new):
-            new = jnp.where(use, new, cut(whole, slot))
-            return jax.lax.dynamic_update_slice_in_dim(whole, new, slot, axis=0)
-
-        def put_all(whole, new):
-            return jax.tree.map(put, whole, new)
-
-        taken, done = slots.taken + use, put(state.done, empty)
-        slots = _Slots(
-            row=put(slots.row, row),
-            begun=put(slots.begun, state.cache.steps),
-            prompt=put_all(slots.prompt, text),
-            prefix=put_all(slots.prefix, prefix),
-            taken=taken,
-        )
-        return slots, state._replace(
-            mask=put(state.mask, jnp.zeros((1, G, L), bool)),
-            done=done,
-            next_logprobs=put(state.next_logprobs, first),
-            **signals(done, taken),
-        )
-
-    def keep(found, slots, state):
-        """`found` with the slots' completions in their rows, their first token in front."""
-        roll = jax.vmap(lambda x, begun: jnp.roll(x, -(begun % L), axis=-1))
-        now = (roll(x, slots.begun) for x in (state.tokens, state.mask, state.logprobs))
-        return Rollout(*(x.at[slots.row].set(new) for x, new in zip(found, now, strict=True)))
-
-    text, pictures = jax.tree.map(lambda x: x[:W], (prompt, images))
-    prefix, empty, first = begin(text, pictures)
-    slots = _Slots(jnp.arange(W), jnp.zeros(W, jnp.int32), text, prefix, jnp.array(W))
-    state = _State(
-        tokens=jnp.zeros((W, G, L), jnp.int32),
-        logprobs=jnp.zeros((W, G, L), jnp.float32),
-        mask=jnp.zeros((W, G, L), bool),
-        done=empty,
-        next_logprobs=first,
-        cache=model.decoder.init_cache(W, G, 0),
-        **signals(empty, slots.taken),
+    context = Context(
+        model=model,
+        # The head is transposed and the layers are taken apart here, not at every token.
+        head=jax.lax.optimization_barrier(model.head()),
+        layers=model.decoder.unstack(),
+        prompts=Prompts(prompt, images),
+        keys=keys,
+        forbidden=forbidden,
+        config=config,
+        together=together,
     )
-    if W == B:
-        # By stages, so that no token reads a cache much longer than what is written so far.
-        stages = min(_MAX_STAGES if L < _LONG else 2, max(1, L // _MIN_STAGE))
-        for limit in (L * (i + 1) // stages for i in range(stages)):
-            state = decode(slots, state._replace(cache=state.cache.grow(limit)), limit)
-        return Rollout(state.tokens, state.mask, state.logprobs)
-
-    def go_on(carry):
-        found, slots, state = carry
-        found = keep(found, slots, state)
-        slots, state = fill(slots, state)
-        return found, slots, decode(slots, state, _ENDLESS)
-
-    state = decode(slots, state._replace(cache=state.cache.grow(L)), _ENDLESS)
-    found = Rollout(*(jnp.zeros((B, G, L), dtype) for dtype in (jnp.int32, bool, jnp.float32)))
-    carry = jax.lax.while_loop(lambda carry: carry[2].vacant, go_on, (found, slots, state))
-    found = keep(*carry)
-    return Rollout(jnp.where(found.mask, found.tokens, 0), found.mask, found.logprobs * found.mask)
+    at_once = context.num_slots == context.num_prompts
+    return _sample_at_once(context) if at_once else _sample_refilling(context)
 
 
-def _choose(
-    logprobs: Float[Array, "W G vocab"],
-    keys: Key[Array, "W G"],
-    offsets: Int[Array, " W"],
-    config: SamplingConfig,
-) -> Int[Array, "W G"]:
-    """The next token of each completion that has `offsets` tokens already."""
-    if config.temperature == 0:
-        # The first of the largest; `argmax` itself is several times slower on a CPU.
-        largest = logprobs == logprobs.max(axis=-1, keepdims=True)
-        last = logprobs.shape[-1] - 1
-        return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
-    if config.top_p < 1:
-        logprobs = top_p_filter(logprobs, config.top_p)
-    at = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)))(keys, offsets)
-    return jax.vmap(jax.vmap(jax.random.categorical))(at, logprobs)
+def _stage_limits(length: int) -> list[int]:
+    """The steps at which the stages of decoding end, for completions of at most `length` tokens."""
+    most = _MAX_STAGES if length < _LONG else _MAX_LONG_STAGES
+    stages = min(most, max(1, length // _MIN_STAGE))
+    return [length * (i + 1) // stages for i in range(stages)]
 
 
-def _prefill(
-    model: Qwen2VL, prompt: Text, images: Images | Float[Array, "B V M"] | None
-) -> tuple[Float[Array, "B M"], KeyValues]:
-    """Each prompt's last hidden state, and what its completions look back on, an array a layer.
+def _sample_at_once(context: Context) -> Rollout:
+    """All prompts side by side, each in a slot of its own.
 
-    A few rows at a time where prompts are long: that keeps a device as busy, and less in memory.
+    All start at step 0 and end by step L, so the rings never wrap around. A step reads the whole
+    cache, so it starts short and grows from stage to stage.
     """
+    slots, state = open_slots(context, cache_length=0)
+    for limit in _stage_limits(context.config.max_tokens):
+        state = state._replace(cache=state.cache.grow(limit))
+        state = decode(context, slots, state, limit)
+    return Rollout(state.tokens, state.mask, state.logprobs)
 
-    def some(rows):
-        prompt, images = rows
-        hidden, prefix = model.prefill(prompt, model.see(images))
-        return last_token(prompt, hidden), (tuple(prefix.keys), tuple(prefix.values))
 
-    B, T = prompt.tokens.shape
-    size = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * T <= _PREFILL_TOKENS))
-    if size == B:
-        last, prefix = some((prompt, images))
-    else:
-        groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (prompt, images))
-        groups = jax.lax.map(some, groups)
-        last, prefix = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), groups)
-    return last, KeyValues(*prefix, prompt.segments)
+class _Carry(NamedTuple):
+    """What goes from one refill of a slot to the next."""
+
+    results: Rollout  # of all prompts, as far as they are known
+    slots: Slots
+    state: DecodingState
+
+
+def _refill(context: Context, carry: _Carry) -> _Carry:
+    """Keeps what the slots hold, gives a free slot the next prompt, and decodes on."""
+    results = keep_results(*carry)
+    slots, state = fill_slot(context, carry.slots, carry.state)
+    return _Carry(results, slots, decode(context, slots, state))
+
+
+def _sample_refilling(context: Context) -> Rollout:
+    """A few prompts side by side; when the completions of one have finished, the next comes in.
+
+    Decoding stops whenever a slot is free and a prompt waits, and goes on with that slot refilled.
+    The last stretch ends when all completions have finished.
+    """
+    shape = (*context.keys.shape, context.config.max_tokens)
+    results = Rollout(
+        tokens=jnp.zeros(shape, jnp.int32),
+        mask=jnp.zeros(shape, bool),
+        logprobs=jnp.zeros(shape, jnp.float32),
+    )
+    slots, state = open_slots(context, cache_length=context.config.max_tokens)
+    carry = _Carry(results, slots, decode(context, slots, state))
+    carry = jax.lax.while_loop(
+        lambda carry: carry.state.signals.vacant, functools.partial(_refill, context), carry
+    )
+    tokens, mask, logprobs = keep_results(*carry)
+    return Rollout(jnp.where(mask, tokens, 0), mask, logprobs * mask)
 
 
 def make_sampler(
@@ -284,10 +146,9 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """`sample(weights, prompt, images, keys)`, jitted, with the prompts divided over the mesh.
 
-    Prompts don't concern each other, so each device runs a decoding loop of its own, which needs
-    no word from the others at every token and ends with its own longest completion. Where several
-    devices share one copy of the weights, all loops go on until the last ends, since they meet at
-    every token.
+    Prompts are independent, so each device runs a decoding loop of its own, without communication
+    at every token, until its own longest completion ends. Where several devices share one copy of
+    the weights, they communicate at every token, so all loops go on until the last ends.
     """
     together = sharding.ROWS if mesh.shape["tensor"] > 1 and sharding.row_parts(mesh) > 1 else ()
 
