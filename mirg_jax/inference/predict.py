@@ -13,30 +13,11 @@ from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_r
 from mirg_jax.data.examples import Example
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.errors import DataError
-from mirg_jax.mig_bench import scoring
 from mirg_jax.runs.loading import Model
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.tokens import decode, forbidden_ids, stop_ids
 from mirg_jax.sharding import processes
 from mirg_jax.sharding.memory import with_resident
-
-
-def questions(rows: Sequence[scoring.Row], name: str) -> list[tuple[int, Example]]:
-    """The rows of a benchmark, numbered, without their answers; `name` is the benchmark's."""
-    return [
-        (
-            index,
-            Example(
-                id=str(index),
-                task=row["task"],
-                images=tuple(row["images"]),
-                question=row["question"],
-                targets=(),
-                source=f"{name} row {index}",
-            ),
-        )
-        for index, row in enumerate(rows)
-    ]
 
 
 class Prediction(NamedTuple):

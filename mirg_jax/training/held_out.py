@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 
 from mirg_jax.data.examples import Rejected
 from mirg_jax.errors import ConfigError
-from mirg_jax.inference.predict import make_generate, predict, questions
-from mirg_jax.mig_bench import scoring
+from mirg_jax.inference.predict import make_generate, predict
+from mirg_jax.mig_bench import benchmark, scoring
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.training import setup
 
 
-def load_benchmark(config: ConfigDict) -> list[scoring.Row]:
+def load_benchmark(config: ConfigDict) -> list[benchmark.Row]:
     """The rows that a run is evaluated on; none where it isn't.
 
     Raises:
@@ -29,7 +29,7 @@ def load_benchmark(config: ConfigDict) -> list[scoring.Row]:
         return []
     if not config.evaluation.benchmark:
         raise ConfigError("evaluation.every is set, but not evaluation.benchmark: name its file")
-    return scoring.load_benchmark(config.evaluation.benchmark)
+    return benchmark.load_benchmark(config.evaluation.benchmark)
 
 
 class HeldOut:
@@ -40,7 +40,7 @@ class HeldOut:
         run: setup.Run,
         config: ConfigDict,
         workdir: pathlib.Path,
-        rows: Sequence[scoring.Row],
+        rows: Sequence[benchmark.Row],
         *,
         write: bool,
     ):
@@ -53,10 +53,10 @@ class HeldOut:
         self._every, self._last = how.every, config.num_steps
         if not how.every:
             return
-        self._rows = rows
-        self._chosen = scoring.spread(len(self._rows), how.limit)
-        asked = questions(self._rows, how.benchmark)
-        self._questions = [asked[index] for index in self._chosen]
+        self._rows = benchmark.choose(rows, how.limit)
+        self._questions = [
+            (row.index, benchmark.as_example(row, how.benchmark)) for row in self._rows
+        ]
         self._how, self._write, self._run = how, write, run
         self._folder = workdir / "held_out"
         self._mesh = setup.sampling_mesh(config, run.mesh)
@@ -97,7 +97,7 @@ class HeldOut:
             max_tokens=self._how.max_tokens,
             generate=functools.partial(self._generate, others=others),
         )
-        responses: list[str | None] = [None] * len(self._rows)
+        responses: dict[int, str | None] = {row.index: None for row in self._rows}
         for index, response, error in answers:
             responses[index] = response
             if error:
@@ -107,12 +107,11 @@ class HeldOut:
             self._folder.mkdir(exist_ok=True)
             lines = [
                 json.dumps({"index": index, "response": response}) + "\n"
-                for index, response in enumerate(responses)
+                for index, response in responses.items()
                 if response is not None
             ]
             (self._folder / f"step_{step:06d}.jsonl").write_text("".join(lines))
-        rows = [self._rows[index] for index in self._chosen]
-        overall = scoring.score(rows, [responses[index] for index in self._chosen]).overall
+        overall = scoring.score(self._rows, list(responses.values())).overall
         found = {
             "eval_acc": overall.hit_rate,
             "eval_mean_iou": overall.mean_iou,
