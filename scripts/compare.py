@@ -15,7 +15,8 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
-from mirg_jax.mig_bench import compare, scoring
+from mirg_jax.mig_bench import compare
+from mirg_jax.mig_bench.tables import aligned
 
 _BEFORE = flags.DEFINE_string("before", None, "Scores of one run, JSON.", required=True)
 _AFTER = flags.DEFINE_string("after", None, "Scores of the other.", required=True)
@@ -33,7 +34,7 @@ def main(_):
             output.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
-    print(scoring.aligned(compare.table_cells(changes), left=1))
+    print(aligned(compare.table_cells(changes), left=1))
     print("gained, lost: rows hit by one run alone; p: exact McNemar test; 95 %: of the difference")
 
 

@@ -21,6 +21,9 @@ from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
 from mirg_jax.experiments import tables
 from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import load_benchmark
+from mirg_jax.mig_bench.responses import load_predictions
+from mirg_jax.mig_bench.tables import format_table
 from mirg_jax.report import report
 from mirg_jax.runs.settings import read, read_for_training
 from mirg_jax.scenes.scene_tasks import write_dataset
@@ -131,10 +134,10 @@ def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
     (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
     scenes = workdir / "scenes"
-    rows = scoring.load_benchmark(scenes / "eval.json")
+    rows = load_benchmark(scenes / "eval.json")
     runs = {
         name: report.Run(
-            scoring.load_predictions(workdir / "eval" / name / "predictions.jsonl", len(rows)),
+            load_predictions(workdir / "eval" / name / "predictions.jsonl", len(rows)),
             result,
         )
         for name, result in scores.items()
@@ -143,7 +146,7 @@ def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
     report.write_report(
         workdir / "report.html", "mirg_jax demo", rows, runs, scenes, training=training
     )
-    tqdm.write("\n" + scoring.format_table(scores))
+    tqdm.write("\n" + format_table(scores))
     print(f"\n{sum(minutes.values()):.1f} minutes; pictures and curves: {workdir}/report.html")
 
 

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
+from mirg_jax.mig_bench.tables import format_table
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding import processes
 
@@ -45,7 +46,7 @@ def main(_):
     )
     if not processes.is_first():
         return
-    print(evaluate.scoring.format_table({_CHECKPOINT.value: scores}))
+    print(format_table({_CHECKPOINT.value: scores}))
     print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 
 

@@ -18,7 +18,8 @@ from absl import flags
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import server
-from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench import families
+from mirg_jax.mig_bench.tables import format_table
 
 _FAMILY = flags.DEFINE_enum(
     "family", None, sorted(families.FAMILIES), "Of the model.", required=True
@@ -99,7 +100,7 @@ def main(_):
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,
     )
-    print(scoring.format_table({_MODEL.value: scores}))
+    print(format_table({_MODEL.value: scores}))
     print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 
 

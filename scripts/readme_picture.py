@@ -22,6 +22,8 @@ from mirg_jax.grounding import grammar
 from mirg_jax.grounding.boxes import fraction_to_grid
 from mirg_jax.inference import pictures
 from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import Row, load_benchmark
+from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import spans
 
 _RUN = flags.DEFINE_string("run", "runs/demo", "The folder of the demo.")
@@ -52,13 +54,11 @@ class Unit(NamedTuple):
     spaced: bool
 
 
-def choose(
-    rows: Sequence[scoring.Row], responses: Sequence[str | None], scores: scoring.Scores
-) -> int:
+def choose(rows: Sequence[Row], responses: Sequence[str | None], scores: scoring.Scores) -> int:
     """The row to show."""
 
     def images_with_boxes(index: int) -> int:
-        found = spans.read(responses[index], len(rows[index]["images"]))
+        found = spans.read(responses[index], len(rows[index].images))
         return len({place.image for place in found.places})
 
     hits = [
@@ -189,14 +189,12 @@ def _tint(colour: str) -> tuple[int, ...]:
 # All ----------------------------------------------------------------------------------------------
 
 
-def draw(
-    root: pathlib.Path, row: scoring.Row, response: str, score: scoring.RowScore
-) -> Image.Image:
+def draw(root: pathlib.Path, row: Row, response: str, score: scoring.RowScore) -> Image.Image:
     """The whole picture."""
-    count = len(row["images"])
+    count = len(row.images)
     found = spans.read(response, count, score.target_image or 1)
     image, box = score.image or score.target_image or 1, fraction_to_grid(score.box)
-    colours, drawings = [], [[] for _ in row["images"]]
+    colours, drawings = [], [[] for _ in row.images]
     for number, name in enumerate(found.names):
         places = [place for place in found.places if place.object == number]
         answered = any((p.image, fraction_to_grid(p.box)) == (image, box) for p in places)
@@ -209,13 +207,13 @@ def draw(
         marks.sort(key=lambda drawing: drawing.colour == _ANSWER)  # the answer over the others
     thoughts, answer = sections(found.pieces)
     said = f"in image {image}; IoU with the true box {score.iou:.2f}"
-    asked = spans.read(row["question"], count)
+    asked = spans.read(row.question, count)
     paragraphs = [
         ("Question", units(asked.pieces, [_DIM] * len(asked.names))),
         ("Thoughts", units(thoughts, colours)),
         ("Answer", [*units(answer, colours), *units([f" {said}"], [])]),
     ]
-    above, below = draw_images(root, row["images"], drawings), draw_text(paragraphs)
+    above, below = draw_images(root, row.images, drawings), draw_text(paragraphs)
     height = _MARGIN + above.height + _GAP + below.height + _MARGIN // 2
     sheet = Image.new("RGB", (_WIDTH, height), "white")
     sheet.paste(above, (0, _MARGIN))
@@ -225,10 +223,8 @@ def draw(
 
 def main(_):
     run = pathlib.Path(_RUN.value)
-    rows = scoring.load_benchmark(run / "scenes/eval.json")
-    responses = scoring.load_predictions(
-        run / "eval" / _STAGE.value / "predictions.jsonl", len(rows)
-    )
+    rows = load_benchmark(run / "scenes/eval.json")
+    responses = load_predictions(run / "eval" / _STAGE.value / "predictions.jsonl", len(rows))
     scores = scoring.score(rows, responses)
     index = choose(rows, responses, scores) if _ROW.value is None else _ROW.value
     score = next((each for each in scores.rows if each.index == index), None)

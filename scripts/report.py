@@ -15,6 +15,8 @@ from absl import flags
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import load_benchmark
+from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
@@ -47,10 +49,10 @@ def named(flag: str, entries: list[str]) -> dict[str, str]:
 
 
 def main(_):
-    rows = scoring.load_benchmark(_BENCHMARK.value)
+    rows = load_benchmark(_BENCHMARK.value)
     runs = {}
     for name, path in named("predictions", _PREDICTIONS.value).items():
-        responses = scoring.load_predictions(path, len(rows))
+        responses = load_predictions(path, len(rows))
         runs[name] = report.Run(responses, scoring.score(rows, responses, _PROTOCOL.value))
     if not runs and not _TRAINING.value:
         raise ConfigError("nothing to report: give --predictions, --training or both")

@@ -15,6 +15,9 @@ from absl import flags
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench.benchmark import load_benchmark
+from mirg_jax.mig_bench.responses import load_predictions
+from mirg_jax.mig_bench.tables import format_table
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Responses, JSONL.", required=True)
@@ -50,8 +53,8 @@ _MIGICIAN_SCALING = flags.DEFINE_bool(
 
 
 def main(_):
-    rows = scoring.load_benchmark(_BENCHMARK.value)
-    responses = scoring.load_predictions(_PREDICTIONS.value, len(rows))
+    rows = load_benchmark(_BENCHMARK.value)
+    responses = load_predictions(_PREDICTIONS.value, len(rows))
     how = {
         "protocol": _PROTOCOL.value,
         "skip_impossible": _SKIP_IMPOSSIBLE.value,
@@ -74,7 +77,7 @@ def main(_):
     except OSError as error:
         raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
 
-    print(scoring.format_table({pathlib.Path(_PREDICTIONS.value).stem: scores}))
+    print(format_table({pathlib.Path(_PREDICTIONS.value).stem: scores}))
     print(
         f"{scores.protocol} protocol, {scores.overall.n} rows, {scores.missing} without a response;"
         f" hit rate over all rows {100 * interval.mean:.2f} %"

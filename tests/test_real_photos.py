@@ -107,8 +107,7 @@ def look_at(folder, photos, visit):
     page.get_by_label("largest first").check()
     page.locator("#list button").first.click()
     best = max(scored, key=lambda row: row["iou"])
-    place = scored.index(best)  # the report numbers the rows that it has
-    assert page.locator("dialog h2").inner_text().startswith(f"Row {place},")
+    assert page.locator("dialog h2").inner_text().startswith(f"Row {best['index']},")
     row = rows[best["index"]]
     assert page.locator("dialog svg image").count() == len(row["images"])
     (truth,) = drawn(page, "truth")

@@ -16,11 +16,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mirg_jax.data import mig_bench_rows
+from mirg_jax.data.json_rows import (
+    four_numbers,
+    images_field,
+    kind_of,
+    list_field,
+    quote,
+    read_text,
+    text_field,
+)
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import tasks
 from mirg_jax.grounding.boxes import GRID, Box, fraction_to_grid, grid_to_fraction, is_valid
 from mirg_jax.grounding.grammar import (
-    BOX_START,
     ORDINALS,
     GroundedObject,
     find_image_index,
@@ -90,7 +99,7 @@ def read_examples(path: str | pathlib.Path) -> tuple[list[Example], list[Rejecte
         source = f"{path.name} row {index}"
         try:
             if not isinstance(row, dict):
-                raise DataError(f"the row is not an object but {_kind(row)}")
+                raise DataError(f"the row is not an object but {kind_of(row)}")
             for item in read_row(row, index, source):
                 (examples if isinstance(item, Example) else rejected).append(item)
         except DataError as error:
@@ -178,12 +187,7 @@ _ReadRow = Callable[[dict[str, Any], int, str], Iterator[Example | Rejected]]
 
 def _load(path: pathlib.Path) -> tuple[list[Any], _ReadRow]:
     """The rows of a file and what reads them."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    text = read_text(path)
     if not text.strip():
         raise DataError(f"{path}: the file is empty; get or make it again")
 
@@ -194,7 +198,7 @@ def _load(path: pathlib.Path) -> tuple[list[Any], _ReadRow]:
 
     rows = _parse(path, text)
     if not isinstance(rows, list):
-        raise DataError(f"{path}: holds {_kind(rows)} where a list of rows is needed")
+        raise DataError(f"{path}: holds {kind_of(rows)} where a list of rows is needed")
     if not rows:
         raise DataError(f"{path}: the list of rows is empty; get or make the file again")
     for row in rows:
@@ -230,41 +234,39 @@ def _write_json(path: str | pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _read_trajectory(row: dict[str, Any], index: int, source: str) -> Iterator[Example]:
-    images = _images(row)
-    question = _question(_text(row, "question"), len(images))
-    response = None if row.get("response") is None else _text(row, "response")
+    images = images_field(row)
+    question = _question(text_field(row, "question"), len(images))
+    response = None if row.get("response") is None else text_field(row, "response")
     targets = []
-    for target in _list(row, "targets"):
+    for target in list_field(row, "targets"):
         if not isinstance(target, dict):
-            raise DataError(f"a target is not an object but {_kind(target)}")
+            raise DataError(f"a target is not an object but {kind_of(target)}")
         image = target.get("image")
         if image is not None and (type(image) is not int or not 1 <= image <= len(images)):
-            raise DataError(f"a target's image is {_quote(image)}, not one of 1..{len(images)}")
-        box = _box(target.get("box"), GRID, whole=True)
-        targets.append(Target(box, image, _text(target, "label")))
-    yield Example(_id(row), _text(row, "task"), images, question, tuple(targets), response, source)
+            raise DataError(f"a target's image is {quote(image)}, not one of 1..{len(images)}")
+        box = _inside(four_numbers(target.get("box"), "the box", whole=True), GRID)
+        targets.append(Target(box, image, text_field(target, "label")))
+    task = text_field(row, "task")
+    yield Example(_id(row), task, images, question, tuple(targets), response, source)
 
 
 def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Example]:
-    images, task = _images(row), _text(row, "task")
-    question = _question(_text(row, "question"), len(images))
-    box = fraction_to_grid(_box(row.get("answer"), 1))
+    fields = mig_bench_rows.read_fields(row)
+    question = _question(fields.question, len(fields.images))
+    box = fraction_to_grid(_inside(fields.answer, 1))
     if not is_valid(box):
-        raise DataError(f"the box {row['answer']} is too small for a grid of {GRID}")
-    # Where finding the image is the task, this holds the answer in words; elsewhere other things.
-    info = row.get("additional_info")
-    where = info if isinstance(info, str) and BOX_START in info else question
-    target = Target(box, find_image_index(where, len(images)))
-    name = _id(row) if "id" in row else f"{task}_{index:05d}"
-    yield Example(name, task, images, question, (target,), None, source)
+        raise DataError(f"the box {[*fields.answer]} is too small for a grid of {GRID}")
+    name = _id(row) if "id" in row else f"{fields.task}_{index:05d}"
+    target = Target(box, fields.target_image)
+    yield Example(name, fields.task, fields.images, question, (target,), None, source)
 
 
 def _read_mgrounding(row: dict[str, Any], index: int, source: str) -> Iterator[Example | Rejected]:
     """An example a turn. The second turn of row "x" is "x#2"."""
-    images, name, task = _images(row), _id(row), tasks.task_of_mgrounding(row)
+    images, name, task = images_field(row), _id(row), tasks.task_of_mgrounding(row)
     if any(map(_CAPTIONING.search, (name, source, str(row.get("type"))))):
         raise DataError("gg_reg is captioning, not grounding")
-    turns = _list(row, "conversations")
+    turns = list_field(row, "conversations")
     if not all(isinstance(turn, dict) for turn in turns):
         raise DataError("a turn of the conversation is not an object")
     if [turn.get("from") for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
@@ -275,7 +277,7 @@ def _read_mgrounding(row: dict[str, Any], index: int, source: str) -> Iterator[E
     for n, (human, gpt) in enumerate(zip(turns[::2], turns[1::2], strict=True), start=1):
         turn = name if n == 1 else f"{name}#{n}"
         try:
-            question, answer = _text(human, "value"), _text(gpt, "value")
+            question, answer = text_field(human, "value"), text_field(gpt, "value")
             targets = _targets(answer, question, len(images))
             yield Example(turn, task, images, question, targets, None, source)
         except DataError as error:
@@ -312,36 +314,8 @@ def _in_image(image: int) -> str:
 # Fields -------------------------------------------------------------------------------------------
 
 
-def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise DataError(f"{name!r} is {_kind(value)} where text is needed")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{name!r} holds half a surrogate pair, which is no text") from None
-    return value
-
-
 def _id(row: dict[str, Any]) -> str:
-    return str(row["id"]) if type(row.get("id")) is int else _text(row, "id")
-
-
-def _list(row: dict[str, Any], name: str) -> list[Any]:
-    value = row.get(name)
-    if not isinstance(value, list):
-        raise DataError(f"{name!r} is {_kind(value)} where a list is needed")
-    if not value:
-        raise DataError(f"{name!r} is empty")
-    return value
-
-
-def _images(row: dict[str, Any]) -> tuple[str, ...]:
-    images = _list(row, "images")
-    if not all(isinstance(image, str) and image for image in images):
-        raise DataError("'images' holds something that is not a path")
-    return tuple(images)
+    return str(row["id"]) if type(row.get("id")) is int else text_field(row, "id")
 
 
 def _question(text: str, num_images: int) -> str:
@@ -350,25 +324,11 @@ def _question(text: str, num_images: int) -> str:
     return text
 
 
-def _box(values: Any, top: int, whole: bool = False) -> tuple[Any, Any, Any, Any]:
-    """Four numbers that make a box with an area inside 0..top."""
-    kinds = (int,) if whole else (int, float)
-    if not isinstance(values, list) or [type(value) in kinds for value in values] != [True] * 4:
-        what = "integers" if whole else "numbers"
-        raise DataError(f"the box {_quote(values)} is not a list of four {what}")
-    x1, y1, x2, y2 = values
+def _inside(box: tuple[Any, Any, Any, Any], top: int) -> tuple[Any, Any, Any, Any]:
+    """The box itself. Raises DataError if it has no area or isn't inside 0..top."""
+    x1, y1, x2, y2 = values = [*box]
     if not all(0 <= value <= top for value in values):  # nor is NaN
-        raise DataError(f"the box {_quote(values)} is not inside 0..{top}")
+        raise DataError(f"the box {quote(values)} is not inside 0..{top}")
     if x1 >= x2 or y1 >= y2:
         raise DataError(f"the box {values} is inverted or empty: it needs x1 < x2 and y1 < y2")
-    return x1, y1, x2, y2
-
-
-def _quote(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
-    return "missing" if value is None else names.get(type(value), "a number")
+    return box

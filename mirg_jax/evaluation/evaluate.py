@@ -1,16 +1,18 @@
 """A model and a benchmark file → predictions, scores and a report in one folder."""
 
 import contextlib
+import dataclasses
 import pathlib
 
 from tqdm import tqdm
 
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
+from mirg_jax.errors import DataError
 from mirg_jax.evaluation.predictions import Predictions, write_results
-from mirg_jax.inference.predict import questions
 from mirg_jax.inference.predictor import Predictor
-from mirg_jax.mig_bench import coordinates, scoring
+from mirg_jax.mig_bench import families, prompts, scoring
+from mirg_jax.mig_bench.benchmark import Row, as_example, choose, load_benchmark
 from mirg_jax.report import report
 from mirg_jax.runs import devices, run_folder
 from mirg_jax.runs.settings import Settings
@@ -37,15 +39,11 @@ def run(
     Raises:
       UserError: for a benchmark, checkpoint or setting that can't be used.
     """
-    rows = scoring.load_benchmark(benchmark)
-    chosen = scoring.spread(len(rows), limit)
-    pixels, asked = settings.evaluation.coordinates == "pixels", list(rows)
-    if pixels:
-        limits = settings.data.min_pixels, settings.data.max_pixels
-        sizes = {index: coordinates.sizes(rows[index], image_root, *limits) for index in chosen}
-        for index, given in sizes.items():
-            question = coordinates.question_in_pixels(rows[index], given)
-            asked[index] = rows[index] | {"question": question}
+    rows = load_benchmark(benchmark)
+    chosen = choose(rows, limit)
+    family = families.of_coordinates(settings.evaluation.coordinates)
+    data = settings.data
+    size_of = families.sizes_given(image_root, data.max_pixels, data.min_pixels)
     devices.start(settings.devices)
     saved = run_folder.find_run(checkpoint)
     first = processes.is_first()
@@ -57,8 +55,11 @@ def run(
     }
     with Predictions(output_dir, what, len(rows)) if first else contextlib.nullcontext() as kept:
         responses = processes.gather(kept.responses if kept else None)[0]
-        asked = questions(asked, benchmark)
-        open_rows = [asked[index] for index in chosen if responses[index] is None]
+        open_rows = [
+            (row.index, as_example(row_for(family, row, size_of), benchmark))
+            for row in chosen
+            if responses[row.index] is None
+        ]
         if open_rows:
             predictor = Predictor.open(checkpoint, settings, image_root=image_root)
             rejected = RejectedLog(output_dir / "rejected.jsonl", write=first)
@@ -72,13 +73,22 @@ def run(
                 if kept:
                     kept.add(index, response)
 
-    read = list(responses)
-    if pixels:
-        for index, given in sizes.items():
-            read[index] = coordinates.response_on_grid(rows[index], read[index], given)
-    rows, read = ([every[index] for index in chosen] for every in (rows, read))
-    scores = scoring.score(rows, read, protocol)
+    read = [families.to_grammar(family, responses[row.index], row, size_of) for row in chosen]
+    scores = scoring.score(chosen, read, protocol)
     if first:
         found = report.Run(read, scores)
-        write_results(output_dir, checkpoint, benchmark, chosen, found, rows, image_root)
+        write_results(output_dir, checkpoint, benchmark, found, chosen, image_root)
     return scores
+
+
+def row_for(family: families.Family, row: Row, size_of: families.SizeOf) -> Row:
+    """The row with its question's boxes as the family has them.
+
+    Where an image can't be read the row stays as it is: it is rejected, with the reason, when its
+    images are loaded.
+    """
+    try:
+        question = prompts.rewrite(family, row.question, row.images, size_of)
+    except DataError:
+        return row
+    return dataclasses.replace(row, question=question)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import Row
+from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
 
 
@@ -16,24 +17,20 @@ def write_results(
     folder: pathlib.Path,
     system: str,
     benchmark: str,
-    chosen: Sequence[int],
     run: report.Run,
-    rows: Sequence[scoring.Row],
+    rows: Sequence[Row],
     image_root: str,
     **more: Any,
 ) -> None:
-    """Writes scores.json, in which rows are numbered as in the benchmark's file, and report.html.
+    """Writes scores.json and report.html.
 
     Args:
       system: its name or path.
-      chosen: the rows, by their numbers in the file.
-      rows: the same rows themselves, and no others.
-      run: of these rows.
+      run: its responses and scores.
+      rows: the rows that it answered.
       more: for scores.json.
     """
     told = more | run.scores.to_json()
-    for row in told["rows"]:
-        row["index"] = chosen[row["index"]]
     (folder / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
     name = pathlib.Path(system).name
     title = f"{name} on {pathlib.Path(benchmark).name}"
@@ -68,7 +65,7 @@ class Predictions:
         _drop_torn_line(self._path)
         self.responses: list[str | None] = [None] * count
         if self._path.stat().st_size:
-            self.responses = scoring.load_predictions(self._path, count)
+            self.responses = load_predictions(self._path, count)
 
     def add(self, index: int, response: str, **more: Any) -> None:
         """Keeps a row's response, with other keys of its line.

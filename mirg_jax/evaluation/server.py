@@ -14,10 +14,11 @@ from tqdm import tqdm
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
 from mirg_jax.chat.client import NO_CHOICE, Client, Retry, Unanswerable, content, data_url
 from mirg_jax.data.examples import Rejected
-from mirg_jax.data.images import image_size, load_image
+from mirg_jax.data.images import load_image
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
-from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench import families, prompts, scoring
+from mirg_jax.mig_bench.benchmark import Row, choose, load_benchmark
 from mirg_jax.report import report
 
 
@@ -63,40 +64,34 @@ class Server:
 
 
 class Questions:
-    """A benchmark's rows as requests."""
+    """Makes requests of a benchmark's rows."""
 
     def __init__(
         self,
-        rows: Sequence[scoring.Row],
         family: families.Family,
         protocol: scoring.Protocol,
         server: Server,
         image_root: str,
     ):
-        self._rows, self._family, self._protocol, self._root = rows, family, protocol, image_root
+        self._family, self._protocol, self._root = family, protocol, image_root
         self._max_pixels = server.max_pixels
+        self._size_of = families.sizes_given(image_root, server.max_pixels)
         self._settings = server.settings(family)
         # Rows that follow each other often share their images.
         self._url = functools.lru_cache(8 * server.concurrency)(self._encode)
 
     def _encode(self, path: str) -> str:
         image = load_image(self._root, path)
-        return data_url(families.picture(self._family, image, self._protocol, self._max_pixels))
+        return data_url(prompts.picture(self._family, image, self._protocol, self._max_pixels))
 
-    def request(self, index: int) -> tuple[dict[str, Any], str]:
-        """A row's request, and what it is known by. Reads images.
+    def request(self, row: Row) -> tuple[dict[str, Any], str]:
+        """A row's request, and the key that it is known by. Reads images.
 
         Raises:
           DataError: one can't be read.
         """
-        row, sizes = self._rows[index], []
-        if self._family.numbers == "pixels":
-            sizes = [
-                families.size_given(image_size(self._root, path), self._max_pixels)
-                for path in row["images"]
-            ]
-        parts = families.prompt(self._family, row, self._protocol, sizes)
-        what = json.dumps([index, parts, self._max_pixels, self._settings], sort_keys=True)
+        parts = prompts.message(self._family, row, self._protocol, self._size_of)
+        what = json.dumps([row.index, parts, self._max_pixels, self._settings], sort_keys=True)
         key = hashlib.sha256(what.encode()).hexdigest()[:32]
         sent = [(kind, self._url(value) if kind == "image" else value) for kind, value in parts]
         return {"messages": [{"role": "user", "content": content(sent)}], **self._settings}, key
@@ -120,17 +115,17 @@ class _Round:
         self._line = Line(client.base_url, Pace(server.requests_per_minute))
         self.rejected: dict[int, str] = {}
 
-    async def run(self, indices: Sequence[int], *, progress: bool) -> None:
-        waiting = iter(indices)
+    async def run(self, rows: Sequence[Row], *, progress: bool) -> None:
+        waiting = iter(rows)
         with (
-            tqdm(total=len(indices), unit="row", desc="evaluate", disable=not progress) as bar,
+            tqdm(total=len(rows), unit="row", desc="evaluate", disable=not progress) as bar,
             self._errors.open("a", buffering=1) as self._log,
         ):
 
             async def work() -> None:
-                for index in waiting:
+                for row in waiting:
                     try:
-                        await self._row(index)
+                        await self._row(row)
                     except GivenUp:
                         pass  # or held, and listed once it is certain
                     except Stopped:
@@ -139,18 +134,18 @@ class _Round:
 
             with self.asking.on_signals():
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self.asking.workers, len(indices))):
+                    for _ in range(min(self.asking.workers, len(rows))):
                         group.create_task(work())
             self.asking.settle(self._line)
             await self._client.close()
 
-    async def _row(self, index: int) -> None:
-        give_up = functools.partial(self.rejected.__setitem__, index)
+    async def _row(self, row: Row) -> None:
+        give_up = functools.partial(self.rejected.__setitem__, row.index)
         try:
-            body, key = await asyncio.to_thread(self._questions.request, index)
+            body, key = await asyncio.to_thread(self._questions.request, row)
         except DataError as error:
             return give_up(str(error))
-        once = functools.partial(self._once, index, body, key)
+        once = functools.partial(self._once, row.index, body, key)
         await self.asking.ask(self._line, once, give_up)
 
     async def _once(self, index: int, body: dict[str, Any], key: str) -> None:
@@ -190,8 +185,8 @@ def run(
         what was answered is kept then.
     """
     family = families.FAMILIES[family_name]
-    rows = scoring.load_benchmark(benchmark)
-    chosen = scoring.spread(len(rows), limit)
+    rows = load_benchmark(benchmark)
+    chosen = choose(rows, limit)
     client = server.client()
     what = {
         "family": family_name,
@@ -200,30 +195,29 @@ def run(
         "max_pixels": server.max_pixels,
         "request": server.settings(family),
     }
-    questions = Questions(rows, family, protocol, server, image_root)
+    questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:
         now = _Round(questions, client, server, kept, output_dir / "errors.jsonl")
-        missing = [index for index in chosen if kept.responses[index] is None]
+        missing = [row for row in chosen if kept.responses[row.index] is None]
         asyncio.run(now.run(missing, progress=progress))
         _write_rejected(output_dir / "rejected.jsonl", now.rejected, benchmark)
     if now.asking.error:
         raise now.asking.error
     if now.asking.stopped:
-        done = sum(kept.responses[index] is not None for index in chosen)
+        done = sum(kept.responses[row.index] is not None for row in chosen)
         raise UserError(
             f"stopped by {now.asking.stopped}; {done} of {len(chosen)} rows are answered, run "
             "again to go on"
         )
-    if all(kept.responses[index] is None for index in chosen):
-        raise UserError(f"no row has an answer; the first: {now.rejected[chosen[0]]}")
-    asked = [rows[index] for index in chosen]
-    responses = [kept.responses[index] for index in chosen]
+    responses = [kept.responses[row.index] for row in chosen]
+    if all(response is None for response in responses):
+        raise UserError(f"no row has an answer; the first: {now.rejected[chosen[0].index]}")
     scores = families.score(
-        family, asked, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
+        family, chosen, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
     )
     found = report.Run(responses, scores)
     write_results(
-        output_dir, server.model, benchmark, chosen, found, asked, image_root, family=family_name
+        output_dir, server.model, benchmark, found, chosen, image_root, family=family_name
     )
     return scores
 

@@ -1,12 +1,16 @@
-"""How families of models are asked MIG-Bench's questions, and how their answers are read.
+"""Families of models: how each is asked MIG-Bench's questions, and what its answers mean.
 
 A question goes with its images. Which words go with the images, how the question's own boxes are
-written and what is said of the answer's form is the family's, and so is what its numbers mean.
+written and what is said of the answer's form is the family's (`prompts.py` does it), and so is what
+the numbers of its answers mean.
 
 Under the protocol `authors` all is as in the published evaluation (Migician's `eval/`), slips
-included, and the response is read by `scoring.parse_authors` as it is. Under `answer` the slips are
+included, and the response is read by `parsing.parse_authors` as it is. Under `answer` the slips are
 mended, and every box of the response is brought into the form and onto the grid of
 `grounding/grammar.py` before it is scored.
+
+A checkpoint that we run ourselves (`evaluation/evaluate.py`) gets our own prompt whatever its
+family; the family says there how the question's boxes are written and what the answer's mean.
 """
 
 import dataclasses
@@ -14,13 +18,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from PIL import Image
-
-from mirg_jax.data.examples import IMAGE_MARK
-from mirg_jax.data.images import image_size, shrink, smart_resize
+from mirg_jax.data.images import image_size, smart_resize
 from mirg_jax.errors import ConfigError
 from mirg_jax.grounding import boxes, grammar
 from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import Row
 
 # Qwen2-VL's own limits of an image.
 MIN_PIXELS = 3136
@@ -46,7 +48,8 @@ class Family:
       before, after: each image; `{n}` counts from 1.
       question_box: how a box of the question is written. kept: as in the file, on the grid between
         Qwen2-VL's tokens. list: `[x1,y1,x2,y2]` on the grid. fractions: the same in fractions of
-        the image. pixels: the same in pixels. removed: not at all, since it is drawn in the image.
+        the image. pixels: the same in pixels of the image as the model gets it. removed: not at
+        all, since it is drawn in the image.
       numbers: what those of an answer mean. grammar: our own form, read as it is. grid: 0..1000,
         or fractions where none is over 1. pixels: of the image as the model gets it.
       scale_y: the authors' correction for their own model.
@@ -167,99 +170,51 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# The family that a setting `evaluation.coordinates` means.
+_OF_COORDINATES = {"grid": "mirg", "pixels": "qwen2_5_vl"}
+
 Size = tuple[int, int]  # width, height
-Part = tuple[Literal["text", "image"], str]
+SizeOf = Callable[[str], Size]  # the size of an image, by its path, as the model gets it
 
 
-# Asking -------------------------------------------------------------------------------------------
-
-
-def prompt(
-    family: Family, row: scoring.Row, protocol: scoring.Protocol, sizes: Sequence[Size] = ()
-) -> list[Part]:
-    """A row's question as a message: texts, and images by their path, in order.
+def of_coordinates(coordinates: str) -> Family:
+    """The family whose boxes are what `config.evaluation.coordinates` says.
 
     Args:
-      sizes: of the images as the model gets them, where the family's numbers are pixels.
+      coordinates: "grid": ours, trained on the grid of the data, whichever model they started
+        from. "pixels": published Qwen2.5-VL, taught pixels of the image as it gets it.
+
+    Raises:
+      ConfigError: it is something else.
     """
-    question = row["question"].replace(IMAGE_MARK, "")
-    if protocol == "authors":
-        question = rewrite(question + family.form.authors, family, authors=True)
-    else:
-        question = rewrite(question, family, authors=False, sizes=sizes)
-        question = f"{question.strip()} {family.form.answer}".strip()
-    parts: list[Part] = []
-    text = ""
-    for n, path in enumerate(row["images"], start=1):
-        text += family.before.format(n=n)
-        parts += [("text", text)] * bool(text) + [("image", path)]
-        text = family.after
-    return [*parts, ("text", text + question)]
+    if coordinates not in _OF_COORDINATES:
+        known = ", ".join(_OF_COORDINATES)
+        raise ConfigError(f"evaluation.coordinates={coordinates!r} is none of {known}")
+    return FAMILIES[_OF_COORDINATES[coordinates]]
 
 
-_QUESTION_BOX = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
-_TAGGED_BOX = re.compile(r"<\|box_start\|>\((\d+),(\d+)\),\((\d+),(\d+)\)<\|box_end\|>")
-_TAGS = {
-    grammar.BOX_START: "<box>",
-    grammar.BOX_END: "</box>",
-    grammar.OBJECT_START: "<ref>",
-    grammar.OBJECT_END: "</ref>",
-}
+# Images -------------------------------------------------------------------------------------------
 
 
-def rewrite(question: str, family: Family, *, authors: bool, sizes: Sequence[Size] = ()) -> str:
-    """A question with its boxes and tags as the family has them; `authors`: slips included."""
-    how = family.question_box
-    if how == "kept" or (how == "pixels" and authors):
-        return question
-    if how == "pixels":
-
-        def pixels(match: re.Match) -> str:
-            image = grammar.find_image_index(question[: match.start()], len(sizes)) or 1
-            corners = boxes.grid_to_pixels([int(n) for n in match.groups()], *sizes[image - 1])
-            return "[{}, {}, {}, {}]".format(*map(round, corners))
-
-        return _TAGGED_BOX.sub(pixels, question)
-    if how == "removed":  # with the brackets that it stands in
-        question = re.sub(rf"\({_TAGGED_BOX.pattern}\)", "", question)
-    for tag, other in _TAGS.items():
-        question = question.replace(tag, other)
-    if how == "list":
-        return _QUESTION_BOX.sub(r"[\1,\2,\3,\4]", question)
-    if how == "fractions":
-
-        def fractions(match: re.Match) -> str:
-            # The authors put "0." before the digits, which makes 0.58 of 58.
-            said = [f"0.{n}" if authors else f"{int(n) / boxes.GRID:g}" for n in match.groups()]
-            return f"[{','.join(said)}]"
-
-        return _QUESTION_BOX.sub(fractions, question)
-    return question
-
-
-def size_given(size: Size, max_pixels: int) -> Size:
-    """Width and height of an image as a model gets it whose numbers are pixels."""
-    height, width = smart_resize(size[1], size[0], MIN_PIXELS, max_pixels)
+def size_given(size: Size, max_pixels: int, min_pixels: int = MIN_PIXELS) -> Size:
+    """Width and height of an image of some size as a model of Qwen's gets it."""
+    height, width = smart_resize(size[1], size[0], min_pixels, max_pixels)
     return width, height
 
 
-def picture(
-    family: Family, image: Image.Image, protocol: scoring.Protocol, max_pixels: int
-) -> Image.Image:
-    """An image as it is sent.
+def sizes_given(image_root: str, max_pixels: int, min_pixels: int = MIN_PIXELS) -> SizeOf:
+    """A function from an image's path to its width and height as a model of Qwen's gets it.
 
-    One whose pixels are counted gets the size that the model's own processor would give it, which
-    then leaves it as it is.
+    Each call reads the head of the image's file.
+
+    Raises (when called):
+      DataError: the image can't be read.
     """
-    size = image.size
-    if family.numbers == "pixels":
-        size = size_given(size, max_pixels)
-    elif protocol == "authors" and max(size) > family.authors_side > 0:
-        side, longest = family.authors_side, max(size)
-        size = tuple(max(1, int(side * length / longest)) for length in size)
-    if size != image.size:
-        return image.resize(size, Image.Resampling.BICUBIC)
-    return shrink(image, max_pixels)
+
+    def size_of(path: str) -> Size:
+        return size_given(image_size(image_root, path), max_pixels, min_pixels)
+
+    return size_of
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -278,35 +233,33 @@ _BOX = re.compile(
 )
 
 
-def read(
-    family: Family, response: str, row: scoring.Row, size_of: Callable[[str], Size] | None = None
-) -> str:
-    """A response with every box of it as our grammar has boxes.
+def to_grammar(
+    family: Family, response: str | None, row: Row, size_of: SizeOf | None = None
+) -> str | None:
+    """A response with every box of it as our grammar has boxes; None stays None.
 
-    Pixels are those of the image that the words before a box name, or else of the row's.
+    Pixels are those of the image that the words before a box name, or else of the row's target
+    image. Numbers past the image's edge are set to it.
 
     Args:
-      size_of: the size, as the model got it, of an image by its path; where the family's numbers
-        are pixels.
+      size_of: needed where the family's numbers are pixels.
 
     Raises:
       DataError: of `size_of`.
     """
-    if family.numbers == "grammar":
+    if response is None or family.numbers == "grammar":
         return response
-    images = row["images"]
-    image = scoring.target_image(row) or len(images)
+    image = row.target_image or len(row.images)
     pieces, end = [], 0
     for match in _BOX.finditer(response):
         before = response[end : match.start()]
-        image = grammar.find_image_index(before, len(images)) or image
+        image = grammar.find_image_index(before, len(row.images)) or image
         values = [float(digits) for digits in match.groups() if digits]
         if max(values) <= 1:
             values = [boxes.GRID * value for value in values]
         elif family.numbers == "pixels":
-            width, height = size_of(images[image - 1])
+            width, height = size_of(row.images[image - 1])
             scaled = zip(values, (width, height, width, height), strict=True)
-            # What is a little past the edge is meant to be at it.
             values = [min(boxes.GRID * value / side, boxes.GRID) for value, side in scaled]
         x1, y1, x2, y2 = map(round, values)
         pieces += [before, f"{grammar.BOX_START}({x1},{y1}),({x2},{y2}){grammar.BOX_END}"]
@@ -316,13 +269,14 @@ def read(
 
 def score(
     family: Family,
-    rows: Sequence[scoring.Row],
+    rows: Sequence[Row],
     responses: Sequence[str | None],
     protocol: scoring.Protocol = "answer",
     *,
     image_root: str = "",
     max_pixels: int = MAX_PIXELS,
-    **how: bool,
+    skip_impossible: bool = False,
+    strict: bool = False,
 ) -> scoring.Scores:
     """Scores responses as the models of a family gave them.
 
@@ -330,10 +284,11 @@ def score(
       rows: as `scoring.score` takes them.
       responses: the same.
       protocol: the same.
+      skip_impossible: the same.
+      strict: the same.
       image_root: folder of the rows' images, whose sizes count where the family's numbers are
         pixels.
       max_pixels: of an image as the model got it.
-      how: the rest of what `scoring.score` takes.
 
     Raises:
       ConfigError: the family needs an image root.
@@ -345,12 +300,16 @@ def score(
                 f"{family.title} answers in pixels: give --image_root, so that images' sizes can "
                 "be looked up"
             )
-
-        def size_of(path: str) -> Size:
-            return size_given(image_size(image_root, path), max_pixels)
-
+        size_of = sizes_given(image_root, max_pixels)
         responses = [
-            None if response is None else read(family, response, row, size_of)
+            to_grammar(family, response, row, size_of)
             for row, response in zip(rows, responses, strict=True)
         ]
-    return scoring.score(rows, responses, protocol, scale_y=family.scale_y, **how)
+    return scoring.score(
+        rows,
+        responses,
+        protocol,
+        skip_impossible=skip_impossible,
+        scale_y=family.scale_y,
+        strict=strict,
+    )

@@ -10,6 +10,7 @@ from mirg_jax.errors import DataError
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.report.browser import Answer, Card, View, task_title, task_titles
 
 _RESULTS = ("hit", "miss", "wrong image", "bad format", "no response")
@@ -28,32 +29,32 @@ class Run(NamedTuple):
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def benchmark(
-    rows: Sequence[scoring.Row], runs: Mapping[str, Run], image_root: str | pathlib.Path
-) -> View:
+def benchmark(rows: Sequence[Row], runs: Mapping[str, Run], image_root: str | pathlib.Path) -> View:
     """The rows that all runs have a score of, with an answer for each run."""
     by_row = {name: {row.index: row for row in run.scores.rows} for name, run in runs.items()}
     scored = sorted(set.intersection(*map(set, by_row.values()))) if runs else []
+    places = {row.index: place for place, row in enumerate(rows)}
     several = len(runs) > 1
     cards, last = [], next(reversed(runs), "")
     for index in scored:
-        row = rows[index]
+        place = places[index]
+        row = rows[place]
         results = {name: by_row[name][index] for name in runs}
         target = next(iter(results.values())).target_image
         said = {
-            name: _results(runs[name].responses[index], result) for name, result in results.items()
+            name: _results(runs[name].responses[place], result) for name, result in results.items()
         }
         hits = {result.hit for result in results.values()}
-        title = task_title(row["task"])
+        title = task_title(row.task)
         cards.append(
             Card(
                 title=f"Row {index}, {title}",
-                question=row["question"],
+                question=row.question,
                 root=image_root,
-                images=row["images"],
-                truth=[(target or 1, row["answer"])],
+                images=row.images,
+                truth=[(target or 1, row.answer)],
                 answers=[
-                    _answer(name, runs[name].responses[index], result, said[name], row)
+                    _answer(name, runs[name].responses[place], result, said[name], row)
                     for name, result in results.items()
                 ],
                 facets={"Task": (title,)}
@@ -65,7 +66,7 @@ def benchmark(
                 drawn=len(runs) - 1,
             )
         )
-    facets = {"Task": task_titles([rows[index]["task"] for index in scored])}
+    facets = {"Task": task_titles([rows[places[index]].task for index in scored])}
     facets |= {_facet(name, several): _RESULTS for name in runs}
     if several:
         facets["Hits"] = _RUNS
@@ -103,9 +104,9 @@ def _answer(
     response: str | None,
     result: scoring.RowScore,
     said: Sequence[str],
-    row: scoring.Row,
+    row: Row,
 ) -> Answer:
-    target, count = result.target_image, len(row["images"])
+    target, count = result.target_image, len(row.images)
     words = [said[0], f"IoU {result.iou:.2f}"]
     if result.image:
         words.append(f"image {result.image}" + (f" (target {target})" if target else ""))

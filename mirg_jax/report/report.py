@@ -4,7 +4,8 @@ import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from mirg_jax.mig_bench import compare, scoring
+from mirg_jax.mig_bench import compare, scoring, tables
+from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.report import browser, cards
 from mirg_jax.report.cards import Run
 from mirg_jax.report.charts import chart, training_curves
@@ -20,7 +21,7 @@ the difference.</p>
 def write_report(
     path: str | pathlib.Path,
     title: str,
-    rows: Sequence[scoring.Row],
+    rows: Sequence[Row],
     runs: Mapping[str, Run],
     image_root: str | pathlib.Path | None = None,
     *,
@@ -57,5 +58,5 @@ def write_report(
 
 
 def score_table(named_scores: Mapping[str, scoring.Scores]) -> str:
-    """`scoring.table_cells` as an HTML table."""
-    return browser.table(scoring.table_cells(named_scores))
+    """`tables.table_cells` as an HTML table."""
+    return browser.table(tables.table_cells(named_scores))

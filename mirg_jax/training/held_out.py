@@ -6,9 +6,8 @@ from typing import Any
 from flax import nnx
 
 from mirg_jax.data.examples import Rejected
-from mirg_jax.inference.predict import questions
 from mirg_jax.inference.predictor import Predictor
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench import benchmark, scoring
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
@@ -30,10 +29,10 @@ class HeldOut:
         self._settings = settings = run.settings.evaluation
         if not settings.every:
             return
-        rows = run.benchmark
-        self._chosen = scoring.spread(len(rows), settings.limit)
-        asked = questions(rows, settings.benchmark)
-        self._questions = [asked[index] for index in self._chosen]
+        self._rows = benchmark.choose(run.benchmark, settings.limit)
+        self._questions = [
+            (row.index, benchmark.as_example(row, settings.benchmark)) for row in self._rows
+        ]
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),
             run.settings.model.precision.compute,
@@ -62,7 +61,7 @@ class HeldOut:
         weights = self._weights_of(params)
         unused = None if weights is params else params
         resident = state.opt_state, self._resident, unused
-        responses: list[str | None] = [None] * len(run.benchmark)
+        responses: dict[int, str | None] = {row.index: None for row in self._rows}
         for index, response, error in self._predictor.predict(
             self._questions, params=weights, resident=resident
         ):
@@ -71,8 +70,7 @@ class HeldOut:
                 run.rejected.add(Rejected(f"{name} row {index}", str(index), error), told=True)
         if run.is_first:
             self._write(step, responses)
-        rows = [run.benchmark[index] for index in self._chosen]
-        overall = scoring.score(rows, [responses[index] for index in self._chosen]).overall
+        overall = scoring.score(self._rows, list(responses.values())).overall
         found = {
             "eval_acc": overall.hit_rate,
             "eval_mean_iou": overall.mean_iou,
@@ -81,12 +79,12 @@ class HeldOut:
         }
         return {name: value for name, value in found.items() if value is not None}
 
-    def _write(self, step: int, responses: list[str | None]) -> None:
+    def _write(self, step: int, responses: dict[int, str | None]) -> None:
         folder = self._run.workdir / "held_out"
         folder.mkdir(exist_ok=True)
         lines = [
             json.dumps({"index": index, "response": response}) + "\n"
-            for index, response in enumerate(responses)
+            for index, response in responses.items()
             if response is not None
         ]
         (folder / f"step_{step:06d}.jsonl").write_text("".join(lines))

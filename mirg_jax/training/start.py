@@ -15,7 +15,7 @@ from mirg_jax.data import pipeline
 from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import Row, load_benchmark
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs import adapters, devices, loading, run_folder
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     data: grain.DatasetIterator
     share: sharding.Share  # of the data, that this process reads
     rejected: RejectedLog
-    benchmark: Sequence[scoring.Row]  # held-out rows; none where the run isn't evaluated
+    benchmark: Sequence[Row]  # held-out rows; none where the run isn't evaluated
     checkpoints: Checkpoints
     first_step: int  # steps taken before
 
@@ -74,7 +74,7 @@ def start(
     mesh, sampling_mesh = _start_devices(settings)
     share = sharding.data_share(mesh)
     evaluation = settings.evaluation
-    benchmark = scoring.load_benchmark(evaluation.benchmark) if evaluation.every else []
+    benchmark = load_benchmark(evaluation.benchmark) if evaluation.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
     source = _claim_source(settings, workdir)
     rejected = RejectedLog(workdir / "rejected.jsonl", write=processes.is_first())

@@ -18,7 +18,7 @@ import numpy as np
 from mirg_jax.data.examples import Example, Rejected, read_examples, write_trajectories
 from mirg_jax.data.images import resolve_image
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.mig_bench.scoring import load_benchmark
+from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.trajectories import ingest
 
 
@@ -220,7 +220,7 @@ class _Barred:
 
     def __init__(self, choice: Choice):
         rows = load_benchmark(choice.exclude) if choice.exclude else []
-        paths = sorted({path for row in rows for path in row["images"]})
+        paths = sorted({path for row in rows for path in row.images})
         self._names = {_name(path) for path in paths}
         self._sizes: dict[int, list[pathlib.Path]] = {}
         self._hashes: dict[pathlib.Path, bytes] = {}

@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 from answer_forms import SAID
 from asking import KEY, serve
-from conftest import REPOSITORY, call
+from conftest import REPOSITORY, call, page_data
 from PIL import Image
 
 from mirg_jax.errors import ConfigError, UserError
 from mirg_jax.evaluation import server
 from mirg_jax.grounding.tasks import MIG_BENCH_TASKS
-from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench import families
+from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.families import FAMILIES
+from mirg_jax.mig_bench.responses import load_predictions
 
 TRANSPORT = "429,429 wait,500,slow,cut,malformed,text,null,empty"
 ASIDE = ("", "It is in the second image. ", "Sure! ")
@@ -56,13 +58,13 @@ def write_benchmark(folder, count):
 
 def answers_of(name, bench):
     """What a model of the family says to each row: mostly near, at times nothing or nonsense."""
-    rows, rng, said = scoring.load_benchmark(bench), random.Random(1), []
+    rows, rng, said = load_benchmark(bench), random.Random(1), []
     for n, row in enumerate(rows):
         if n % 10 == 7:
             said.append("I cannot see any such thing.")
             continue
-        box = [min(max(round(1000 * v) + rng.randint(-90, 90), 0), 1000) for v in row["answer"]]
-        with Image.open(bench.parent / row["images"][1]) as image:
+        box = [min(max(round(1000 * v) + rng.randint(-90, 90), 0), 1000) for v in row.answer]
+        with Image.open(bench.parent / row.images[1]) as image:
             size = families.size_given(image.size, families.MAX_PIXELS)
         first, _ = SAID[name](box, size)
         text = ASIDE[n % 3] * (FAMILIES[name].numbers != "grammar") + first
@@ -106,7 +108,7 @@ def lines(path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_the_same_answers_as_a_predictions_file(fake, tmp_path, name):
     bench = write_benchmark(tmp_path / "data", 60)
-    rows, said = scoring.load_benchmark(bench), answers_of(name, bench)
+    rows, said = load_benchmark(bench), answers_of(name, bench)
     file = tmp_path / "said.jsonl"
     file.write_text(
         "".join(json.dumps({"index": n, "response": text}) + "\n" for n, text in enumerate(said))
@@ -117,7 +119,7 @@ def test_scores_are_those_of_the_same_answers_as_a_predictions_file(fake, tmp_pa
         folder = tmp_path / protocol
         # On a busy machine a second may pass before an answer is read, and then it comes twice.
         scores = ask(name, misbehaving.url, bench, folder, protocol=protocol, timeout=3.0)
-        responses = scoring.load_predictions(file, 60)
+        responses = load_predictions(file, 60)
         expected = families.score(
             FAMILIES[name], rows, responses, protocol, image_root=str(bench.parent)
         )
@@ -142,12 +144,12 @@ def test_scores_are_those_of_the_same_answers_as_a_predictions_file(fake, tmp_pa
 
 def test_what_is_sent(tmp_path):
     bench = write_benchmark(tmp_path / "data", 4)
-    rows = scoring.load_benchmark(bench)
+    rows = load_benchmark(bench)
 
     def request(name, protocol="answer", **how):
         asked = server.Server("some/model", **how)
-        questions = server.Questions(rows, FAMILIES[name], protocol, asked, str(bench.parent))
-        return questions.request(3)
+        questions = server.Questions(FAMILIES[name], protocol, asked, str(bench.parent))
+        return questions.request(rows[3])
 
     def sizes(body):
         urls = [p["image_url"]["url"] for p in content(body) if p["type"] == "image_url"]
@@ -202,10 +204,8 @@ def test_a_killed_run_goes_on_and_repeats_no_answered_request(fake, tmp_path):
     slow = fake(said, "--bad=0.2", f"--flaws={TRANSPORT}", "--delay=0.1")
     flags = flags_for("qwen2_5_vl", slow.url, bench, folder, "--concurrency=8")
     asked = server.Server("some/model")
-    questions = server.Questions(
-        scoring.load_benchmark(bench), FAMILIES["qwen2_5_vl"], "answer", asked, str(bench.parent)
-    )
-    keys = {questions.request(n)[1]: n for n in range(100)}
+    questions = server.Questions(FAMILIES["qwen2_5_vl"], "answer", asked, str(bench.parent))
+    keys = {questions.request(row)[1]: row.index for row in load_benchmark(bench)}
     process = subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(answered(folder)) < 50 and time.monotonic() < deadline:
@@ -355,6 +355,9 @@ def test_a_limit_is_spread_over_the_file_and_can_grow(fake, tmp_path):
     assert answered(folder) == {0, 10, 20, 30, 40, 50}
     written = json.loads((folder / "scores.json").read_text())
     assert [row["index"] for row in written["rows"]] == [0, 10, 20, 30, 40, 50]
+    assert [row.index for row in scores.rows] == [0, 10, 20, 30, 40, 50]
+    cards = page_data(folder / "report.html")["views"][0]["cards"]
+    assert [card["title"].split(",")[0] for card in cards] == [f"Row {10 * n}" for n in range(6)]
     assert ask("mirg", up.url, bench, folder, limit=12).missing == 0
     assert len(up.requests()) == 12 and answered(folder) == set(range(0, 60, 5))
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from bench_rows import rows_of
 from conftest import call
 
 from configs import (
@@ -73,7 +74,7 @@ def scores(hits):
         for task in ("diff", "region")
         for _ in hits
     ]
-    found = scoring.score(rows, ["<answer>(100,100),(500,500)</answer>"] * len(rows))
+    found = scoring.score(rows_of(rows), ["<answer>(100,100),(500,500)</answer>"] * len(rows))
     marked = [
         dataclasses.replace(row, hit=bool(hit))
         for row, hit in zip(found.rows, [*hits, *hits], strict=True)
@@ -151,7 +152,7 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
         raise AssertionError("it was done before")
 
     for what in ("sft.train", "grpo.train", "write_dataset", "build.build"):
-        monkeypatch.setattr(f"mirg_jax.tables.{what}", never)
+        monkeypatch.setattr(f"mirg_jax.experiments.tables.{what}", never)
     monkeypatch.setattr("mirg_jax.evaluation.evaluate.predict", never)
     again = experiments.run(config, tmp_path, [4])
     assert experiments.to_json(config, again) == experiments.to_json(config, first)

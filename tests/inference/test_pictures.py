@@ -12,7 +12,7 @@ from mirg_jax.grounding import grammar
 from mirg_jax.grounding.boxes import fraction_to_grid
 from mirg_jax.grounding.grammar import GroundedObject
 from mirg_jax.inference import pictures
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import load_benchmark
 
 
 def test_draw_boxes_puts_the_outline_on_the_grid_and_leaves_the_image(tmp_path):
@@ -80,15 +80,15 @@ def test_the_picture_of_the_readme(scenes, tmp_path):
     """A hit is chosen, its images, boxes and text are drawn, the same every time."""
     (tmp_path / "scenes").symlink_to(scenes)
     (tmp_path / "eval/grpo").mkdir(parents=True)
-    rows = scoring.load_benchmark(scenes / "eval.json")
+    rows = load_benchmark(scenes / "eval.json")
     lines = []
     for index, row in enumerate(rows):
-        image = scoring.target_image(row)
-        found = GroundedObject(fraction_to_grid(row["answer"]), image, 1, "one")
-        other = GroundedObject((100, 100, 400, 400), 1 + image % len(row["images"]), 1, "other")
+        image = row.target_image
+        found = GroundedObject(fraction_to_grid(row.answer), image, 1, "one")
+        other = GroundedObject((100, 100, 400, 400), 1 + image % len(row.images), 1, "other")
         thinking = f"See {grammar.format_object(other)} and {grammar.format_object(found)}."
         response = grammar.format_response(thinking, grammar.format_answer([found]))
-        if row["task"] not in ("diff", "reasoning"):  # a miss
+        if row.task not in ("diff", "reasoning"):  # a miss
             response = grammar.format_response(thinking, grammar.format_answer([other]))
         lines.append(json.dumps({"index": index, "response": response + "<|im_end|>"}) + "\n")
     (tmp_path / "eval/grpo/predictions.jsonl").write_text("".join(lines))
@@ -97,7 +97,7 @@ def test_the_picture_of_the_readme(scenes, tmp_path):
     told = call("readme_picture", *flags)
     assert told.returncode == 0, told.stderr
     chosen = int(told.stdout.split("row ")[1].split(",")[0])
-    assert rows[chosen]["task"] == "reasoning" and len(rows[chosen]["images"]) == 3
+    assert rows[chosen].task == "reasoning" and len(rows[chosen].images) == 3
     made = (tmp_path / "docs/a.png").read_bytes()
     assert len(made) < 150_000
     sheet = np.asarray(Image.open(tmp_path / "docs/a.png"))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from bench_rows import rows_of
 from conftest import call
 
 from mirg_jax.errors import DataError
@@ -17,7 +18,7 @@ def row(task="diff"):
 
 
 def run(rows, answers, path=None, **how):
-    scores = scoring.score(rows, answers, "authors", **how).to_json()
+    scores = scoring.score(rows_of(rows), answers, "authors", **how).to_json()
     if path:
         path.write_text(json.dumps(scores))
     return json.loads(json.dumps(scores))

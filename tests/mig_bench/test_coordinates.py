@@ -1,33 +1,43 @@
-"""Pixels of resized images and the grid: what a model of pixels is asked and what it meant."""
+"""Evaluating a checkpoint that speaks of pixels: what it is asked and what it meant."""
 
 import json
 
 import numpy as np
 import pytest
+from bench_rows import rows_of
 from PIL import Image
 
 from mirg_jax import defaults
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import evaluate
 from mirg_jax.inference.predictor import Prediction, Predictor
-from mirg_jax.mig_bench import coordinates, scoring
+from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.runs.settings import read
 
-SIZES = [(560, 280), (280, 840)]
-ROW = {
+SIZES = {"a.png": (560, 280), "b.png": (280, 840)}
+BOX = "<|box_start|>(100,200),(500,1000)<|box_end|>"
+CONTENT = {
     "task": "region",
-    "question": "The object at <|box_start|>(100,200),(500,1000)<|box_end|> of image-2: "
-    "locate it in the first image.",
+    "question": f"The object at {BOX} of image-2: locate it in the first image.",
     "images": ["a.png", "b.png"],
     "answer": [0.1, 0.2, 0.5, 0.9],
 }
+(ROW,) = rows_of([CONTENT])
+PIXELS = families.of_coordinates("pixels")
+
+
+def asked(question):
+    return prompts.rewrite(PIXELS, question, ROW.images, SIZES.__getitem__)
+
+
+def on_grid(response):
+    return families.to_grammar(PIXELS, response, ROW, SIZES.__getitem__)
 
 
 def test_a_box_of_the_question_is_in_pixels_of_the_image_named_before_it():
-    row = ROW | {"question": "Image-2 has <|box_start|>(100,200),(500,1000)<|box_end|>."}
-    found = coordinates.question_in_pixels(row, SIZES)
+    found = asked(f"Image-2 has {BOX}.")
     assert found == "Image-2 has [28, 168, 140, 840]."
-    assert "[56, 56, 280, 280]" in coordinates.question_in_pixels(ROW, SIZES)
+    assert "[56, 56, 280, 280]" in asked(ROW.question)
 
 
 @pytest.mark.parametrize(
@@ -39,27 +49,27 @@ def test_a_box_of_the_question_is_in_pixels_of_the_image_named_before_it():
     ],
 )
 def test_a_response_is_read_in_pixels_of_the_row_s_image(response):
-    read = coordinates.response_on_grid(ROW, response, SIZES)
-    assert "<|box_start|>(100,200),(500,900)<|box_end|>" in read
-    scores = scoring.score([ROW], [read])
+    assert "<|box_start|>(100,200),(500,900)<|box_end|>" in on_grid(response)
+    scores = scoring.score([ROW], [on_grid(response)])
     assert scores.overall.mean_iou == pytest.approx(1)
     assert scoring.score([ROW], [response]).overall.mean_iou < 0.5
-    other = coordinates.response_on_grid(ROW, f"In image 2: {response}", SIZES)
-    assert "(200,67),(1000,300)" in other  # of its width 280 and height 840
-    past = coordinates.response_on_grid(ROW, response.replace("280", "580"), SIZES)
-    assert "(100,200),(1000,900)" in past
+    # Of the other image's width 280 and height 840.
+    assert "(200,67),(1000,300)" in on_grid(f"In image 2: {response}")
+    assert "(100,200),(1000,900)" in on_grid(response.replace("280", "580"))
 
 
 def test_sizes_are_those_of_the_model_s_own_rule(tmp_path):
     for name, size in (("a.png", (600, 300)), ("b.png", (20, 20))):
         Image.fromarray(np.zeros((*size[::-1], 3), np.uint8)).save(tmp_path / name)
-    config = defaults.inference()
-    assert coordinates.sizes(ROW, str(tmp_path), config) == [(588, 308), (56, 56)]
-    config.data.max_pixels = 50176
-    assert coordinates.sizes(ROW, str(tmp_path), config)[0] == (308, 140)
-    (tmp_path / "b.png").unlink()
-    assert coordinates.sizes(ROW, str(tmp_path), config) == []
-    assert coordinates.question_in_pixels(ROW, []) == ROW["question"]
+    data = defaults.inference().data
+    size_of = families.sizes_given(str(tmp_path), data.max_pixels, data.min_pixels)
+    assert [size_of(name) for name in ROW.images] == [(588, 308), (56, 56)]
+    assert families.sizes_given(str(tmp_path), 50176, data.min_pixels)("a.png") == (308, 140)
+    given = evaluate.row_for(PIXELS, ROW, size_of)
+    assert given.question == ROW.question.replace(BOX, "[59, 62, 294, 308]")
+    (tmp_path / "a.png").unlink()
+    # It is rejected, with the reason, where its images are loaded.
+    assert evaluate.row_for(PIXELS, ROW, size_of) == ROW
 
 
 def test_names():
@@ -74,12 +84,12 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
     """Both ways from the binary's function: only the drawing of tokens is a stand-in."""
     for name, size in (("a.png", (600, 300)), ("b.png", (300, 900))):
         Image.fromarray(np.zeros((*size[::-1], 3), np.uint8)).save(tmp_path / name)
-    (tmp_path / "rows.json").write_text(json.dumps([ROW]))
-    asked = []
+    (tmp_path / "rows.json").write_text(json.dumps([CONTENT]))
+    questions = []
 
     def answer(self, examples):
         for index, example in examples:
-            asked.append(example.question)
+            questions.append(example.question)
             assert self._preparer(example).images[0].grid == (308 // 14, 588 // 14)
             yield Prediction(index, "<think>t</think><answer>[59, 62, 294, 277]</answer>")
 
@@ -95,9 +105,9 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
         return evaluate.run(read(config), **given, image_root=str(tmp_path), output_dir=output)
 
     assert run("pixels").overall.accuracy[0.75] == 1
-    assert "[59, 62, 294, 308]" in asked[-1]  # of 588 x 308
+    assert "[59, 62, 294, 308]" in questions[-1]  # of 588 x 308
     assert run("grid").overall.accuracy[0.5] == 0
-    assert asked[-1] == ROW["question"]
+    assert questions[-1] == ROW.question
     kept = json.loads((tmp_path / "pixels/predictions.jsonl").read_text())
     assert "[59, 62, 294, 277]" in kept["response"]  # as the model said it
     with pytest.raises(ConfigError, match="another run"):

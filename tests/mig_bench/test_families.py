@@ -7,21 +7,22 @@ import time
 import numpy as np
 import pytest
 from answer_forms import SAID
+from authors_rule import FORMS, answer_box, reference_box, reference_iou
+from bench_rows import file_row, rows_of
 from PIL import Image
-from test_scoring import FAMILIES as TEXTS
-from test_scoring import answer_box, reference_box, reference_iou, row
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from mirg_jax.data.images import image_size
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding import grammar
-from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench import families, prompts, scoring
+from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
 def benchmark(shared):
-    return scoring.load_benchmark(shared("mig_bench", "MIG_data.json"))
+    return load_benchmark(shared("mig_bench", "MIG_data.json"))
 
 
 # Prompts ------------------------------------------------------------------------------------------
@@ -96,9 +97,10 @@ ANSWER = {
 
 
 def message(name, question, protocol):
-    item = row(question=question)
-    parts = families.prompt(FAMILIES[name], item, protocol, [(840, 420), (28, 28)])
-    assert [value for kind, value in parts if kind == "image"] == item["images"]
+    (item,) = rows_of([file_row(question=question)])
+    sizes = {"0.jpg": (840, 420), "1.jpg": (28, 28)}
+    parts = prompts.message(FAMILIES[name], item, protocol, sizes.__getitem__)
+    assert [value for kind, value in parts if kind == "image"] == [*item.images]
     assert all(a != b or a == "image" for (a, _), (b, _) in zip(parts, parts[1:], strict=False))
     return "".join(value if kind == "text" else "#" for kind, value in parts)
 
@@ -118,9 +120,8 @@ def test_prompts_without_the_authors_slips(name):
 def test_every_question_of_the_benchmark_is_asked(benchmark):
     for name, family in FAMILIES.items():
         for item in benchmark:
-            sizes = [(640, 480)] * len(item["images"])
             for protocol in ("authors", "answer"):
-                *_, (kind, text) = families.prompt(family, item, protocol, sizes)
+                *_, (kind, text) = prompts.message(family, item, protocol, lambda _: (640, 480))
                 assert kind == "text"
                 if family.question_box in ("list", "fractions", "removed"):
                     assert "<|" not in text, name
@@ -138,11 +139,11 @@ def test_pixels_are_those_of_the_image_as_the_processor_makes_it(size, limit):
     height, width = smart_resize(
         size[1], size[0], factor=28, min_pixels=families.MIN_PIXELS, max_pixels=limit
     )
-    sent = families.picture(FAMILIES["qwen2_5_vl"], image, "answer", limit)
+    sent = prompts.picture(FAMILIES["qwen2_5_vl"], image, "answer", limit)
     assert sent.size == families.size_given(size, limit) == (width, height)
     # The processor leaves what is sent as it is.
     assert smart_resize(height, width, 28, families.MIN_PIXELS, limit) == (height, width)
-    other = families.picture(FAMILIES["qwen2_vl"], image, "answer", limit)
+    other = prompts.picture(FAMILIES["qwen2_vl"], image, "answer", limit)
     assert (other is image) == (size[0] * size[1] <= limit)
     assert other.width * other.height <= limit
 
@@ -155,8 +156,8 @@ def test_authors_make_images_smaller_for_minicpm():
         ((500, 9), (500, 9)),
     ):
         image = Image.new("RGB", size)
-        assert families.picture(family, image, "authors", families.MAX_PIXELS).size == expected
-        assert families.picture(family, image, "answer", families.MAX_PIXELS).size == size
+        assert prompts.picture(family, image, "authors", families.MAX_PIXELS).size == expected
+        assert prompts.picture(family, image, "answer", families.MAX_PIXELS).size == size
 
 
 # Answers ------------------------------------------------------------------------------------------
@@ -169,8 +170,7 @@ def size_of(path):
 
 
 def meant_image(item):
-    number = scoring.target_image(item) or len(item["images"])
-    return item["images"][number - 1]
+    return item.images[(item.target_image or len(item.images)) - 1]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -188,10 +188,10 @@ def test_answers_of_every_family_are_read_on_every_row(benchmark, name):
             said[1] = round(min(said[1] * 1.05, 0.999), 3)
             said[3] = round(min(said[3] * 1.10, 0.999), 3)
         texts.append(text)
-        expected.append(reference_iou(item["answer"], said if valid else None))
+        expected.append(reference_iou(item.answer, said if valid else None))
     start = time.process_time()
     read = [
-        families.read(family, text, item, size_of)
+        families.to_grammar(family, text, item, size_of)
         for text, item in zip(texts, benchmark, strict=True)
     ]
     scores = scoring.score(benchmark, read, "answer", scale_y=family.scale_y)
@@ -200,13 +200,13 @@ def test_answers_of_every_family_are_read_on_every_row(benchmark, name):
     assert 0.3 < scores.overall.hit_rate < 0.95  # the comparison saw both
 
 
-@pytest.mark.parametrize("form", range(len(TEXTS)))
+@pytest.mark.parametrize("form", range(len(FORMS)))
 def test_authors_protocol_equals_an_independent_reading_in_every_form_on_every_row(benchmark, form):
     rng = random.Random(form)
     texts, expected = [], []
     for item in benchmark:
-        texts.append(TEXTS[form]([max(0, n + rng.randint(-60, 60)) for n in answer_box(item)]))
-        expected.append(reference_iou(item["answer"], reference_box(texts[-1])[0]))
+        texts.append(FORMS[form]([max(0, n + rng.randint(-60, 60)) for n in answer_box(item)]))
+        expected.append(reference_iou(item.answer, reference_box(texts[-1])[0]))
     scores = families.score(FAMILIES["qwen2_vl"], benchmark, texts, "authors")
     assert [r.iou for r in scores.rows] == expected
     assert [r.hit for r in scores.rows] == [iou >= 0.5 for iou in expected]
@@ -223,7 +223,7 @@ def test_the_authors_protocol_reads_every_family_alike(benchmark, name):
         if family.scale_y and single:
             read[1] = round(min(read[1] * 1.05, 0.999), 3)
             read[3] = round(min(read[3] * 1.10, 0.999), 3)
-        expected.append(reference_iou(item["answer"], read))
+        expected.append(reference_iou(item.answer, read))
     scores = families.score(family, benchmark, texts, "authors")  # needs no images
     assert [r.iou for r in scores.rows] == expected
     assert scores.scale_y == (name == "migician")
@@ -262,25 +262,26 @@ def box(*corners):
     ],
 )  # fmt: skip
 def test_boxes_are_brought_into_our_form(name, text, expected):
-    item = row(images=2, question="Where is it in the second image?")
+    (item,) = rows_of([file_row(question="Where is it in the second image?")])
     sizes = {"0.jpg": (200, 100), "1.jpg": (100, 50)}
-    read = families.read(FAMILIES[name], text, item, sizes.__getitem__)
+    read = families.to_grammar(FAMILIES[name], text, item, sizes.__getitem__)
     assert read == (text if expected is None else expected)
 
 
 def test_reading_takes_time_in_proportion_to_the_text():
-    item = row(question="Where is it?")
+    (item,) = rows_of([file_row(question="Where is it?")])
     pieces = ["<box>", "<|box_start|>", "(1,", "[[1, ", "[1,2,3,", "1 ", " ", "(" * 9, "Image 1 "]
     pieces += ["9" * 50, "(1,2),(3,4)", "1.", "<box>1 2 3"]
     for family in FAMILIES.values():
         for piece in pieces:
             start = time.process_time()
-            families.read(family, piece * (200_000 // len(piece)), item, lambda path: (28, 28))
+            text = piece * (200_000 // len(piece))
+            families.to_grammar(family, text, item, lambda path: (28, 28))
             assert time.process_time() - start < 2, piece
 
 
 def test_a_family_with_pixels_needs_the_images(tmp_path):
-    item, family = row(), FAMILIES["qwen2_5_vl"]
+    (item,), family = rows_of([file_row()]), FAMILIES["qwen2_5_vl"]
     with pytest.raises(ConfigError, match="--image_root"):
         families.score(family, [item], ["[1, 2, 3, 4]"])
     with pytest.raises(DataError, match="1.jpg"):
@@ -310,5 +311,5 @@ def test_thoughts_do_not_count_for_a_reasoning_family(benchmark):
     answer = families.score(family, [item], [text], "answer")
     assert answer.rows[0].hit and answer.rows[0].format_ok
     assert not families.score(family, [item], [text], "authors").rows[0].hit
-    assert grammar.parse_response(families.read(family, text, item), 2).format_ok
+    assert grammar.parse_response(families.to_grammar(family, text, item), 2).format_ok
     assert np.isclose(answer.overall.mean_iou, 1, atol=0.02)

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from bench_rows import rows_of
 from conftest import page_data
 from PIL import Image
 
@@ -77,6 +78,7 @@ def responded(image=None, thinking="hm"):
 
 
 def write(tmp_path, rows, responses, image_root=None, title="A run", **options):
+    rows = rows_of(rows)
     runs = {
         name: report.Run(given, scoring.score(rows, given)) for name, given in responses.items()
     }
@@ -113,6 +115,17 @@ def test_boxes_lie_in_their_images(tmp_path, question, predicted_image, true_at,
     assert answer["names"] == ["dog"]
 
 
+def test_rows_are_named_by_their_number_in_the_file(tmp_path):
+    some = rows_of([row(question=f"Question {n}?") for n in range(40)])[17::10]
+    given = [None, responded(2), None]
+    path = tmp_path / "report.html"
+    report.write_report(path, "", some, {"a": report.Run(given, scoring.score(some, given))})
+    cards = examples(path)["cards"]
+    assert [card["title"] for card in cards] == [f"Row {n}, Static" for n in (17, 27, 37)]
+    assert [card["question"] for card in cards] == [[f"Question {n}?"] for n in (17, 27, 37)]
+    assert ["box" in card["answers"][0] for card in cards] == [False, True, False]
+
+
 def test_boxes_of_the_question_are_given_too(tmp_path):
     asked = f"The object at {grammar.format_box(PREDICTED)} of the first image: find it in image 2."
     (card,) = examples(write(tmp_path, [row(question=asked)], {"mine": [responded(2)]}))["cards"]
@@ -121,7 +134,7 @@ def test_boxes_of_the_question_are_given_too(tmp_path):
 
 
 def test_inverted_outside_and_absurd_boxes_are_drawn_within_the_image(tmp_path):
-    rows = [row(answer=(0.5, 0.6, 0.1, 0.2)), row(answer=(0.5, 0.2, 1.048, 0.6)), row()]
+    rows = rows_of([row(answer=(0.5, 0.6, 0.1, 0.2)), row(answer=(0.5, 0.2, 1.048, 0.6)), row()])
     huge = f"({'9' * 200}.5, 0.2, 0.5, 0.7)"
     scores = scoring.score(rows, [None, None, huge], "authors")
     path = tmp_path / "report.html"
@@ -353,12 +366,12 @@ def test_groups_of_earlier_runs_have_no_advantages(tmp_path, image_root, trainin
 def test_a_file_that_holds_no_groups_is_named(tmp_path, training, text):
     (training["grpo"] / "groups/step_000021.jsonl").write_text(text)
     with pytest.raises(DataError, match="step_000021"):
-        report.write_report(tmp_path / "report.html", "", [row()], {}, training=training)
+        report.write_report(tmp_path / "report.html", "", rows_of([row()]), {}, training=training)
 
 
 def test_a_report_without_runs_shows_the_curves(tmp_path, training):
     path = tmp_path / "report.html"
-    report.write_report(path, "", [row()], {}, training={"sft": training["sft"]})
+    report.write_report(path, "", rows_of([row()]), {}, training={"sft": training["sft"]})
     assert len(Page(path.read_text()).all("polyline")) == 1
     assert page_data(path)["views"] == [] and page_data(path)["gallery"] == []
 

@@ -6,12 +6,14 @@ import time
 
 import numpy as np
 import pytest
+from bench_rows import rows_of
 from conftest import drawn
 from PIL import Image
 
 from mirg_jax.grounding import grammar
 from mirg_jax.grounding.grammar import GroundedObject
 from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.report import report
 
 ATTACK = (
@@ -54,6 +56,7 @@ def folder(tmp_path_factory):
         }
         for index in range(240)
     ]
+    rows = rows_of(rows)
     old = [OFF] * 240
     new = [NEAR] * 240
     new[7], new[8], new[9] = HIT, WRONG, None
@@ -360,6 +363,7 @@ def test_what_models_and_files_say_stays_text(visit, tmp_path):
             "answer": TRUTH,
         }
     ] * 2
+    rows = rows_of(rows)
     named = GroundedObject((1, 1, 9, 9), 1, 1, ATTACK.replace("<", "").replace("|", ""))
     response = ATTACK + grammar.format_object(named) + "<bbox_id>" + ATTACK
     given = [response, trajectory((1, 1, 9, 9), thought=ATTACK)]
@@ -378,7 +382,7 @@ def test_what_models_and_files_say_stays_text(visit, tmp_path):
 
 
 def whole_benchmark(shared):
-    rows = scoring.load_benchmark(shared("mig_bench", "MIG_data.json"))
+    rows = load_benchmark(shared("mig_bench", "MIG_data.json"))
     assert len(rows) == 4295
     rng = np.random.default_rng(0)
     words = "the of a which image shows same object left right colour behind small two".split()

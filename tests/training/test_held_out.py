@@ -9,7 +9,7 @@ from conftest import train
 from configs import sft_tiny
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.evaluation import evaluate
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.runs import metrics, run_folder
 from mirg_jax.runs.settings import read
 
@@ -75,8 +75,8 @@ def test_the_best_checkpoint_is_kept_and_is_as_good_as_logged(
         output_dir=tmp_path / "eval",
     )
     assert scores.overall.hit_rate == pytest.approx(found[best])
-    told = scoring.load_predictions(tmp_path / f"run/held_out/step_{best:06d}.jsonl", 21)
-    assert told == scoring.load_predictions(tmp_path / "eval/predictions.jsonl", 21)
+    told = load_predictions(tmp_path / f"run/held_out/step_{best:06d}.jsonl", 21)
+    assert told == load_predictions(tmp_path / "eval/predictions.jsonl", 21)
 
 
 def test_the_best_of_equals_is_the_latest():

@@ -1,0 +1,66 @@
+"""The fields of a row of a MIG-Bench file, and which image its answer lies in.
+
+A row is `{task, images, question, answer, additional_info, need_format}`. Training and scoring both
+read it here. No field names the answer's image, so it is taken from wording:
+
+1. from `additional_info` where that holds a box: it then says the answer in words;
+2. from the question otherwise.
+
+What the published file holds, and why the rule is this:
+
+- group_grounding (499 rows): finding the image is the task, so the question names none. Every
+  `additional_info` is "It is in the first image. <|box_start|>(241,378),(447,621)<|box_end|>. ".
+- reasoning (101 rows): `additional_info` is an earlier wording of the question, without a box. In
+  39 rows it ends on another image than the question does, so it must not be read.
+- diff (528 rows): neither says which image; the answer's image is unknown.
+- the other seven tasks: `additional_info` is empty, and the question names last the image to look
+  in ("the object in the first image …, locate it in the 2th image").
+
+Rows that `data.examples.write_mig_bench` writes say the image in the same way, whatever the task.
+"""
+
+from typing import Any, NamedTuple
+
+from mirg_jax.data.json_rows import four_numbers, images_field, text_field
+from mirg_jax.grounding.grammar import BOX_START, find_image_index
+
+Fractions = tuple[float, float, float, float]
+
+
+class Fields(NamedTuple):
+    """What a row holds.
+
+    Attributes:
+      answer: x1, y1, x2, y2 as in the file, in fractions of the image; some of the published file
+        are inverted or end beyond the image.
+      target_image: the image, from 1, that the answer lies in, None where the row doesn't say.
+    """
+
+    task: str
+    images: tuple[str, ...]
+    question: str
+    answer: Fractions
+    target_image: int | None
+
+
+def read_fields(row: dict[str, Any]) -> Fields:
+    """Reads a row.
+
+    Raises:
+      DataError: a field is missing or of another type.
+    """
+    images = images_field(row)
+    question = text_field(row, "question")
+    return Fields(
+        task=text_field(row, "task"),
+        images=images,
+        question=question,
+        answer=four_numbers(row.get("answer"), "'answer'"),
+        target_image=find_target_image(question, row.get("additional_info"), len(images)),
+    )
+
+
+def find_target_image(question: str, additional_info: Any, num_images: int) -> int | None:
+    """The image, from 1, that the answer lies in by the module's rule, None where nothing says."""
+    says_answer = isinstance(additional_info, str) and BOX_START in additional_info
+    return find_image_index(additional_info if says_answer else question, num_images)

@@ -1,0 +1,55 @@
+"""Scores of several runs as a table."""
+
+from collections.abc import Mapping, Sequence
+
+from mirg_jax.grounding import tasks
+from mirg_jax.mig_bench.scoring import Scores
+
+
+def table_cells(named_scores: Mapping[str, Scores]) -> list[list[str]]:
+    """A header and one line a run: hit rates in per cent, by task under the paper's short names.
+
+    "95%" is the interval of AVE.
+    """
+    columns = {name: task.short for name, task in tasks.MIG_BENCH_TASKS.items()}
+    for scores in named_scores.values():
+        columns |= {name: name for name in scores.tasks if name not in columns}
+    header = ["Model", "protocol", *columns.values(), "AVE", "95%", "Spont.", "Refer.", "all"]
+    header += ["mIoU", "image", "format", "missing"]
+    lines = [header]
+    for name, scores in named_scores.items():
+        overall = scores.overall
+        figures = [
+            *(scores.tasks[task].hit_rate if task in scores.tasks else None for task in columns),
+            scores.average,
+            scores.spontaneous,
+            scores.referential,
+            overall.hit_rate,
+            overall.mean_iou,
+            overall.image_accuracy,
+            overall.format_rate,
+        ]
+        variant = " +y" * scores.scale_y + " -impossible" * scores.skip_impossible
+        variant += " >0.5" * scores.strict
+        cells = ["-" if figure is None else f"{100 * figure:.2f}" for figure in figures]
+        _, low, high = scores.average_interval
+        cells.insert(len(columns) + 1, f"{100 * low:.1f}-{100 * high:.1f}")
+        lines.append([name, scores.protocol + variant, *cells, str(scores.missing)])
+    return lines
+
+
+def format_table(named_scores: Mapping[str, Scores]) -> str:
+    """`table_cells` as plain text."""
+    return aligned(table_cells(named_scores), left=2)
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Cells as plain text in columns, the first `left` of them aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
