@@ -9,7 +9,7 @@ its flags are those of configs/table_3.py:qwen2_vl_7b) or tiny (ours: two small 
 from ml_collections import ConfigDict
 
 from configs import grpo, grpo_tiny, recipes, sft, sft_tiny, tables
-from mirg_jax.evaluation import paper
+from mirg_jax.mig_bench import paper
 
 
 def rows_of(models: dict[str, dict]) -> ConfigDict:

@@ -13,7 +13,7 @@ reward, is ours too.
 from ml_collections import ConfigDict
 
 from configs import grpo, grpo_tiny, recipes, sft, sft_tiny, tables
-from mirg_jax.evaluation import paper
+from mirg_jax.mig_bench import paper
 
 
 def rows_of(sft: ConfigDict, grpo: ConfigDict) -> ConfigDict:

@@ -17,6 +17,7 @@ def row(
     data: str,
     start: str,
     changes: dict | None = None,
+    annotator: str = "annotated",
 ) -> ConfigDict:
     """A row that trains by a recipe.
 
@@ -26,6 +27,7 @@ def row(
         "" trains nothing: the row is the recipe's own model.
       start: the row that it starts from; "" for the recipe's own model.
       changes: to the recipe's fields.
+      annotator: whose trajectories, of the table's `annotators`.
     """
     return ConfigDict(
         {
@@ -35,6 +37,7 @@ def row(
             "data": data,
             "start": start,
             "changes": changes or {},
+            "annotator": annotator,
         }
     )
 
@@ -59,7 +62,7 @@ def table(title: str, rows: dict[str, ConfigDict], recipes: dict[str, ConfigDict
             },
             # How many procedural scenes to draw in place of such data; 0: don't.
             "scenes": {"sft": 0, "rl": 0, "evaluation": 0, "first_seed": 1000},
-            "annotator": trajectories.scenes(),  # of the scenes
+            "annotators": {"annotated": trajectories.scenes()},  # of the scenes
         }
     )
 

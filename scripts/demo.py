@@ -4,178 +4,41 @@
 
 Writes WORKDIR/summary.json, report.html, and a folder for each stage. With several --seeds the
 whole chain is run for each, on fresh training and evaluation scenes, and WORKDIR/seeds.json says
-what GRPO gained over SFT, example by example.
+what GRPO gained over SFT, question by question. Run it again to go on where it was interrupted.
 """
 
-import json
 import pathlib
-import resource
-import time
 
-import jax
 from absl import flags
-from tqdm import tqdm
 
-from configs import grpo_tiny, sft_tiny, trajectories
+from configs import demo as config
 from mirg_jax import cli
-from mirg_jax.evaluation import evaluate
-from mirg_jax.experiments import tables
-from mirg_jax.mig_bench import scoring
-from mirg_jax.mig_bench.benchmark import load_benchmark
-from mirg_jax.mig_bench.responses import load_predictions
-from mirg_jax.mig_bench.tables import format_table
-from mirg_jax.report import report
-from mirg_jax.runs.settings import read, read_for_training
-from mirg_jax.scenes.scene_tasks import write_dataset
-from mirg_jax.training import grpo, sft
-from mirg_jax.trajectories import build
+from mirg_jax.errors import ConfigError
+from mirg_jax.experiments import demo, rows
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.")
-_BASE = flags.DEFINE_string("base", "assets/small_base", "The model that SFT starts from.")
-_QUICK = flags.DEFINE_bool("quick", False, "Three minutes: too short to learn, enough to see.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "One run of the whole chain for each.")
-_N_EVAL = flags.DEFINE_integer("n_eval", 770, "Held-out questions, the seven tasks in turn.")
-
-# Evaluation scenes begin here, away from all that recipes were chosen on.
-_FIRST_SEED = 1000
-
-
-class Clock:
-    """Minutes spent in each stage."""
-
-    def __init__(self):
-        self.minutes: dict[str, float] = {}
-
-    def time(self, name, function, *args, **kwargs):
-        print(f"\n== {name} ==", flush=True)
-        start = time.perf_counter()
-        result = function(*args, **kwargs)
-        self.minutes[name] = round((time.perf_counter() - start) / 60, 2)
-        return result
-
-
-def recipes(scenes: pathlib.Path, seed: int):
-    """The two tiny recipes on these scenes; shortened for --quick."""
-    stages = {"sft": sft_tiny.get_config(), "grpo": grpo_tiny.get_config()}
-    for config in stages.values():
-        config.seed = seed
-        config.model.path = _BASE.value
-        config.data.image_root = str(scenes)
-        if _QUICK.value:
-            config.num_steps = 10
-    stages["sft"].data.train_json = str(scenes / "annotated/grounded.jsonl")
-    stages["grpo"].data.train_json = str(scenes / "rl.json")
-    return stages
-
-
-def annotate(scenes: pathlib.Path, name: str, seed: int, error: float | None = None) -> None:
-    """The trajectories of SFT, into SCENES/NAME, by the embedded teacher."""
-    config = trajectories.scenes()
-    config.scenes.seed = _FIRST_SEED + seed
-    if error is not None:
-        config.scenes.error = error
-    build.build(
-        config, source=str(scenes / "sft.json"), image_root=str(scenes), output_dir=scenes / name
-    )
-
-
-def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
-    """Everything, once."""
-    clock = Clock()
-    scenes = workdir / "scenes"
-    stages = recipes(scenes, seed)
-    n_eval = 70 if _QUICK.value else _N_EVAL.value
-    n_sft, n_rl = (
-        config.batch_size * min(config.num_steps, 120) for config in (stages["sft"], stages["grpo"])
-    )
-    if not (scenes / "eval.json").exists():
-        clock.time(
-            "scenes", write_dataset, scenes, seed=_FIRST_SEED + seed, sft=n_sft, rl=n_rl,
-            evaluation=n_eval,
-        )  # fmt: skip
-    # The annotator errs; beside it, one who never does.
-    clock.time("trajectories", annotate, scenes, "annotated", seed)
-    clock.time("exact trajectories", annotate, scenes, "exact", seed, error=0.0)
-
-    def test(name: str, checkpoint: pathlib.Path | str) -> scoring.Scores:
-        return clock.time(
-            f"evaluate {name}",
-            evaluate.run,
-            read(stages["grpo"]),
-            checkpoint=str(checkpoint),
-            benchmark=str(scenes / "eval.json"),
-            image_root=str(scenes),
-            output_dir=workdir / "eval" / name,
-        )
-
-    scores = {"base": test("base", stages["sft"].model.path)}
-    clock.time("sft", sft.train, read_for_training(stages["sft"], "sft"), workdir / "sft")
-    scores["sft"] = test("sft", workdir / "sft")
-    stages["grpo"].init_from = str(workdir / "sft")
-    clock.time("grpo", grpo.train, read_for_training(stages["grpo"], "grpo"), workdir / "grpo")
-    scores["grpo"] = test("grpo", workdir / "grpo")
-    # Beside them: the same SFT on exact boxes.
-    exact = stages["sft"].copy_and_resolve_references()
-    exact.data.train_json = str(scenes / "exact/grounded.jsonl")
-    exact = read_for_training(exact, "sft")
-    clock.time("sft on exact boxes", sft.train, exact, workdir / "sft_exact")
-    scores["sft_exact"] = test("sft_exact", workdir / "sft_exact")
-
-    write_results(workdir, scores, clock.minutes)
-    jax.clear_caches()  # of many seeds, the compiled programs would fill what Linux lets one map
-    return scores
-
-
-def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
-    """summary.json, the report page, and the table on the screen."""
-    summary = {name: tables.summarise(result) for name, result in scores.items()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB → GiB, as Linux counts
-    summary |= {"n_eval": scores["sft"].overall.n, "minutes": minutes, "peak_memory_gib": peak}
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-
-    scenes = workdir / "scenes"
-    rows = load_benchmark(scenes / "eval.json")
-    runs = {
-        name: report.Run(
-            load_predictions(workdir / "eval" / name / "predictions.jsonl", len(rows)),
-            result,
-        )
-        for name, result in scores.items()
-    }
-    training = {stage: workdir / stage for stage in ("sft", "sft_exact", "grpo")}
-    report.write_report(
-        workdir / "report.html", "mirg_jax demo", rows, runs, scenes, training=training
-    )
-    tqdm.write("\n" + format_table(scores))
-    print(f"\n{sum(minutes.values()):.1f} minutes; pictures and curves: {workdir}/report.html")
-
-
-def compare(chains: dict[str, dict[str, scoring.Scores]]) -> dict:
-    """What GRPO gained over SFT in all chains together, paired by question."""
-
-    def gain(chosen) -> dict[str, float]:
-        return tables.gained((scores["grpo"], scores["sft"]) for scores in chosen)
-
-    return {
-        "jax": jax.__version__,
-        "gain": gain(chains.values()),
-        "seeds": {
-            seed: {stage: tables.summarise(result) for stage, result in scores.items()}
-            | {"gain": gain([scores])}
-            for seed, scores in chains.items()
-        },
-    }
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder that everything is written to.")
+_BASE = flags.DEFINE_string(
+    "base", "assets/small_base", "Model that SFT starts from: a Hugging Face folder or a run."
+)
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "Take ten steps a stage: two minutes, too few to learn anything."
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds", ["0"], "Random seeds, separated by commas; the whole chain is run for each."
+)
+_N_EVAL = flags.DEFINE_integer(
+    "n_eval", None, "Number of held-out questions; 770 by default, 70 with --quick."
+)
 
 
 def main(_):
-    workdir = pathlib.Path(_WORKDIR.value)
-    if len(_SEEDS.value) == 1:
-        run_chain(workdir, int(_SEEDS.value[0]))
-        return
-    chains = {seed: run_chain(workdir / f"seed_{seed}", int(seed)) for seed in _SEEDS.value}
-    result = compare(chains)
-    (workdir / "seeds.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["gain"], indent=1))
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError:
+        raise ConfigError(f"--seeds={','.join(_SEEDS.value)}: whole numbers") from None
+    count = _N_EVAL.value or (70 if _QUICK.value else 770)
+    table = rows.read(config.get_config(_BASE.value, count, _QUICK.value))
+    demo.run(table, pathlib.Path(_WORKDIR.value), seeds)
 
 
 if __name__ == "__main__":

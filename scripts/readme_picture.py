@@ -224,7 +224,7 @@ def draw(root: pathlib.Path, row: Row, response: str, score: scoring.RowScore) -
 def main(_):
     run = pathlib.Path(_RUN.value)
     rows = load_benchmark(run / "scenes/eval.json")
-    responses = load_predictions(run / "eval" / _STAGE.value / "predictions.jsonl", len(rows))
+    responses = load_predictions(run / _STAGE.value / "eval/predictions.jsonl", len(rows))
     scores = scoring.score(rows, responses)
     index = choose(rows, responses, scores) if _ROW.value is None else _ROW.value
     score = next((each for each in scores.rows if each.index == index), None)

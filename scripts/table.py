@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
-from mirg_jax.experiments import tables
+from mirg_jax.experiments import figures, rows, tables
 from mirg_jax.sharding import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Table, configs/table_*.py.")
@@ -30,11 +30,12 @@ def main(_):
     except ValueError:
         raise ConfigError(f"--seeds={','.join(_SEEDS.value)}: whole numbers") from None
     workdir.mkdir(parents=True, exist_ok=True)
-    results = tables.run(config, workdir, seeds)
+    table = rows.read(config)
+    results = tables.run(table, workdir, seeds)
     if processes.is_first():
-        text = tables.to_markdown(tables.to_json(config, results))
+        text = figures.to_markdown(figures.to_json(table.title, table.rows, results))
         (workdir / "table.md").write_text(text + "\n")
-        print(f"\n{config.title}\n\n{text}\n\n{json.dumps({'table': str(workdir / 'table.json')})}")
+        print(f"\n{table.title}\n\n{text}\n\n{json.dumps({'table': str(workdir / 'table.json')})}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from configs import grpo, grpo_tiny, inference, sft, sft_tiny, table_2, table_3,
 from configs.machines import MACHINES, PLANNED
 from configs.models import MODELS
 from mirg_jax.errors import ConfigError
-from mirg_jax.experiments import tables
+from mirg_jax.experiments.rows import read_rows
 from mirg_jax.models.config import PUBLISHED
 from mirg_jax.runs.settings import read
 
@@ -152,7 +152,7 @@ def test_a_binary_says_once_that_a_recipe_was_never_planned(tmp_path):
 )
 def test_rows_of_tables_are_sound(table, scale, capsys):
     config = table.get_config(scale)
-    assert all(sound(tables.recipe_of(config, row, seed=0)) for row in config.order)
+    assert all(sound(row.recipe) for row in read_rows(config))
     assert not capsys.readouterr().err
 
 

@@ -14,14 +14,15 @@ from configs import (
     tables,
 )
 from mirg_jax.errors import ConfigError
+from mirg_jax.experiments import figures, rows
 from mirg_jax.experiments import tables as experiments
 from mirg_jax.mig_bench import scoring
 
 
 def test_the_rows_of_table_3():
     config = table_3.get_config("tiny")
-    experiments.check(config)
-    trained = {name: (row.data, row.start) for name, row in config.rows.items()}
+    by_name = {row.name: row for row in rows.read(config).rows}
+    trained = {name: (row.data, row.start) for name, row in by_name.items()}
     assert trained == {
         "base": ("", ""),
         "rl": ("rl", ""),
@@ -34,14 +35,12 @@ def test_the_rows_of_table_3():
         "grounded_rl_no_image": ("rl", "grounded"),
     }
     weights = {
-        name: experiments.recipe_of(config, name, seed=3).grpo.rewards.image
-        for name, row in config.rows.items()
-        if row.data == "rl"
+        name: row.recipe.grpo.rewards.image for name, row in by_name.items() if row.data == "rl"
     }
     assert {name for name, weight in weights.items() if weight} == {"grounded_rl"}
-    assert experiments.recipe_of(config, "rl", seed=3).seed == 3
+    assert by_name["rl"].recipe_of(seed=3).seed == 3
     # Nothing but the data, the start and the reward differs between rows.
-    first, last = (experiments.recipe_of(config, name, 0) for name in ("rl", "grounded_rl"))
+    first, last = (by_name[name].recipe_of(0) for name in ("rl", "grounded_rl"))
     first.grpo.rewards.image = 1.0
     assert first.to_dict() == last.to_dict()
 
@@ -56,25 +55,25 @@ def test_what_cannot_be_run_is_said_before_anything_is():
     config = table_3.get_config("tiny")
     config.order = ("grounded_rl",)
     with pytest.raises(ConfigError, match="'grounded' is no row before it"):
-        experiments.check(config)
+        rows.read(config)
     config.order = ("base", "mine")
     with pytest.raises(ConfigError, match="no row 'mine'"):
-        experiments.check(config)
+        rows.read(config)
     config.order = ("base",)
     config.rows.base.changes = {"no_such_field": 1}
     with pytest.raises(ConfigError, match="rows.base.changes"):
-        experiments.check(config)
+        rows.read(config)
     with pytest.raises(ConfigError, match="config.data.benchmark is not set"):
-        experiments.check(table_3.get_config("qwen2_vl_7b"))
+        rows.read(table_3.get_config("qwen2_vl_7b"))
 
 
 def scores(hits):
-    rows = [
+    items = [
         {"task": task, "question": "Where?", "images": ["a.jpg"], "answer": [0.1, 0.1, 0.5, 0.5]}
         for task in ("diff", "region")
         for _ in hits
     ]
-    found = scoring.score(rows_of(rows), ["<answer>(100,100),(500,500)</answer>"] * len(rows))
+    found = scoring.score(rows_of(items), ["<answer>(100,100),(500,500)</answer>"] * len(items))
     marked = [
         dataclasses.replace(row, hit=bool(hit))
         for row, hit in zip(found.rows, [*hits, *hits], strict=True)
@@ -89,7 +88,8 @@ def test_what_a_table_says():
     results["rl"] = {1: scores([0, 1, 1, 1])}
     results["sft"] = {1: scores([1, 0, 1, 1]), 2: scores([1, 1, 1, 1])}
     results["sft_rl"] = {1: scores([1, 1, 1, 1]), 2: scores([1, 1, 1, 0])}
-    table = json.loads(json.dumps(experiments.to_json(config, results)))
+    found = figures.to_json(config.title, rows.read(config).rows, results)
+    table = json.loads(json.dumps(found))
     assert "gain" not in table["rows"]["base"]
     gains = {name: table["rows"][name]["gain"] for name in ("rl", "sft", "sft_rl")}
     assert {name: gain["over"] for name, gain in gains.items()} == {
@@ -101,7 +101,7 @@ def test_what_a_table_says():
     assert gains["sft"]["mean"] == pytest.approx(4 / 8)
     assert gains["sft_rl"]["mean"] == pytest.approx(0)
     assert gains["sft_rl"]["low_95"] < 0 < gains["sft_rl"]["high_95"]
-    lines = experiments.to_markdown(table).splitlines()
+    lines = figures.to_markdown(table).splitlines()
     assert len(lines) == 2 + 4  # rows that weren't run are left out
     assert "| 37.5 (25.0 to 50.0) |" in lines[2] and "34.29, 26.79, 29.04" in lines[2]
     assert "| 75.0 |" in lines[3]
@@ -110,8 +110,8 @@ def test_what_a_table_says():
 def test_a_gain_is_over_the_row_s_own_base():
     config = table_2.get_config("tiny")
     results = {name: {1: scores([0, 1])} for name in config.order}
-    rows = experiments.to_json(config, results)["rows"]
-    assert {name: row["gain"]["over"] for name, row in rows.items() if "gain" in row} == {
+    found = figures.to_json(config.title, rows.read(config).rows, results)["rows"]
+    assert {name: row["gain"]["over"] for name, row in found.items() if "gain" in row} == {
         "sft_0": "base_0",
         "grpo_0": "sft_0",
         "sft_1": "base_1",
@@ -132,7 +132,8 @@ def small(recipe):
 
 def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, monkeypatch):
     config = small(recipe)
-    first = experiments.run(config, tmp_path, [4])
+    table_of = rows.read(config)
+    first = experiments.run(table_of, tmp_path, [4])
     run = tmp_path / "seed_4"
     trained = {
         name: json.loads((run / name / "config.json").read_text()) for name in config.order[1:]
@@ -153,9 +154,9 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
 
     for what in ("sft.train", "grpo.train", "write_dataset", "build.build"):
         monkeypatch.setattr(f"mirg_jax.experiments.tables.{what}", never)
-    monkeypatch.setattr("mirg_jax.evaluation.evaluate.predict", never)
-    again = experiments.run(config, tmp_path, [4])
-    assert experiments.to_json(config, again) == experiments.to_json(config, first)
+    monkeypatch.setattr("mirg_jax.evaluation.evaluate.Predictor.open", never)
+    again = experiments.run(table_of, tmp_path, [4])
+    assert again == first
 
 
 def test_table_as_a_user_runs_it(tmp_path):
@@ -168,14 +169,11 @@ def test_table_as_a_user_runs_it(tmp_path):
 
 def test_table_2_has_three_rows_a_model():
     config = table_2.get_config("tiny")
-    experiments.check(config)
     assert list(config.order) == ["base_0", "sft_0", "grpo_0", "base_1", "sft_1", "grpo_1"]
     assert list(config.rows.grpo_1.paper) == [56.15, 60.22, 59.00]
     assert config.rows.grpo_1.start == "sft_1" and config.rows.sft_1.data == "reasoning"
-    paths = [experiments.recipe_of(config, name, 0).model.path for name in config.order]
+    paths = [row.recipe.model.path for row in rows.read(config).rows]
     assert paths == 3 * ["assets/small_base"] + 3 * ["assets/small_base_qwen2_5_vl"]
     large = table_2.get_config("7b")
-    speaks = {
-        name: experiments.recipe_of(large, name, 0).evaluation.coordinates for name in large.order
-    }
+    speaks = {row.name: row.recipe.evaluation.coordinates for row in rows.read_rows(large)}
     assert [name for name, how in speaks.items() if how == "pixels"] == ["base_1"]

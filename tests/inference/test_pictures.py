@@ -79,7 +79,7 @@ def test_objects_are_drawn_into_the_image_they_name(tmp_path):
 def test_the_picture_of_the_readme(scenes, tmp_path):
     """A hit is chosen, its images, boxes and text are drawn, the same every time."""
     (tmp_path / "scenes").symlink_to(scenes)
-    (tmp_path / "eval/grpo").mkdir(parents=True)
+    (tmp_path / "grpo/eval").mkdir(parents=True)
     rows = load_benchmark(scenes / "eval.json")
     lines = []
     for index, row in enumerate(rows):
@@ -91,7 +91,7 @@ def test_the_picture_of_the_readme(scenes, tmp_path):
         if row.task not in ("diff", "reasoning"):  # a miss
             response = grammar.format_response(thinking, grammar.format_answer([other]))
         lines.append(json.dumps({"index": index, "response": response + "<|im_end|>"}) + "\n")
-    (tmp_path / "eval/grpo/predictions.jsonl").write_text("".join(lines))
+    (tmp_path / "grpo/eval/predictions.jsonl").write_text("".join(lines))
 
     flags = f"--run={tmp_path}", f"--output={tmp_path}/docs/a.png"
     told = call("readme_picture", *flags)

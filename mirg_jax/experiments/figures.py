@@ -1,0 +1,103 @@
+"""What a table of experiments shows: figures of every row, gains between rows, a page of text."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mirg_jax.experiments.rows import TableRow
+from mirg_jax.mig_bench import intervals, scoring
+
+Results = dict[str, dict[int, scoring.Scores]]  # by row and seed
+
+
+def to_json(title: str, rows: Sequence[TableRow], results: Results) -> dict[str, Any]:
+    """Collects each row's figures by seed, and its gain over the row that it starts from."""
+    found = {}
+    for row in rows:
+        by_seed = results[row.name]
+        found[row.name] = {
+            "title": row.title,
+            "paper": list(row.paper),
+            "seeds": {str(seed): figures(scores) for seed, scores in by_seed.items()},
+        }
+        before = base_of(row, rows)
+        if before and (paired := by_seed.keys() & results.get(before, {}).keys()):
+            gain = gained([(by_seed[seed], results[before][seed]) for seed in sorted(paired)])
+            found[row.name]["gain"] = {"over": before, **gain}
+    return {"title": title, "rows": found}
+
+
+def base_of(row: TableRow, rows: Sequence[TableRow]) -> str:
+    """Returns the name of the row that a row is trained from, or "".
+
+    For one that starts from a base model, that is the untrained row of the same model, if any.
+    """
+    if row.start:
+        return row.start
+    model = row.recipe.model.path
+    for other in rows:
+        if not other.data and other.recipe.model.path == model:
+            return other.name if other.name != row.name else ""
+    return ""
+
+
+def figures(scores: scoring.Scores) -> dict[str, Any]:
+    """What is kept of an evaluation; accuracies are fractions of 1."""
+    return {
+        "n": scores.overall.n,
+        "spontaneous": scores.spontaneous,
+        "referential": scores.referential,
+        "average": scores.average,
+        **summarise(scores),
+    }
+
+
+def summarise(scores: scoring.Scores) -> dict[str, Any]:
+    """The main figures of an evaluation; accuracies are fractions of 1."""
+    overall = scores.overall
+    return {
+        "acc": overall.accuracy[0.5],
+        "acc_75": overall.accuracy[0.75],
+        "mean_iou": overall.mean_iou,
+        "image_acc": overall.image_accuracy,
+        "format_rate": overall.format_rate,
+        "by_task": {name: task.hit_rate for name, task in scores.tasks.items()},
+    }
+
+
+def gained(pairs: Iterable[tuple[scoring.Scores, scoring.Scores]]) -> dict[str, float]:
+    """Hit rate of the first less that of the second, over all rows of all pairs."""
+    after, before = (
+        np.array([row.hit for scores in side for row in scores.rows])
+        for side in zip(*pairs, strict=True)
+    )
+    found = intervals.paired_bootstrap(after, before)
+    return {"mean": found.mean, "low_95": found.low, "high_95": found.high}
+
+
+def to_markdown(table: Mapping[str, Any]) -> str:
+    """Per cent: means over the seeds with their range, beside the paper's."""
+    columns = ("spontaneous", "referential", "average")
+    lines = [
+        "| | Spontaneous | Referential | AVE | mean IoU | image | format | paper: S, R, AVE |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in table["rows"].values():
+        seeds = list(row["seeds"].values())
+        if not seeds:
+            continue
+        cells = [row["title"]]
+        for name in (*columns, "mean_iou", "image_acc", "format_rate"):
+            values = [100 * seed[name] for seed in seeds if seed[name] is not None]
+            cells.append(_mean_and_range(values))
+        cells.append(", ".join(f"{value:.2f}" for value in row["paper"]) or "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean_and_range(values: list[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"

@@ -1,0 +1,125 @@
+"""The rows of a table of experiments: what each is trained on, and where it starts from."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from mirg_jax.errors import ConfigError
+from mirg_jax.runs import settings
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRow:
+    """A row of a table: a recipe, the data that it is trained on, and where it starts from.
+
+    Attributes:
+      paper: the paper's Spontaneous, Referential and AVE; empty where it has no such row.
+      recipe: with the row's changes.
+      data: a variant of the trajectories, "rl" for answers alone; "" trains nothing: the row is
+        the recipe's own model.
+      annotator: whose trajectories, where the table draws scenes.
+      start: the row that it starts from; "" for the recipe's own model.
+    """
+
+    name: str
+    title: str
+    paper: tuple[float, ...]
+    recipe: ConfigDict
+    data: str
+    annotator: str
+    start: str
+
+    def recipe_of(self, seed: int) -> ConfigDict:
+        """A copy of the row's recipe, with this seed."""
+        recipe = self.recipe.copy_and_resolve_references()
+        recipe.seed = seed
+        return recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class TableData:
+    """The files that rows are trained and evaluated on.
+
+    Attributes:
+      trajectories: folders of trajectories, by annotator.
+      rl_json: questions with true boxes and no trajectories.
+    """
+
+    trajectories: Mapping[str, str]
+    rl_json: str
+    image_root: str
+    benchmark: str
+    benchmark_images: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of rows, on data that is there (`data`) or on scenes that it draws (`scenes`).
+
+    Attributes:
+      scenes: how many scenes to draw for SFT, RL and evaluation; None where `data` is given.
+      first_seed: of the scenes; a table's own seed is added.
+      annotators: settings of the trajectories of scenes, by name.
+    """
+
+    title: str
+    rows: tuple[TableRow, ...]
+    data: TableData | None
+    scenes: Mapping[str, int] | None
+    first_seed: int
+    annotators: Mapping[str, ConfigDict]
+
+
+def read(config: ConfigDict) -> Table:
+    """Reads and checks a table of `configs/tables.py`, before any row is run.
+
+    Raises:
+      ConfigError: for rows that can't be run, or data that isn't named.
+    """
+    rows = read_rows(config)
+    counts = config.scenes.to_dict()
+    first_seed, data = counts.pop("first_seed"), None
+    if not counts["evaluation"]:
+        counts = None
+        for field, value in config.data.items():
+            if not value:
+                raise ConfigError(f"config.data.{field} is not set")
+        given = config.data.to_dict()
+        folder = given.pop("trajectories")
+        data = TableData(dict.fromkeys(config.annotators, folder), **given)
+    annotators = dict(config.annotators.items())
+    return Table(config.title, rows, data, counts, first_seed, annotators)
+
+
+def read_rows(config: ConfigDict) -> tuple[TableRow, ...]:
+    """Reads and checks the rows of a table, in their order.
+
+    Raises:
+      ConfigError: for rows that can't be run.
+    """
+    rows: list[TableRow] = []
+    for name in config.order:
+        if name not in config.rows:
+            raise ConfigError(f"order: there is no row {name!r}: {', '.join(config.rows)}")
+        row = config.rows[name]
+        if row.recipe not in config.recipes:
+            raise ConfigError(f"rows.{name}.recipe={row.recipe!r} is none of config.recipes")
+        if row.start and row.start not in {before.name for before in rows}:
+            raise ConfigError(f"rows.{name}.start={row.start!r} is no row before it in order")
+        if row.annotator not in config.annotators:
+            raise ConfigError(f"rows.{name}.annotator={row.annotator!r} is none of annotators")
+        recipe = _changed(config.recipes[row.recipe], row.changes, f"rows.{name}.changes")
+        settings.read(recipe)
+        paper = tuple(row.paper)
+        rows.append(TableRow(name, row.title, paper, recipe, row.data, row.annotator, row.start))
+    return tuple(rows)
+
+
+def _changed(recipe: ConfigDict, changes: ConfigDict, field: str) -> ConfigDict:
+    recipe = recipe.copy_and_resolve_references().lock()
+    try:
+        recipe.update(changes)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{field}: {error}") from None
+    return recipe
