@@ -26,6 +26,7 @@ from mirg_jax.runs.settings import read, read_for_training
 from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
+from mirg_jax.trajectories import settings as trajectory_settings
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.")
 _BASE = flags.DEFINE_string("base", "assets/small_base", "The model that SFT starts from.")
@@ -72,7 +73,10 @@ def annotate(scenes: pathlib.Path, name: str, seed: int, error: float | None = N
     if error is not None:
         config.scenes.error = error
     build.build(
-        config, source=str(scenes / "sft.json"), image_root=str(scenes), output_dir=scenes / name
+        trajectory_settings.read(config),
+        source=str(scenes / "sft.json"),
+        image_root=str(scenes),
+        output_dir=scenes / name,
     )
 
 

@@ -19,6 +19,7 @@ from mirg_jax.runs import run_folder, settings
 from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
+from mirg_jax.trajectories import settings as trajectory_settings
 
 Results = dict[str, dict[int, scoring.Scores]]  # by row and seed
 
@@ -67,7 +68,7 @@ def prepare(config: ConfigDict, folder: pathlib.Path, seed: int) -> ConfigDict:
         annotator = config.annotator.copy_and_resolve_references()
         annotator.scenes.seed = seed
         build.build(
-            annotator,
+            trajectory_settings.read(annotator),
             source=str(scenes / "sft.json"),
             image_root=str(scenes),
             output_dir=annotated,
