@@ -23,6 +23,7 @@ from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import setup, sft
 from mirg_jax.training.optimizer import make_optimizer
 from mirg_jax.trajectories import build
+from mirg_jax.trajectories import settings as trajectory_settings
 
 NEW_TOKENS = 128
 PROMPTS = (1, 8, 32, 64)
@@ -37,7 +38,8 @@ def _items(config, tokenizer, count: int, *, with_response: bool) -> list[Item]:
         source = str(pathlib.Path(folder) / "sft.json")
         annotator = trajectories.scenes()
         annotator.scenes.seed = 0
-        build.build(annotator, source=source, image_root=folder, output_dir=made)
+        annotation = trajectory_settings.read(annotator)
+        build.build(annotation, source=source, image_root=folder, output_dir=made)
         examples, _ = read_examples(made / "grounded.jsonl")
         return [prepare(example) for example in examples]
 

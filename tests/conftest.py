@@ -26,6 +26,7 @@ from mirg_jax.runs.settings import read_for_training
 from mirg_jax.scenes import scene_tasks, small_tokenizer
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
+from mirg_jax.trajectories import settings as trajectory_settings
 from mirg_jax.weights import hf
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -115,7 +116,12 @@ def scenes(tmp_path_factory) -> pathlib.Path:
     config = trajectories.scenes()
     config.scenes.seed = 5
     made = folder / "trajectories"
-    build.build(config, source=str(folder / "sft.json"), image_root=str(folder), output_dir=made)
+    build.build(
+        trajectory_settings.read(config),
+        source=str(folder / "sft.json"),
+        image_root=str(folder),
+        output_dir=made,
+    )
     (folder / "sft.jsonl").write_bytes((made / "grounded.jsonl").read_bytes())
     return folder
 

@@ -1,32 +1,38 @@
-"""Many requests at a time, each asked until it is answered or given up."""
+"""Sends many requests at a time, and repeats each until it is answered or given up."""
 
 import asyncio
 import contextlib
 import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mirg_jax.chat.client import Retry, Unanswerable
 from mirg_jax.errors import ConfigError, UserError
 
 _LONGEST_WAIT = 60.0
-# Requests given up one after the other, with no answer to any other between: the server is down.
+# With this many requests out of retries and no answer to any other between them, the server counts
+# as down.
 _OUTAGE = 3
 
 T = TypeVar("T")
 
 
 class Pace:
-    """Spaces requests evenly so that neither limit a minute is passed; 0 is no limit."""
+    """Spaces requests evenly, so that they exceed no limit per minute; 0 means no limit."""
 
     def __init__(self, requests: float, tokens: float = 0.0):
         self._per_request = 60 / requests if requests else 0.0
         self._per_token = 60 / tokens if tokens else 0.0
-        self._free = self._paused = 0.0  # when the next may go; until when none may
+        # Times of the event loop: when the next request may be sent, and when a pause ends.
+        self._free = self._paused = 0.0
 
     async def wait(self, tokens: float = 0.0) -> None:
-        """Waits for the turn of a request of so many tokens, prompt and answer."""
+        """Waits until a request may be sent.
+
+        Args:
+          tokens: expected for its prompt and answer together.
+        """
         loop = asyncio.get_running_loop()
         start = max(loop.time(), self._free)
         self._free = start + max(self._per_request, tokens * self._per_token)
@@ -34,93 +40,105 @@ class Pace:
             await asyncio.sleep(left)
 
     def correct(self, tokens: float) -> None:
-        """So many tokens more (or less, below 0) were used than was thought."""
+        """Adds the tokens that a request took beyond those expected; below 0 if it took fewer."""
         self._free += tokens * self._per_token
 
     def pause(self, seconds: float) -> None:
-        """Lets nothing go for a while: the server said so."""
+        """Holds all requests back for some time, because the server asked for it."""
         self._paused = max(self._paused, asyncio.get_running_loop().time() + seconds)
 
 
 class Stopped(Exception):
-    """Nothing more is asked."""
+    """No more requests are sent."""
 
 
 class GivenUp(Exception):
-    """A request that has no answer."""
+    """A request got no answer."""
+
+
+class _Held(NamedTuple):
+    """A request that is out of retries: its callback for giving up, and the reason."""
+
+    give_up: Callable[[str], None]
+    reason: str
 
 
 class Line:
-    """Requests of one kind to one server.
+    """The requests of one kind to one server.
+
+    A request that is out of retries is held until it is known whether the server answers others. If
+    it does, the held requests are given up; if not, the server is down, and they remain to be sent
+    by the next run.
 
     Attributes:
-      name: how errors call it.
-      answered: how many were.
+      name: used in error messages.
+      pace: of the requests; several lines may share one.
+      answered: number of requests answered.
     """
 
     def __init__(self, name: str, pace: Pace):
         self.name, self.pace, self.answered = name, pace, 0
-        # Given up since the last answer: who is to be told, and why.
-        self._held: list[tuple[Callable[[str], None], str]] = []
+        self._held: list[_Held] = []
 
     def was_answered(self) -> None:
-        """The server answers others: what it didn't answer it won't."""
+        """Counts an answer, and gives up the held requests: the server answers, but not them."""
         self.answered += 1
         self.give_up_held()
 
     def hold(self, give_up: Callable[[str], None], reason: str) -> bool:
-        """Gives a request up if others are answered; whether they still may be."""
-        self._held.append((give_up, reason))
+        """Holds a request; returns False if the server counts as down from now on."""
+        self._held.append(_Held(give_up, reason))
         return len(self._held) < _OUTAGE
 
     def give_up_held(self) -> None:
-        for give_up, reason in self._held:
-            give_up(reason)
+        for held in self._held:
+            held.give_up(held.reason)
         self._held.clear()
 
     @property
     def held(self) -> str:
-        """Why the last one held was given up; "" for none."""
-        return self._held[-1][1] if self._held else ""
+        """Why the latest held request got no answer; "" if none is held."""
+        return self._held[-1].reason if self._held else ""
 
 
 class Asking:
-    """Requests of several lines that share their number and stop together.
+    """Sends the requests of several lines, which share a limit on their number and stop together.
 
     Attributes:
-      stopped: why nothing more is asked; "" while it is.
-      error: the user's to mend, if that is why.
+      workers: number of tasks that should prepare and send requests.
+      stopped: why no more requests are sent; "" while they are.
+      error: the error that stopped them, if it was one.
     """
 
     def __init__(self, *, concurrency: int, retries: int, backoff: float):
         """
         Args:
-          concurrency: requests under way at a time.
-          retries: of a request that had no answer, before it is given up.
-          backoff: seconds before the first; doubled each time, up to a minute.
+          concurrency: requests at a time.
+          retries: of a request that got no answer, before it is given up.
+          backoff: seconds before the first retry; doubles each time, up to a minute.
         """
         if concurrency < 1:
             raise ConfigError("concurrency: at least one request must be under way")
         self._slots = asyncio.Semaphore(concurrency)
         self._retries, self._backoff = retries, backoff
-        # More at work than requests: while some are asked, others are made ready.
+        # More than requests at a time, so that some are prepared while others are sent.
         self.workers = concurrency + -(-concurrency // 2)
         self._waits: set[asyncio.Task] = set()
         self.stopped = ""
         self.error: UserError | None = None
 
     def stop(self, why: str, error: UserError | None = None) -> None:
-        """Asks nothing more; requests under way are waited for."""
+        """Sends no more requests; those already sent may still be answered."""
         if not self.stopped:
             self.stopped, self.error = why, error
             for task in self._waits:
                 task.cancel()
 
     async def wait(self, wait: Coroutine) -> None:
-        """Waits, until nothing more is asked.
+        """Awaits a coroutine, but no longer than requests are sent.
 
         Raises:
-          Stopped: nothing is.
+          Stopped: no more requests are sent.
         """
         if self.stopped:
             wait.close()
@@ -138,7 +156,7 @@ class Asking:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop cleanly; a second one at once."""
+        """Lets SIGINT or SIGTERM stop the requests; a second signal ends the process at once."""
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
 
@@ -158,15 +176,17 @@ class Asking:
     async def ask(
         self, line: Line, once: Callable[[], Awaitable[T]], give_up: Callable[[str], None]
     ) -> T:
-        """The answer to a request.
+        """Returns the answer to a request, which is sent as often as needed.
 
         Args:
-          once: sends it, and raises as a `Client` does; its waits are `wait`'s.
-          give_up: is told why there is none, once that is certain.
+          once: sends the request once. It raises what `Client.complete` raises, and waits by `wait`
+            only.
+          give_up: is called with the reason if the request is given up. A held request is given up
+            after this method has ended.
 
         Raises:
-          GivenUp: it has none, or none yet.
-          Stopped: nothing more is asked.
+          GivenUp: the request is given up or held.
+          Stopped: no more requests are sent.
         """
         for attempt in range(self._retries + 1):
             if self.stopped:
@@ -195,20 +215,18 @@ class Asking:
                 self.stop(str(error), error)
                 raise Stopped from None
         if not line.hold(give_up, reason):
-            self._down(line)
+            self._stop_as_down(line)
             raise Stopped
         raise GivenUp(reason)
 
     def settle(self, line: Line) -> None:
-        """At the end: what is held is given up, or the server is down."""
+        """Decides at the end about held requests: they are given up, or the server is down."""
         if line.held and not self.stopped:
             if line.answered:
                 line.give_up_held()
             else:
-                self._down(line)
+                self._stop_as_down(line)
 
-    def _down(self, line: Line) -> None:
-        text = (
-            f"{line.name}: no request is answered ({line.held}); mend that and run again to go on"
-        )
+    def _stop_as_down(self, line: Line) -> None:
+        text = f"{line.name}: no request is answered ({line.held}); fix that and run again to go on"
         self.stop(text, UserError(text))

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions, with images."""
+"""A client for servers with OpenAI's chat completions, with images."""
 
 import asyncio
 import base64
@@ -23,7 +23,11 @@ NO_CHOICE = "no choice in the answer"
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer. `problem` says why there is no whole text, where there is none."""
+    """An answer.
+
+    Attributes:
+      problem: why the text is incomplete or missing; "" if it is complete.
+    """
 
     text: str
     problem: str = ""
@@ -32,11 +36,11 @@ class Reply:
 
 
 class Retry(Exception):
-    """There was no answer, and there may be one later.
+    """There is no answer now, but there may be one later.
 
     Attributes:
-      after: seconds that the server asks to wait, if it does.
-      paid: the provider may have counted the request.
+      after: seconds to wait, if the server asks for it.
+      paid: whether the provider may charge for the request.
     """
 
     def __init__(self, reason: str, *, after: float | None = None, paid: bool = False):
@@ -45,10 +49,10 @@ class Retry(Exception):
 
 
 class Unanswerable(Exception):
-    """This request will have no answer, however often it is asked.
+    """The request can never be answered.
 
     Attributes:
-      by_server: the server says so, who may say the same of every other.
+      by_server: whether the server refused it; it may refuse all other requests too.
     """
 
     def __init__(self, reason: str, *, by_server: bool = False):
@@ -57,18 +61,18 @@ class Unanswerable(Exception):
 
 
 class Client:
-    """Sends requests, each once."""
+    """Sends requests to a server, each once."""
 
     def __init__(self, model: str, *, base_url: str, key_variable: str, timeout: float):
         """
         Args:
           model: its name on the server.
-          base_url: "": the environment's OPENAI_BASE_URL, or OpenAI's own.
-          key_variable: of the environment, holds the key; "": a server without keys.
-          timeout: seconds, for the whole of an answer.
+          base_url: "" for the environment's OPENAI_BASE_URL, or OpenAI's own server.
+          key_variable: the environment variable that holds the key; "" for a server without keys.
+          timeout: seconds, for a whole answer.
 
         Raises:
-          ConfigError: the environment has no key.
+          ConfigError: the environment variable is not set.
         """
         self._key_variable, self._timeout = key_variable, timeout
         self._key = os.environ.get(key_variable, "") if key_variable else "none"
@@ -77,7 +81,7 @@ class Client:
                 f"the environment variable {key_variable} is not set: put the key for {model} "
                 'there, or name another variable as key_variable ("" for a server without keys)'
             )
-        # Retries are the caller's, so that they wait their turn and are counted.
+        # Without the library's retries: `Asking` repeats requests, within the limits.
         self._client = openai.AsyncOpenAI(
             api_key=self._key, base_url=base_url or None, max_retries=0, timeout=timeout
         )
@@ -90,20 +94,20 @@ class Client:
         await self._client.close()
 
     async def complete(self, body: Mapping[str, Any], key: str) -> Reply:
-        """The answer to a request.
+        """Sends a request and returns its answer.
 
         Args:
-          body: its JSON.
-          key: what it is known by, whenever it is sent.
+          body: the request as JSON.
+          key: names the request, and is the same whenever it is sent again.
 
         Raises:
-          Retry: for want of an answer now.
-          Unanswerable: for want of one ever.
-          UserError: no request will be answered until the user has done something.
+          Retry: there is no answer now, but there may be one later.
+          Unanswerable: the request can never be answered.
+          UserError: no request will be answered until the user changes something.
         """
         try:
-            async with asyncio.timeout(self._timeout):  # the client's own begins anew at every byte
-                # Not `chat.completions.create`, which looks through every field of the images.
+            async with asyncio.timeout(self._timeout):  # the library's starts again at every byte
+                # Not `chat.completions.create`, which spends long on walking through the images.
                 answer = await self._client.post(
                     "/chat/completions",
                     cast_to=object,
@@ -116,7 +120,7 @@ class Client:
             cause = type(error.__cause__).__name__
             raise Retry(f"no connection ({cause})", paid=cause != "ConnectError") from None
         except openai.APIStatusError as error:
-            raise self._of_status(error) from None
+            raise self._status_error(error) from None
         except (openai.APIError, ValueError):
             raise Retry("an answer that is not JSON", paid=True) from None
         try:
@@ -124,9 +128,10 @@ class Client:
         except ValueError as error:
             raise Retry(str(error), paid=True) from None
 
-    def _of_status(self, error: openai.APIStatusError) -> Exception:
+    def _status_error(self, error: openai.APIStatusError) -> Exception:
+        """Returns the exception to raise for a response with an error status."""
         status = error.status_code
-        # The client finds no words in some servers' bodies.
+        # The library doesn't find the message in some servers' responses.
         words = error.response.text if error.message == f"Error code: {status}" else error.message
         words = " ".join(words.replace(self._key, "[key]").split())[:300]
         said = f"HTTP {status}: {words}"
@@ -142,13 +147,13 @@ class Client:
 
 
 def read_completion(answer: Any, hide: str = "") -> Reply:
-    """A chat completion's JSON → its first choice.
+    """Reads the first choice of a chat completion's JSON.
 
     Args:
-      hide: a text that is not passed on.
+      hide: a text, such as the key, that is removed from the answer.
 
     Raises:
-      ValueError: it is of another form.
+      ValueError: the JSON has another form.
     """
     try:
         usage = answer.get("usage") or {}
@@ -174,14 +179,14 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
     elif not text:
         problem = problem or "an empty answer"
     elif isinstance(thoughts, str) and text.lstrip().startswith(ANSWER_START):
-        # Some servers take the think block out of the answer (a reasoning parser).
+        # Some servers have a reasoning parser, which moves the think block out of the answer.
         text = f"{THINK_START}{thoughts}{THINK_END}{text}"
     text = text or str(refusal or "")
     return Reply(text.replace(hide, "[key]") if hide else text, problem, *tokens)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from now by the header Retry-After: a number or a date."""
+    """Returns the seconds that the header Retry-After asks to wait, given as a number or a date."""
     value = headers.get("retry-after", "")
     try:
         seconds = float(value)
@@ -194,7 +199,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def content(parts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """A message's content from its parts: ("text", words) and ("image", data URL)."""
+    """Returns a message's content.
+
+    Args:
+      parts: in order, each ("text", words) or ("image", data URL).
+    """
     return [
         {"type": "text", "text": value}
         if kind == "text"
@@ -204,16 +213,16 @@ def content(parts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def encode_image(root: str, path: str, max_pixels: int) -> str:
-    """An image file as a data URL of a JPEG of at most so many pixels.
+    """Reads an image, shrinks it to at most `max_pixels`, and returns it as a data URL.
 
     Raises:
-      DataError: it can't be read.
+      DataError: the image can't be read.
     """
     return data_url(shrink(load_image(root, path), max_pixels))
 
 
 def data_url(image: Image.Image) -> str:
-    """An image as a JPEG in a data URL."""
+    """Returns an image as a data URL of a JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

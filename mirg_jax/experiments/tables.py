@@ -19,6 +19,7 @@ from mirg_jax.runs import run_folder, settings
 from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
+from mirg_jax.trajectories import settings as trajectory_settings
 
 
 class Clock:
@@ -50,7 +51,7 @@ def prepare(table: Table, folder: pathlib.Path, seed: int, clock: Clock) -> Tabl
         annotator.scenes.seed = seed
         with clock.time(f"trajectories: {name}"):
             build.build(
-                annotator,
+                trajectory_settings.read(annotator),
                 source=str(scenes / "sft.json"),
                 image_root=str(scenes),
                 output_dir=scenes / name,

@@ -1,150 +1,191 @@
-"""Requests as files for providers' batch interfaces, instead of one by one.
+"""Requests as files for providers' batch interfaces, instead of single requests to a server.
 
-`FOLDER/STAGE-0001.jsonl` holds requests; what the provider gives back for it is put beside it as
-`STAGE-0001.answers.jsonl`. A stage's requests are made of the stage's before it, so there are at
-least three rounds, and another for every refused try.
+`FOLDER/STAGE-0001.jsonl` holds requests. The provider's answers are put beside it, as
+`STAGE-0001.answers.jsonl`. A stage's requests are made from the answers of the stage before it, so
+there are at least three rounds, and one more for each further try.
 """
 
+import collections
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mirg_jax.chat.client import read_completion
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import DataError
-from mirg_jax.trajectories.journal import Journal
-from mirg_jax.trajectories.limits import Costs
-from mirg_jax.trajectories.pipeline import Plan, record, replay
-from mirg_jax.trajectories.teachers import OpenAITeacher, Request
+from mirg_jax.trajectories.journal import Journal, record_reply
+from mirg_jax.trajectories.plan import Plan, replay
+from mirg_jax.trajectories.request import Request
+from mirg_jax.trajectories.settings import RequestSettings, StageSettings
+from mirg_jax.trajectories.teachers import EncodedImages, request_body
 
-# Of a file, as the best known interface has them.
-MOST_REQUESTS = 50_000
-MOST_BYTES = 190_000_000
+# Limits of a file, as in OpenAI's batch interface.
+MAX_REQUESTS = 50_000
+MAX_BYTES = 190_000_000
 
 
-class Batches:
-    """The files of a folder."""
+@dataclasses.dataclass
+class _NewFile:
+    """A stage's file that requests are being written to."""
+
+    path: pathlib.Path
+    requests: int = 0
+    size: int = 0
+
+    def has_room(self, line: str) -> bool:
+        return self.requests < MAX_REQUESTS and self.size + len(line) <= MAX_BYTES
+
+    def write(self, line: str) -> None:
+        with open(self.path.with_suffix(".part"), "a", encoding="utf-8") as file:
+            file.write(line)
+        self.requests += 1
+        self.size += len(line)
+
+
+class _NewRequest(NamedTuple):
+    """A request that was written to a new file, and the most that it can cost."""
+
+    path: pathlib.Path
+    key: str
+    dollars: float
+
+
+class BatchFiles:
+    """The files of requests and answers in a folder.
+
+    Attributes:
+      waiting: number of requests in files that have no answers yet.
+      capped: number of requests that were not written because they might exceed `max_dollars`.
+    """
 
     def __init__(
         self,
         folder: pathlib.Path,
         journal: Journal,
-        teachers: Mapping[str, OpenAITeacher],
-        costs: Mapping[str, Costs],
-        *,
-        retries: int,
-        max_dollars: float,
+        stages: Mapping[str, StageSettings],
+        images: EncodedImages,
+        requests: RequestSettings,
     ):
         """
         Args:
-          retries: how often a request that came back without an answer is written again.
-          max_dollars: what may be spent, with what is under way; 0: no cap.
+          stages: all with a teacher of the kind "openai".
+          requests: `retries` is how often a request that came back without an answer is written
+            again; `max_dollars` limits what was spent plus what is under way.
 
         Raises:
           DataError: a file is not as it should be.
         """
-        self._folder, self._journal, self._teachers, self._costs = folder, journal, teachers, costs
-        self._retries, self._max_dollars = retries, max_dollars
+        self._folder, self._journal, self._stages, self._images = folder, journal, stages, images
+        self._retries, self._max_dollars = requests.retries, requests.max_dollars
+        # The answer to each request by the latest file that holds it; None where there is none yet.
+        self._answers: dict[str, dict[str, Any] | None] = {}
+        self._times_written: collections.Counter[str] = collections.Counter()
+        self._last_number: collections.Counter[str] = collections.Counter()  # of files, by stage
+        self._new_files: dict[str, _NewFile] = {}  # the latest of each stage
+        self._new_requests: list[_NewRequest] = []
+        self._promised = 0.0  # dollars that the new requests can cost
+        self.waiting = 0
+        self.capped = 0
         folder.mkdir(parents=True, exist_ok=True)
-        # What is known of a request by the last file that holds it: an answer, or None yet.
-        self._known: dict[str, dict[str, Any] | None] = {}
-        self._times: dict[str, int] = {}
-        self._last: dict[str, int] = {}
-        self._files: dict[
-            str, tuple[pathlib.Path, int, int]
-        ] = {}  # now open: file, requests, bytes
         for path in sorted(folder.glob("*-[0-9][0-9][0-9][0-9].jsonl")):
-            stage, number = path.stem.rsplit("-", 1)
-            self._last[stage] = max(self._last.get(stage, 0), int(number))
-            for row in _read(path):
-                self._known[row] = None
-                self._times[row] = self._times.get(row, 0) + 1
-            answers = path.with_suffix(".answers.jsonl")
-            if answers.exists():
-                found = _read(answers)
-                for key in _read(path):
-                    # What the provider left out has no answer either.
-                    self._known[key] = found.get(key, {"error": {"message": "not in the answers"}})
-        for path in folder.glob("*.part"):  # of a run that was killed
+            self._read_file(path)
+        for path in folder.glob("*.part"):  # of a process that was killed
             path.unlink()
-        self._written: list[tuple[pathlib.Path, str, float]] = []
-        self._promised = 0.0
-        self.waiting = 0  # requests in files without answers
-        self.capped = 0  # requests that might cost more than is left
 
-    def lacking(self, request: Request) -> None:
-        """Takes the answer from a file, or writes the request into one, unless it waits there."""
+    def _read_file(self, path: pathlib.Path) -> None:
+        stage, number = path.stem.rsplit("-", 1)
+        self._last_number[stage] = max(self._last_number[stage], int(number))
+        keys = _read_lines(path).keys()
+        self._times_written.update(keys)
+        self._answers.update(dict.fromkeys(keys))
+        answers = path.with_suffix(".answers.jsonl")
+        if answers.exists():
+            found = _read_lines(answers)
+            missing = {"error": {"message": "not in the answers"}}
+            self._answers.update({key: found.get(key, missing) for key in keys})
+
+    def on_missing(self, request: Request) -> None:
+        """Journals a request's answer if a file has it; else writes the request to a new file."""
         key = request.key
-        if key in self._known:
-            if (row := self._known[key]) is None:
+        if key in self._answers:
+            row = self._answers[key]
+            if row is None:
                 self.waiting += 1
                 return
-            try:
-                if (row.get("response") or {}).get("status_code") != 200:
-                    raise ValueError(json.dumps(row.get("error") or row.get("response"))[:300])
-                reply = read_completion(row["response"]["body"])
-            except (AttributeError, TypeError, KeyError, ValueError) as error:
-                reason = f"batch: {' '.join(str(error).split()) or 'no answer'}"
-                self._journal.lost(key, reason, 0.0)
-                if self._times[key] > self._retries:
-                    self._journal.failed(key, reason)
-                    return
-            else:
-                record(self._journal, request, reply, self._costs[request.stage], 0.0)
+            if self._take_answer(request, row):
                 return
         self._write(request)
 
+    def _take_answer(self, request: Request, row: dict[str, Any]) -> bool:
+        """Journals what came back for a request; returns False if it is to be written again."""
+        key = request.key
+        try:
+            if (row.get("response") or {}).get("status_code") != 200:
+                raise ValueError(json.dumps(row.get("error") or row.get("response"))[:300])
+            reply = read_completion(row["response"]["body"])
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
+            reason = f"batch: {' '.join(str(error).split()) or 'no answer'}"
+            self._journal.lost(key, reason, 0.0)
+            if self._times_written[key] <= self._retries:
+                return False
+            self._journal.failed(key, reason)
+        else:
+            record_reply(self._journal, request, reply, self._stages[request.stage].costs, 0.0)
+        return True
+
     def _write(self, request: Request) -> None:
-        key, most = request.key, self._costs[request.stage].most(request)
+        key, settings = request.key, self._stages[request.stage]
+        most = settings.costs.most_dollars(request)
         spent = self._journal.dollars + self._promised
         if self._max_dollars and spent + most > self._max_dollars:
             self.capped += 1
             return
         try:
-            body = self._teachers[request.stage].body(request)
+            body = request_body(settings.teacher, self._images, request)
         except DataError as error:
             self._journal.failed(key, str(error))
             return
-        row = {
-            "custom_id": key,
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": body,
-        }
+        row = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(row) + "\n"
-        path, requests, size = self._files.get(request.stage, (None, MOST_REQUESTS, 0))
-        if requests == MOST_REQUESTS or size + len(line) > MOST_BYTES:
-            self._last[request.stage] = self._last.get(request.stage, 0) + 1
-            path = self._folder / f"{request.stage}-{self._last[request.stage]:04d}.jsonl"
-            requests = size = 0
-        with open(path.with_suffix(".part"), "a", encoding="utf-8") as file:
-            file.write(line)
-        self._files[request.stage] = path, requests + 1, size + len(line)
-        self._written.append((path, key, most))
+        file = self._file_for(request.stage, line)
+        file.write(line)
+        self._new_requests.append(_NewRequest(file.path, key, most))
         self._promised += most
-        self._known[key] = None
+        self._answers[key] = None
+
+    def _file_for(self, stage: str, line: str) -> _NewFile:
+        """Returns the stage's file if the line fits into it, else the next."""
+        file = self._new_files.get(stage)
+        if file is None or not file.has_room(line):
+            self._last_number[stage] += 1
+            file = _NewFile(self._folder / f"{stage}-{self._last_number[stage]:04d}.jsonl")
+            self._new_files[stage] = file
+        return file
 
     def close(self) -> list[pathlib.Path]:
-        """Gives the new files their names; which they are. Before this, nothing is asked."""
-        for path in sorted({path for path, _, _ in self._written}):
+        """Gives the new files their names, journals their requests, and returns the files."""
+        paths = sorted({request.path for request in self._new_requests})
+        for path in paths:
             path.with_suffix(".part").rename(path)
-        for _, key, most in self._written:
-            self._journal.asked(key, most)
-        return sorted({path for path, _, _ in self._written})
+        for request in self._new_requests:
+            self._journal.asked(request.key, request.dollars)
+        return paths
 
 
-def run(
-    questions: Sequence[Example], plan: Plan, journal: Journal, batches: Batches
+def exchange_files(
+    questions: Sequence[Example], plan: Plan, journal: Journal, files: BatchFiles
 ) -> list[pathlib.Path]:
-    """Takes in all answers that are there, and writes what can be asked now; the new files."""
-    for _ in replay(questions, plan, journal, batches.lacking):
+    """Takes in all answers that are there, writes all requests that can be made now, and returns
+    the new files."""
+    for _ in replay(questions, plan, journal, files.on_missing):
         pass
-    return batches.close()
+    return files.close()
 
 
-def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """A file's lines by their custom_id; of requests, without their bodies."""
+def _read_lines(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Reads a file's lines by their custom_id, without the requests' bodies."""
     found = {}
     with open(path, encoding="utf-8") as file:
         for n, line in enumerate(file, start=1):

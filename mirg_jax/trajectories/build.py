@@ -1,40 +1,44 @@
-"""Everything from a data set's files to trajectories in a folder."""
+"""Builds trajectories from a data set's files."""
 
 import asyncio
 import collections
+import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
-
-from ml_collections import ConfigDict
 
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
-from mirg_jax.trajectories import batches, checks, outputs, page, prompts, select
+from mirg_jax.trajectories import checks, outputs, page, prompts, select
+from mirg_jax.trajectories.batches import BatchFiles, exchange_files
 from mirg_jax.trajectories.estimate import Estimate, estimate
 from mirg_jax.trajectories.ingest import Source
 from mirg_jax.trajectories.journal import Journal
-from mirg_jax.trajectories.limits import Costs
-from mirg_jax.trajectories.pipeline import Plan, Run, replay
-from mirg_jax.trajectories.prompts import STAGES
+from mirg_jax.trajectories.pipeline import Pipeline
+from mirg_jax.trajectories.plan import Plan, replay
 from mirg_jax.trajectories.scene_teacher import SceneTeacher
-from mirg_jax.trajectories.teachers import Images, OpenAITeacher, Teacher
+from mirg_jax.trajectories.settings import (
+    ModelTeacherSettings,
+    OpenAITeacherSettings,
+    SceneTeacherSettings,
+    TrajectorySettings,
+)
+from mirg_jax.trajectories.teachers import EncodedImages, OpenAITeacher, Teacher
 
 
 class Shard(NamedTuple):
-    """A share of the questions: those at index, index + count, …"""
+    """One of `count` parts of the questions: those at `index`, `index + count`, …"""
 
     index: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Reads "i/n", i from 0.
+        """Reads "i/n", where i counts from 0.
 
         Raises:
-          ConfigError: for anything else.
+          ConfigError: the text has another form.
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if not match or int(match[1]) >= int(match[2]):
@@ -42,98 +46,98 @@ class Shard(NamedTuple):
         return cls(int(match[1]), int(match[2]))
 
     @property
-    def journal(self) -> str:
-        return f"replies-{self.index}-of-{self.count}.jsonl"
+    def name(self) -> str:
+        return f"{self.index}-of-{self.count}"
 
 
-def make_teachers(config: ConfigDict, image_root: str) -> dict[str, Teacher]:
-    """The teacher of each stage.
+def _encoded_images(settings: TrajectorySettings, image_root: str) -> EncodedImages:
+    # Twice the number of questions that are worked on at a time. With fewer, the images of a new
+    # question would push out those that another question needs for its next stage.
+    return EncodedImages(image_root, kept=3 * settings.requests.concurrency)
+
+
+def make_teachers(settings: TrajectorySettings, image_root: str) -> dict[str, Teacher]:
+    """Makes the teacher of each stage.
 
     Raises:
-      ConfigError: for one that isn't known, or has no key.
+      ConfigError: the environment lacks the key of a server.
     """
+    images = _encoded_images(settings, image_root)
     teachers: dict[str, Teacher] = {}
-    # Twice what is under way: with less, what a new question pushes out is what another needs next.
-    images = Images(image_root, config.max_pixels, kept=3 * config.concurrency)
-    scenes = SceneTeacher(config.scenes.seed, config.scenes.error)
-    for stage in STAGES:
-        how = config.stages[stage].to_dict()
-        if how["teacher"] == "openai":
+    # Stages with the same settings share a teacher of this process, so a model is loaded once.
+    in_process: dict[str, Teacher] = {}
+    for stage, stage_settings in settings.stages.items():
+        how = stage_settings.teacher
+        if isinstance(how, OpenAITeacherSettings):
             teachers[stage] = OpenAITeacher(how, images)
-        elif how["teacher"] == "scenes":
-            teachers[stage] = scenes
-        elif how["teacher"] == "model":
-            made = _model_teacher(how, image_root)
-            # One that serves several stages is loaded once.
-            same = (other for other in teachers.values() if other.settings == made.settings)
-            teachers[stage] = next(same, made)
-        else:
-            raise ConfigError(
-                f"stages.{stage}.teacher={how['teacher']!r}: openai, scenes and model are known"
-            )
+            continue
+        if how.identity not in in_process:
+            in_process[how.identity] = _in_process_teacher(how, image_root)
+        teachers[stage] = in_process[how.identity]
     return teachers
 
 
-def _model_teacher(how: Mapping, image_root: str) -> Teacher:
-    # Brings JAX along, which the others don't need.
+def _in_process_teacher(
+    settings: ModelTeacherSettings | SceneTeacherSettings, image_root: str
+) -> Teacher:
+    if isinstance(settings, SceneTeacherSettings):
+        return SceneTeacher(settings)
+    # Imported here because it takes seconds, and the other teachers don't need it.
     from mirg_jax.trajectories.model_teacher import ModelTeacher
 
-    return ModelTeacher(how, image_root)
+    return ModelTeacher(settings, image_root)
 
 
-def make_plan(config: ConfigDict, teachers: Mapping[str, Teacher]) -> Plan:
-    """The plan of a config.
+def make_plan(settings: TrajectorySettings) -> Plan:
+    """Reads the prompts, and makes the plan of the stages.
 
     Raises:
-      ConfigError: for prompts or rules that can't be used.
+      ConfigError: for prompts that can't be used, or a task of the selection without prompts.
     """
-    texts = prompts.load(config.prompts)
-    if missing := {t for t, w in config.select.weights.items() if w > 0} - texts.tasks():
+    texts = prompts.load_prompts(settings.prompts)
+    weights = settings.selection.weights
+    if missing := {task for task, weight in weights.items() if weight > 0} - texts.tasks():
         raise ConfigError(
             f"select.weights: no prompt for the task {min(missing)!r}; add one to each stage's "
             "folder, or give it the weight 0"
         )
-    rules = checks.Rules(**config.checks, leaks=checks.read_leaks(texts.leaks))
-    settings = {stage: teacher.settings for stage, teacher in teachers.items()}
-    # Who would answer the same again is asked once.
-    tries = {
-        stage: config.tries if how.temperature and how.teacher != "scenes" else min(config.tries, 1)
-        for stage, how in config.stages.items()
-    }
-    return Plan(texts, rules, settings, tries)
+    rules = dataclasses.replace(settings.rules, leaks=checks.read_leaks(texts.leaks))
+    return Plan(texts, rules, settings.stages)
 
 
-def _select(
-    config: ConfigDict,
+def _questions(
+    settings: TrajectorySettings,
     source: Source,
     image_root: str,
-    folder: pathlib.Path,
+    output_dir: pathlib.Path,
     shard: Shard | None,
 ) -> list[Example]:
-    """The questions of this share."""
-    choice = select.Choice(
-        **{name: config.select[name] for name in ("sft", "rl", "exclude", "exclude_root")},
-        weights=config.select.weights.to_dict(),
-        seed=config.seed,
+    """Returns the questions to annotate: of a shard, its part."""
+    questions = select.prepare_questions(
+        source, image_root, output_dir / "selection", settings.selection
     )
-    questions = select.prepare(source, image_root, folder / "selection", choice)
     return questions[shard.index :: shard.count] if shard else questions
 
 
-def _open_journal(folder: pathlib.Path, shard: Shard | None, retry_failed: bool) -> Journal:
-    name = shard.journal if shard else "replies.jsonl"
-    return Journal(folder, name, write=True, retry_failed=retry_failed)
+def _open_journal(output_dir: pathlib.Path, shard: Shard | None, retry_failed: bool) -> Journal:
+    name = f"replies-{shard.name}.jsonl" if shard else "replies.jsonl"
+    return Journal(output_dir, name, write=True, retry_failed=retry_failed)
 
 
-class Result(NamedTuple):
-    """The summary as in summary.json, and why not everything was asked, "" if it was."""
+class BuildResult(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+      summary: as in summary.json.
+      stopped: why the run ended before all requests were sent; "" if it didn't.
+    """
 
     summary: dict
     stopped: str
 
 
 def build(
-    config: ConfigDict,
+    settings: TrajectorySettings,
     *,
     source: Source,
     image_root: str,
@@ -141,46 +145,46 @@ def build(
     shard: Shard | None = None,
     retry_failed: bool = False,
     progress: bool = True,
-) -> Result:
-    """Chooses questions, asks what isn't asked yet, and writes what there is.
+) -> BuildResult:
+    """Chooses questions, sends the requests that were not answered before, and writes all outputs.
 
     Args:
-      config: as `settings.trajectories`.
-      source: files or folder in the layout of MGrounding-630k.
-      shard: do only this share, with a journal of its own. Without one, all journals that lie in
-        the folder count, so that shards are merged by putting theirs into one folder.
-      retry_failed: ask once more what had no answer for good.
+      source: files or a folder in the layout of MGrounding-630k.
+      image_root: folder that the images' paths are relative to.
+      output_dir: folder of the outputs, the selection and the journal.
+      shard: does only this part of the questions, with its own journal. Without a shard, all
+        journals in the folder count, so shards are merged by putting theirs into one folder.
+      retry_failed: sends requests again that were given up before.
+      progress: shows a progress bar.
 
     Raises:
-      UserError: for input or settings that can't be used, or a server that doesn't answer; what
-        there is has been written then.
+      UserError: for input that can't be used, or a server that doesn't answer; the outputs of what
+        was answered so far are written first.
     """
-    questions = _select(config, source, image_root, output_dir, shard)
-    teachers = make_teachers(config, image_root)
-    plan = make_plan(config, teachers)
+    questions = _questions(settings, source, image_root, output_dir, shard)
+    teachers = make_teachers(settings, image_root)
+    plan = make_plan(settings)
     journal = _open_journal(output_dir, shard, retry_failed)
     try:
-        run = Run(
-            plan,
-            teachers,
-            journal,
-            stages={stage: config.stages[stage].to_dict() for stage in STAGES},
-            concurrency=config.concurrency,
-            retries=config.retries,
-            backoff=config.backoff,
-            max_dollars=config.max_dollars,
-        )
-        asyncio.run(run.run(questions, progress=progress))
-        summary = write_outputs(config, questions, plan, journal, image_root, output_dir, shard)
+        pipeline = Pipeline(plan, teachers, journal, settings.requests)
+        asyncio.run(pipeline.run(questions, progress=progress))
+        summary = _write_outputs(settings, questions, plan, journal, image_root, output_dir, shard)
     finally:
         journal.close()
-    if run.error:
-        raise run.error
-    return Result(summary, run.stopped)
+    if pipeline.error:
+        raise pipeline.error
+    return BuildResult(summary, pipeline.stopped)
 
 
 class BatchResult(NamedTuple):
-    """The summary, the files just written, and how many requests wait for their answers."""
+    """What a round of batch files came to.
+
+    Attributes:
+      summary: as in summary.json.
+      files: with requests, that were written in this round.
+      waiting: number of requests of earlier rounds that have no answer yet.
+      capped: number of requests that might cost more than `max_dollars` leaves.
+    """
 
     summary: dict
     files: list[pathlib.Path]
@@ -189,7 +193,7 @@ class BatchResult(NamedTuple):
 
 
 def batch(
-    config: ConfigDict,
+    settings: TrajectorySettings,
     *,
     source: Source,
     image_root: str,
@@ -197,86 +201,77 @@ def batch(
     shard: Shard | None = None,
     retry_failed: bool = False,
 ) -> BatchResult:
-    """A round of `build` by files for batch interfaces, in OUTPUT_DIR/batches; needs no key.
+    """Does a round of `build` by files for batch interfaces, in OUTPUT_DIR/batches. Needs no key.
 
     The arguments are those of `build`.
 
     Raises:
-      UserError: as `build`, and for a teacher that has no batch interface.
+      UserError: as `build`, and for a teacher without a batch interface.
     """
-    if not all(stage.teacher == "openai" for stage in config.stages.values()):
+    teachers = [stage.teacher for stage in settings.stages.values()]
+    if not all(isinstance(teacher, OpenAITeacherSettings) for teacher in teachers):
         raise ConfigError("--batches: every stage's teacher must be openai")
-    questions = _select(config, source, image_root, output_dir, shard)
-    teachers = make_teachers(_without_keys(config), image_root)
-    plan = make_plan(config, teachers)
+    questions = _questions(settings, source, image_root, output_dir, shard)
+    plan = make_plan(settings)
     journal = _open_journal(output_dir, shard, retry_failed)
     try:
-        costs = {stage: Costs(config.stages[stage].to_dict()) for stage in STAGES}
-        found = batches.Batches(
-            output_dir / "batches",
-            journal,
-            teachers,
-            costs,
-            retries=config.retries,
-            max_dollars=config.max_dollars,
+        images = _encoded_images(settings, image_root)
+        found = BatchFiles(
+            output_dir / "batches", journal, settings.stages, images, settings.requests
         )
-        files = batches.run(questions, plan, journal, found)
-        summary = write_outputs(config, questions, plan, journal, image_root, output_dir, shard)
+        files = exchange_files(questions, plan, journal, found)
+        summary = _write_outputs(settings, questions, plan, journal, image_root, output_dir, shard)
     finally:
         journal.close()
     return BatchResult(summary, files, found.waiting, found.capped)
 
 
-def _without_keys(config: ConfigDict) -> ConfigDict:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        for stage in STAGES:
-            config.stages[stage].key_variable = ""
-    return config
-
-
-def write_outputs(
-    config: ConfigDict,
+def _write_outputs(
+    settings: TrajectorySettings,
     questions: list[Example],
     plan: Plan,
     journal: Journal,
     image_root: str,
     output_dir: pathlib.Path,
-    shard: Shard | None = None,
+    shard: Shard | None,
 ) -> dict:
-    """Writes all that follows from the journal; a shard's into a folder of its own."""
-    folder = output_dir / f"shard-{shard.index}-of-{shard.count}" if shard else output_dir
+    """Writes the outputs that follow from the journal, those of a shard to a folder of its own.
+
+    Returns: the summary.
+    """
+    folder = output_dir / f"shard-{shard.name}" if shard else output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    sample = page.Sample(config.page_examples, len({question.task for question in questions}))
-    for outcome in outputs.write(replay(questions, plan, journal), folder):
+    sample = page.Sample(settings.page_examples, len({question.task for question in questions}))
+    for outcome in outputs.write_outcomes(replay(questions, plan, journal), folder):
         sample.add(outcome)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    page.write(folder / "report.html", summary, sample.outcomes, image_root)
+    page.write_trajectory_page(folder / "report.html", summary, sample.outcomes, image_root)
     return summary
 
 
 def dry_run(
-    config: ConfigDict,
+    settings: TrajectorySettings,
     *,
     source: Source,
     image_root: str,
     output_dir: pathlib.Path,
     shard: Shard | None = None,
 ) -> Estimate:
-    """What is left to ask, and what it would take. Asks nothing, and needs no key.
+    """Estimates what `build` has still to ask for. Sends no request, and needs no key.
 
-    Chooses the questions as `build` does, and keeps the choice.
+    Chooses the questions as `build` does, and writes the selection.
+
+    Args:
+      As `build`.
 
     Raises:
-      UserError: as `build`.
+      UserError: for input that can't be used.
     """
-    questions = _select(config, source, image_root, output_dir, shard)
-    plan = make_plan(config, make_teachers(_without_keys(config), image_root))
+    questions = _questions(settings, source, image_root, output_dir, shard)
+    plan = make_plan(settings)
     journal = Journal(output_dir, "replies.jsonl", write=False)
     try:
-        counts = collections.Counter(question.task for question in questions)
-        stages = {stage: config.stages[stage].to_dict() for stage in STAGES}
-        outcomes = replay(questions, plan, journal)
-        return estimate(outcomes, plan, stages, journal.dollars, counts)
+        tasks = collections.Counter(question.task for question in questions)
+        return estimate(replay(questions, plan, journal), plan, tasks, spent=journal.dollars)
     finally:
         journal.close()

@@ -1,17 +1,25 @@
-"""What is left to ask, in requests, tokens, dollars and hours, before it is asked."""
+"""An estimate of what is still to be asked: requests, tokens, dollars and minutes."""
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mirg_jax.trajectories import prompts
-from mirg_jax.trajectories.limits import Costs
-from mirg_jax.trajectories.pipeline import Outcome, Plan
+from mirg_jax.trajectories.plan import Plan, QuestionOutcome
 from mirg_jax.trajectories.prompts import STAGES
+from mirg_jax.trajectories.settings import StageSettings
 
 
 class StageEstimate(NamedTuple):
-    """Of a stage's requests: `most` if every try is used."""
+    """What a stage has still to ask.
+
+    Attributes:
+      requests: if no answer is refused.
+      most: requests if every try is used.
+      dollars, most_dollars: their prices.
+      minutes: that the rate limits require at least.
+    """
 
     requests: int
     most: int
@@ -19,11 +27,17 @@ class StageEstimate(NamedTuple):
     completion_tokens: float
     dollars: float
     most_dollars: float
-    minutes: float  # that the limits a minute ask for, at least
+    minutes: float
 
 
 class Estimate(NamedTuple):
-    """What is left by stage, and what was spent."""
+    """What is still to be asked, by stage, and what was spent.
+
+    Attributes:
+      questions: number of all questions, finished ones included.
+      tasks: number of questions of each task.
+      spent: dollars.
+    """
 
     questions: int
     tasks: dict[str, int]
@@ -47,9 +61,9 @@ class Estimate(NamedTuple):
             row.format(*header, "minutes"),
         ]
         for name, stage in self.stages.items():
-            numbers = [stage.requests, stage.most, *map(round, stage[2:4])]
+            tokens = round(stage.prompt_tokens), round(stage.completion_tokens)
             money = [f"{stage.dollars:.2f}", f"{stage.most_dollars:.2f}", f"{stage.minutes:.0f}"]
-            lines.append(row.format(name, *numbers, *money))
+            lines.append(row.format(name, stage.requests, stage.most, *tokens, *money))
         lines.append(
             f"left: ${self.dollars:.2f} if no answer is refused, ${self.most_dollars:.2f} at most; "
             f"spent: ${self.spent:.2f}"
@@ -57,73 +71,96 @@ class Estimate(NamedTuple):
         return "\n".join(lines)
 
 
-def estimate(
-    outcomes: Iterable[Outcome],
-    plan: Plan,
-    stages: Mapping[str, Mapping],
-    spent: float,
-    tasks: Mapping[str, int],
-) -> Estimate:
-    """What is left, by the journal's outcomes.
+@dataclasses.dataclass
+class _StageCounts:
+    """What a stage has still to ask, and what was measured of its answers so far.
 
-    Tokens are the means of the answers that are there; where there are none, as the config expects.
-    Before an answer is known, the prompts made of it are thought to be as long as it is expected.
+    Attributes:
+      most: requests if every try is used.
+      characters: of the prompts still to be sent.
+      images: still to be sent.
+      answers, prompt_tokens, completion_tokens: of the answers so far.
     """
-    requests: collections.Counter[str] = collections.Counter()
-    most: collections.Counter[str] = collections.Counter()
-    letters: collections.Counter[str] = collections.Counter()
-    images: collections.Counter[str] = collections.Counter()
-    measured = {stage: collections.Counter() for stage in STAGES}
-    total = 0
+
+    requests: int = 0
+    most: int = 0
+    characters: int = 0
+    images: int = 0
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def estimate(self, settings: StageSettings) -> StageEstimate:
+        costs, limits = settings.costs, settings.limits
+        if self.prompt_tokens:
+            prompt = self.requests * self.prompt_tokens / self.answers
+            completion = self.requests * self.completion_tokens / self.answers
+        else:
+            prompt = self.characters / 4 + self.images * costs.tokens_per_image
+            completion = self.requests * costs.expected_tokens
+        minutes = 0.0
+        if limits.requests_per_minute:
+            minutes = self.requests / limits.requests_per_minute
+        if limits.tokens_per_minute:
+            minutes = max(minutes, (prompt + completion) / limits.tokens_per_minute)
+        dollars = costs.dollars(prompt, completion)
+        most = dollars * self.most / self.requests if self.requests else 0.0
+        return StageEstimate(self.requests, self.most, prompt, completion, dollars, most, minutes)
+
+
+def estimate(
+    outcomes: Iterable[QuestionOutcome], plan: Plan, tasks: Mapping[str, int], *, spent: float
+) -> Estimate:
+    """Estimates what is still to be asked.
+
+    Tokens are the means of the answers that were measured; without any, those that the settings
+    expect. A prompt that will hold an answer still unknown is assumed to hold one of the expected
+    length.
+
+    Args:
+      outcomes: by the journal.
+      tasks: number of questions of each task.
+      spent: dollars.
+    """
+    stages = {stage: _StageCounts() for stage in STAGES}
+    questions = 0
     for outcome in outcomes:
-        total += 1
+        questions += 1
+        refused: collections.Counter[str] = collections.Counter()
+        done = set()
         for answer in outcome.answers:
-            counts = measured[answer.stage]
-            counts["answers"] += 1
-            counts["prompt"] += answer.reply.prompt_tokens
-            counts["completion"] += answer.reply.completion_tokens
+            counts = stages[answer.stage]
+            counts.answers += 1
+            counts.prompt_tokens += answer.reply.prompt_tokens
+            counts.completion_tokens += answer.reply.completion_tokens
+            if answer.problems:
+                refused[answer.stage] += 1
+            else:
+                done.add(answer.stage)
         if not outcome.unfinished:
             continue
-        begun = [answer for answer in outcome.answers if answer.problems]
-        done = {answer.stage for answer in outcome.answers if not answer.problems}
-        unknown = {"reasoning": "x" * 4 * stages["reasoning"]["expected_tokens"]}
-        values = {
-            "reasoning": {"answer": prompts.answer_text(outcome.question)},
-            "mapping": unknown,
-            "reassembly": unknown | {"objects": "x" * 4 * stages["mapping"]["expected_tokens"]},
-        }
+        values = _assumed_values(outcome, plan)
         for stage in STAGES:
-            if stage in done:
-                continue
-            tried = sum(answer.stage == stage for answer in begun)
-            requests[stage] += 1
-            most[stage] += plan.tries[stage] - tried
-            letters[stage] += len(plan.texts.render(stage, outcome.question, **values[stage]))
-            images[stage] += len(outcome.question.images)
-    return Estimate(
-        total,
-        dict(tasks),
-        spent,
-        {
-            stage: _of_stage(
-                stages[stage], requests[stage], most[stage], letters[stage], images[stage],
-                measured[stage],
-            )
-            for stage in STAGES
-        },
-    )  # fmt: skip
+            if stage not in done:
+                counts = stages[stage]
+                counts.requests += 1
+                counts.most += plan.stages[stage].tries - refused[stage]
+                prompt = plan.texts.render(stage, outcome.question, **values[stage])
+                counts.characters += len(prompt)
+                counts.images += len(outcome.question.images)
+    by_stage = {stage: counts.estimate(plan.stages[stage]) for stage, counts in stages.items()}
+    return Estimate(questions, dict(tasks), spent, by_stage)
 
 
-def _of_stage(how, requests, most, letters, images, measured) -> StageEstimate:
-    prompt = letters / 4 + images * how["tokens_per_image"]
-    completion = requests * how["expected_tokens"]
-    if measured["prompt"]:
-        prompt = requests * measured["prompt"] / measured["answers"]
-        completion = requests * measured["completion"] / measured["answers"]
-    dollars = Costs(how).dollars(prompt, completion)
-    minutes = max(
-        requests / how["requests_per_minute"] if how["requests_per_minute"] else 0,
-        (prompt + completion) / how["tokens_per_minute"] if how["tokens_per_minute"] else 0,
-    )
-    scale = most / requests if requests else 0
-    return StageEstimate(requests, most, prompt, completion, dollars, dollars * scale, minutes)
+def _assumed_values(outcome: QuestionOutcome, plan: Plan) -> dict[str, dict[str, str]]:
+    """Returns what goes into each stage's prompt, with placeholders of the expected length."""
+
+    def placeholder(stage: str) -> str:
+        return "x" * 4 * plan.stages[stage].costs.expected_tokens
+
+    reasoning = {"reasoning": placeholder("reasoning")}
+    return {
+        "reasoning": {"answer": prompts.answer_text(outcome.question)},
+        "mapping": reasoning,
+        "reassembly": reasoning | {"objects": placeholder("mapping")},
+    }

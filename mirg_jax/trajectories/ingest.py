@@ -1,4 +1,4 @@
-"""MGrounding-630k as it is published → single questions, and every row accounted for."""
+"""Reads MGrounding-630k as it is published into single questions, and accounts for every row."""
 
 import collections
 import dataclasses
@@ -13,15 +13,23 @@ from mirg_jax.errors import DataError
 
 _DATASET = "MGrounding-630k"
 
+Source = str | pathlib.Path | Sequence[str | pathlib.Path]
+
 
 @dataclasses.dataclass(frozen=True)
-class File:
-    """What came of a file: rows = rows_kept + rows_left_out, and the same of the questions."""
+class IngestedFile:
+    """Counts of a file.
+
+    Attributes:
+      rows, questions: all that the file holds.
+      rows_left_out: rows of which no question is used.
+      questions_left_out: questions that are not used.
+    """
 
     name: str
     sha256: str
     rows: int
-    rows_left_out: int  # with all their questions
+    rows_left_out: int
     questions: int
     questions_left_out: int
 
@@ -32,23 +40,22 @@ class Ingested:
 
     questions: list[Example]
     left_out: list[Rejected]
-    files: list[File]
+    files: list[IngestedFile]
 
 
-def kind(reason: str) -> str:
-    """A reason without its particulars, to count by."""
+def reason_kind(reason: str) -> str:
+    """Replaces numbers and quoted or bracketed parts of a reason by "…", for counting by kind."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\[[^\[\]]*\]|-?\d+(\.\d+)?", "…", reason)
 
 
-Source = str | pathlib.Path | Sequence[str | pathlib.Path]
-
-
 def find_files(source: Source) -> dict[str, pathlib.Path]:
-    """The files of a source by the names that they go by: files as given, and of a folder all
-    .json files below it but those in hidden folders.
+    """Finds the files of a source: files as given, and all .json files below a folder except those
+    in hidden folders.
+
+    Returns: the files by name, which is their path relative to the folder that all have in common.
 
     Raises:
-      DataError: there is none.
+      DataError: there is no file.
     """
     given = [source] if isinstance(source, str | pathlib.Path) else source
     paths = [pathlib.Path(path).absolute() for path in given]
@@ -72,14 +79,14 @@ def find_files(source: Source) -> dict[str, pathlib.Path]:
 
 
 def ingest(source: Source) -> Ingested:
-    """Reads files, or a folder of them as the data set has, into questions.
+    """Reads files, or a folder with the data set's layout, into questions.
 
-    Turns become questions; image paths begin at the data set's folder, wherever the file says it
-    is; an id that is there already gets a number behind it; a question that is there already, of
-    the same images and with the same answer, is left out.
+    Each turn of a conversation becomes a question. Image paths are made relative to the folder that
+    holds the data set's folder. Of questions with the same id, the second gets "~2" appended, and
+    so on. A question that repeats an earlier one, with the same images and answer, is left out.
 
     Raises:
-      DataError: for a file that can't be read or is of no known format.
+      DataError: for a file that can't be read or has an unknown format.
     """
     questions, left_out, files = [], [], []
     ids: collections.Counter[str] = collections.Counter()
@@ -97,20 +104,20 @@ def ingest(source: Source) -> Ingested:
                 images=tuple(map(_from_dataset, example.images)),
                 source=folder + example.source,
             )
-            what = (example.images, example.question, example.targets)
-            if what in first:
-                reason = f"the same question as {first[what]!r}"
+            content = (example.images, example.question, example.targets)
+            if content in first:
+                reason = f"the same question as {first[content]!r}"
                 bad.append(Rejected(example.source, example.id, reason))
             else:
-                first[what] = example.id
+                first[content] = example.id
                 good.append(example)
-        kept, lost = _rows(good), _rows(bad)
+        used, unused = _rows(good), _rows(bad)
         files.append(
-            File(
+            IngestedFile(
                 name,
                 hashlib.sha256(path.read_bytes()).hexdigest(),
-                rows=len(kept | lost),
-                rows_left_out=len(lost - kept),
+                rows=len(used | unused),
+                rows_left_out=len(unused - used),
                 questions=len(good) + len(bad),
                 questions_left_out=len(bad),
             )
@@ -125,6 +132,6 @@ def _rows(items: Iterable[Example | Rejected]) -> set[str]:
 
 
 def _from_dataset(path: str) -> str:
-    """The path from the data set's folder on, where that folder is in it."""
+    """Drops the folders above the data set's folder, if the path has it."""
     parts = pathlib.PurePosixPath(path).parts
     return "/".join(parts[parts.index(_DATASET) :]) if _DATASET in parts else path

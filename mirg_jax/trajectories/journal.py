@@ -1,45 +1,64 @@
-"""What was asked and answered, a line each, written once it is there.
+"""The journal: a file with a line for every request that was sent and every answer.
 
-The journal is all that a run keeps: which answers were refused, which questions are done and what
-was spent follow from it. Files of several machines that lie in one folder are one journal.
+It is the only state of a run: which answers were refused, which questions are done and what was
+spent are computed from it. Files of several machines that lie in one folder form one journal.
 
-A request is named by its key. Its lines:
+Lines name a request by its key:
 
-    {"asked": KEY, "dollars": at most}      before it is sent
-    {"lost": KEY, "reason": …, "dollars"}   no answer; it will be asked again
-    {"failed": KEY, "reason": …}            no answer, for good
-    {"reply": KEY, "text": …, …}            the answer, in full
+    {"asked": KEY, "dollars": …}            before it is sent, with the most that it can cost
+    {"lost": KEY, "reason": …, "dollars"}   it got no answer, and may be sent again
+    {"failed": KEY, "reason": …}            it got no answer, and will not be sent again
+    {"reply": KEY, "text": …, …}            its answer, in full
 """
 
 import collections
+import dataclasses
 import fcntl
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
+from mirg_jax.chat.asking import GivenUp
+from mirg_jax.chat.client import Reply
 from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.trajectories.limits import Costs
+from mirg_jax.trajectories.request import Request
+
+
+class _Place(NamedTuple):
+    """Where a line is: the descriptor of its file, its first byte, and its length in bytes."""
+
+    file: int
+    start: int
+    length: int
 
 
 class Journal:
-    """The journal of a folder; this process alone writes to the file that it names.
+    """The journal of a folder.
 
-    Memory holds a place in a file for each answer, not the answers.
+    Only this process writes to its own file. Memory holds where each answer is in the files, not
+    the answers themselves.
+
+    Attributes:
+      dollars: spent so far; requests that an earlier process sent without getting an answer count
+        with the most that they can have cost.
     """
 
     def __init__(self, folder: pathlib.Path, name: str, *, write: bool, retry_failed: bool = False):
         """
         Args:
-          name: of the file to write, such as "replies.jsonl"; others begin with "replies" too.
-          write: False only reads.
-          retry_failed: forget which requests failed for good.
+          name: of the file to write, such as "replies.jsonl"; all files named replies*.jsonl are
+            read.
+          write: False opens the journal for reading only.
+          retry_failed: ignores "failed" lines, so that those requests are sent again.
 
         Raises:
           ConfigError: another process writes to this file.
-          DataError: a line is not one of a journal's.
+          DataError: a line does not belong to a journal.
         """
         self.dollars = 0.0
-        self._places: dict[str, tuple[int, int, int]] = {}  # key: file, start, length
+        self._places: dict[str, _Place] = {}
         self._files: list[int] = []
         self._out, self._end = -1, 0
         own = self._name = folder / name
@@ -51,22 +70,22 @@ class Journal:
             except OSError:
                 os.close(self._out)
                 raise ConfigError(f"{own}: another process writes to it; wait for it") from None
-        # Asked and not answered, by the time of opening; what was asked since then.
-        self._open: collections.Counter[str] = collections.Counter()
+        # How often each request was sent without an answer, by earlier processes and by this one.
+        self._unanswered: collections.Counter[str] = collections.Counter()
+        self._own_unanswered: collections.Counter[str] = collections.Counter()
         self._costs: dict[str, float] = {}
-        self._mine: collections.Counter[str] = collections.Counter()
         for path in sorted(folder.glob("replies*.jsonl")):
             end = self._read(path, retry_failed)
             if write and path == own:
-                os.ftruncate(self._out, end)  # what a killed run had begun to write
+                os.ftruncate(self._out, end)  # drops a line that a killed process left unfinished
                 self._end = end
-        # Asked, and killed before the answer: it may have been paid.
-        self.dollars += sum(self._costs[key] * count for key, count in self._open.items())
+        # These requests may have been paid although no answer arrived.
+        self.dollars += sum(self._costs[key] * count for key, count in self._unanswered.items())
 
     def _read(self, path: pathlib.Path, retry_failed: bool) -> int:
-        """Takes a file's lines in; the end of its last whole line."""
-        number, start = len(self._files), 0
-        self._files.append(os.open(path, os.O_RDONLY))
+        """Reads a file's lines; returns where its last complete line ends."""
+        descriptor, start = os.open(path, os.O_RDONLY), 0
+        self._files.append(descriptor)
         with open(path, "rb") as file:
             for n, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
@@ -83,13 +102,13 @@ class Journal:
                         f"{path} line {n}: not a line of a journal; remove it"
                     ) from None
                 if kind == "asked":
-                    self._open[key] += 1
+                    self._unanswered[key] += 1
                     self._costs[key] = dollars
                 elif kind in ("lost", "reply"):
-                    self._open[key] -= self._open[key] > 0
+                    self._unanswered[key] -= self._unanswered[key] > 0
                     self.dollars += dollars
                 if kind == "reply" or (kind == "failed" and not retry_failed):
-                    self._places[key] = number, start, len(line)
+                    self._places[key] = _Place(descriptor, start, len(line))
                 start += len(line)
         return start
 
@@ -97,39 +116,47 @@ class Journal:
         return key in self._places
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The line of a request's answer, or of its failure for good."""
+        """Returns the "reply" or "failed" line of a request; None if there is neither."""
         if key not in self._places:
             return None
-        number, start, length = self._places[key]
-        return json.loads(os.pread(self._files[number], length, start))
+        place = self._places[key]
+        return json.loads(os.pread(place.file, place.length, place.start))
 
     def asked(self, key: str, dollars: float) -> None:
-        """Counts in `dollars` once it is answered, or from the next opening on."""
-        self._mine[key] += 1
+        """Writes that a request is being sent.
+
+        Its cost counts once it is answered, or when the journal is opened again.
+        """
+        self._own_unanswered[key] += 1
         self._write({"asked": key, "dollars": dollars})
 
     def lost(self, key: str, reason: str, dollars: float) -> None:
-        self._settle(key, dollars)
+        """Writes that a request got no answer and may be sent again."""
+        self._count_cost(key, dollars)
         self._write({"lost": key, "reason": reason, "dollars": dollars})
 
     def failed(self, key: str, reason: str) -> None:
+        """Writes that a request got no answer and will not be sent again."""
         self._write({"failed": key, "reason": reason}, key)
 
     def reply(self, key: str, dollars: float, **fields: Any) -> None:
-        self._settle(key, dollars)
+        """Writes a request's answer."""
+        self._count_cost(key, dollars)
         self._write({"reply": key, "dollars": dollars, **fields}, key)
 
-    def _settle(self, key: str, dollars: float) -> None:
-        if key in self._mine:
-            self._mine[key] -= 1
-            if not self._mine[key]:
-                del self._mine[key]
-        elif self._open.get(key):
-            self._open[key] -= 1
+    def _count_cost(self, key: str, dollars: float) -> None:
+        """Adds a request's actual cost, in place of the assumed one if that was counted."""
+        if key in self._own_unanswered:
+            self._own_unanswered[key] -= 1
+            if not self._own_unanswered[key]:
+                del self._own_unanswered[key]
+        elif self._unanswered.get(key):
+            self._unanswered[key] -= 1
             self.dollars -= self._costs[key]
         self.dollars += dollars
 
     def _write(self, row: dict[str, Any], key: str | None = None) -> None:
+        """Appends a line; with a key, it is the one that `get` returns from then on."""
         line = json.dumps(row).encode() + b"\n"
         start, done = self._end, 0
         try:
@@ -141,11 +168,52 @@ class Journal:
             ) from None
         self._end += len(line)
         if key is not None:
-            if self._out not in self._files:
-                self._files.append(self._out)
-            self._places[key] = self._files.index(self._out), start, len(line)
+            self._places[key] = _Place(self._out, start, len(line))
 
     def close(self) -> None:
-        for number in {*self._files, self._out} - {-1}:
-            os.close(number)
+        for descriptor in {*self._files, self._out} - {-1}:
+            os.close(descriptor)
         self._files, self._out = [], -1
+
+
+class PricedReply(NamedTuple):
+    """A reply, and what it cost."""
+
+    reply: Reply
+    dollars: float
+
+
+def record_reply(
+    journal: Journal, request: Request, reply: Reply, costs: Costs, seconds: float
+) -> PricedReply:
+    """Writes a reply to the journal.
+
+    Args:
+      seconds: that the answer took.
+    """
+    dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
+    journal.reply(
+        request.key,
+        dollars,
+        id=request.question.id,
+        stage=request.stage,
+        **{"try": request.attempt},
+        **dataclasses.asdict(reply),
+        seconds=round(seconds, 3),
+    )
+    return PricedReply(reply, dollars)
+
+
+def recorded_reply(journal: Journal, request: Request) -> PricedReply | None:
+    """Returns the reply that the journal has for a request, if any.
+
+    Raises:
+      GivenUp: the journal says that the request will not be sent again.
+    """
+    row = journal.get(request.key)
+    if row is None:
+        return None
+    if "failed" in row:
+        raise GivenUp(row["reason"])
+    tokens = row["prompt_tokens"], row["completion_tokens"]
+    return PricedReply(Reply(row["text"], row["problem"], *tokens), row["dollars"])

@@ -1,35 +1,30 @@
-"""The in-process teacher: a model of our own answers, with no server between."""
+"""A teacher in this process: a model that our own sampler runs, without a server."""
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ml_collections import ConfigDict
+from collections.abc import Sequence
 
 from mirg_jax.chat.client import Reply, Unanswerable
 from mirg_jax.data.examples import Example
 from mirg_jax.grounding.grammar import END_OF_TURN
 from mirg_jax.inference.predictor import Prediction, Predictor
-from mirg_jax.runs import settings
-from mirg_jax.trajectories.teachers import Request
+from mirg_jax.runs import settings as run_settings
+from mirg_jax.trajectories.request import Request
+from mirg_jax.trajectories.settings import ModelTeacherSettings
 
-_GATHER = 0.05  # seconds in which other requests may join a batch
+_GATHER = 0.05  # seconds to wait for more requests before a batch is run
 
 
 class ModelTeacher:
-    """Answers by the model, in batches of the requests that are there; loads it at the first."""
+    """Answers requests in batches; loads the model for the first of them."""
 
-    def __init__(self, how: Mapping[str, Any], image_root: str):
+    server = None
+
+    def __init__(self, settings: ModelTeacherSettings, image_root: str):
         """
         Args:
-          how: a stage of the config; its `recipe` says how images are read, prompts worded and
-            the model laid out, as scripts/evaluate.py takes it, {} as the model's own run did.
+          image_root: folder that the images' paths are relative to.
         """
-        self._how = how
-        self._image_root = image_root
-        fields = ("model", "temperature", "max_tokens", "recipe")
-        self.settings = json.dumps({name: how[name] for name in fields}, sort_keys=True)
+        self._settings, self._image_root = settings, image_root
         self._waiting: list[tuple[Request, asyncio.Future]] = []
         self._worker: asyncio.Task | None = None
         self._predictor: Predictor | None = None
@@ -42,48 +37,50 @@ class ModelTeacher:
         self._waiting.append((request, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        found: Prediction = await future
-        if found.response is None:
-            raise Unanswerable(found.error)
-        text = found.response.removesuffix(END_OF_TURN)
-        whole = text != found.response
-        tokens = self._predictor.count_tokens(text)
+        prediction: Prediction = await future
+        if prediction.response is None:
+            raise Unanswerable(prediction.error)
+        text = prediction.response.removesuffix(END_OF_TURN)
+        complete = text != prediction.response
         return Reply(
-            text, "" if whole else "the answer was cut at max_tokens", completion_tokens=tokens
+            text,
+            "" if complete else "the answer was cut at max_tokens",
+            completion_tokens=self._predictor.count_tokens(text),
         )
 
     async def _work(self) -> None:
         while self._waiting:
             await asyncio.sleep(_GATHER)
             batch, self._waiting = self._waiting, []
+            requests = [request for request, _ in batch]
             try:
-                found = await asyncio.to_thread(self._answer, [request for request, _ in batch])
-            except Exception as error:  # for those who wait
+                predictions = await asyncio.to_thread(self._answer, requests)
+            except Exception as error:  # raised again in `ask`, in each task that awaits an answer
                 for _, future in batch:
                     future.set_exception(error)
                 continue
-            for (_, future), prediction in zip(batch, found, strict=True):
+            for (_, future), prediction in zip(batch, predictions, strict=True):
                 future.set_result(prediction)
 
-    def _load(self) -> None:
-        """Raises UserError for a model or recipe that can't be used."""
-        recipe, source = ConfigDict(self._how["recipe"]), self._how["model"]
-        self._predictor = Predictor.open(
-            source,
-            settings.read(recipe or settings.of_model(source)),
+    def _load(self) -> Predictor:
+        """Raises UserError for a model that can't be used."""
+        model, recipe = self._settings.model, self._settings.recipe
+        return Predictor.open(
+            model,
+            recipe or run_settings.read(run_settings.of_model(model)),
             image_root=self._image_root,
-            max_tokens=self._how["max_tokens"],
-            temperature=self._how["temperature"],
+            max_tokens=self._settings.max_tokens,
+            temperature=self._settings.temperature,
         )
 
     def _answer(self, requests: Sequence[Request]) -> list[Prediction]:
         if self._predictor is None:
-            self._load()
-        # A request's random numbers are its own, whatever it is batched with.
+            self._predictor = self._load()
+        # A request's random numbers follow from its key, so its answer doesn't depend on the batch.
         numbers = [int(request.key[:7], 16) for request in requests]
         examples = [
             (number, Example(request.key, "", request.question.images, request.prompt, ()))
             for number, request in zip(numbers, requests, strict=True)
         ]
-        found = {prediction.index: prediction for prediction in self._predictor.predict(examples)}
-        return [found[number] for number in numbers]
+        answers = {answer.index: answer for answer in self._predictor.predict(examples)}
+        return [answers[number] for number in numbers]

@@ -1,4 +1,5 @@
-"""Outcomes → files: the paper's variants of the data, what was refused and why, and the yields."""
+"""Writes outcomes to files: the paper's variants of the data, rejected questions, refused answers
+and a summary."""
 
 import collections
 import contextlib
@@ -11,27 +12,27 @@ from typing import Any, TextIO
 from mirg_jax.data.examples import Example, Rejected, to_line
 from mirg_jax.data.pipeline import response_of
 from mirg_jax.grounding.grammar import parse_response
-from mirg_jax.trajectories.checks import match
-from mirg_jax.trajectories.ingest import kind
-from mirg_jax.trajectories.pipeline import Outcome
+from mirg_jax.trajectories.checks import match_targets
+from mirg_jax.trajectories.ingest import reason_kind
+from mirg_jax.trajectories.plan import QuestionOutcome
 from mirg_jax.trajectories.prompts import STAGES
 
 VARIANTS = ("grounded", "reasoning", "bbox_caption", "answer_only")
 
 
-def variants(outcome: Outcome) -> dict[str, Example]:
-    """An accepted question as each variant of the paper's Table 3 has it.
+def variants(outcome: QuestionOutcome) -> dict[str, Example]:
+    """Returns an accepted question as each variant of the paper's Table 3.
 
-    grounded: reasoning with ids and boxes (stage 3). reasoning: in words alone (stage 1).
-    bbox_caption: the answer with its name, for plain SFT. answer_only: the targets alone, for RL.
+    grounded: reasoning with ids and boxes (stage 3). reasoning: in words only (stage 1).
+    bbox_caption: the answer with its name, for plain SFT. answer_only: the targets only, for RL.
     """
     question = outcome.question
     response = parse_response(outcome.grounded, len(question.images))
     names = {(obj.image, obj.number): obj.label for obj in response.mentions}
     targets = []
-    places = match(response.objects, question.targets)
-    for target, (place, _) in zip(question.targets, places, strict=True):
-        obj = response.objects[place]
+    matches = match_targets(response.objects, question.targets)
+    for target, match in zip(question.targets, matches, strict=True):
+        obj = response.objects[match.index]
         name = names[obj.image, obj.number]
         targets.append(dataclasses.replace(target, image=obj.image, label=target.label or name))
     captioned = dataclasses.replace(question, targets=tuple(targets))
@@ -44,7 +45,7 @@ def variants(outcome: Outcome) -> dict[str, Example]:
 
 
 class Yields:
-    """Counts what became of questions and answers."""
+    """Counts of accepted and rejected questions by task, and of answers by stage."""
 
     def __init__(self):
         self._tasks: dict[str, collections.Counter] = {}
@@ -53,7 +54,8 @@ class Yields:
         self._stages = {stage: dict.fromkeys(counts, 0) for stage in STAGES}
         self._refused = {stage: collections.Counter() for stage in STAGES}
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: QuestionOutcome) -> None:
+        """Counts a question and its answers."""
         task = outcome.question.task
         counts = self._tasks.setdefault(task, collections.Counter())
         counts["questions"] += 1
@@ -62,7 +64,7 @@ class Yields:
         elif outcome.rejected:
             counts["rejected"] += 1
             reasons = self._reasons.setdefault(task, collections.Counter())
-            reasons[kind(outcome.rejected)] += 1
+            reasons[reason_kind(outcome.rejected)] += 1
         else:
             counts["accepted"] += 1
         for answer in outcome.answers:
@@ -73,9 +75,10 @@ class Yields:
             counts["completion_tokens"] += answer.reply.completion_tokens
             counts["dollars"] += answer.dollars
             if answer.problems:
-                self._refused[answer.stage][kind(answer.problems[0])] += 1
+                self._refused[answer.stage][reason_kind(answer.problems[0])] += 1
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the content of summary.json."""
         names = ("questions", "accepted", "rejected", "unfinished")
         total = sum(self._tasks.values(), collections.Counter())
         return {
@@ -92,52 +95,58 @@ class Yields:
         }
 
 
-def write(outcomes: Iterable[Outcome], folder: pathlib.Path) -> Iterator[Outcome]:
-    """Writes each outcome as it passes: VARIANT.jsonl, rejected.jsonl, refused.jsonl and, at the
-    end, summary.json. A file appears when it is whole."""
+def write_outcomes(
+    outcomes: Iterable[QuestionOutcome], folder: pathlib.Path
+) -> Iterator[QuestionOutcome]:
+    """Writes each outcome, and yields it: VARIANT.jsonl, rejected.jsonl, refused.jsonl and, at the
+    end, summary.json. The files appear when they are complete."""
     yields = Yields()
     with contextlib.ExitStack() as stack:
         files = {
-            name: stack.enter_context(whole(folder / f"{name}.jsonl"))
+            name: stack.enter_context(complete_file(folder / f"{name}.jsonl"))
             for name in (*VARIANTS, "rejected", "refused")
         }
         for outcome in outcomes:
             yields.add(outcome)
-            question = outcome.question
-            if outcome.rejected:
-                row = Rejected(question.source, question.id, outcome.rejected)
-                files["rejected"].write(json.dumps(dataclasses.asdict(row)) + "\n")
-            elif not outcome.unfinished:
-                for name, example in variants(outcome).items():
-                    files[name].write(to_line(example))
-            for answer in outcome.answers:
-                if answer.problems:
-                    refused = {
-                        "id": question.id,
-                        "task": question.task,
-                        "stage": answer.stage,
-                        "try": answer.attempt,
-                        "reasons": answer.problems,
-                        "text": answer.reply.text,
-                    }
-                    files["refused"].write(json.dumps(refused) + "\n")
+            _write_outcome(outcome, files)
             yield outcome
-        with whole(folder / "summary.json") as file:
+        with complete_file(folder / "summary.json") as file:
             json.dump(yields.to_json(), file, indent=1)
             file.write("\n")
 
 
+def _write_outcome(outcome: QuestionOutcome, files: dict[str, TextIO]) -> None:
+    question = outcome.question
+    if outcome.rejected:
+        row = Rejected(question.source, question.id, outcome.rejected)
+        files["rejected"].write(json.dumps(dataclasses.asdict(row)) + "\n")
+    elif not outcome.unfinished:
+        for name, example in variants(outcome).items():
+            files[name].write(to_line(example))
+    for answer in outcome.answers:
+        if answer.problems:
+            refused = {
+                "id": question.id,
+                "task": question.task,
+                "stage": answer.stage,
+                "try": answer.attempt,
+                "reasons": answer.problems,
+                "text": answer.reply.text,
+            }
+            files["refused"].write(json.dumps(refused) + "\n")
+
+
 @contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[TextIO]:
-    """A file to write that takes its name once it is written."""
+def complete_file(path: pathlib.Path) -> Iterator[TextIO]:
+    """Opens a file for writing that gets its name only when it is complete."""
     part = path.with_name(path.name + ".part")
     with open(part, "w", encoding="utf-8") as file:
         yield file
     part.rename(path)
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The yields as lines of text."""
+def yield_table(summary: dict[str, Any]) -> str:
+    """Returns a summary's counts of questions by task as lines of text."""
     lines = [f"{'task':20} {'questions':>9} {'accepted':>9} {'rejected':>9} {'unfinished':>10}"]
     for task, row in (*summary["tasks"].items(), ("all", summary)):
         numbers = [row[name] for name in ("questions", "accepted", "rejected", "unfinished")]

@@ -1,54 +1,76 @@
-"""Trajectories as one HTML page: the yields, and examples with every box drawn in its image."""
+"""Trajectories as an HTML page: tables of the yields, and examples with every box drawn."""
 
 import collections
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.report import browser
 from mirg_jax.report.browser import task_title
-from mirg_jax.trajectories.pipeline import Outcome
+from mirg_jax.trajectories.plan import QuestionOutcome
 
 
 class Sample:
-    """The first outcomes of each task, accepted and rejected, so many in all."""
+    """The first few outcomes of each task, as many accepted as rejected ones."""
 
     def __init__(self, most: int, tasks: int):
+        """
+        Args:
+          most: outcomes in total.
+          tasks: number of tasks.
+        """
         self._each = -(-most // max(1, 2 * tasks))
         self._counts: collections.Counter[tuple[str, bool]] = collections.Counter()
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[QuestionOutcome] = []
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: QuestionOutcome) -> None:
+        """Keeps an outcome if it is finished and there are too few of its task and result."""
         which = outcome.question.task, bool(outcome.rejected)
         if not outcome.unfinished and self._counts[which] < self._each:
             self._counts[which] += 1
             self.outcomes.append(outcome)
 
 
-def write(
+def write_trajectory_page(
     path: pathlib.Path,
     summary: Mapping[str, Any],
-    outcomes: Iterable[Outcome],
+    outcomes: Iterable[QuestionOutcome],
     image_root: str | pathlib.Path,
 ) -> None:
     """Writes the page.
 
     Args:
-      summary: of `outputs`.
-      outcomes: to be shown, finished. A picture that can't be read is replaced by the reason.
+      summary: the content of summary.json.
+      outcomes: the examples to show, all finished. An image that can't be read is replaced by the
+        reason.
     """
+    sections = [
+        (heading, browser.table(lines) if len(lines) > 1 else "<p>None.</p>\n")
+        for heading, lines in _tables(summary).items()
+    ]
+    outcomes = list(outcomes)
+    cards = [_card(outcome, image_root) for outcome in outcomes]
+    facets = {
+        "Task": browser.task_titles([outcome.question.task for outcome in outcomes]),
+        "Result": ("accepted", "rejected"),
+    }
+    view = browser.View("Trajectories", cards, facets, spread=("Task", "Result"))
+    browser.write(path, "Trajectories", sections, [view])
+
+
+def _tables(summary: Mapping[str, Any]) -> dict[str, list[Sequence[Any]]]:
+    """Returns the page's tables by heading; the first row of each is its header."""
     names = ("questions", "accepted", "rejected", "unfinished")
     counts = ("answers", "refused", "prompt_tokens", "completion_tokens", "dollars")
     tasks, stages = summary["tasks"], summary["stages"]
-    yields = [(task_title(task), *map(row.get, names)) for task, row in tasks.items()]
-    tables = {
-        "What became of the questions": [
+    return {
+        "Questions": [
             ("task", *names),
-            *yields,
+            *((task_title(task), *map(row.get, names)) for task, row in tasks.items()),
             ("all", *map(summary.get, names)),
         ],
-        "Why questions have no trajectory": [
+        "Why questions were rejected": [
             ("task", "reason", "questions"),
             *(
                 (task_title(task), reason, count)
@@ -56,7 +78,7 @@ def write(
                 for reason, count in row["reasons"].items()
             ),
         ],
-        "The stages' answers": [
+        "Answers by stage": [
             ("stage", *counts),
             *((stage, *(round(row[name], 2) for name in counts)) for stage, row in stages.items()),
         ],
@@ -69,34 +91,22 @@ def write(
             ),
         ],
     }
-    sections = [
-        (heading, browser.table(lines) if len(lines) > 1 else "<p>None.</p>\n")
-        for heading, lines in tables.items()
-    ]
-    outcomes = list(outcomes)
-    cards = [_card(outcome, image_root) for outcome in outcomes]
-    facets = {
-        "Task": browser.task_titles([outcome.question.task for outcome in outcomes]),
-        "Result": ("accepted", "rejected"),
-    }
-    view = browser.View("Trajectories", cards, facets, spread=("Task", "Result"))
-    browser.write(path, "Trajectories", sections, [view])
 
 
-def _card(outcome: Outcome, image_root: str | pathlib.Path) -> browser.Card:
+def _card(outcome: QuestionOutcome, image_root: str | pathlib.Path) -> browser.Card:
     question = outcome.question
     result = "rejected" if outcome.rejected else "accepted"
     answers = []
-    for answer in reversed(outcome.answers):  # the last stage's is looked at first
-        whole = answer.stage == "reassembly" and not answer.problems
+    for answer in reversed(outcome.answers):  # readers look at the last stage first
+        is_trajectory = answer.stage == "reassembly" and not answer.problems
         answers.append(
             browser.Answer(
                 name=f"{answer.stage}, try {answer.attempt}",
                 mark="✗" if answer.problems else "✓",
                 said="; ".join(answer.problems),
                 good=not answer.problems,
-                text=outcome.grounded if whole else answer.reply.text,
-                objects=() if whole else outcome.objects,
+                text=outcome.grounded if is_trajectory else answer.reply.text,
+                objects=() if is_trajectory else outcome.objects,
             )
         )
     title = task_title(question.task)
@@ -112,5 +122,4 @@ def _card(outcome: Outcome, image_root: str | pathlib.Path) -> browser.Card:
         ],
         answers=answers,
         facets={"Task": (title,), "Result": (result,)},
-        badge=f"{result}, {outcome.rejected}" if outcome.rejected else result,
     )

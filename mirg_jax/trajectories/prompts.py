@@ -1,8 +1,8 @@
-"""The stages' prompts: text files that can be read and changed, one a task and stage.
+"""The stages' prompts: text files that users can read and change, one for each stage and task.
 
-`STAGE/frame.txt` is the prompt of a stage; its `$guidance` is the text of `STAGE/TASK.txt`. Other
-names in it: `$count`, `$question`, `$answer` (stage 1), `$reasoning` (stages 2 and 3) and
-`$objects` (stage 3). `leaks.txt` says what thoughts may not say.
+`STAGE/frame.txt` is the prompt of a stage, with names to be filled in: `$guidance` stands for the
+text of `STAGE/TASK.txt`; the others are `$count`, `$question`, `$answer` (stage 1), `$reasoning`
+(stages 2 and 3) and `$objects` (stage 3). `leaks.txt` lists what thoughts must not say.
 """
 
 import importlib.resources
@@ -24,20 +24,30 @@ _NAMES = {
 
 
 class Prompts(NamedTuple):
-    """The texts, by stage and task, and the patterns of `leaks.txt`."""
+    """The content of a folder of prompts.
+
+    Attributes:
+      frames: by stage.
+      guidance: by stage and task.
+      leaks: the text of `leaks.txt`.
+    """
 
     frames: dict[str, str]
     guidance: dict[tuple[str, str], str]
     leaks: str
 
     def tasks(self) -> set[str]:
-        """Those with a text for every stage."""
+        """Returns the tasks that have a text for every stage."""
         return set.intersection(
             *({task for at, task in self.guidance if at == stage} for stage in STAGES)
         )
 
     def render(self, stage: str, question: Example, **values: str) -> str:
-        """The prompt of a stage for a question; `values` as the stage needs."""
+        """Returns the prompt of a stage for a question.
+
+        Args:
+          values: of the names that only this stage has.
+        """
         return string.Template(self.frames[stage]).substitute(
             count=len(question.images),
             question=question_text(question),
@@ -46,11 +56,11 @@ class Prompts(NamedTuple):
         )
 
 
-def load(folder: str = "") -> Prompts:
-    """Reads a folder laid out like the package's own, which "" means.
+def load_prompts(folder: str = "") -> Prompts:
+    """Reads a folder with the layout of the package's own, which "" stands for.
 
     Raises:
-      ConfigError: a file is missing or not UTF-8, or holds a `$name` that means nothing.
+      ConfigError: a file is missing or not UTF-8, or holds an unknown `$name`.
     """
     root = pathlib.Path(folder) if folder else importlib.resources.files(__package__) / "prompts"
 
@@ -67,13 +77,7 @@ def load(folder: str = "") -> Prompts:
     frames, guidance = {}, {}
     for stage in STAGES:
         frames[stage] = read(root / stage / "frame.txt")
-        try:
-            names = set(string.Template(frames[stage]).get_identifiers())
-            string.Template(frames[stage]).substitute(dict.fromkeys(names, ""))
-        except ValueError as error:
-            raise ConfigError(f"prompts: {stage}/frame.txt: {error}; write $$ for $") from None
-        if unknown := names - _NAMES[stage] - {"count", "question", "guidance"}:
-            raise ConfigError(f"prompts: {stage}/frame.txt: ${min(unknown)} means nothing here")
+        _check_frame(stage, frames[stage])
         for file in (root / stage).iterdir():
             task = file.name.removesuffix(".txt")
             if file.name.endswith(".txt") and task != "frame":
@@ -81,8 +85,20 @@ def load(folder: str = "") -> Prompts:
     return Prompts(frames, guidance, read(root / "leaks.txt"))
 
 
+def _check_frame(stage: str, text: str) -> None:
+    """Raises ConfigError for names that can't be filled in."""
+    try:
+        names = set(string.Template(text).get_identifiers())
+        string.Template(text).substitute(dict.fromkeys(names, ""))
+    except ValueError as error:
+        raise ConfigError(f"prompts: {stage}/frame.txt: {error}; write $$ for $") from None
+    if unknown := names - _NAMES[stage] - {"count", "question", "guidance"}:
+        raise ConfigError(f"prompts: {stage}/frame.txt: ${min(unknown)} means nothing here")
+
+
 def question_text(question: Example) -> str:
-    """The question for a reader who gets the images before it, each under its name."""
+    """Returns the question's words. Image marks at its start are dropped, since the images come
+    before the question, and others become the images' names."""
     text, n = question.question.strip(), 0
     while text.startswith(IMAGE_MARK):
         text, n = text.removeprefix(IMAGE_MARK).strip(), n + 1
@@ -93,7 +109,7 @@ def question_text(question: Example) -> str:
 
 
 def answer_text(question: Example) -> str:
-    """The true answer in words that the grammar reads back."""
+    """Returns the true answer in a form that `grounding.grammar` parses."""
     return " ".join(
         (f"Image-{target.image}: " if target.image else "") + format_box(target.box)
         for target in question.targets
@@ -101,5 +117,5 @@ def answer_text(question: Example) -> str:
 
 
 def objects_text(objects: Sequence[GroundedObject]) -> str:
-    """A line for each object, as a trajectory first mentions it."""
+    """Returns a line for each object, in the form of its first mention in a trajectory."""
     return "\n".join(map(format_object, objects))

@@ -1,7 +1,6 @@
-"""The embedded teacher: it knows the procedural scenes, and needs no network."""
+"""A teacher for the procedural scenes. It knows what they show, so it needs no model or network."""
 
 import functools
-import json
 import re
 
 from mirg_jax.chat.client import Reply, Unanswerable
@@ -18,38 +17,45 @@ from mirg_jax.grounding.grammar import (
 )
 from mirg_jax.scenes import scene_tasks
 from mirg_jax.trajectories.prompts import answer_text
-from mirg_jax.trajectories.teachers import Request
+from mirg_jax.trajectories.request import Request
+from mirg_jax.trajectories.settings import SceneTeacherSettings
 
 _NAMED = re.compile(
     rf"({re.escape(OBJECT_START)}[^<]*{re.escape(OBJECT_END)})<bbox_id>[^<]*</bbox_id>"
 )
 
+Things = tuple[tuple[GroundedObject, ...], ...]  # of each image
+
 
 class SceneTeacher:
-    """Answers for questions of `scene_tasks.write_dataset`, as an annotator who sees everything
-    and draws every side of a box up to `error` sides too far out."""
+    """Answers for questions of `scene_tasks.write_dataset` like an annotator who sees every object
+    and draws each side of a box too far out, by up to `error` times the side's length."""
 
-    def __init__(self, seed: int, error: float):
-        self.settings = json.dumps({"teacher": "scenes", "seed": seed, "error": error})
-        self._find = functools.lru_cache(256)(functools.partial(_look, seed=seed, error=error))
+    server = None
+
+    def __init__(self, settings: SceneTeacherSettings):
+        look = functools.partial(_look, seed=settings.seed, error=settings.error)
+        self._look = functools.lru_cache(256)(look)
 
     async def make_ready(self, request: Request) -> None:
         pass
 
     async def ask(self, request: Request) -> Reply:
         try:
-            puzzle, things = self._find(request.question.id)
+            puzzle, things = self._look(request.question.id)
         except DataError as error:
             raise Unanswerable(str(error)) from None
         return Reply(_ANSWERS[request.stage](request, puzzle, things))
 
 
-Things = tuple[tuple[GroundedObject, ...], ...]
-
-
 def _look(name: str, *, seed: int, error: float) -> tuple[scene_tasks.Puzzle, Things]:
+    """Draws a scene again, and annotates it.
+
+    Raises:
+      DataError: it is no procedural scene.
+    """
     puzzle, rng = scene_tasks.find_puzzle(name, seed)
-    scene_tasks.annotate(puzzle, rng, 0.0)  # the first look, as if without error
+    scene_tasks.annotate(puzzle, rng, 0.0)  # advances `rng` past the annotation without error
     return puzzle, scene_tasks.annotate(puzzle, rng, error)
 
 

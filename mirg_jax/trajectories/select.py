@@ -1,8 +1,8 @@
-"""Questions for SFT and others for RL: a seeded choice, balanced over tasks, with its manifest.
+"""Selects questions for SFT and others for RL, at random and balanced over the tasks.
 
-Written into a folder: `questions.jsonl` (SFT, to be given trajectories), `rl.jsonl` (answers
-alone), `rejected.jsonl` (what was left out, and why), and `manifest.json`, which says from what
-and how.
+Writes a folder: `questions.jsonl` (SFT, to be annotated), `rl.jsonl` (with their answers only),
+`rejected.jsonl` (what was left out, with reasons), and `manifest.json` (the settings, the input
+files and all that was selected).
 """
 
 import collections
@@ -12,58 +12,43 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mirg_jax.data.examples import Example, Rejected, read_examples, write_trajectories
 from mirg_jax.data.images import resolve_image
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.mig_bench.benchmark import load_benchmark
+from mirg_jax.mig_bench.scoring import load_benchmark
 from mirg_jax.trajectories import ingest
+from mirg_jax.trajectories.settings import SelectionSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """How many questions to choose, and how.
+class Selection(NamedTuple):
+    """The questions for SFT and for RL, and what can't be used. Others were not drawn."""
 
-    Attributes:
-      sft, rl: how many; sft=0 takes all of the tasks, in the files' order, and leaves none for RL.
-      weights: the share of each task, of any sum. Where a task hasn't enough, the others give more.
-      seed: of the draw.
-      exclude: a benchmark whose images may not be used, "" for none.
-      exclude_root: its image root; with it, copies of its images under other names are found too.
-    """
-
-    sft: int
-    rl: int
-    weights: Mapping[str, float]
-    seed: int
-    exclude: str = ""
-    exclude_root: str = ""
-
-    def __post_init__(self):
-        if min(self.sft, self.rl, *self.weights.values()) < 0 or not sum(self.weights.values()):
-            raise ConfigError("select: counts and weights may not be negative, nor all weights 0")
+    sft: list[Example]
+    rl: list[Example]
+    left_out: list[Rejected]
 
 
-def prepare(
+def prepare_questions(
     source: ingest.Source,
     image_root: str | pathlib.Path,
     folder: pathlib.Path,
-    choice: Choice,
+    settings: SelectionSettings,
 ) -> list[Example]:
-    """The questions for SFT, chosen and written into `folder`, or as they were the last time.
+    """Returns the questions for SFT: selects and writes them, or reads an earlier selection.
 
     Raises:
-      DataError: for a file that can't be read.
-      ConfigError: the folder holds a choice from other files or made otherwise.
+      DataError: a file can't be read.
+      ConfigError: the folder holds a selection from other files or with other settings.
     """
-    # By lists and plain values, as JSON has them.
-    how = json.loads(json.dumps(dataclasses.asdict(choice)))
+    how = json.loads(json.dumps(dataclasses.asdict(settings)))  # with JSON's types
     manifest = folder / "manifest.json"
     if manifest.exists():
         found = json.loads(manifest.read_text(encoding="utf-8"))
-        if found["how"] != how or not _same_files(found["files"], source):
+        if found["how"] != how or not _are_same_files(found["files"], source):
             raise ConfigError(
                 f"{folder}: holds questions chosen otherwise or from other files than the input's; "
                 "give another --output_dir or delete it"
@@ -71,112 +56,108 @@ def prepare(
         return read_examples(folder / "questions.jsonl")[0]
 
     ingested = ingest.ingest(source)
-    chosen, left_out = choose(ingested.questions, image_root, choice)
-    left_out = ingested.left_out + left_out
+    selection = select_questions(ingested.questions, image_root, settings)
+    selection = selection._replace(left_out=ingested.left_out + selection.left_out)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, examples in (("questions", chosen["sft"]), ("rl", chosen["rl"])):
-        write_trajectories(folder / f"{name}.jsonl", examples)
+    write_trajectories(folder / "questions.jsonl", selection.sft)
+    write_trajectories(folder / "rl.jsonl", selection.rl)
     with open(folder / "rejected.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in left_out)
-    counts = {name: len(examples) for name, examples in chosen.items()}
-    seen = sum(file.questions for file in ingested.files)
-    content = {
+        file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in selection.left_out)
+    # Written last and renamed: without a manifest, the selection is made again.
+    part = manifest.with_suffix(".part")
+    content = _manifest(how, ingested.files, selection)
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.rename(manifest)
+    return selection.sft
+
+
+def _manifest(
+    how: Mapping[str, Any], files: Sequence[ingest.IngestedFile], selection: Selection
+) -> dict[str, Any]:
+    sets = {"sft": selection.sft, "rl": selection.rl}
+    counts = {name: len(examples) for name, examples in sets.items()}
+    questions = sum(file.questions for file in files)
+    left_out = selection.left_out
+    return {
         "how": how,
-        "files": [dataclasses.asdict(file) for file in ingested.files],
-        "questions": seen,
+        "files": [dataclasses.asdict(file) for file in files],
+        "questions": questions,
         **counts,
         "left_out": len(left_out),
-        "not_drawn": seen - len(left_out) - sum(counts.values()),
+        "not_drawn": questions - len(left_out) - sum(counts.values()),
         "by_task": {
             name: dict(sorted(collections.Counter(e.task for e in examples).items()))
-            for name, examples in chosen.items()
+            for name, examples in sets.items()
         },
         "reasons": dict(
-            collections.Counter(ingest.kind(row.reason) for row in left_out).most_common()
+            collections.Counter(ingest.reason_kind(row.reason) for row in left_out).most_common()
         ),
         "chosen": {
             name: [[example.source, example.id] for example in examples]
-            for name, examples in chosen.items()
+            for name, examples in sets.items()
         },
     }
-    # Last, and at once: a choice without a manifest is made again.
-    part = manifest.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.rename(manifest)
-    return chosen["sft"]
 
 
-def _same_files(found: list[dict], source: ingest.Source) -> bool:
+def _are_same_files(found: list[dict], source: ingest.Source) -> bool:
     files = ingest.find_files(source).values()
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return hashes == [file["sha256"] for file in found]
 
 
-def choose(
-    questions: Sequence[Example], image_root: str | pathlib.Path, choice: Choice
-) -> tuple[dict[str, list[Example]], list[Rejected]]:
-    """The questions of "sft" and "rl", and what can't be used.
+# Selecting ----------------------------------------------------------------------------------------
 
-    No two of the questions drawn show the same images, so a row's turns don't meet, least of all
-    one in SFT and one in RL. They come with the tasks in turn: any head of them is balanced too.
+
+def select_questions(
+    questions: Sequence[Example], image_root: str | pathlib.Path, settings: SelectionSettings
+) -> Selection:
+    """Selects the questions for SFT and RL.
+
+    No two of the questions drawn show the same set of images, so two turns of a row are never both
+    used. The tasks are spread evenly over the result, so its beginning is balanced too.
     """
-    left_out = []
-    usable = []
-    barred = _Barred(choice)
-    for question in questions:
-        if choice.weights.get(question.task, 0) <= 0:
-            reason = f"task {question.task!r} is not one of those chosen"
-            left_out.append(Rejected(question.source, question.id, reason))
-        elif name := barred.by_name(question):
-            reason = f"image {name!r} is one of the benchmark's"
-            left_out.append(Rejected(question.source, question.id, reason))
-        else:
-            usable.append(question)
+    usable = _Filter(image_root, settings)
+    candidates = [question for question in questions if usable.by_name(question)]
+    if not settings.sft:
+        return Selection(list(filter(usable.by_images, candidates)), [], usable.left_out)
+    drawn = _draw(candidates, usable, settings)
+    counts = {task: len(found) for task, found in drawn.items()}
+    for_sft = apportion(
+        round(sum(counts.values()) * settings.sft / (settings.sft + settings.rl)), counts, counts
+    )
+    return Selection(
+        _spread([found[: for_sft[task]] for task, found in drawn.items()]),
+        _spread([found[for_sft[task] :] for task, found in drawn.items()]),
+        usable.left_out,
+    )
 
-    def is_there(question: Example) -> bool:
-        try:
-            for path in question.images:
-                file = resolve_image(image_root, path)
-                if not file.is_file():
-                    raise DataError(f"image {path!r}: no such file below the image root")
-                if barred.by_content(file):
-                    raise DataError(f"image {path!r} is a copy of one of the benchmark's")
-        except DataError as error:
-            left_out.append(Rejected(question.source, question.id, str(error)))
-            return False
-        return True
 
-    if not choice.sft:
-        return {"sft": list(filter(is_there, usable)), "rl": []}, left_out
-
-    draws = {task: _draws(usable, task, choice.seed) for task in choice.weights}
-    drawn: dict[str, list[Example]] = {task: [] for task in choice.weights}
-    most = {task: len(usable) for task in choice.weights}
-    total = choice.sft + choice.rl
+def _draw(
+    candidates: Sequence[Example], usable: "_Filter", settings: SelectionSettings
+) -> dict[str, list[Example]]:
+    """Draws questions of each task, for SFT and RL together."""
+    orders = {task: _random_order(candidates, task, settings.seed) for task in settings.weights}
+    drawn: dict[str, list[Example]] = {task: [] for task in settings.weights}
+    most = {task: len(candidates) for task in settings.weights}
     while True:
-        shares = apportion(total, choice.weights, most)
+        shares = apportion(settings.sft + settings.rl, settings.weights, most)
         for task, share in shares.items():
             while len(drawn[task]) < share:
-                question = next(draws[task], None)
+                question = next(orders[task], None)
                 if question is None:
                     most[task] = len(drawn[task])
                     break
-                if is_there(question):
+                if usable.by_images(question):
                     drawn[task].append(question)
         if all(len(drawn[task]) >= share for task, share in shares.items()):
-            break
-    have = {task: len(found) for task, found in drawn.items()}
-    for_sft = apportion(round(sum(have.values()) * choice.sft / total), have, have)
-    return {
-        "sft": _in_turn([found[: for_sft[task]] for task, found in drawn.items()]),
-        "rl": _in_turn([found[for_sft[task] :] for task, found in drawn.items()]),
-    }, left_out
+            return drawn
 
 
 def apportion(total: int, weights: Mapping[str, float], most: Mapping[str, int]) -> dict[str, int]:
-    """Divides a total by weights into whole numbers, none over its `most`, by largest remainders.
+    """Divides a total by weights into whole numbers, by the method of largest remainders.
 
-    What one can't take goes to the others; the sum is less only where all have their most.
+    No share exceeds its `most`; the rest goes to the others. So the sum is less than the total only
+    where all shares are at their `most`.
     """
     shares = {name: 0 for name, weight in weights.items() if weight <= 0}
     while open_ := {name: weight for name, weight in weights.items() if name not in shares}:
@@ -193,8 +174,8 @@ def apportion(total: int, weights: Mapping[str, float], most: Mapping[str, int])
     return {name: shares[name] for name in weights}
 
 
-def _draws(questions: Sequence[Example], task: str, seed: int) -> Iterator[Example]:
-    """A task's questions in random order, one of each set of images."""
+def _random_order(questions: Sequence[Example], task: str, seed: int) -> Iterator[Example]:
+    """Yields a task's questions in random order, one for each set of images."""
     groups: dict[tuple[str, ...], list[Example]] = {}
     for question in questions:
         if question.task == task:
@@ -205,8 +186,8 @@ def _draws(questions: Sequence[Example], task: str, seed: int) -> Iterator[Examp
         yield alike[index][rng.integers(len(alike[index]))]
 
 
-def _in_turn(columns: Sequence[Sequence[Example]]) -> list[Example]:
-    """The columns' items spread evenly over the result."""
+def _spread(columns: Sequence[Sequence[Example]]) -> list[Example]:
+    """Merges lists so that the items of each are spread evenly over the result."""
     placed = [
         ((place + 0.5) / len(column), number, item)
         for number, column in enumerate(columns)
@@ -215,30 +196,81 @@ def _in_turn(columns: Sequence[Sequence[Example]]) -> list[Example]:
     return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
 
 
-class _Barred:
+# Filtering ----------------------------------------------------------------------------------------
+
+
+class _Filter:
+    """Tells which questions can be used, and lists the others.
+
+    Attributes:
+      left_out: the questions that can't be used, with reasons.
+    """
+
+    def __init__(self, image_root: str | pathlib.Path, settings: SelectionSettings):
+        """
+        Raises:
+          DataError: the benchmark to exclude, or an image of it, can't be read.
+        """
+        self._image_root, self._weights = image_root, settings.weights
+        self._excluded = _ExcludedImages(settings.exclude, settings.exclude_root)
+        self.left_out: list[Rejected] = []
+
+    def by_name(self, question: Example) -> bool:
+        """Checks a question's task and the names of its images."""
+        if self._weights.get(question.task, 0) <= 0:
+            return self._leave_out(question, f"task {question.task!r} is not one of those chosen")
+        for path in question.images:
+            if self._excluded.has_name(path):
+                return self._leave_out(question, f"image {path!r} is one of the benchmark's")
+        return True
+
+    def by_images(self, question: Example) -> bool:
+        """Checks that a question's images exist and are no copies of excluded ones."""
+        try:
+            for path in question.images:
+                file = resolve_image(self._image_root, path)
+                if not file.is_file():
+                    raise DataError(f"image {path!r}: no such file below the image root")
+                if self._excluded.has_content(file):
+                    raise DataError(f"image {path!r} is a copy of one of the benchmark's")
+        except DataError as error:
+            return self._leave_out(question, str(error))
+        return True
+
+    def _leave_out(self, question: Example, reason: str) -> bool:
+        self.left_out.append(Rejected(question.source, question.id, reason))
+        return False
+
+
+class _ExcludedImages:
     """The images of a benchmark."""
 
-    def __init__(self, choice: Choice):
-        rows = load_benchmark(choice.exclude) if choice.exclude else []
-        paths = sorted({path for row in rows for path in row.images})
-        self._names = {_name(path) for path in paths}
-        self._sizes: dict[int, list[pathlib.Path]] = {}
+    def __init__(self, benchmark: str, image_root: str):
+        """
+        Args:
+          benchmark: its file; "" for none.
+          image_root: "" for no comparison by content.
+        """
+        rows = load_benchmark(benchmark) if benchmark else []
+        paths = sorted({path for row in rows for path in row["images"]})
+        self._names = {_distinctive_name(path) for path in paths}
+        self._by_size: dict[int, list[pathlib.Path]] = {}
         self._hashes: dict[pathlib.Path, bytes] = {}
-        if choice.exclude_root:
+        if image_root:
             for path in paths:
-                file = resolve_image(choice.exclude_root, path)
+                file = resolve_image(image_root, path)
                 if not file.is_file():
                     raise DataError(
-                        f"{choice.exclude}: image {path!r} is not below {choice.exclude_root}; "
-                        "mend select.exclude_root, or leave it empty to compare names alone"
+                        f"{benchmark}: image {path!r} is not below {image_root}; "
+                        "correct select.exclude_root, or leave it empty to compare names only"
                     )
-                self._sizes.setdefault(file.stat().st_size, []).append(file)
+                self._by_size.setdefault(file.stat().st_size, []).append(file)
 
-    def by_name(self, question: Example) -> str | None:
-        return next((path for path in question.images if _name(path) in self._names), None)
+    def has_name(self, path: str) -> bool:
+        return _distinctive_name(path) in self._names
 
-    def by_content(self, file: pathlib.Path) -> bool:
-        alike = self._sizes.get(file.stat().st_size, ())
+    def has_content(self, file: pathlib.Path) -> bool:
+        alike = self._by_size.get(file.stat().st_size, ())
         return any(self._hash(file) == self._hash(other) for other in alike)
 
     def _hash(self, file: pathlib.Path) -> bytes:
@@ -247,8 +279,8 @@ class _Barred:
         return self._hashes[file]
 
 
-def _name(path: str) -> str:
-    """What tells an image from others: its name, with the folder's where that is but a number."""
+def _distinctive_name(path: str) -> str:
+    """Returns a file's name, with its folder's name if the name is only a short number."""
     found = pathlib.PurePosixPath(path)
     short = found.stem.isdigit() and len(found.stem) < 10
     return f"{found.parent.name}/{found.stem}" if short else found.stem

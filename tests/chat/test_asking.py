@@ -1,4 +1,4 @@
-"""Pace, by the clock of an event loop that skips its waits."""
+"""`Pace`, by the clock of an event loop that skips its waits."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from mirg_jax.chat.asking import Pace
 
 
 def times(pace, requests):
-    """When each of the requests went; all come at once."""
+    """Returns when each request is sent, if all are made at the same time."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -25,7 +25,7 @@ def times(pace, requests):
     return go(main())
 
 
-def test_neither_limit_is_passed():
+def test_neither_limit_is_exceeded():
     gone = times(Pace(requests=60, tokens=0), [1] * 5)
     assert gone == pytest.approx([0, 1, 2, 3, 4])
     gone = times(Pace(requests=0, tokens=6000), [100, 300, 100, 100])
@@ -35,7 +35,7 @@ def test_neither_limit_is_passed():
     assert times(Pace(0, 0), [10**6] * 3) == [0, 0, 0]
 
 
-def test_a_pause_holds_those_who_wait_and_tokens_are_corrected():
+def test_a_pause_delays_waiting_requests_and_tokens_are_corrected():
     async def main():
         loop = asyncio.get_running_loop()
         pace, start, gone = Pace(60, 6000), loop.time(), []
@@ -48,7 +48,7 @@ def test_a_pause_holds_those_who_wait_and_tokens_are_corrected():
         await asyncio.sleep(1.5)
         pace.pause(10)
         await asyncio.gather(*tasks)
-        pace.correct(500)  # the last took more than was thought
+        pace.correct(500)  # the last request took more than expected
         await one()
         return gone
 

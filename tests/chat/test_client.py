@@ -1,4 +1,4 @@
-"""Reading what servers send, whatever it is; images as they are sent."""
+"""Reading servers' responses, whatever they contain, and encoding images."""
 
 import base64
 import datetime
@@ -88,7 +88,7 @@ def test_a_think_block_that_the_server_took_out_is_put_back():
 
     answer = "<answer>Image-1: (1,2),(3,4)</answer>"
     assert said(content=answer, reasoning_content="I look.") == f"<think>I look.</think>{answer}"
-    # The thoughts of a model that writes its own block, or was asked for none, are its own affair.
+    # Separate thoughts are ignored where the answer has its own block, or is in another form.
     whole = f"<think>I look.</think>{answer}"
     assert said(content=whole, reasoning_content="Hm.") == whole
     assert said(content="Image-1: a dog", reasoning_content="Hm.") == "Image-1: a dog"

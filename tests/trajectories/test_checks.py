@@ -1,4 +1,4 @@
-"""The checks of each stage, against answers with one known flaw, and against any text at all."""
+"""The checks of each stage, on answers with one known flaw and on arbitrary texts."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from mirg_jax.grounding.grammar import (
 from mirg_jax.grounding.tasks import TRAINING_TASKS
 from mirg_jax.trajectories import checks, prompts
 
-TEXTS = prompts.load()
+TEXTS = prompts.load_prompts()
 RULES = checks.Rules(0.9, 0.5, True, 3, 50, 6, checks.read_leaks(TEXTS.leaks))
 TRUTH = (100, 200, 500, 600)
 QUESTION = Example(
@@ -167,7 +167,7 @@ def test_objects_are_numbered_as_they_are_mentioned():
         (2, 1, "table"), (2, 2, "blue cup"),
     ]  # fmt: skip
     assert response.objects[0].number == 2 and response.objects[0].box == TRUTH
-    # Nothing but numbers has changed, and it passes again with the new ones.
+    # Only the numbers have changed, and with the new ones it passes again.
     swap = {(2, 1): 2, (2, 2): 1}
     assert renumber(result, swap) == text
     again = [dataclasses.replace(o, number=swap.get((o.image, o.number), 1)) for o in OBJECTS]
@@ -181,9 +181,9 @@ def test_several_targets_are_matched_one_to_one():
         GroundedObject((0, 0, 100, 100), 1),
         GroundedObject((0, 0, 90, 99), 1),
     ]
-    assert checks.wrong_answer(objects, targets, 0.9) == []
-    assert len(checks.wrong_answer(objects[::-1], targets, 0.995)) == 1
-    assert checks.match([objects[0]], targets[:2]) == [(None, 0.0), (None, 0.0)]
+    assert checks.answer_problems(objects, targets, 0.9) == []
+    assert len(checks.answer_problems(objects[::-1], targets, 0.995)) == 1
+    assert checks.match_targets([objects[0]], targets[:2]) == [(None, 0.0), (None, 0.0)]
 
 
 def test_patterns_of_leaks():
@@ -248,23 +248,20 @@ def test_prompts_of_every_stage_and_task(tmp_path):
             assert all(value in text for value in values[stage].values())
             said.add(text)
         assert len(said) == len(TRAINING_TASKS)  # every task has its own
-    # What the prompts show as the form is what the checks take.
-    assert "know the answer" not in str(reasoned())
-
     with pytest.raises(ConfigError, match="cannot be read"):
-        prompts.load(str(tmp_path))
+        prompts.load_prompts(str(tmp_path))
     for stage in prompts.STAGES:
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "frame.txt").write_text("$count: $question $guidance")
         (tmp_path / stage / "diff.txt").write_text("mine")
     (tmp_path / "leaks.txt").write_text("")
-    mine = prompts.load(str(tmp_path))
+    mine = prompts.load_prompts(str(tmp_path))
     assert mine.render("mapping", QUESTION, reasoning="") == "2: What differs? mine"
     assert mine.tasks() == {"diff"}
     for text, message in (("$cost", "means nothing"), ("5 $ 3", "write \\$\\$")):
         (tmp_path / "mapping/frame.txt").write_text(text)
         with pytest.raises(ConfigError, match=message):
-            prompts.load(str(tmp_path))
+            prompts.load_prompts(str(tmp_path))
 
 
 def test_marks_within_a_question_become_names():

@@ -1,4 +1,4 @@
-"""The journal's lines."""
+"""The journal: what counts as paid, and lines that are cut or invalid."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_the_journal_counts_what_was_and_may_have_been_paid(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "x", '{"reply": 1, "asked": 2}', '{"reply": {}}'])
-def test_a_line_that_is_none_of_a_journals(tmp_path, line):
+def test_an_invalid_line_is_refused(tmp_path, line):
     (tmp_path / "replies.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match="replies.jsonl line 1"):
         Journal(tmp_path, "replies.jsonl", write=False)

@@ -1,22 +1,22 @@
-"""The purse, by the clock of an event loop that skips its waits."""
+"""The budget, by the clock of an event loop that skips its waits."""
 
 import asyncio
 
 import pytest
 from clock import go
 
-from mirg_jax.trajectories.limits import CapReached, Purse
+from mirg_jax.trajectories.limits import Budget, CapReached
 
 
-def test_purse_waits_for_what_is_held_back_and_then_stops():
+def test_a_budget_waits_for_reservations_and_then_stops():
     async def main():
         spent = [0.0]
-        purse = Purse(1.0, lambda: spent[0])
+        budget = Budget(1.0, lambda: spent[0])
         order = []
 
         async def one(name, most, cost, seconds):
             try:
-                async with purse.reserve(most):
+                async with budget.reserve(most):
                     order.append(name)
                     await asyncio.sleep(seconds)
                     spent[0] += cost
@@ -28,7 +28,7 @@ def test_purse_waits_for_what_is_held_back_and_then_stops():
         )
         return order, spent[0]
 
-    # b needs what a holds back; c what b does; d more than there is.
+    # b needs what a has reserved, and c what b has; d needs more than there is.
     order, spent = go(main())
     assert order[:2] == ["a", "b"] and set(order[2:]) == {"no c", "no d"}
     assert spent == pytest.approx(0.4)
@@ -36,8 +36,8 @@ def test_purse_waits_for_what_is_held_back_and_then_stops():
 
 def test_no_cap_is_no_limit():
     async def main():
-        purse = Purse(0.0, lambda: 10.0**6)
-        async with purse.reserve(10.0**6):
+        budget = Budget(0.0, lambda: 10.0**6)
+        async with budget.reserve(10.0**6):
             return True
 
     assert go(main())

@@ -1,12 +1,13 @@
-"""A model of our own as the teacher: a tiny one, whose answers are noise."""
+"""A model in this process as the teacher: a tiny one with random weights."""
 
 import asyncio
 
 from configs import trajectories
 from mirg_jax.data.examples import read_examples
-from mirg_jax.inference.ask import ask
-from mirg_jax.trajectories import build
-from mirg_jax.trajectories.teachers import Request
+from mirg_jax.inference.predictor import Predictor
+from mirg_jax.runs import settings as run_settings
+from mirg_jax.trajectories import build, settings
+from mirg_jax.trajectories.request import Request
 
 
 def test_a_tiny_model_answers_a_stage(recipe, scenes, tiny_model, tmp_path):
@@ -19,34 +20,36 @@ def test_a_tiny_model_answers_a_stage(recipe, scenes, tiny_model, tmp_path):
     for stage in ("reasoning", "mapping"):
         config.stages[stage].update(teacher="model", model=str(tiny_model), max_tokens=6)
         config.stages[stage].recipe = how
-    teachers = build.make_teachers(config, str(scenes))
+    typed = settings.read(config)
+    teachers = build.make_teachers(typed, str(scenes))
     assert teachers["reasoning"] is teachers["mapping"] is not teachers["reassembly"]
     what = {"source": str(scenes / "sft.json"), "image_root": str(scenes), "progress": False}
-    result = build.build(config, **what, output_dir=tmp_path)
+    result = build.build(typed, **what, output_dir=tmp_path)
     assert result.summary["rejected"] == result.summary["questions"] == 28
     assert result.summary["stages"]["reasoning"]["answers"] == 56
-    again = build.build(config, **what, output_dir=tmp_path)
+    again = build.build(typed, **what, output_dir=tmp_path)
     assert again.summary == result.summary
 
-    # The likeliest answer is that of scripts/ground.py; drawn ones are the request's own, alone
-    # or in company.
+    # With temperature 0 the answer is that of scripts/ground.py. With a higher temperature it
+    # depends on the request only, not on the others in its batch.
     example = read_examples(scenes / "sft.json")[0][0]
     prompt = "Where is the red ring?"
 
     async def answers(temperature, count):
         config.stages.mapping.temperature = temperature
-        teacher = build.make_teachers(config, str(scenes))["mapping"]
+        typed = settings.read(config)
+        teacher = build.make_teachers(typed, str(scenes))["mapping"]
+        identity = typed.stages["mapping"].teacher.identity
         requests = [
-            Request(example, "mapping", attempt, prompt, (), teacher.settings)
+            Request(example, "mapping", attempt, prompt, (), identity)
             for attempt in range(1, count + 1)
         ]
-        return [r.text for r in await asyncio.gather(*map(teacher.ask, requests))]
+        return [reply.text for reply in await asyncio.gather(*map(teacher.ask, requests))]
 
     (greedy,) = asyncio.run(answers(0.0, 1))
     how.evaluation.max_tokens = 6
-    paths = [scenes / path for path in example.images]
-    said = ask(how, checkpoint=str(tiny_model), images=paths, question=prompt)
-    assert greedy == said.removesuffix("<|im_end|>")
+    predictor = Predictor.open(str(tiny_model), run_settings.read(how))
+    assert greedy == predictor.ground([scenes / path for path in example.images], prompt).text
     five = asyncio.run(answers(1.0, 5))
     assert len(set(five)) > 1
     assert asyncio.run(answers(1.0, 1)) == five[:1]

@@ -1,4 +1,4 @@
-"""Outcomes as files and as a page, whatever teachers and data sets say."""
+"""Outcomes as files and as a page, with hostile text from teachers and data sets."""
 
 import json
 
@@ -17,8 +17,8 @@ from mirg_jax.grounding.grammar import (
     parse_response,
 )
 from mirg_jax.trajectories import outputs, page
-from mirg_jax.trajectories.ingest import kind
-from mirg_jax.trajectories.pipeline import Answer, Outcome
+from mirg_jax.trajectories.ingest import reason_kind
+from mirg_jax.trajectories.plan import QuestionOutcome, StageAnswer
 
 NASTY = "<script>alert(1)</script> & \ud800"
 
@@ -36,27 +36,28 @@ def accepted(name="a", targets=None):
     thoughts = " and ".join(map(format_object, objects))
     plain = " ".join(f"Image-{o.image}: {format_box(o.box)}" for o in objects)
     reasoning = format_response("A dog and a sky.", plain)
-    outcome = Outcome(question, [], reasoning, tuple(objects), format_response(thoughts, answer))
+    outcome = QuestionOutcome(
+        question, [], reasoning, tuple(objects), format_response(thoughts, answer)
+    )
     outcome.answers = [
-        Answer("reasoning", 1, Reply(NASTY), 0.5, ("text outside",)),
-        Answer("reasoning", 2, Reply(reasoning), 0.25, ()),
-        Answer("reassembly", 1, Reply(outcome.grounded), 0.25, ()),
+        StageAnswer("reasoning", 1, Reply(NASTY), 0.5, ("text outside",)),
+        StageAnswer("reasoning", 2, Reply(reasoning), 0.25, ()),
+        StageAnswer("reassembly", 1, Reply(outcome.grounded), 0.25, ()),
     ]
     return outcome
 
 
 def rejected(name="b"):
     question = Example(name, "diff", ("a.png", "gone.png"), NASTY[:-1], (Target((1, 2, 3, 4), 2),))
-    reply = Answer("reasoning", 1, Reply(NASTY), 0.0, ("2 words of thought, not 5 to 9",))
-    return Outcome(question, [reply], rejected=f"reasoning: {NASTY[:-1]}")
+    reply = StageAnswer("reasoning", 1, Reply(NASTY), 0.0, ("2 words of thought, not 5 to 9",))
+    return QuestionOutcome(question, [reply], rejected=f"reasoning: {NASTY[:-1]}")
 
 
 def test_variants_of_several_targets():
     found = outputs.variants(accepted())
     assert set(found) == set(outputs.VARIANTS)
     said = parse_response(found["bbox_caption"].response, 2)
-    # The data set's name where it has one, else the trajectory's; its image where the data set
-    # doesn't say.
+    # Names come from the data set if it has them, else from the trajectory, and so do images.
     assert [(o.label, o.image, o.box) for o in said.objects] == [
         ("dog", 1, (0, 0, 500, 500)),
         ("sky", 2, (10, 10, 900, 900)),
@@ -66,8 +67,8 @@ def test_variants_of_several_targets():
 
 
 def test_files_hold_each_question_once_and_appear_whole(tmp_path):
-    unfinished = Outcome(accepted("c").question, unfinished=True)
-    passing = outputs.write([accepted(), rejected(), unfinished], tmp_path)
+    unfinished = QuestionOutcome(accepted("c").question, unfinished=True)
+    passing = outputs.write_outcomes([accepted(), rejected(), unfinished], tmp_path)
     next(passing)
     assert {path.suffix for path in tmp_path.iterdir()} == {".part"}
     assert len(list(passing)) == 2
@@ -87,15 +88,15 @@ def test_files_hold_each_question_once_and_appear_whole(tmp_path):
         "text outside": 1,
         "… words of thought, not … to …": 1,
     }
-    assert "all" in outputs.table(summary)
+    assert "all" in outputs.yield_table(summary)
 
 
 def test_page_escapes_all_that_it_shows(tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
-    outcomes = list(outputs.write([accepted(), rejected()], tmp_path))
+    outcomes = list(outputs.write_outcomes([accepted(), rejected()], tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    page.write(tmp_path / "report.html", summary, outcomes, tmp_path)
+    page.write_trajectory_page(tmp_path / "report.html", summary, outcomes, tmp_path)
     assert "<script>alert" not in (tmp_path / "report.html").read_text()
     data = page_data(tmp_path / "report.html")
     (view,) = data["views"]
@@ -119,7 +120,7 @@ def test_a_page_shows_some_of_every_kind():
     for n in range(20):
         sample.add(accepted(str(n)))
         sample.add(rejected(str(n)))
-        sample.add(Outcome(accepted().question, unfinished=True))
+        sample.add(QuestionOutcome(accepted().question, unfinished=True))
     results = [bool(outcome.rejected) for outcome in sample.outcomes]
     assert results.count(True) == results.count(False) == 4
 
@@ -133,4 +134,4 @@ def test_a_page_shows_some_of_every_kind():
     ],
 )
 def test_reasons_are_counted_without_their_particulars(reason, expected):
-    assert kind(reason) == expected
+    assert reason_kind(reason) == expected

@@ -1,9 +1,9 @@
-"""The pipeline and the evaluation against a server that is not ours: `transformers serve`.
+"""The pipeline and the evaluation against another project's server: `transformers serve`.
 
-It serves a small model of ours, exported, after a few steps on the stages' answers to six of 16
-questions of procedural scenes, so that some pass the checks of all three stages and others fail
-them. `transformers serve` always leaves out special tokens, so the folder's tokenizer has boxes as
-ordinary ones. The pipeline sends some 27 requests, the evaluation 7.
+It serves an exported small model, trained for a few steps on the stages' answers to six of 16
+questions of procedural scenes, so that some answers pass the checks of all three stages and others
+don't. `transformers serve` always leaves out special tokens, so the tokens of boxes are made
+ordinary ones in the folder's tokenizer. The pipeline sends about 27 requests, the evaluation 7.
 """
 
 import asyncio
@@ -28,13 +28,14 @@ from configs import sft_tiny, trajectories
 from mirg_jax.data.examples import read_examples, to_line
 from mirg_jax.grounding.tasks import TRAINING_TASKS
 from mirg_jax.scenes import scene_tasks
-from mirg_jax.trajectories import build
-from mirg_jax.trajectories.pipeline import Outcome
+from mirg_jax.trajectories import build, settings
+from mirg_jax.trajectories.journal import PricedReply
+from mirg_jax.trajectories.plan import QuestionOutcome
 
 pytestmark = pytest.mark.slow
 
 QUESTIONS, LEARNED, ROWS = 16, 6, 7
-# In words of the small tokenizer, which cuts others into bytes.
+# In words that the small tokenizer knows; it splits others into bytes.
 FRAMES = {
     "reasoning": "describe $question answer $answer",
     "mapping": "locate $reasoning",
@@ -48,8 +49,8 @@ TEMPLATE = """{%- for message in messages -%}
 {% endfor -%}
 {% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-# What Qwen2-VL's processor takes from torchvision, whose builds don't load beside every build of
-# torch. Videos, for which it asks for more, are not sent.
+# The parts of torchvision that Qwen2-VL's processor needs for images; they stand in for it where
+# torchvision doesn't load with the installed build of torch.
 TORCHVISION = {
     "__init__.py": '__version__ = "0"\n',
     "io.py": """
@@ -104,7 +105,7 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Questions, rows to evaluate, and prompts."""
+    """A folder with questions, rows to evaluate, and prompts."""
     folder = tmp_path_factory.mktemp("data")
     scene_tasks.write_dataset(folder, seed=9, sft=QUESTIONS, rl=0, evaluation=ROWS)
     for stage, frame in FRAMES.items():
@@ -118,13 +119,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(data, tmp_path_factory):
-    """A Hugging Face folder as `transformers serve` takes it."""
+    """A Hugging Face folder that `transformers serve` can serve."""
     folder = tmp_path_factory.mktemp("model")
     config = trajectories.scenes()
     config.prompts = str(data / "prompts")
     config.scenes.update(seed=9, error=0.0)
-    teachers = build.make_teachers(config, str(data))
-    plan = build.make_plan(config, teachers)
+    teachers = build.make_teachers(settings.read(config), str(data))
+    plan = build.make_plan(settings.read(config))
     rows = []
 
     async def ask(request):
@@ -132,10 +133,10 @@ def model(data, tmp_path_factory):
         name = f"{request.question.id}_{request.stage}"
         what = {"id": name, "question": request.prompt, "response": reply.text}
         rows.append(dataclasses.replace(request.question, **what))
-        return reply, 0.0
+        return PricedReply(reply, 0.0)
 
     for question in read_examples(data / "sft.json")[0][:LEARNED]:
-        asyncio.run(plan.build(question, ask, Outcome(question)))
+        asyncio.run(plan.run_stages(QuestionOutcome(question), ask))
     assert len(rows) == 3 * LEARNED
     (folder / "train.jsonl").write_text("".join(map(to_line, rows)))
 
@@ -180,7 +181,7 @@ class Served:
     log: pathlib.Path
 
     def answered(self) -> int:
-        """How many requests it has answered, by its own log."""
+        """Returns the number of requests answered, by the server's log."""
         return self.log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
 
 
@@ -223,7 +224,7 @@ def serve(model, folder):
 
 @pytest.fixture(scope="module")
 def started(model, tmp_path_factory):
-    """The server, and what stops it."""
+    """The server, and a function that stops it."""
     with contextlib.ExitStack() as stack:
         yield stack.enter_context(serve(model, tmp_path_factory.mktemp("server"))), stack.close
 
@@ -254,7 +255,7 @@ def get_config():
 
 
 def command(server, data, folder, more=""):
-    """A run of the pipeline, all stages asking the server."""
+    """Returns the command line of a run whose stages all ask the server."""
     what = {"prompts": str(data / "prompts"), "model": server.model, "url": server.url}
     folder.parent.mkdir(exist_ok=True)
     config = folder.with_suffix(".py")
@@ -299,7 +300,7 @@ def test_predictions_and_scores(server, data, tmp_path):
     assert mine["rows"] == other["rows"] and mine["overall"] == other["overall"]
 
 
-# The last, for it stops the server.
+# The last test of the file, because it stops the server.
 def test_no_question_is_lost_or_asked_about_twice(started, data, tmp_path):
     server, stop = started
     folder = tmp_path / "out"
@@ -333,7 +334,7 @@ def test_no_question_is_lost_or_asked_about_twice(started, data, tmp_path):
     assert summary["unfinished"] == 0
     for stage in summary["stages"].values():
         assert stage["prompt_tokens"] > stage["answers"] > 0 < stage["completion_tokens"]
-    # One answer a request; what was under way at the kill, and nothing else, was sent again.
+    # Each request is answered once; only those in progress at the kill were sent again.
     replies = rows("reply")
     assert len(replies) == len(set(replies)) >= QUESTIONS + 2 * len(accepted)
     assert not rows("lost") and not rows("failed")
@@ -341,7 +342,7 @@ def test_no_question_is_lost_or_asked_about_twice(started, data, tmp_path):
     assert sum(again.values()) <= 4
     assert len(replies) <= server.answered() - before <= len(rows("asked"))
 
-    # Nothing is asked any more: without a server a run ends as well.
+    # No request is left to send, so a run needs no server.
     stop()
     outputs = {path.name: path.read_bytes() for path in folder.glob("*.*")}
     ended = subprocess.run(flags, capture_output=True, text=True, timeout=600)

@@ -1,4 +1,4 @@
-"""The embedded teacher through the whole pipeline: what `make demo` trains on."""
+"""The scenes' teacher through the whole pipeline: what `make demo` trains on."""
 
 import collections
 import json
@@ -15,7 +15,7 @@ from mirg_jax.grounding.grammar import GroundedObject, format_answer, format_obj
 from mirg_jax.grounding.tasks import TRAINING_TASKS
 from mirg_jax.scenes import scene_tasks
 from mirg_jax.scenes.drawing import STEP
-from mirg_jax.trajectories import build, outputs
+from mirg_jax.trajectories import build, outputs, settings
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def made(tmp_path_factory):
         config = trajectories.scenes()
         config.scenes.update(seed=3, error=error)
         result = build.build(
-            config,
+            settings.read(config),
             source=str(folder / "sft.json"),
             image_root=str(folder),
             output_dir=folder / name,
@@ -61,7 +61,7 @@ def test_trajectories_are_those_of_the_scenes(made):
 
 
 def test_trajectories_parse_and_agree_with_the_truth(made):
-    # The smallest things, every side too far out by the most, and then snapped outwards.
+    # The worst case is the smallest thing, each side moved out by the most and rounded outwards.
     furthest = 1 + 2 * 0.3 + STEP / 260
     for name, worst in (("annotated", furthest**-2), ("exact", 1.0)):
         examples, _ = read_examples(made[name] / "grounded.jsonl")

@@ -1,4 +1,4 @@
-"""Ingestion and the choice of questions: every row accounted for, nothing shown twice."""
+"""Ingestion and selection of questions: every row accounted for, no images used twice."""
 
 import collections
 import dataclasses
@@ -13,8 +13,9 @@ from PIL import Image
 from mirg_jax.data.examples import read_examples
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding.tasks import MGROUNDING_FOLDERS, TRAINING_TASKS
-from mirg_jax.trajectories.ingest import ingest, kind
-from mirg_jax.trajectories.select import Choice, apportion, choose, prepare
+from mirg_jax.trajectories.ingest import ingest, reason_kind
+from mirg_jax.trajectories.select import apportion, prepare_questions, select_questions
+from mirg_jax.trajectories.settings import SelectionSettings
 
 EQUAL = dict.fromkeys(TRAINING_TASKS, 1.0)
 BOX = "<|box_start|>(10,20),(300,400)<|box_end|>"
@@ -35,7 +36,7 @@ def row(folder, n, *pairs, prefix="./", **changes):
 
 
 def publish(root):
-    """A data set's folder with the quirks of the published one; the rows by file."""
+    """Writes a data set with the quirks of the published one; returns its rows by file."""
     files = {}
     for folder in MGROUNDING_FOLDERS:
         # Ids count from 0 in every file.
@@ -96,7 +97,7 @@ def test_every_row_of_a_published_folder_is_accounted_for(tmp_path):
     (elsewhere,) = by_source["MGrounding-630k/Group_Grounding/train.json row 13"]
     assert elsewhere.images[0].startswith("MGrounding-630k/Group_Grounding/")
 
-    reasons = collections.Counter(kind(r.reason) for r in found.left_out)
+    reasons = collections.Counter(reason_kind(r.reason) for r in found.left_out)
     assert sum("captioning" in reason for reason in reasons.elements()) == 2
     assert sum("not a box on the grid" in reason for reason in reasons.elements()) == 2
     assert sum("the same question as" in reason for reason in reasons.elements()) == 1
@@ -125,8 +126,8 @@ def test_real_photos_are_accounted_for(shared, tmp_path):
     asked = sum(len(row["conversations"]) // 2 for row in rows)
     assert file.questions == asked == len(found.questions) + len(found.left_out)
 
-    choice = Choice(280, 140, EQUAL, seed=1, exclude=str(photos / "eval.json"))
-    prepare(photos / "train.json", photos, tmp_path, choice)
+    settings = SelectionSettings(280, 140, EQUAL, seed=1, exclude=str(photos / "eval.json"))
+    prepare_questions(photos / "train.json", photos, tmp_path, settings)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     parts = [manifest[name] for name in ("sft", "rl", "not_drawn", "left_out")]
     assert sum(parts) == asked and manifest["sft"] == 280 and manifest["rl"] == 140
@@ -134,40 +135,40 @@ def test_real_photos_are_accounted_for(shared, tmp_path):
     assert set(manifest["by_task"]["sft"].values()) == {40}
 
 
-def test_choice_is_balanced_apart_and_seeded(tmp_path):
+def test_selection_is_balanced_disjoint_and_seeded(tmp_path):
     publish(tmp_path)
     questions = ingest(tmp_path).questions
-    chosen, _ = choose(questions, tmp_path, Choice(28, 21, EQUAL, seed=3))
-    for name, share in (("sft", 4), ("rl", 3)):
-        counts = collections.Counter(question.task for question in chosen[name])
+    selected = select_questions(questions, tmp_path, SelectionSettings(28, 21, EQUAL, seed=3))
+    for drawn, share in ((selected.sft, 4), (selected.rl, 3)):
+        counts = collections.Counter(question.task for question in drawn)
         assert counts == dict.fromkeys(TRAINING_TASKS, share)
-        head = collections.Counter(question.task for question in chosen[name][:7])
+        head = collections.Counter(question.task for question in drawn[:7])
         assert set(head.values()) == {1}
-    shown = [frozenset(question.images) for name in chosen for question in chosen[name]]
+    shown = [frozenset(question.images) for question in selected.sft + selected.rl]
     assert len(set(shown)) == len(shown)
-    again, _ = choose(questions, tmp_path, Choice(28, 21, EQUAL, seed=3))
-    other, _ = choose(questions, tmp_path, Choice(28, 21, EQUAL, seed=4))
-    assert again == chosen != other
+    again = select_questions(questions, tmp_path, SelectionSettings(28, 21, EQUAL, seed=3))
+    other = select_questions(questions, tmp_path, SelectionSettings(28, 21, EQUAL, seed=4))
+    assert again == selected != other
 
     weights = EQUAL | {"diff": 3.0, "region": 0.0}
-    chosen, left_out = choose(questions, tmp_path, Choice(16, 0, weights, seed=3))
-    counts = collections.Counter(question.task for question in chosen["sft"])
+    selected = select_questions(questions, tmp_path, SelectionSettings(16, 0, weights, seed=3))
+    counts = collections.Counter(question.task for question in selected.sft)
     assert counts["diff"] == 6 and counts["reasoning"] == 2 and not counts["region"]
-    assert sum("'region' is not one of" in row.reason for row in left_out) == 8
+    assert sum("'region' is not one of" in row.reason for row in selected.left_out) == 8
 
 
-def test_a_short_task_is_made_up_for(tmp_path):
+def test_other_tasks_give_more_where_one_has_too_few(tmp_path):
     publish(tmp_path)
     questions = ingest(tmp_path).questions
     for n in range(4):
         (tmp_path / f"MGrounding-630k/Difference/images/{n:06d}_2.jpg").unlink()
-    chosen, left_out = choose(questions, tmp_path, Choice(28, 14, EQUAL, seed=0))
-    assert (len(chosen["sft"]), len(chosen["rl"])) == (28, 14)
-    both = collections.Counter(q.task for name in chosen for q in chosen[name])
+    selected = select_questions(questions, tmp_path, SelectionSettings(28, 14, EQUAL, seed=0))
+    assert (len(selected.sft), len(selected.rl)) == (28, 14)
+    both = collections.Counter(question.task for question in selected.sft + selected.rl)
     assert both["diff"] == 4 and {both[t] for t in TRAINING_TASKS} <= {4, 6, 7}
-    assert sum("no such file" in row.reason for row in left_out) == 4
-    chosen, _ = choose(questions, tmp_path, Choice(1000, 700, EQUAL, seed=0))
-    assert len(chosen["sft"]) == pytest.approx(len(chosen["rl"]) * 10 / 7, abs=1)
+    assert sum("no such file" in row.reason for row in selected.left_out) == 4
+    selected = select_questions(questions, tmp_path, SelectionSettings(1000, 700, EQUAL, seed=0))
+    assert len(selected.sft) == pytest.approx(len(selected.rl) * 10 / 7, abs=1)
 
 
 def test_nothing_of_a_benchmark_is_used(tmp_path):
@@ -181,21 +182,21 @@ def test_nothing_of_a_benchmark_is_used(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / other)
     (tmp_path / copied).write_bytes((tmp_path / other).read_bytes())
-    # A frame's number alone says nothing: its folder must be the same too.
+    # A short number as a name is compared together with the folder's name.
     rows = [
         {"task": "diff", "images": [path], "question": "?", "answer": [0.1, 0.1, 0.5, 0.5]}
         for path in (f"./MIG-Bench/images/{by_name.split('/')[-1]}", f"./{other}")
     ]
-    rows[0]["answer"] = [0.5, 0.1, 0.1, 0.5]  # inverted, as some are: its images count too
+    rows[0]["answer"] = [0.5, 0.1, 0.1, 0.5]  # inverted, as some are; its images are excluded too
     (tmp_path / "bench.json").write_text(json.dumps(rows))
     Image.new("RGB", (3, 3)).save(tmp_path / "MIG-Bench" / rows[0]["images"][0][12:])
-    choice = Choice(1000, 0, EQUAL, 0, str(tmp_path / "bench.json"), str(tmp_path))
-    chosen, left_out = choose(questions, tmp_path, choice)
-    used = {path for question in chosen["sft"] for path in question.images}
+    settings = SelectionSettings(1000, 0, EQUAL, 0, str(tmp_path / "bench.json"), str(tmp_path))
+    selected = select_questions(questions, tmp_path, settings)
+    used = {path for question in selected.sft for path in question.images}
     assert copied not in used
     assert by_name.split("/")[-1] not in {path.split("/")[-1] for path in used}
-    assert any("copy of one of the benchmark's" in row.reason for row in left_out)
-    assert any("is one of the benchmark's" in row.reason for row in left_out)
+    assert any("copy of one of the benchmark's" in row.reason for row in selected.left_out)
+    assert any("is one of the benchmark's" in row.reason for row in selected.left_out)
 
 
 def test_nothing_of_mig_bench_is_used(shared, tmp_path):
@@ -211,29 +212,33 @@ def test_nothing_of_mig_bench_is_used(shared, tmp_path):
         for path in paths
     ]
     assert len(taken) > 100
-    choice = Choice(1000, 0, EQUAL, 0, exclude=str(shared("mig_bench", "MIG_data.json")))
-    chosen, left_out = choose(shown + questions, tmp_path, choice)
-    assert not {question.id for question in chosen["sft"]} & set(paths)
-    assert sum("is one of the benchmark's" in row.reason for row in left_out) == len(paths)
+    settings = SelectionSettings(
+        1000, 0, EQUAL, 0, exclude=str(shared("mig_bench", "MIG_data.json"))
+    )
+    selected = select_questions(shown + questions, tmp_path, settings)
+    assert not {question.id for question in selected.sft} & set(paths)
+    assert sum("is one of the benchmark's" in row.reason for row in selected.left_out) == len(paths)
 
 
-def test_a_choice_is_kept_and_not_mixed_up(tmp_path):
+def test_a_selection_is_kept_and_not_replaced(tmp_path):
     publish(tmp_path)
     out = tmp_path / "out"
-    choice = Choice(14, 7, EQUAL, seed=3)
-    first = prepare(tmp_path / "MGrounding-630k", tmp_path, out, choice)
+    settings = SelectionSettings(14, 7, EQUAL, seed=3)
+    first = prepare_questions(tmp_path / "MGrounding-630k", tmp_path, out, settings)
     written = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert prepare(tmp_path / "MGrounding-630k", tmp_path, out, choice) == first
-    prepare(tmp_path / "MGrounding-630k", tmp_path, tmp_path / "again", choice)
+    assert prepare_questions(tmp_path / "MGrounding-630k", tmp_path, out, settings) == first
+    prepare_questions(tmp_path / "MGrounding-630k", tmp_path, tmp_path / "again", settings)
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     rl, rejected = read_examples(out / "rl.jsonl")
     assert len(rl) == 7 and not rejected and all(question.response is None for question in rl)
 
     with pytest.raises(ConfigError, match="chosen otherwise"):
-        prepare(tmp_path / "MGrounding-630k", tmp_path, out, Choice(14, 7, EQUAL, seed=4))
+        prepare_questions(
+            tmp_path / "MGrounding-630k", tmp_path, out, SelectionSettings(14, 7, EQUAL, seed=4)
+        )
     (tmp_path / "MGrounding-630k/Difference/train.json").write_text(json.dumps([row("x", 1)]))
     with pytest.raises(ConfigError, match="other files"):
-        prepare(tmp_path / "MGrounding-630k", tmp_path, out, choice)
+        prepare_questions(tmp_path / "MGrounding-630k", tmp_path, out, settings)
 
 
 def test_unusable_input(tmp_path):
@@ -241,15 +246,13 @@ def test_unusable_input(tmp_path):
         ingest(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         ingest(tmp_path / "missing.json")
-    with pytest.raises(ConfigError, match="negative"):
-        Choice(-1, 0, EQUAL, 0)
 
 
 def test_without_a_count_all_come_in_order(tmp_path):
     publish(tmp_path)
     questions = ingest(tmp_path).questions
-    chosen, left_out = choose(questions, tmp_path, Choice(0, 0, EQUAL, 0))
-    assert chosen == {"sft": questions, "rl": []} and not left_out
+    selected = select_questions(questions, tmp_path, SelectionSettings(0, 0, EQUAL, 0))
+    assert selected == (questions, [], [])
 
 
 @given(

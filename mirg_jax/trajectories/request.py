@@ -1,0 +1,34 @@
+"""A request to a teacher."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+
+from mirg_jax.data.examples import Example
+from mirg_jax.grounding.grammar import GroundedObject
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A stage's prompt about the images of a question.
+
+    Attributes:
+      attempt: counts from 1; every attempt is a request of its own.
+      objects: the objects found in stage 2; empty in stages 1 and 2.
+      identity: `identity` of the teacher's settings.
+    """
+
+    question: Example
+    stage: str
+    attempt: int
+    prompt: str
+    objects: tuple[GroundedObject, ...]
+    identity: str
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A hash of everything that the answer depends on. The journal files answers under it."""
+        question = self.question
+        parts = [self.stage, question.id, question.images, self.attempt, self.prompt, self.identity]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

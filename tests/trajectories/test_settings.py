@@ -1,0 +1,88 @@
+"""Settings: what answers are filed under, and values that are refused."""
+
+import json
+
+import pytest
+
+from configs import trajectories
+from mirg_jax.data.examples import Example, Target
+from mirg_jax.errors import ConfigError
+from mirg_jax.grounding.tasks import TRAINING_TASKS
+from mirg_jax.trajectories import settings
+from mirg_jax.trajectories.request import Request
+
+QUESTION = Example(
+    "q", "diff", ("a.jpg", "b.jpg"), "<image>\nWhat differs?", (Target((100, 200, 500, 600), 2),)
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "key"),
+    [
+        ("reasoning", {}, "d960d8fa17dc34d34bab54f41dc82259"),
+        ("mapping", {}, "d027b7400a000e3f9d74c64fb5997da3"),
+        (
+            "mapping",
+            {"teacher": "model", "model": "some/model", "temperature": 0.0, "max_tokens": 64},
+            "b6fa04c57cdc24489606dc0461b5b879",
+        ),
+        ("reassembly", {"teacher": "scenes"}, "d723035f5348c9a0251e4ed59c1de85c"),
+    ],
+)
+def test_keys_of_requests_never_change(stage, changes, key):
+    # With other keys, the answers in users' journals would be lost, and be paid for again.
+    config = settings.trajectories()
+    config.scenes.update(seed=7, error=0.3)
+    config.stages[stage].update(changes)
+    identity = settings.read(config).stages[stage].teacher.identity
+    assert Request(QUESTION, stage, 2, "the prompt", (), identity).key == key
+
+
+def test_a_recipe_is_part_of_a_teachers_identity():
+    config = trajectories.local()
+    how = config.stages.mapping.to_dict()
+    names = ("model", "temperature", "max_tokens", "recipe")
+    expected = json.dumps({name: how[name] for name in names}, sort_keys=True)
+    assert settings.read(config).stages["mapping"].teacher.identity == expected
+
+
+def test_an_equal_answer_is_not_asked_for_again():
+    config = settings.trajectories()
+    config.stages.mapping.temperature = 0.0
+    config.stages.reassembly.teacher = "scenes"
+    tries = {name: stage.tries for name, stage in settings.read(config).stages.items()}
+    assert tries == {"reasoning": 3, "mapping": 1, "reassembly": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"select.sft": -1}, "select: counts and weights may not be negative"),
+        ({f"select.weights.{task}": 0.0 for task in TRAINING_TASKS}, "nor all weights 0"),
+        ({"checks.match_iou": 1.5}, "checks: answer_iou and match_iou lie within 0..1"),
+        ({"checks.min_words": 500}, "checks: min_words may not be more than max_words"),
+        ({"checks.max_objects": 0}, "checks: max_objects must be at least 1"),
+        ({"tries": 0}, "tries: at least one answer of each stage"),
+        ({"concurrency": 0}, "concurrency: at least one request"),
+        ({"retries": -1}, "retries=-1 may not be negative"),
+        ({"max_pixels": 0}, "max_pixels=0 must be at least 1"),
+        ({"stages.mapping.teacher": "magic"}, "stages.mapping.teacher='magic': openai, scenes"),
+        ({"stages.mapping.timeout": 0.0}, "stages.mapping.timeout=0 must be above 0"),
+        ({"stages.mapping.prompt_price": -2.5}, "stages.mapping.prompt_price=-2.5 may not be"),
+        ({"stages.mapping.temperature": -1.0}, "stages.mapping.temperature=-1 may not be"),
+        ({"stages.reasoning.teacher": "scenes", "scenes.error": -0.1}, "scenes.error=-0.1 may"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(changes, message):
+    config = settings.trajectories()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError) as caught:
+        settings.read(config)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_cannot_work_is_refused():
+    config = trajectories.local()
+    config.stages.mapping.recipe.model.remat = "some"
+    with pytest.raises(ConfigError, match="^stages.mapping.recipe: model.remat='some' is none of"):
+        settings.read(config)
