@@ -17,14 +17,16 @@ from mirg_jax.data.images import PATCH_BYTES, ImagePatches
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.planning import flops
+from mirg_jax.runs import devices
 from mirg_jax.runs.loading import Model, load_model
-from mirg_jax.training import setup
+from mirg_jax.runs.settings import Settings, read
+from mirg_jax.training.grpo_programs import PolicyOptions
 
 WORDS = 600  # ids below are plain
 
 
 class Size(NamedTuple):
-    """How much there is of everything."""
+    """The sizes of a case's inputs."""
 
     prompts: int = 2
     group: int = 8
@@ -43,10 +45,10 @@ SIZE = Size()
 
 
 class Task(NamedTuple):
-    """What all ways are given."""
+    """The model and the inputs that all implementations are given."""
 
     size: Size
-    config: object
+    settings: Settings
     mesh: jax.sharding.Mesh
     model: Model
     prompts: list[Item]
@@ -55,6 +57,13 @@ class Task(NamedTuple):
     advantages: np.ndarray  # [prompts, group]
     reference: np.ndarray  # log-probs of the reference policy, [prompts, group, length]
     old: np.ndarray  # and of the policy that sampled
+
+    @property
+    def policy(self) -> PolicyOptions:
+        """How its log-probs are computed; no token is forbidden."""
+        forbidden = np.zeros(self.model.config.text.vocab_size, bool)
+        settings = self.settings
+        return PolicyOptions(self.model.graph, forbidden, settings.grpo, settings.logprob_chunk)
 
 
 def _prompt(rng: np.random.Generator, config: ModelConfig, size: Size) -> Item:
@@ -86,8 +95,8 @@ def _with_completion(prompt: Item, completion: np.ndarray, config: ModelConfig) 
 
 def make_task(base: str, size: Size = SIZE) -> Task:
     """Random prompts, completions and log-probs for the model in the Hugging Face folder `base`."""
-    config = grpo_tiny.get_config()
-    mesh = setup.use_devices(config)
+    settings = read(grpo_tiny.get_config())
+    mesh = devices.start(settings.devices)
     model = load_model(base, mesh)
     rng = np.random.default_rng(0)
     prompts = [_prompt(rng, model.config, size) for _ in range(size.prompts)]
@@ -102,7 +111,7 @@ def make_task(base: str, size: Size = SIZE) -> Task:
     reference = rng.standard_normal(shape).astype(np.float32) - 6
     return Task(
         size=size,
-        config=config,
+        settings=settings,
         mesh=mesh,
         model=model,
         prompts=prompts,

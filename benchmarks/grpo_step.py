@@ -5,7 +5,9 @@ advantages are given. All ways begin with the same weights and prompts; the refe
 that they began with.
 """
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -22,12 +24,12 @@ from benchmarks.reference import (
     torch_loss,
     torch_model,
 )
-from benchmarks.shared_prefix import loss_options, repeated_logprobs, samplers, update_functions
+from benchmarks.shared_prefix import repeated_logprobs, samplers, update_functions
 from benchmarks.side_by_side import Phases, Variant
 from mirg_jax import sharding
 from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import sample_keys
-from mirg_jax.training.grpo import Experience, reference_values
+from mirg_jax.training.grpo_programs import Experience, reference_values
 from mirg_jax.training.optimizer import make_apply, make_optimizer
 from mirg_jax.types import Rollout
 
@@ -40,8 +42,7 @@ class _Shared:
     def __init__(self, task: Task):
         batch = collate(task.prompts)
         self.given = sharding.place_rows((batch.text, batch.images), task.mesh)
-        options = {"graph": task.model.graph, "config": task.config.grpo, **loss_options(task)}
-        self.reference = jax.jit(functools.partial(reference_values, **options))
+        self.reference = jax.jit(functools.partial(reference_values, options=task.policy))
 
     def reference_logprobs(self, params: nnx.State, rollout: Rollout):
         return self.reference(params, *self.given, rollout)
@@ -55,9 +56,7 @@ class _Repeated:
 
     def __init__(self, task: Task):
         self.rows = sharding.place_rows(collate(task.rows), task.mesh)
-        self.reference = jax.jit(
-            functools.partial(repeated_logprobs, graph=task.model.graph, task=task)
-        )
+        self.reference = jax.jit(functools.partial(repeated_logprobs, task=task))
 
     def _batch(self, rollout: Rollout):
         text = self.rows.text
@@ -76,30 +75,35 @@ class _Repeated:
 
 def _our_step(task: Task, form: str, phases: Phases) -> Callable[[], float]:
     """`() -> loss` of one step after another."""
-    config = task.config.copy_and_resolve_references()
-    config.optimizer.update(name="adamw", learning_rate=LEARNING_RATE, schedule="constant")
-    config.optimizer.warmup_ratio = 0.0
-    optimizer = make_optimizer(config.optimizer, 1000)
+    adamw = dataclasses.replace(
+        task.settings.optimizer,
+        name="adamw",
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        warmup_ratio=0.0,
+    )
+    optimizer = make_optimizer(adamw, 1000)
     start = task.model.params
     state = jax.jit(lambda p: init_state(p, optimizer, 0))(jax.tree.map(jnp.copy, start))
     apply = make_apply(optimizer, state_shardings(start, optimizer, task.mesh))
 
-    how = {"shared": _Shared, "repeated": _Repeated}[form](task)
+    inputs = {"shared": _Shared, "repeated": _Repeated}[form](task)
     sample = samplers(task, task.size.length)[form]
     update = jax.jit(update_functions(task)[form])
     advantages = sharding.place_rows(task.advantages, task.mesh)
+    numbers = itertools.count()
 
     def step():
         nonlocal state
         with phases("rollout", form):
-            step_key = jax.random.fold_in(jax.random.key(0), state.step)
+            step_key = jax.random.fold_in(jax.random.key(0), next(numbers))
             keys = sample_keys(step_key, jnp.arange(task.size.prompts), task.size.group)
             rollout = jax.block_until_ready(sample(state.params, keys))
         with phases("reference", form):
-            reference = jax.block_until_ready(how.reference_logprobs(start, rollout))
+            reference = jax.block_until_ready(inputs.reference_logprobs(start, rollout))
         with phases("update", form):
             loss, grads = update(
-                state.params, *how.update_arguments(rollout, advantages, reference)
+                state.params, *inputs.update_arguments(rollout, advantages, reference)
             )
             state, _ = jax.block_until_ready(apply(state, grads, loss))
         return float(loss)
@@ -115,7 +119,7 @@ def _torch_step(task: Task, base: str, phases: Phases) -> Callable[[], float]:
     prompts = torch_inputs(task.prompts, policy, left=True)
     rows = torch_inputs(task.rows, policy, left=True)  # all but the completions' tokens
     advantages = torch.tensor(task.advantages).reshape(-1, 1)
-    settings = task.config.grpo
+    beta = task.settings.grpo.beta
 
     def step():
         with phases("rollout", "transformers"):
@@ -126,7 +130,7 @@ def _torch_step(task: Task, base: str, phases: Phases) -> Callable[[], float]:
             adamw.zero_grad()
             logprobs = torch_logprobs(policy, rows, L)
             # One update a rollout: the policy is the one that sampled.
-            loss = torch_loss(logprobs, logprobs.detach(), reference, advantages, settings.beta)
+            loss = torch_loss(logprobs, logprobs.detach(), reference, advantages, beta)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             adamw.step()

@@ -78,7 +78,7 @@ def _loop(read: Callable, names: list[str], _: int) -> Callable[[], None]:
 
 
 def _pipeline(read: Callable, names: list[str], threads: int) -> Callable[[], None]:
-    """One pass over all files by the training pipeline, whatever reads the images."""
+    """One pass over all files by the training pipeline, with either reader."""
     examples = [
         Example(id=str(i), images=tuple(names[i : i + IMAGES]), question="", task="", targets=())
         for i in range(0, len(names), IMAGES)

@@ -1,18 +1,20 @@
 """The memory of GRPO's update on a machine that isn't there: prompts computed once a group, beside
 the usual form, where each completion has a row with its own prompt and images."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mirg_jax import sharding
 from mirg_jax.planning import machines, plans, programs
 from mirg_jax.rl import objective
 from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.runs.devices import training_mesh
+from mirg_jax.runs.settings import GrpoSettings, Settings
 from mirg_jax.sharding.memory import accumulating
 
 
@@ -23,41 +25,43 @@ def last_logprobs(model, batch, length: int, **options):
     return token_logprobs(hidden, model.head(), batch.text.tokens[:, -length:], **options)
 
 
-def repeated_loss(params, frozen, batch, old, advantages, reference, *, graph, config, chunk):
+def repeated_loss(
+    params, frozen, batch, old, advantages, reference, *, graph, grpo: GrpoSettings, chunk: int
+):
     """Equation 5 on whole rows [prompt | completion], the completion last."""
-    settings, (rows, length) = config.grpo, old.shape
+    rows, length = old.shape
     model = nnx.merge(graph, params, frozen)
-    options = {"temperature": settings.temperature, "chunk": chunk}
+    options = {"temperature": grpo.temperature, "chunk": chunk}
     logprobs = last_logprobs(model, batch, length, **options)[:, None]
     policy = objective.policy_loss(logprobs, old[:, None], advantages)
-    kl = objective.kl_estimate(logprobs, reference[:, None], settings.kl, settings.kl_clamp)
+    kl = objective.kl_estimate(logprobs, reference[:, None], grpo.kl, grpo.kl_clamp)
     mask = batch.labels[:, None, -length:]
     return objective.reduce_tokens(
-        policy.loss + settings.beta * kl, mask, settings.normalisation, sequences=rows, tokens=1.0
+        policy.loss + grpo.beta * kl, mask, grpo.normalisation, sequences=rows, tokens=1.0
     )
 
 
-def repeated_program(config: ConfigDict, devices: list, rows: int) -> programs.Program:
-    """Loss and gradients of so many completions, each in a row of its own."""
-    run = programs.setting(config, devices)
-    wider = ConfigDict(config.to_dict())
-    length = config.grpo.completion_lengths[-1]
-    wider.data.shapes.lengths = (config.data.shapes.lengths[-1] + length,)
-    batch = programs.batch_shapes(wider, rows, run.mesh)
+def repeated_program(settings: Settings, devices: list, rows: int) -> programs.Program:
+    """Loss and gradients of `rows` completions, each in a row of its own."""
+    run = programs.run_shapes(settings, training_mesh(settings.devices, devices))
+    grpo, shapes = settings.grpo, settings.data.shapes
+    length = grpo.completion_lengths[-1]
+    shapes = dataclasses.replace(shapes, lengths=(shapes.lengths[-1] + length,))
+    batch = programs.batch_shapes(shapes, rows, run.mesh)
 
     def make(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.by_rows(run.mesh))
 
-    options = {"graph": run.graph, "config": config, "chunk": config.logprob_chunk}
+    options = {"graph": run.graph, "grpo": grpo, "chunk": settings.logprob_chunk}
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=run.layout.step)
     gradients = accumulating(
         jax.value_and_grad(functools.partial(repeated_loss, **options)),
         out_shardings=(run.layout.step, run.layout.params),
     )
     given = batch, make(rows, length), make(rows, 1), make(rows, length)
-    reference = programs.reference_shapes(config, run)
+    reference = programs.reference_shapes(run)
     # Gradients are summed where a step has several micro-batches.
-    several = rows < config.batch_size * config.grpo.group
+    several = rows < settings.batch_size * grpo.group
     total = (scalar, run.params) if several else None
     arguments = total, (run.state.opt_state, reference), run.params, run.frozen
     parts = {
@@ -70,33 +74,42 @@ def repeated_program(config: ConfigDict, devices: list, rows: int) -> programs.P
     return programs.Program("gradients", run.mesh, gradients, (*arguments, *given), parts)
 
 
-def shared_program(config: ConfigDict, devices: list, prompts: int) -> programs.Program:
-    config = ConfigDict(config.to_dict())
-    config.prompts_per_micro_batch = config.sampling.prompts = prompts
-    config.batch_size = max(config.batch_size, prompts)
-    return next(p for p in programs.grpo_programs(config, devices) if p.name == "gradients")
+def shared_program(settings: Settings, devices: list, prompts: int) -> programs.Program:
+    """Loss and gradients of `prompts` prompts, each with its group of completions."""
+    settings = dataclasses.replace(
+        settings,
+        micro_batch=prompts,
+        batch_size=max(settings.batch_size, prompts),
+        grpo=dataclasses.replace(settings.grpo, sampled_prompts=prompts),
+    )
+    found = programs.grpo_programs(settings, devices)
+    return next(program for program in found if program.name == "gradients")
 
 
 def compare(
-    config: ConfigDict, machine: machines.Machine, say: Callable[[str], object], most: int = 64
+    settings: Settings, machine: machines.Machine, say: Callable[[str], object], most: int = 64
 ) -> dict:
     """Doubles the micro-batch of both forms until it doesn't fit.
 
     Args:
+      say: is told each result in a line.
       most: completions a device, at which to stop.
+
+    Returns:
+      The figures of both forms as JSON values.
     """
     devices = machine.devices()
-    plans.choose_attention(config, machine, say)
+    settings = plans.with_attention_of(settings, machine, say)
     memory = machine.kind.memory * machines.GIB
-    ways = sharding.row_parts(sharding.make_mesh(**config.mesh, devices=devices))
-    group = config.grpo.group
+    row_parts = sharding.row_parts(training_mesh(settings.devices, devices))
+    group = settings.grpo.group
     found = {"machine": machine.name, "group": group, "jax": jax.__version__}
     forms = {"shared": (shared_program, group), "repeated": (repeated_program, 1)}
     for form, (make, each) in forms.items():
         found[form] = []
         rows = 1
         while rows * each <= most:
-            report = plans.measure(make(config, devices, rows * ways))
+            report = plans.measure(make(settings, devices, rows * row_parts))
             fits = plans.fits(report, memory)
             peak = max(report.total, report.compiler)
             row = {

@@ -26,38 +26,28 @@ from mirg_jax.models.options import ModelOptions
 from mirg_jax.rl import objective
 from mirg_jax.runs.loading import load_model
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
-from mirg_jax.training.grpo import Experience, Totals
-from mirg_jax.training.grpo import loss as shared_loss
+from mirg_jax.training import grpo_programs
+from mirg_jax.training.grpo_programs import Experience, Totals
 from mirg_jax.types import Rollout
 
 
-def loss_options(task: Task) -> dict:
-    return {
-        "forbidden": np.zeros(task.model.config.text.vocab_size, bool),
-        "chunk": task.config.logprob_chunk,
-    }
-
-
-def repeated_logprobs(params, batch: PackedBatch, *, graph, task: Task):
+def repeated_logprobs(params, batch: PackedBatch, *, task: Task):
     """Log-probs of all completions, each behind its own copy of the prompt."""
-    length = task.size.length
-    model = nnx.merge(graph, params)
-    options = loss_options(task) | {"temperature": task.config.grpo.temperature}
-    logprobs = last_logprobs(model, batch, length, **options)
+    length, policy = task.size.length, task.policy
+    model = nnx.merge(policy.graph, params)
+    logprobs = last_logprobs(model, batch, length, **policy.logits())
     return logprobs.reshape(-1, task.size.group, length)
 
 
-def repeated_loss(params, batch: PackedBatch, old, advantages, reference, *, graph, task: Task):
+def repeated_loss(params, batch: PackedBatch, old, advantages, reference, *, task: Task):
     """The same loss in the repeated form."""
-    config = task.config.grpo
-    logprobs = repeated_logprobs(params, batch, graph=graph, task=task)
+    grpo = task.settings.grpo
+    logprobs = repeated_logprobs(params, batch, task=task)
     policy = objective.policy_loss(logprobs, old, advantages)
-    kl = objective.kl_estimate(logprobs, reference, config.kl, config.kl_clamp)
+    kl = objective.kl_estimate(logprobs, reference, grpo.kl, grpo.kl_clamp)
     mask = jnp.ones(logprobs.shape, bool)
     sizes = {"sequences": mask[..., 0].size, "tokens": mask.size}
-    return objective.reduce_tokens(
-        policy.loss + config.beta * kl, mask, config.normalisation, **sizes
-    )
+    return objective.reduce_tokens(policy.loss + grpo.beta * kl, mask, grpo.normalisation, **sizes)
 
 
 def update_functions(task: Task) -> dict[str, Callable]:
@@ -69,16 +59,13 @@ def update_functions(task: Task) -> dict[str, Callable]:
     totals = Totals(*(np.float32(np.prod(task.completions.shape[:n])) for n in (2, 3)))
 
     def shared(params, experience):
-        options = {"graph": task.model.graph, "config": task.config.grpo, **loss_options(task)}
-        (value, _), grads = jax.value_and_grad(
-            functools.partial(shared_loss, **options), has_aux=True
-        )(params, nnx.State({}), experience, totals, None)
+        loss = functools.partial(grpo_programs.loss, options=task.policy)
+        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, nnx.State({}), experience, totals, None
+        )
         return value, grads
 
-    def repeated(params, *arguments):
-        function = functools.partial(repeated_loss, graph=task.model.graph, task=task)
-        return jax.value_and_grad(function)(params, *arguments)
-
+    repeated = jax.value_and_grad(functools.partial(repeated_loss, task=task))
     return {"shared": shared, "repeated": repeated}
 
 
@@ -108,7 +95,7 @@ def updates(task: Task, forms: tuple[str, ...] = ("shared", "repeated")):
 def _torch_update(task: Task, base: str):
     """Loss and gradients by whole rows."""
     model = torch_model(base)
-    length, beta = task.size.length, task.config.grpo.beta
+    length, beta = task.size.length, task.settings.grpo.beta
     inputs = torch_inputs(task.rows, model, left=True)
     old = torch.tensor(task.old).reshape(-1, length)
     reference = torch.tensor(task.reference).reshape(-1, length)
@@ -174,7 +161,7 @@ def grpo_update(base: str, size: Size = SIZE) -> Iterator[Variant]:
 def samplers(task: Task, new: int) -> dict[str, Callable]:
     """`(params, keys [prompts, group]) -> Rollout` of `new` tokens, by form."""
     B, G = task.size[:2]
-    graph, forbidden = task.model.graph, loss_options(task)["forbidden"]
+    graph, forbidden = task.model.graph, task.policy.forbidden
     prompts = collate(task.prompts)
     again = jax.tree.map(lambda x: np.repeat(x, G, axis=0), prompts)
     once, many = (

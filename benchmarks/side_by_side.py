@@ -20,7 +20,7 @@ Work = dict[str, float]  # floating-point operations of each way, by formula
 
 
 class Phases:
-    """Seconds of the parts of each way, taken by the way itself while it is timed."""
+    """Seconds of the phases of each way, measured by the way itself while it is timed."""
 
     def __init__(self, counted: dict[str, Work]):
         """`counted`: the work of each phase."""
@@ -39,14 +39,14 @@ class Phases:
 
 
 class Variant(NamedTuple):
-    """One comparison: ways to do the same work, ours first, and what is to be known beside it.
+    """One comparison: ways to do the same work, ours first.
 
     Attributes:
-      facts: of the result; one that is a function is asked after the timing.
+      facts: to be written beside the times; one that is a function is called after the timing.
       counted: the work of each way, set beside the ratios: what would be gained if all work went
         equally fast.
-      ours: so many of the ways are ours; each of the others is compared with each of them.
-      units: how many images, tokens or whatever a run gets done, for rates.
+      ours: how many of the ways are ours; each of the others is compared with each of them.
+      units: how many images or tokens a run processes, for rates.
     """
 
     name: str
@@ -98,7 +98,7 @@ def _compare(seconds: dict[str, list[float]], ours: int, counted: Work) -> dict[
     )
 
 
-def _told(found: dict[str, Any]) -> str:
+def _summary(found: dict[str, Any]) -> str:
     told = ", ".join(f"{way} {value['median']:.3f} s" for way, value in found["seconds"].items())
     for key, value in found.items():
         if "_over_" in key:
@@ -108,8 +108,8 @@ def _told(found: dict[str, Any]) -> str:
     return told
 
 
-def circumstances() -> dict[str, Any]:
-    """Asked only once a case has set up its devices."""
+def environment() -> dict[str, Any]:
+    """The command, machine and versions; call it once a case has set up its devices."""
     return {
         "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
         "environment": {
@@ -139,7 +139,7 @@ def run(
     done = {}
     for name, ways, facts, counted, ours, phases, units in variants:
         done[name] = _compare(_measure(ways, repeats, warm_ups), ours, counted)
-        print(f"{case}, {name}: {_told(done[name])}", flush=True)
+        print(f"{case}, {name}: {_summary(done[name])}", flush=True)
         for unit, count in units.items():
             medians = {way: value["median"] for way, value in done[name]["seconds"].items()}
             rates = {way: count / seconds for way, seconds in medians.items()}
@@ -153,7 +153,7 @@ def run(
             }
             done[name]["phases"] = parts
             for phase, part in parts.items():
-                print(f"  {phase}: {_told(part)}", flush=True)
+                print(f"  {phase}: {_summary(part)}", flush=True)
         done[name] |= {key: fact() if callable(fact) else fact for key, fact in facts.items()}
-        result = {"case": case} | circumstances() | {"repeats": repeats, "variants": done}
+        result = {"case": case} | environment() | {"repeats": repeats, "variants": done}
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """The small path beside transformers and torch: one SFT step, and greedy generation."""
 
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
+from jax.sharding import Mesh
 
 from benchmarks.reference import torch_inputs, torch_model
 from benchmarks.side_by_side import Variant
@@ -15,12 +17,15 @@ from configs import sft_tiny, trajectories
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, Shapes, collate_prompts
 from mirg_jax.data.examples import read_examples
+from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.models.options import ModelOptions
-from mirg_jax.runs.loading import load_model
+from mirg_jax.runs import devices
+from mirg_jax.runs.loading import Model, load_model, load_tokenizer
+from mirg_jax.runs.settings import Settings, read
 from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.scenes.scene_tasks import write_dataset
-from mirg_jax.training import setup, sft
+from mirg_jax.training import sft
 from mirg_jax.training.optimizer import make_optimizer
 from mirg_jax.trajectories import build
 from mirg_jax.trajectories import settings as trajectory_settings
@@ -29,11 +34,12 @@ NEW_TOKENS = 128
 PROMPTS = (1, 8, 32, 64)
 
 
-def _items(config, tokenizer, count: int, *, with_response: bool) -> list[Item]:
+def _items(
+    settings: Settings, tokenizer: Tokenizer, count: int, *, with_response: bool
+) -> list[Item]:
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(folder, seed=0, sft=count, rl=0, evaluation=0)
-        config.data.image_root = folder
-        prepare = setup.make_preparer(config, tokenizer, with_response=with_response)
+        prepare = settings.preparer(tokenizer, with_response=with_response, image_root=folder)
         made = pathlib.Path(folder) / "trajectories"
         source = str(pathlib.Path(folder) / "sft.json")
         annotator = trajectories.scenes()
@@ -52,12 +58,11 @@ def _torch_labels(items: list[Item], inputs: dict[str, torch.Tensor]) -> torch.T
     return labels
 
 
-def _set_up(base: str):
-    config = sft_tiny.get_config()
-    config.model.path = base
-    mesh = setup.use_devices(config)
+def _start(base: str) -> tuple[Settings, Mesh, Model, Tokenizer]:
+    settings = read(sft_tiny.get_config())
+    mesh = devices.start(settings.devices)
     model = load_model(base, mesh, ModelOptions(remat="none"))
-    return config, mesh, model, setup.load_tokenizer(base)
+    return settings, mesh, model, load_tokenizer(base)
 
 
 def sft_step(base: str) -> Iterator[Variant]:
@@ -66,25 +71,26 @@ def sft_step(base: str) -> Iterator[Variant]:
     Beside it transformers with the whole batch padded to its longest example, and with the
     micro-batches that ours makes.
     """
-    config, mesh, model, tokenizer = _set_up(base)
-    items = _items(config, tokenizer, config.batch_size, with_response=True)
-    batches = sft.micro_batches(items, setup.shapes_of(config), config.rows_per_micro_batch)
-    config.optimizer.name, config.optimizer.learning_rate = "adamw", 1e-4
-    optimizer = make_optimizer(config.optimizer, 1000)
+    settings, mesh, model, tokenizer = _start(base)
+    items = _items(settings, tokenizer, settings.batch_size, with_response=True)
+    batches = sft.micro_batches(items, settings.data.shapes, settings.micro_batch)
+    labels = sum(len(i.encoded.tokens) - i.encoded.prompt_length for i in items)
+    adamw = dataclasses.replace(settings.optimizer, name="adamw", learning_rate=1e-4)
+    optimizer = make_optimizer(adamw, 1000)
     state = jax.jit(lambda p: init_state(p, optimizer, 0))(
         jax.tree.map(jax.numpy.copy, model.params)
     )
     layout = state_shardings(model.params, optimizer, mesh)
-    step = sft.make_step(model.graph, optimizer, mesh, layout, config.logprob_chunk)
+    step = sft.make_step(model.graph, optimizer, mesh, layout, settings.logprob_chunk)
     losses = {}
 
     def ours():
         nonlocal state
-        state, loss, _ = step(state, nnx.State({}), batches)
-        losses.setdefault("mirg_jax", float(loss))
+        state, outcome = step(state, nnx.State({}), batches, labels)
+        losses.setdefault("mirg_jax", float(outcome.loss))
 
     by_length = sorted(items, key=lambda item: -len(item.encoded.tokens))
-    size = config.rows_per_micro_batch
+    size = settings.micro_batch
     groups = {
         "transformers": [items],
         "transformers_micro_batches": [by_length[i : i + size] for i in range(0, len(items), size)],
@@ -128,9 +134,9 @@ def sft_step(base: str) -> Iterator[Variant]:
 
 def generate(base: str) -> Iterator[Variant]:
     """Greedy generation of as many tokens for each prompt, float32, no stop token."""
-    config, mesh, model, tokenizer = _set_up(base)
+    settings, mesh, model, tokenizer = _start(base)
     reference = torch_model(base)
-    all_items = _items(config, tokenizer, max(PROMPTS), with_response=False)
+    all_items = _items(settings, tokenizer, max(PROMPTS), with_response=False)
     forbidden = np.zeros(model.config.text.vocab_size, bool)
     sampling = SamplingConfig(group=1, max_tokens=NEW_TOKENS, temperature=0.0)
     sample = make_sampler(model.graph, mesh, forbidden, sampling)

@@ -90,7 +90,7 @@ def _theirs(way: str, dtype: str, source: pathlib.Path, target: pathlib.Path):
     }[way]
 
 
-# Ours first; then whom each is compared with.
+# Ours first, then what they are compared with, as `PAIRS` says.
 WAYS = [
     ("mirg_jax", "import", "bfloat16"),
     ("mirg_jax", "import", "float32"),
@@ -142,7 +142,7 @@ def run(repeats: int, path: pathlib.Path, config=None) -> None:
                 (imported / "model").mkdir(parents=True)
                 shutil.copy(files / "config.json", imported / "model")
                 target = imported
-            os.sync()  # what the last one wrote shall not be this one's to wait for
+            os.sync()  # so that no run waits for the writes of the one before
             start = time.perf_counter()
             source = imported if way == "export" else files
             command = [sys.executable, "-m", "benchmarks.weights", side, way, dtype, source, target]
@@ -164,7 +164,7 @@ def run(repeats: int, path: pathlib.Path, config=None) -> None:
         pairs = zip(measured[ours], measured[theirs], strict=True)
         return side_by_side.spread([b[what] / a[what] for a, b in pairs])
 
-    result = {"case": "weights"} | side_by_side.circumstances()
+    result = {"case": "weights"} | side_by_side.environment()
     result |= {"repeats": repeats, "file_bytes": size}
     result["ways"] = {
         name: {key: side_by_side.spread([run[key] for run in runs]) for key in runs[0]}

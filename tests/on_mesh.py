@@ -15,10 +15,12 @@ from mirg_jax import defaults, sharding
 from mirg_jax.data.batching import PackedBatch
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.runs.settings import read
 from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.weights import make_weights
-from mirg_jax.training import grpo, sft
+from mirg_jax.training import grpo_programs, sft
+from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals
 from mirg_jax.training.optimizer import make_apply, make_optimizer
 from mirg_jax.types import Images, Text
 
@@ -59,7 +61,8 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
         params = sharding.place_parameters(jax.tree.map(noise, params), mesh)
     recipe = defaults.grpo()
     recipe.optimizer.update(learning_rate=1e-3, warmup_ratio=0.0)
-    optimizer = make_optimizer(recipe.optimizer, 10)
+    settings = read(recipe)
+    optimizer = make_optimizer(settings.optimizer, 10)
     layout = state_shardings(params, optimizer, mesh)
     state = jax.jit(lambda p: init_state(p, optimizer, 0), out_shardings=layout)(params)
     packed, found = batch(), {}
@@ -84,11 +87,10 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
         found["sft_gradients"] = grads
         advantages = np.linspace(-1, 1, ROWS * GROUP, dtype=np.float32).reshape(ROWS, GROUP)
         reference = rollout.logprobs - 0.1
-        experience = grpo.Experience(*place((text, images, rollout, advantages, reference)))
-        totals = grpo.Totals(jnp.float32(24), jnp.float32(200))
-        gradients = grpo.make_gradients(
-            layout, graph=graph, forbidden=FORBIDDEN, config=recipe.grpo, chunk=7
-        )
+        experience = Experience(*place((text, images, rollout, advantages, reference)))
+        totals = Totals(jnp.float32(24), jnp.float32(200))
+        policy = PolicyOptions(graph, FORBIDDEN, settings.grpo, chunk=7)
+        gradients = grpo_programs.make_gradients(layout, policy)
         (found["grpo_loss"], statistics), grads = gradients(
             None, None, params, frozen, experience, totals, None
         )

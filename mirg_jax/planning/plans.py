@@ -216,7 +216,11 @@ def search(
     smallest = sharding.row_parts(training_mesh(settings.devices, machine.devices()))
 
     def changed(remat: str, rows: int) -> Settings:
-        return replace(settings, micro_batch=rows, model=replace(settings.model, remat=remat))
+        grpo = settings.grpo
+        if grpo and grpo.sampled_prompts == settings.micro_batch:  # as by default
+            grpo = replace(grpo, sampled_prompts=rows)
+        model = replace(settings.model, remat=remat)
+        return replace(settings, micro_batch=rows, model=model, grpo=grpo)
 
     def is_possible(remat: str, rows: int) -> bool:
         found = programs(changed(remat, rows), machine.devices())

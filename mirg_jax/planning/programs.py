@@ -19,7 +19,7 @@ from mirg_jax.models.config import PUBLISHED, ModelConfig
 from mirg_jax.models.layers import Precision
 from mirg_jax.runs.devices import sampling_mesh, training_mesh
 from mirg_jax.runs.loading import with_shardings
-from mirg_jax.runs.settings import Settings
+from mirg_jax.runs.settings import Settings, check_rows
 from mirg_jax.runs.train_state import init_state, split_trainable, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
@@ -206,9 +206,16 @@ def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
     """A step of GRPO: sampling, gradients, update.
 
     The reference's pass beside them is the forward half of the gradients', and needs less.
+
+    Raises:
+      ConfigError: if the rows can't be divided over the devices.
     """
-    run, grpo = run_shapes(settings, training_mesh(settings.devices, devices)), settings.grpo
-    mesh, rows = run.mesh, settings.micro_batch
+    grpo, rows = settings.grpo, settings.micro_batch
+    mesh = training_mesh(settings.devices, devices)
+    there = sampling_mesh(settings.devices, mesh)
+    row_parts, sampling_parts = sharding.row_parts(mesh), sharding.row_parts(there)
+    check_rows(settings, row_parts=row_parts, sampling_parts=sampling_parts, shares=1, processes=1)
+    run = run_shapes(settings, mesh)
     reference = reference_shapes(run)
     batch = batch_shapes(settings.data.shapes, rows, mesh)
     visual = visual_shapes(run, batch.images, mesh)
@@ -222,10 +229,9 @@ def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
         "optimizer": run.state.opt_state,
         "reference": reference,
     }
-    there = sampling_mesh(settings.devices, mesh)
     prompts = batch_shapes(settings.data.shapes, grpo.sampled_prompts, there)
     prompts = prompts._replace(images=visual_shapes(run, prompts.images, there))
-    sampling = rollouts.sampling_config(grpo, sharding.row_parts(there), stops=(0, 1))
+    sampling = rollouts.sampling_config(grpo, sampling_parts, stops=(0, 1))
     yield sampling_program(run, prompts, sampling, resident)
     forbidden = np.zeros(run.model.text.vocab_size, bool)
     options = PolicyOptions(run.graph, forbidden, grpo, settings.logprob_chunk)

@@ -15,7 +15,8 @@ from configs import grpo_tiny, sft_tiny
 from mirg_jax.errors import ConfigError
 from mirg_jax.models import qwen2_vl, windows
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from mirg_jax.planning import flops, machines, plans
+from mirg_jax.planning import flops, machines, plans, programs
+from mirg_jax.runs.settings import read
 from mirg_jax.types import Images, Text
 
 RECIPES = {"sft": sft_tiny, "grpo": grpo_tiny}
@@ -40,14 +41,14 @@ def recipe(kind, tiny_model, **changes):
         config.batch_size = config.prompts_per_micro_batch = 4
         config.grpo.max_tokens, config.grpo.completion_lengths = 16, (16,)
     config.update_from_flattened_dict(changes)
-    return config
+    return read(config)
 
 
 @pytest.mark.parametrize("kind, rank", [("sft", 0), ("grpo", 0), ("grpo", 4)])
 def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, here, tiny_model):
-    config = recipe(kind, tiny_model, **{"lora.rank": rank})
+    settings = recipe(kind, tiny_model, **{"lora.rank": rank})
     said = []
-    plan = plans.plan(config, here(4), said.append)
+    plan = plans.plan(settings, here(4), said.append)
     names = [row["name"] for row in plan["programs"]]
     assert names == {"sft": [], "grpo": ["sample"]}[kind] + ["gradients", "update"]
     for row in plan["programs"]:
@@ -75,14 +76,27 @@ def test_a_recipe_that_is_too_large_is_refused_in_a_line(here, tiny_model):
 
 
 def test_search_takes_the_remat_that_recomputes_least(here, tiny_model):
-    config = recipe("sft", tiny_model, rows_per_micro_batch=1, batch_size=4)
-    plans.search(config, here(4), lambda _: None)
-    assert (config.model.remat, config.rows_per_micro_batch) == ("none", 4)
+    settings = recipe("sft", tiny_model, rows_per_micro_batch=1, batch_size=4)
+    _, best = plans.search(settings, here(4), lambda _: None)
+    assert (best.model.remat, best.micro_batch) == ("none", 4)
+
+
+def test_search_samples_as_many_prompts_as_it_updates(here, tiny_model, monkeypatch):
+    monkeypatch.setattr(plans, "measure", lambda program: plans.Report(program.name, {}, 0))
+    settings = recipe("grpo", tiny_model, prompts_per_micro_batch=1)
+    _, best = plans.search(settings, here(4), lambda _: None)
+    assert best.micro_batch == best.grpo.sampled_prompts == 4
+
+
+def test_prompts_that_the_devices_cannot_divide_are_refused(tiny_model):
+    settings = recipe("grpo", tiny_model, **{"sampling.slots": 1})
+    with pytest.raises(ConfigError, match="sampling.slots=1 must be multiples of 2"):
+        next(programs.grpo_programs(settings, 2 * jax.devices()[:1]))
 
 
 def test_whole_rows_need_more_memory_than_a_shared_prompt(here, tiny_model):
-    config = recipe("grpo", tiny_model, **{"grpo.group": 4, "data.shapes.lengths": (96,)})
-    found = planned_prefix.compare(config, here(4), lambda _: None, most=8)
+    settings = recipe("grpo", tiny_model, **{"grpo.group": 4, "data.shapes.lengths": (96,)})
+    found = planned_prefix.compare(settings, here(4), lambda _: None, most=8)
     shared, repeated = (
         {row["completions_a_device"]: row for row in found[form]} for form in ("shared", "repeated")
     )

@@ -13,7 +13,9 @@ from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import completion_positions, create
 from mirg_jax.rl.logprobs import exact_kl, token_logprobs
-from mirg_jax.training import grpo
+from mirg_jax.runs.settings import read
+from mirg_jax.training import grpo_programs
+from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals
 from mirg_jax.types import Images, Rollout, Text
 
 VOCAB, WIDTH, LENGTH = 60, 20, 9
@@ -69,24 +71,24 @@ def whole_rows(prompt, images, drawn):
     return text, Images(*(np.repeat(x, group, axis=0) for x in images)), at
 
 
-def repeated_loss(params, frozen, text, images, at, given, head, *, graph, config):
+def repeated_loss(params, frozen, text, images, at, given, head, *, graph, grpo):
     """Equation 5 with every completion in a row of its own, written out."""
     model = nnx.merge(graph, params, frozen)
     hidden = model.hidden(text, model.visual(images))
     hidden = jnp.take_along_axis(hidden, at[..., None], axis=1).reshape(
         *given.rollout.mask.shape, -1
     )
-    options = {"temperature": config.temperature, "forbidden": FORBIDDEN, "chunk": 1000}
+    options = {"temperature": grpo.temperature, "forbidden": FORBIDDEN, "chunk": 1000}
     logprobs = token_logprobs(hidden, model.head(), given.rollout.tokens, **options)
     ratio = jnp.exp(logprobs - given.rollout.logprobs)
     A = given.advantages[..., None]
-    held = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+    held = jnp.clip(ratio, 1 - grpo.clip_low, 1 + grpo.clip_high)
     values = -jnp.minimum(ratio * A, held * A)
-    if config.beta and config.kl == "exact":
-        values += config.beta * exact_kl(hidden, model.head(), given.reference, head, **options)
-    elif config.beta:
+    if grpo.beta and grpo.kl == "exact":
+        values += grpo.beta * exact_kl(hidden, model.head(), given.reference, head, **options)
+    elif grpo.beta:
         d = given.reference - logprobs
-        values += config.beta * (jnp.exp(d) - 1 - d)
+        values += grpo.beta * (jnp.exp(d) - 1 - d)
     mask = given.rollout.mask
     return (jnp.where(mask, values, 0.0).sum(-1) / mask.sum(-1)).mean()
 
@@ -114,8 +116,9 @@ def test_loss_and_every_gradient_equal_the_repeated_forms(family, group, beta, k
         params = jax.tree.map(
             lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), lora.init(params, 1)
         )
-    config = defaults.grpo().grpo
-    config.update(beta=beta, kl=kl)
+    config = defaults.grpo()
+    config.grpo.update(beta=beta, kl=kl)
+    grpo = read(config).grpo
     prompt, images = jax.tree.map(jnp.asarray, prompts())
     drawn = rollout(group)
     rng = np.random.default_rng(9)
@@ -126,15 +129,16 @@ def test_loss_and_every_gradient_equal_the_repeated_forms(family, group, beta, k
         reference = rng.normal(size=(*drawn.mask.shape, 32)).astype(np.float32)
     else:
         reference = drawn.logprobs + rng.normal(0, 0.3, drawn.mask.shape).astype(np.float32)
-    given = grpo.Experience(prompt, images, drawn, advantages, reference)
-    totals = grpo.Totals(jnp.float32(drawn.mask.shape[0] * group), jnp.float32(drawn.mask.sum()))
+    given = Experience(prompt, images, drawn, advantages, reference)
+    totals = Totals(jnp.float32(drawn.mask.shape[0] * group), jnp.float32(drawn.mask.sum()))
 
-    shared = functools.partial(grpo.loss, graph=graph, forbidden=FORBIDDEN, config=config, chunk=4)
+    options = PolicyOptions(graph, FORBIDDEN, grpo, chunk=4)
+    shared = functools.partial(grpo_programs.loss, options=options)
     (value, _), gradients = jax.jit(jax.value_and_grad(shared, has_aux=True))(
         params, frozen, given, totals, head
     )
     rows = whole_rows(*prompts(), drawn)
-    repeated = functools.partial(repeated_loss, graph=graph, config=config)
+    repeated = functools.partial(repeated_loss, graph=graph, grpo=grpo)
     expected, expected_gradients = jax.jit(jax.value_and_grad(repeated))(
         params, frozen, *rows, given, head
     )
