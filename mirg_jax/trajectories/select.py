@@ -19,7 +19,7 @@ import numpy as np
 from mirg_jax.data.examples import Example, Rejected, read_examples, write_trajectories
 from mirg_jax.data.images import resolve_image
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.mig_bench.scoring import load_benchmark
+from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.trajectories import ingest
 from mirg_jax.trajectories.settings import SelectionSettings
 
@@ -252,7 +252,7 @@ class _ExcludedImages:
           image_root: "" for no comparison by content.
         """
         rows = load_benchmark(benchmark) if benchmark else []
-        paths = sorted({path for row in rows for path in row["images"]})
+        paths = sorted({path for row in rows for path in row.images})
         self._names = {_distinctive_name(path) for path in paths}
         self._by_size: dict[int, list[pathlib.Path]] = {}
         self._hashes: dict[pathlib.Path, bytes] = {}
