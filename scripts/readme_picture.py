@@ -66,7 +66,7 @@ def choose(rows: Sequence[Row], responses: Sequence[str | None], scores: scoring
         for score in scores.rows
         if score.hit and score.format_ok and score.image == score.target_image
     ]
-    hits = [s for s in hits if s.task in _TASKS and len(rows[s.index]["images"]) >= 3]
+    hits = [s for s in hits if s.task in _TASKS and len(rows[s.index].images) >= 3]
     if not hits:
         raise ConfigError(f"no hit among the rows of {' and '.join(_TASKS)}; give --row")
     return max(hits, key=lambda s: (images_with_boxes(s.index), s.iou, -s.index)).index

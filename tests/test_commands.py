@@ -25,12 +25,12 @@ import importlib.util, json, os, sys
 from mirg_jax import cli
 spec = importlib.util.spec_from_file_location("binary", sys.argv[1])
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
-sys.argv = sys.argv[1:2]
 for arguments in json.load(sys.stdin):
     sys.stderr.flush()
     if os.fork() == 0:
+        sys.argv = [sys.argv[1], *arguments]  # where config_flags looks for overrides
         try:
-            cli._parse_flags([sys.argv[0], *arguments])
+            cli._parse_flags(sys.argv)
             os._exit(0)
         except SystemExit:
             sys.stderr.flush()
@@ -45,6 +45,8 @@ def commands() -> dict[str, list[list[str]]]:
     found = collections.defaultdict(list)
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\\\n", "\\\n")
+        for name, value in re.findall(r"^\s*(?:export )?([A-Z]+)=(\S+)$", text, re.MULTILINE):
+            text = text.replace(f"${name}", value)
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
             match = re.match(r"\s*(?:\w+=\S+ )*[\w./ =-]*\bpython3? scripts/(\w+)\.py( .*|$)", line)
             if not match or "`" in line:

@@ -34,7 +34,9 @@ ALLOWED = {
         "chat", "data", "grounding", "inference", "mig_bench", "report", "runs", "scenes",
     },
     "planning": {"data", "models", "runs", "sampling", "sharding", "training"},
-    "experiments": {"evaluation", "mig_bench", "runs", "scenes", "training", "trajectories"},
+    "experiments": {
+        "evaluation", "mig_bench", "report", "runs", "scenes", "training", "trajectories",
+    },
     "cli": set(),
 }  # fmt: skip
 ANYWHERE = {"types", "errors"}

@@ -378,7 +378,7 @@ def test_a_report_without_runs_shows_the_curves(tmp_path, training):
 
 def test_without_predictions_the_gallery_is_of_groups(tmp_path, image_root, training):
     path = tmp_path / "report.html"
-    report.write_report(path, "", [row()], {}, image_root, training=training)
+    report.write_report(path, "", rows_of([row()]), {}, image_root, training=training)
     data = page_data(path)
     assert [view["name"] for view in data["views"]] == ["GRPO groups"]
     (tile,) = data["gallery"]

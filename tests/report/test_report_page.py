@@ -169,8 +169,10 @@ def test_an_example_of_the_gallery_opens_and_closes(visit, folder):
 
 
 def test_a_gallery_without_pictures_has_blank_frames(visit, folder, tmp_path):
-    rows = [{"task": "diff", "images": ["1.png"] * n, "question": "Where?", "answer": TRUTH}
-            for n in (1, 2, 6)]  # fmt: skip
+    rows = rows_of(
+        [{"task": "diff", "images": ["1.png"] * n, "question": "Where?", "answer": TRUTH}
+         for n in (1, 2, 6)]
+    )  # fmt: skip
     runs = {"mine": report.Run([HIT] * 3, scoring.score(rows, [HIT] * 3))}
     report.write_report(tmp_path / "report.html", "", rows, runs)
     page = visit(tmp_path / "report.html")
