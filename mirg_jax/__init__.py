@@ -26,7 +26,7 @@ _WHERE = {
 
 
 def __getattr__(name: str):
-    """Imports a public name when it is first used, so that importing the package stays fast."""
+    """Imports a public name on first use, so that importing the package stays fast."""
     import importlib
 
     if name not in _WHERE:
