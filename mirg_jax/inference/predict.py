@@ -1,4 +1,4 @@
-"""Benchmark rows as questions."""
+"""Conversion of benchmark rows to questions."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,12 @@ from mirg_jax.mig_bench import scoring
 
 
 def questions(rows: Sequence[scoring.Row], name: str) -> list[tuple[int, Example]]:
-    """The rows of a benchmark, numbered, without their answers; `name` is the benchmark's."""
+    """Converts benchmark rows to numbered examples without answers.
+
+    Args:
+      rows: the benchmark's rows.
+      name: the benchmark's name, for error messages.
+    """
     return [
         (
             index,
