@@ -1,10 +1,10 @@
-"""The main job at the small scale: scenes, trajectories, SFT, image-aware GRPO, evaluation, report.
+"""Runs the whole method with a small model: scenes, trajectories, SFT, GRPO, evaluation, report.
 
     python scripts/demo.py --workdir=runs/demo
 
-Writes WORKDIR/summary.json, report.html, and a folder for each stage. With several --seeds the
-whole chain is run for each, on fresh training and evaluation scenes, and WORKDIR/seeds.json says
-what GRPO gained over SFT, example by example.
+Writes WORKDIR/summary.json, report.html, and a folder for each stage. With several --seeds,
+everything is run for each seed, on new training and evaluation scenes, and WORKDIR/seeds.json has
+the gain of GRPO over SFT, paired by question.
 """
 
 import json
@@ -27,18 +27,28 @@ from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.")
-_BASE = flags.DEFINE_string("base", "assets/small_base", "The model that SFT starts from.")
-_QUICK = flags.DEFINE_bool("quick", False, "Three minutes: too short to learn, enough to see.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "One run of the whole chain for each.")
-_N_EVAL = flags.DEFINE_integer("n_eval", 770, "Held-out questions, the seven tasks in turn.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder where all results are written.")
+_BASE = flags.DEFINE_string(
+    "base", "assets/small_base", "Hugging Face folder of the model that SFT starts from."
+)
+_QUICK = flags.DEFINE_bool(
+    "quick",
+    False,
+    "Train only 10 steps per stage: a few minutes, too short to learn, but a complete report.",
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds", ["0"], "Random seeds, separated by commas; all stages are run for each."
+)
+_N_EVAL = flags.DEFINE_integer(
+    "n_eval", 770, "Number of held-out questions, divided evenly among the seven tasks."
+)
 
-# Evaluation scenes begin here, away from all that recipes were chosen on.
+# Seeds of the scenes begin here, so that they differ from those that recipes were tuned on.
 _FIRST_SEED = 1000
 
 
 class Clock:
-    """Minutes spent in each stage."""
+    """Records the minutes spent in each stage."""
 
     def __init__(self):
         self.minutes: dict[str, float] = {}
@@ -52,7 +62,7 @@ class Clock:
 
 
 def recipes(scenes: pathlib.Path, seed: int):
-    """The two tiny recipes on these scenes; shortened for --quick."""
+    """Returns the two tiny recipes with these scenes as data; shortened for --quick."""
     stages = {"sft": sft_tiny.get_config(), "grpo": grpo_tiny.get_config()}
     for config in stages.values():
         config.seed = seed
@@ -66,7 +76,7 @@ def recipes(scenes: pathlib.Path, seed: int):
 
 
 def annotate(scenes: pathlib.Path, name: str, seed: int, error: float | None = None) -> None:
-    """The trajectories of SFT, into SCENES/NAME, by the embedded teacher."""
+    """Writes SFT's trajectories to SCENES/NAME, with the built-in scene teacher."""
     config = trajectories_scenes.get_config()
     config.scenes.seed = _FIRST_SEED + seed
     if error is not None:
@@ -77,7 +87,7 @@ def annotate(scenes: pathlib.Path, name: str, seed: int, error: float | None = N
 
 
 def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
-    """Everything, once."""
+    """Runs all stages with one seed and returns the scores of each model."""
     clock = Clock()
     scenes = workdir / "scenes"
     stages = recipes(scenes, seed)
@@ -90,7 +100,7 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
             "scenes", write_dataset, scenes, seed=_FIRST_SEED + seed, sft=n_sft, rl=n_rl,
             evaluation=n_eval,
         )  # fmt: skip
-    # The annotator errs; beside it, one who never does.
+    # Trajectories with the annotator's loose boxes, and, for comparison, with exact boxes.
     clock.time("trajectories", annotate, scenes, "annotated", seed)
     clock.time("exact trajectories", annotate, scenes, "exact", seed, error=0.0)
 
@@ -111,7 +121,7 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
     stages["grpo"].init_from = str(workdir / "sft")
     clock.time("grpo", grpo.train, read_for_training(stages["grpo"], "grpo"), workdir / "grpo")
     scores["grpo"] = test("grpo", workdir / "grpo")
-    # Beside them: the same SFT on exact boxes.
+    # For comparison: the same SFT on exact boxes.
     exact = stages["sft"].copy_and_resolve_references()
     exact.data.train_json = str(scenes / "exact/grounded.jsonl")
     exact = read_for_training(exact, "sft")
@@ -119,12 +129,12 @@ def run_chain(workdir: pathlib.Path, seed: int) -> dict[str, scoring.Scores]:
     scores["sft_exact"] = test("sft_exact", workdir / "sft_exact")
 
     write_results(workdir, scores, clock.minutes)
-    jax.clear_caches()  # of many seeds, the compiled programs would fill what Linux lets one map
+    jax.clear_caches()  # with many seeds, compiled programs would exceed Linux's limit on mappings
     return scores
 
 
 def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
-    """summary.json, the report page, and the table on the screen."""
+    """Writes summary.json and the report, and prints the table of scores."""
     summary = {name: tables.summarise(result) for name, result in scores.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB → GiB, as Linux counts
     summary |= {"n_eval": scores["sft"].overall.n, "minutes": minutes, "peak_memory_gib": peak}
@@ -148,7 +158,7 @@ def write_results(workdir: pathlib.Path, scores: dict, minutes: dict) -> None:
 
 
 def compare(chains: dict[str, dict[str, scoring.Scores]]) -> dict:
-    """What GRPO gained over SFT in all chains together, paired by question."""
+    """Returns the gain of GRPO over SFT over all seeds together, paired by question."""
 
     def gain(chosen) -> dict[str, float]:
         return tables.gained((scores["grpo"], scores["sft"]) for scores in chosen)

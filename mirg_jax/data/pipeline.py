@@ -34,10 +34,10 @@ class RejectedLog:
         self._writes = write and path is not None
         if path and path.exists():
             found = path.read_bytes()
-            whole = found[: found.rfind(b"\n") + 1]  # a killed run may leave an incomplete line
-            if write and whole != found:
-                path.write_bytes(whole)
-            for line in whole.decode().splitlines():
+            complete = found[: found.rfind(b"\n") + 1]  # a killed run may leave a partial last line
+            if write and complete != found:
+                path.write_bytes(complete)
+            for line in complete.decode().splitlines():
                 row = json.loads(line)
                 self._seen.add((row["source"], row["id"]))
 

@@ -41,6 +41,7 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.embed_dim // self.num_heads
 
     @property
@@ -67,6 +68,7 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.hidden_size // self.num_heads
 
 

@@ -50,6 +50,7 @@ class Pattern(splash.Mask):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Numbers of all queries and of all keys, including padding."""
         queries = self.branches * self.queries + self.padding[0]
         return queries, self.prefix + self.branches * self.keys + self.padding[1]
 

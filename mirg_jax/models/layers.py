@@ -23,7 +23,7 @@ FLOAT32 = Precision()
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(kernel: jax.Array, axes: tuple[Axis, Axis]) -> jax.Array:
-    """All-gathers a kernel over `fsdp`, along the model's width, for use in a computation.
+    """Gathers a kernel over `fsdp` (all-gather), along the model's width, for use in a computation.
 
     Its gradient is reduce-scattered straight into the parameter's sharding.
 

@@ -112,7 +112,7 @@ def step_flops(settings: Settings) -> dict[str, float]:
     pairs = grpo.group * flops.causal(grpo.max_tokens) + new * T
     prompt = flops.decoder(sizes, T, flops.causal(T), 0)
     forward = prompt + flops.decoder(sizes, new, pairs, new)
-    again = 0.0 if frozen else images  # with a frozen tower, visual tokens are computed once a step
+    again = 0.0 if frozen else images  # a frozen tower's visual tokens are computed once per step
     reference = forward + again if grpo.beta else 0.0
     update = (1 + backward) * forward + (1 + vision_backward) * again
     return {

@@ -80,8 +80,8 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # another process has ended
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            whole = max(run_folder.steps(self._folder), default=None)
-            then = "" if whole is None else f"; the run then goes on from step {whole}"
+            last = max(run_folder.steps(self._folder), default=None)
+            then = "" if last is None else f"; the run then goes on from step {last}"
             raise SaveError(
                 f"{self._folder}: a checkpoint could not be written "
                 f"({run_folder.reason(error)}); free disk space there and run again{then}"
@@ -212,11 +212,11 @@ def save_params(
       read: source of the parameters.
       progress: called with the number of bytes of each chunk after it is written.
     """
-    unfinished, whole = workdir / "unfinished", workdir / "checkpoints" / "0"
-    if not whole.exists():
+    unfinished, checkpoint = workdir / "unfinished", workdir / "checkpoints" / "0"
+    if not checkpoint.exists():
         orbax_files.write(unfinished / "params", state, read, progress)
-        whole.parent.mkdir(exist_ok=True)
-        unfinished.rename(whole)
+        checkpoint.parent.mkdir(exist_ok=True)
+        unfinished.rename(checkpoint)
 
 
 def write_model_folder(workdir: pathlib.Path, model: Model, config: str) -> None:

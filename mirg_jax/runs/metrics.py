@@ -40,9 +40,9 @@ class Metrics:
                 with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
                     if json.loads(line)["step"] <= step:  # an incomplete last line is dropped
                         kept.append(line + "\n")
-        whole = path.with_suffix(".part")  # renamed when complete, in case the run is killed
-        whole.write_text("".join(kept))
-        whole.replace(path)
+        partial = path.with_suffix(".part")  # renamed when complete, in case the run is killed
+        partial.write_text("".join(kept))
+        partial.replace(path)
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", mininterval=1)

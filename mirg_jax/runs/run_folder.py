@@ -147,7 +147,7 @@ def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
 
 @contextlib.contextmanager
 def reading(checkpoint: pathlib.Path, what: str, remedy: str):
-    """Context manager that turns errors from reading a checkpoint into a `CheckpointError`.
+    """Turns errors in a `with` block that reads a checkpoint into a `CheckpointError`.
 
     Args:
       checkpoint: the checkpoint's folder.

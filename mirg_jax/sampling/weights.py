@@ -53,9 +53,9 @@ def make_weights(
         return lambda params: params
 
     def move(leaf, dtype, layout):
-        whole = sharding.replicated(mesh)
+        replicated = sharding.replicated(mesh)
         return jax.lax.with_sharding_constraint(
-            jax.lax.with_sharding_constraint(leaf.astype(dtype), whole), layout
+            jax.lax.with_sharding_constraint(leaf.astype(dtype), replicated), layout
         )
 
     def one(leaf, wanted):
