@@ -1,11 +1,11 @@
 """Multi-image reasoning and grounding with reinforcement learning, in JAX.
 
-import mirg_jax
-
-model = mirg_jax.load("runs/demo/grpo")
-answer = model.ground(["a.png", "b.png"], "Where is the red ring?")
-answer.objects[0].image, answer.objects[0].box
-answer.draw().save("answer.png")
+Examples:
+  >>> import mirg_jax
+  >>> model = mirg_jax.load("runs/demo/grpo")
+  >>> answer = model.ground(["a.png", "b.png"], "Where is the red ring?")
+  >>> answer.objects[0].image, answer.objects[0].box
+  >>> answer.draw().save("answer.png")
 """
 
 from typing import TYPE_CHECKING

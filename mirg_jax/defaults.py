@@ -64,7 +64,7 @@ def _common() -> ConfigDict:
                 "name": "adamw",
                 "learning_rate": 0.0,  # peak learning rate
                 "schedule": "cosine",  # open
-                "warmup_ratio": 0.015,  # warm-up steps as a fraction of num_steps; open
+                "warmup_ratio": 0.015,  # warm-up as a fraction of all updates; open
                 "final_ratio": 0.0,  # final learning rate as a fraction of the peak
                 "weight_decay": 0.0,
                 "b1": 0.9,
