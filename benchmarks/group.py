@@ -1,9 +1,9 @@
-"""A group of completions behind one prompt: what the GRPO cases compute, and how much it is.
+"""Inputs of the GRPO benchmarks, and the number of operations that they take.
 
-By default four images of 448×448 and about 1,100 prompt tokens, a group of 8, 128 new tokens, on
-the small model, with the vision tower trained. Two forms of the same: "shared", images and prompt
-once for a group, and "repeated", the usual one, where every completion is a row of its own with the
-whole prompt and all its images.
+The default is a group of 8 completions of 128 tokens after a prompt of about 1,100 tokens with four
+images of 448×448, on the small model, with the vision tower trained. There are two forms of the
+same computation: "shared", which computes images and prompt once per group, and "repeated", the
+usual one, where each completion is a separate row with the whole prompt and all images.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from mirg_jax.runs.loading import Model, load_model
 from mirg_jax.runs.settings import Settings, read
 from mirg_jax.training.grpo_programs import PolicyOptions
 
-WORDS = 600  # ids below are plain
+WORDS = 600  # token IDs below this are ordinary words
 
 
 class Size(NamedTuple):
@@ -30,9 +30,9 @@ class Size(NamedTuple):
 
     prompts: int = 2
     group: int = 8
-    length: int = 128  # new tokens
-    images: int = 4  # a prompt
-    side: int = 32  # patches of an image
+    length: int = 128  # new tokens per completion
+    images: int = 4  # per prompt
+    side: int = 32  # patches along an image's side
 
     def __str__(self) -> str:
         return (
@@ -52,11 +52,11 @@ class Task(NamedTuple):
     mesh: jax.sharding.Mesh
     model: Model
     prompts: list[Item]
-    rows: list[Item]  # prompt and completion, as the repeated form has them
+    rows: list[Item]  # prompt and completion, as in the repeated form
     completions: np.ndarray  # [prompts, group, length]
     advantages: np.ndarray  # [prompts, group]
-    reference: np.ndarray  # log-probs of the reference policy, [prompts, group, length]
-    old: np.ndarray  # and of the policy that sampled
+    reference: np.ndarray  # log-probs by the reference policy, [prompts, group, length]
+    old: np.ndarray  # log-probs by the policy that sampled, [prompts, group, length]
 
     @property
     def policy(self) -> PolicyOptions:

@@ -1,7 +1,8 @@
-"""How an update's cost grows with the completions of a group and with the images of a prompt.
+"""Time of a GRPO update as a function of the completions per group and the images per prompt.
 
-Shared and repeated form, each beside what it would take if its time grew as its counted work does.
-Images are of 336×336, so that all sizes are measured in some minutes.
+The shared and the repeated form are measured, and each is compared with the time it would take if
+time grew in proportion to counted operations. Images are 336×336, so that all sizes can be measured
+in a few minutes.
 """
 
 import json
@@ -22,14 +23,14 @@ FORMS = {"shared": "tab:blue", "repeated": "tab:orange"}
 
 
 def _sizes(size: Size, completions, images) -> list[Size]:
-    """One of them grows, the other stays as in `size`; each size once."""
+    """Returns the sizes to measure: one of the two numbers varies, the other is that of `size`."""
     sizes = [size._replace(group=n) for n in completions]
     sizes += [size._replace(images=n) for n in images]
     return list(dict.fromkeys(sizes))
 
 
 def growth(base: str, sizes: list[Size]) -> Iterator[Variant]:
-    """An update of each size."""
+    """Yields the update of each size."""
     for size in sizes:
         task = make_task(base, size)
         compiled, run = updates(task)
@@ -82,9 +83,9 @@ def run(
     completions: tuple[int, ...] = COMPLETIONS,
     images: tuple[int, ...] = IMAGES,
 ) -> None:
-    """Measures all sizes; writes JSON, and a plot beside it."""
+    """Measures all sizes; writes a JSON file, and a plot with the same name."""
     sizes = _sizes(size, completions, images)
-    # Programs are compiled ahead: one run warms them up.
+    # Programs are compiled in advance, so that one warm-up run is enough.
     side_by_side.run("growth", growth(base, sizes), repeats, path, warm_ups=1)
     variants = list(json.loads(path.read_text())["variants"].values())
     _plot(variants, size, path.with_suffix(".svg"))

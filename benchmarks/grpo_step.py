@@ -1,8 +1,8 @@
-"""A whole GRPO step: rollout, the reference policy's log-probs, update with AdamW.
+"""Time of a whole GRPO step: rollout, log-probs by the reference policy, update with AdamW.
 
-Shared and repeated form by the same model, and transformers in TRL's order. Judging is left out:
-advantages are given. All ways begin with the same weights and prompts; the reference is the policy
-that they began with.
+Compares the shared and the repeated form of our model with transformers in the order of TRL.
+Rewards are not computed: advantages are given. All start from the same weights and prompts; the
+reference policy is the initial policy.
 """
 
 import dataclasses
@@ -117,7 +117,7 @@ def _torch_step(task: Task, base: str, phases: Phases) -> Callable[[], float]:
     adamw = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     _, G, L = task.size[:3]
     prompts = torch_inputs(task.prompts, policy, left=True)
-    rows = torch_inputs(task.rows, policy, left=True)  # all but the completions' tokens
+    rows = torch_inputs(task.rows, policy, left=True)  # input_ids are replaced after sampling
     advantages = torch.tensor(task.advantages).reshape(-1, 1)
     beta = task.settings.grpo.beta
 
@@ -129,7 +129,7 @@ def _torch_step(task: Task, base: str, phases: Phases) -> Callable[[], float]:
         with phases("update", "transformers"):
             adamw.zero_grad()
             logprobs = torch_logprobs(policy, rows, L)
-            # One update a rollout: the policy is the one that sampled.
+            # With one update per rollout, the policy is the one that sampled.
             loss = torch_loss(logprobs, logprobs.detach(), reference, advantages, beta)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -147,7 +147,7 @@ def grpo_step(base: str, size: Size = SIZE) -> Iterator[Variant]:
     phases = Phases(
         {
             "rollout": work.rollout(size.length),
-            "reference": {way: flops / 3 for way, flops in update.items()},  # forward alone
+            "reference": {way: flops / 3 for way, flops in update.items()},  # forward pass only
             "update": update,
         }
     )
@@ -162,7 +162,7 @@ def grpo_step(base: str, size: Size = SIZE) -> Iterator[Variant]:
         {name: timed(name) for name in steps},
         work.facts()
         | {
-            # At the first step policy and reference are one: the loss is minus the mean advantage.
+            # In the first step, policy equals reference: the loss is minus the mean advantage.
             "expected_first_loss": -float(np.mean(task.advantages)),
             "first_loss": lambda: {name: values[0] for name, values in losses.items()},
         },

@@ -1,9 +1,8 @@
-"""Image files to patches: ours beside transformers' processor (the one that uses Pillow).
+"""Time from image files to patches, compared with transformers' processor (the Pillow version).
 
-Photo-like JPEGs. Both sides read the same files, in a plain loop in one thread and in our training
-pipeline, whose threads then run their processor instead of our reader. Decoding and resizing are
-Pillow's on both sides and give the same pixels; of large files they take nearly all the time, so
-sizes are timed apart.
+Both read the same photo-like JPEGs, once in a plain loop in one thread, and once in the threads of
+our training pipeline. Both decode and resize with Pillow and get the same pixels. For large files
+this takes nearly all the time, so sizes are timed separately.
 """
 
 import pathlib
@@ -23,15 +22,15 @@ from mirg_jax.data.pipeline import RejectedLog, batches
 from mirg_jax.data.prompts import Encoded
 from mirg_jax.models.vision import MEAN, STD
 
-# Width and height; first those of COCO, from which most pictures of the data sets come.
+# Width and height; the first group is COCO's sizes, the source of most images in the data sets.
 SIZES = {
     "up to 640x480": ((500, 375), (640, 480), (480, 640)),
     "1024x768": ((1024, 768),),
     "1600x1200": ((1600, 1200),),
 }
-FILES = 24  # of each group
+FILES = 24  # per group of sizes
 THREADS = 2
-IMAGES = 4  # an example
+IMAGES = 4  # per example
 
 
 def photo(width: int, height: int, rng: np.random.Generator) -> Image.Image:

@@ -1,5 +1,8 @@
-"""The memory of GRPO's update on a machine that isn't there: prompts computed once a group, beside
-the usual form, where each completion has a row with its own prompt and images."""
+"""Planned memory of a GRPO update on another machine, in the shared and in the repeated form.
+
+The shared form computes prompt and images once per group; in the usual, repeated form, each
+completion is a row with its own prompt and images.
+"""
 
 import dataclasses
 import functools
@@ -21,7 +24,7 @@ from mirg_jax.sharding.memory import accumulating
 def last_logprobs(model, batch, length: int, **options):
     """Log-probs [rows, length] of the completions that end whole rows [prompt | completion]."""
     hidden = model.hidden(batch.text, model.visual(batch.images))
-    hidden = hidden[:, -length - 1 : -1]  # the states that predict the completion
+    hidden = hidden[:, -length - 1 : -1]  # the hidden states that predict the completion
     return token_logprobs(hidden, model.head(), batch.text.tokens[:, -length:], **options)
 
 

@@ -1,5 +1,8 @@
-"""The reference: transformers' model in torch, the inputs that its processor would make, and what
-TRL's GRPOTrainer computes with them: whole rows, log-probs from their last logits."""
+"""The reference implementation: transformers' model in PyTorch, used as in TRL's GRPOTrainer.
+
+Inputs are those that transformers' processor would create. As in TRL, each completion is a row with
+its whole prompt, and log-probs are computed from the row's last logits.
+"""
 
 import numpy as np
 import torch
@@ -11,14 +14,14 @@ from mirg_jax.models.vision import MEAN, STD
 
 
 def torch_model(base: str) -> Qwen2VLForConditionalGeneration:
-    """The model of a Hugging Face folder in float32, which generates without a stop token."""
+    """Loads the model of a Hugging Face folder in float32; it generates without a stop token."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     return model
 
 
 def torch_images(images: list[ImagePatches]) -> dict[str, torch.Tensor]:
-    """What transformers' processor would give for these images."""
+    """Returns what transformers' processor would return for these images."""
     pixels = np.concatenate([image.patches for image in images]).reshape(-1, 3, 196) / 255
     pixels = np.repeat(((pixels - MEAN[:, None]) / STD[:, None])[:, :, None], 2, axis=2)
     return {
@@ -28,7 +31,7 @@ def torch_images(images: list[ImagePatches]) -> dict[str, torch.Tensor]:
 
 
 def torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Tensor]:
-    """What transformers' processor would give for the same prompts and images."""
+    """Returns what transformers' processor would return for these prompts and images."""
     longest = max(len(item.encoded.tokens) for item in items)
     ids = np.zeros((len(items), longest), np.int64)
     held = np.zeros_like(ids)
@@ -45,7 +48,7 @@ def torch_inputs(items: list[Item], model, *, left: bool) -> dict[str, torch.Ten
 
 
 def torch_generate(model, inputs: dict[str, torch.Tensor], group: int, new: int) -> torch.Tensor:
-    """`group` samples of `new` tokens for each prompt, behind the prompt's tokens."""
+    """Samples `group` completions of `new` tokens per prompt; returns prompts and completions."""
     with torch.no_grad():
         return model.generate(
             **inputs,
@@ -58,14 +61,14 @@ def torch_generate(model, inputs: dict[str, torch.Tensor], group: int, new: int)
 
 
 def torch_logprobs(model, inputs: dict[str, torch.Tensor], length: int) -> torch.Tensor:
-    """Log-probs of the last `length` tokens of each row."""
+    """Computes the log-probs of the last `length` tokens of each row."""
     logits = model(**inputs, logits_to_keep=length + 1).logits[:, :-1]
     chosen = logits.gather(-1, inputs["input_ids"][:, -length:, None])[..., 0]
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
 def torch_loss(logprobs, old, reference, advantages, beta: float) -> torch.Tensor:
-    """Equation 5 with the k3 penalty, over rows of equal length."""
+    """Computes the loss of equation 5 with the k3 penalty, for rows of equal length."""
     ratio = torch.exp(logprobs - old)
     policy = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
     delta = (reference - logprobs).clamp(-10, 10)

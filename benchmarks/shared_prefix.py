@@ -1,5 +1,7 @@
-"""GRPO's update and rollout with a group's images and prompt computed once, beside the same with
-them repeated by the same model, and beside transformers as TRL uses it."""
+"""Time of GRPO's update and rollout with the images and prompt of a group computed once.
+
+Compared with the repeated form of the same model, and with transformers as used in TRL.
+"""
 
 import functools
 from collections.abc import Callable, Iterator

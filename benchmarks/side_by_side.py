@@ -1,4 +1,4 @@
-"""Timing ways of doing the same work in one run, in turn, so that drift hits all of them."""
+"""Timing of several implementations of the same work, interleaved so that drift affects all."""
 
 import collections
 import contextlib
@@ -16,7 +16,7 @@ import jax
 import torch
 import transformers
 
-Work = dict[str, float]  # floating-point operations of each way, by formula
+Work = dict[str, float]  # floating-point operations of each implementation, by formula
 
 
 class Phases:
@@ -68,7 +68,7 @@ def _measure(
     seconds = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            time.sleep(0.3)  # the other way's threads may still be spinning for work
+            time.sleep(0.3)  # threads of the previous implementation may still be spinning
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)

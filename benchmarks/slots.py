@@ -1,7 +1,9 @@
-"""Slots given back: prompts whose completions end early make room for the next ones.
+"""Time of sampling with slot reuse: a prompt whose completions have ended is replaced by the next.
 
-Sixteen prompts of which each device decodes two at a time. "given_back" is one call of the sampler;
-"in_turn" one for every two, until its longest completion has ended. Completions end at random.
+There are sixteen prompts, of which each device decodes two at a time. "given_back" is one call of
+the sampler with slot reuse. "in_turn" is one call for every two prompts per device, each running
+until its longest completion has ended. "at_once" decodes all prompts at the same time. Completions
+end at random.
 """
 
 import functools
@@ -16,13 +18,13 @@ from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 
-SIZE = Size(prompts=16, group=4, length=256, images=1, side=8)  # decoding is nearly all
-SLOTS = 2  # a device
-STOPS = 30  # of all ids: a completion ends once it draws one
+SIZE = Size(prompts=16, group=4, length=256, images=1, side=8)  # nearly all time is decoding
+SLOTS = 2  # per device
+STOPS = 30  # number of stop tokens, so that completions end at random
 
 
 def slots(base: str, size: Size = SIZE) -> Iterator[Variant]:
-    """Rollouts of random lengths."""
+    """Yields rollouts of random lengths, with and without slot reuse."""
     task = make_task(base, size)
     vocab = task.model.config.text.vocab_size
     stops = tuple(np.random.default_rng(0).choice(vocab, STOPS, replace=False).tolist())
@@ -34,7 +36,7 @@ def slots(base: str, size: Size = SIZE) -> Iterator[Variant]:
     batch = collate(task.prompts)
     keys = sample_keys(jax.random.key(0), jnp.arange(size.prompts), size.group)
 
-    # The same prompts in the same places: a call takes the next two of each device.
+    # Each prompt stays on its device: a call takes the next two prompts of each device.
     order = np.arange(size.prompts).reshape(devices, -1, SLOTS).swapaxes(0, 1).reshape(-1)
     calls = order.reshape(-1, devices * SLOTS)
     place = functools.partial(sharding.place_rows, mesh=task.mesh)
@@ -60,12 +62,12 @@ def slots(base: str, size: Size = SIZE) -> Iterator[Variant]:
         masks["in_turn"] = np.concatenate(found)[np.argsort(order)]
 
     def longest(groups) -> int:
-        """Steps that calls for these groups of prompts take, each until its longest has ended."""
+        """Returns the decoding steps of calls for these groups of prompts, without slot reuse."""
         lengths = masks["in_turn"].sum(-1).max(-1)
         return int(sum(lengths[rows].max() for rows in groups))
 
     def given_back_steps() -> int:
-        """Steps of the slowest device, each prompt going to the slot that is free first."""
+        """Returns the decoding steps of the slowest device, with slot reuse."""
         lengths = masks["in_turn"].sum(-1).max(-1).reshape(devices, -1)
         busy = np.zeros((devices, SLOTS), int)
         for column in lengths.T:

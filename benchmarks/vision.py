@@ -1,8 +1,8 @@
-"""The vision tower over a group's images: once, once for each completion, and transformers' tower.
+"""Time of the vision tower over the images of a group, compared with transformers' tower.
 
-What must be computed for a group is "once"; "repeated" is what a system computes whose rows are a
-prompt and one completion each. And Qwen2.5-VL's tower over larger and larger images, with windows
-and without.
+"once" computes each image once per group, which is all that is needed. "repeated" computes it for
+every completion, as systems do whose rows are a prompt and one completion. A second case measures
+Qwen2.5-VL's tower over images of increasing size, with and without windows.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from mirg_jax.types import Images
 
 
 def _ours(task: Task, times: int, *, backward: bool):
-    """A compiled program and `() -> features` or, with `backward`, `() -> gradients`."""
+    """Returns a compiled program and `() -> features`; with `backward`, `() -> gradients`."""
     images = jax.tree.map(lambda x: np.repeat(x, times, axis=0), collate(task.prompts).images)
     images = sharding.place_rows(images, task.mesh)
 
@@ -62,7 +62,7 @@ def _theirs(task: Task, tower, times: int, *, backward: bool) -> Callable[[], to
 
 
 def vision(base: str, size: Size = SIZE) -> Iterator[Variant]:
-    """Forward, then forward and backward; layers are recomputed in ours' backward pass."""
+    """Yields the forward pass, then forward and backward; our backward pass recomputes layers."""
     task = make_task(base, size)
     G, tower = size.group, torch_model(base).model.visual
     work = Work(task)
@@ -81,7 +81,7 @@ def vision(base: str, size: Size = SIZE) -> Iterator[Variant]:
             "images": {way: times * size.prompts * size.images for way, times in counts.items()},
             "patches_an_image": size.side**2,
             "tokens_an_image": size.side**2 // 4,
-            # Of one copy of the images, as bytes of one frame and as floats of two.
+            # For one copy of the images: uint8 pixels of one frame, and floats of two frames.
             "pixel_bytes": {
                 "once": sum(image.patches.nbytes for image in images),
                 "transformers_once": torch_images(images)["pixel_values"].nbytes,
@@ -97,15 +97,15 @@ def vision(base: str, size: Size = SIZE) -> Iterator[Variant]:
         yield Variant(name, ways | theirs, facts, counted=counted)
 
 
-# An eighth of the published width: head size, windows and the MLP's shape are the published ones.
+# An eighth of the published width; head size, windows and the MLP's ratio are as published.
 _SMALL = VisionConfig(
     depth=4, embed_dim=160, num_heads=2, out_dim=2048, mlp_dim=428, window_size=112
 )  # fmt: skip
-SIDES = (32, 64, 96, 128)  # of images, in patches
+SIDES = (32, 64, 96, 128)  # patches along an image's side
 
 
 def area(_: str, sides: tuple[int, ...] = SIDES) -> Iterator[Variant]:
-    """One image through four blocks; the ways are its sizes, each beside the smallest."""
+    """Yields a pass of one image through four blocks, for several sizes of the image."""
     rng = np.random.default_rng(0)
     for name, whole in {"windows": 0, "one block in four full": 1, "full": 4}.items():
         config = dataclasses.replace(_SMALL, full_blocks=tuple(range(4 - whole, 4)))

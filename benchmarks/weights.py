@@ -1,8 +1,9 @@
-"""A checkpoint of Qwen2-VL-2B's shapes in and out, beside transformers with the same files.
+"""Time and memory of loading, importing and exporting a 2B checkpoint, compared with transformers.
 
-Each way runs in a process of its own, all in turn. The weights are random and the files in the
-page cache. With its default dtype (that of the files) `from_pretrained` maps the files and reads
-nothing until a weight is used; it is measured so, and with each page of each weight touched once.
+Each measurement runs in a separate process, and implementations are interleaved. Weights are random
+with the shapes of Qwen2-VL-2B, and the files are in the page cache. With its default dtype (that of
+the files), `from_pretrained` maps the files and reads nothing until a weight is used. It is
+measured like this, and also with each page of each weight touched once.
 """
 
 import json
@@ -31,13 +32,13 @@ def write_checkpoint(folder: pathlib.Path, config) -> int:
 
     def random(path, index, out):
         bits = rng.integers(0, 2**16, math.prod(out.shape), np.uint16)
-        bits = bits & 0x83FF | 0x3C00  # signs and mantissas at random, magnitudes about 0.01 to 4
+        bits = bits & 0x83FF | 0x3C00  # random signs and mantissas; magnitudes about 0.01 to 4
         out[...] = bits.view(ml_dtypes.bfloat16).reshape(out.shape)
 
     _, state = abstract(config)
     hf.save(folder, state, config, dtype="bfloat16", shard_bytes=SHARD_BYTES, read=random)
     written = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(written))  # as published ones say
+    (folder / "config.json").write_text(json.dumps(written))  # published configs have a dtype
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
@@ -90,7 +91,7 @@ def _theirs(way: str, dtype: str, source: pathlib.Path, target: pathlib.Path):
     }[way]
 
 
-# Ours first, then what they are compared with, as `PAIRS` says.
+# Our measurements, then those they are compared with.
 WAYS = [
     ("mirg_jax", "import", "bfloat16"),
     ("mirg_jax", "import", "float32"),
@@ -119,7 +120,7 @@ def _measure(side: str, way: str, dtype: str, source: pathlib.Path, target: path
     kept = do()
     seconds, cpu = time.perf_counter() - start, sum(os.times()[:2]) - cpu
     status = pathlib.Path("/proc/self/status").read_text()
-    # Not ru_maxrss, which begins with the size of the process that started this one.
+    # Not ru_maxrss, which starts at the size of the parent process.
     (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     del kept
     print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": int(peak) * 1024}))
@@ -142,7 +143,7 @@ def run(repeats: int, path: pathlib.Path, config=None) -> None:
                 (imported / "model").mkdir(parents=True)
                 shutil.copy(files / "config.json", imported / "model")
                 target = imported
-            os.sync()  # so that no run waits for the writes of the one before
+            os.sync()  # so that this run doesn't wait for the previous one's writes
             start = time.perf_counter()
             source = imported if way == "export" else files
             command = [sys.executable, "-m", "benchmarks.weights", side, way, dtype, source, target]

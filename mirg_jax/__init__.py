@@ -1,11 +1,11 @@
 """Multi-image reasoning and grounding with reinforcement learning, in JAX.
 
-import mirg_jax
-
-model = mirg_jax.load("runs/demo/grpo")
-answer = model.ground(["a.png", "b.png"], "Where is the red ring?")
-answer.objects[0].image, answer.objects[0].box
-answer.draw().save("answer.png")
+Examples:
+  >>> import mirg_jax
+  >>> model = mirg_jax.load("runs/demo/grpo")
+  >>> answer = model.ground(["a.png", "b.png"], "Where is the red ring?")
+  >>> answer.objects[0].image, answer.objects[0].box
+  >>> answer.draw().save("answer.png")
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ _WHERE = {
 
 
 def __getattr__(name: str):
-    """Imports a public name when it is first used, so that importing the package stays fast."""
+    """Imports a public name on first use, so that importing the package stays fast."""
     import importlib
 
     if name not in _WHERE:

@@ -1,11 +1,11 @@
-"""The shared start of every binary: flags in, one line and status 2 out on bad input."""
+"""The shared entry point of every binary: parses flags and reports user errors in one line."""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-# Set before transformers is imported: it serves us for tokenizers, and would tell every user of
-# every binary that PyTorch is missing.
+# Set before transformers is imported: we use it only for tokenizers, and without this every binary
+# would warn that PyTorch is missing.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import app, flags, logging
@@ -16,17 +16,20 @@ from mirg_jax.errors import SaveError, UserError
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses the flags and runs `main`; does not return.
 
-    Bad flags and a `UserError` end the program with status 2 and one line on stderr. Any other
-    exception is a bug of ours and keeps its traceback.
+    Invalid flags and a `UserError` end the program with status 2 and one line on stderr. Any other
+    exception is a bug in this package and keeps its traceback.
+
+    Args:
+      main: the binary's main function; it receives the program name and no other arguments.
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
         try:
             main(argv)
         except UserError as error:
-            # The threads of a save that failed would each say why they can't end in order, and
-            # with other processes an orderly end would wait for them.
+            # After a failed save, a normal exit would print a traceback from each writer thread;
+            # in a multi-process run it would wait for the other processes.
             jax = sys.modules.get("jax")
             together = jax is not None and jax.distributed.is_initialized()
             _fail(error, at_once=together or isinstance(error, SaveError))
@@ -38,7 +41,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            # A config file that is not there shows only when its value is first touched.
+            # A missing config file raises only when the flag's value is first accessed.
             getattr(flags.FLAGS.config, "lock", None)
     except (flags.Error, OSError) as error:
         _fail(_user_error(error) or f"{error}; see --help")
@@ -46,7 +49,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         name = str(error).strip("\"'")
         _fail(f"the config has no field {name!r}; its fields are in the file named by --config")
     if rest[1:]:
-        _fail(f"unexpected argument {rest[1]!r}: everything is given by flags, see --help")
+        _fail(f"unexpected argument {rest[1]!r}: all options are flags, see --help")
     return rest
 
 

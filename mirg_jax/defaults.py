@@ -1,7 +1,7 @@
-"""Every setting of a run, with its default. Recipes in `configs/` change what they must.
+"""Default values of all settings. Recipes in `configs/` override only what differs.
 
-Where the paper (MIRG-RL) leaves a value open, the default is that of its closest open peer,
-UniVG-R1 (arXiv 2505.14231), and marked "open".
+Where the paper (MIRG-RL) does not state a value, the default follows the closest related work with
+published code, UniVG-R1 (arXiv 2505.14231), and the comment says "open".
 """
 
 from ml_collections import ConfigDict
@@ -12,14 +12,16 @@ def _common() -> ConfigDict:
         {
             "seed": 0,
             "num_steps": 1000,
-            "batch_size": 128,  # examples (SFT) or prompts (GRPO) a step
-            "init_from": "",  # run, checkpoint, HF folder or hub name to start from; "": model.path
-            "freeze": ("visual",),  # parts not trained: "visual", "decoder", …; open
-            # With a rank, adapters alone are trained, and all of the base is frozen.
+            "batch_size": 128,  # examples (SFT) or prompts (GRPO) per step
+            # Initial weights: a run, a checkpoint, a Hugging Face folder or a hub name; "" means
+            # model.path.
+            "init_from": "",
+            "freeze": ("visual",),  # modules not trained: "visual", "decoder", …; open
+            # With rank > 0 only the adapters are trained; the whole base model is frozen.
             "lora": {
-                "rank": 0,  # 0: off
+                "rank": 0,  # 0: no LoRA
                 "alpha": 32,  # the adapters' product is scaled by alpha / rank
-                # Layers of the decoder; these are all there are.
+                # Decoder layers that get adapters; the default is all that can have one.
                 "targets": (
                     "q_proj",
                     "k_proj",
@@ -29,122 +31,134 @@ def _common() -> ConfigDict:
                     "up_proj",
                     "down_proj",
                 ),
-                "tower": False,  # the dense layers of the vision blocks too
+                "tower": False,  # whether the dense layers of the vision blocks get adapters too
             },
             "model": {
                 "path": "Qwen/Qwen2-VL-7B-Instruct",  # Hugging Face folder or hub name
                 "compute_dtype": "bfloat16",
-                "param_dtype": "float32",  # the masters that the optimizer moves
-                # What a layer's backward pass recomputes: "none" of it, all but the "dots" (outputs
-                # of projections), or the "full" layer.
+                "param_dtype": "float32",  # dtype of the master weights that the optimizer updates
+                # Rematerialisation in a layer's backward pass: "none" recomputes nothing, "dots"
+                # everything except projection outputs, "full" the whole layer.
                 "remat": "full",
-                "attention": "auto",  # auto: splash on TPU, cudnn on GPU, else xla
+                # Attention implementation: "xla", "splash" or "cudnn"; "auto" is splash on TPU,
+                # cudnn on GPU and xla otherwise.
+                "attention": "auto",
             },
             "data": {
                 "train_json": "",  # MGrounding-630k JSON, MIG-Bench JSON or trajectory JSONL
-                "image_root": "",
-                "min_pixels": 3136,
+                "image_root": "",  # folder that image paths in the data are relative to
+                "min_pixels": 3136,  # images are resized to between min_pixels and max_pixels
                 "max_pixels": 401408,  # open
-                # Sizes that arrays are padded to (mirg_jax/data/batching.py); the last is the
-                # limit, and each combination met is one compilation.
+                # Padded sizes of arrays (mirg_jax/data/batching.py): tokens per row, image slots
+                # per row, patches per slot. The last of each is the upper limit; every combination
+                # that occurs is compiled once.
                 "shapes": {"lengths": (3072, 6144), "slots": (4, 8), "patches": (2048,)},
-                "threads": 2,
+                "threads": 2,  # CPU threads that load and preprocess examples
             },
-            "prompt": {  # wording around the question; open
+            "prompt": {  # text around the question; open
                 "system": "You are a helpful assistant.",
                 "image_label": "Image-{n}: ",
                 "instruction": "",
             },
             "optimizer": {
                 "name": "adamw",
-                "learning_rate": 0.0,
+                "learning_rate": 0.0,  # peak learning rate
                 "schedule": "cosine",  # open
-                "warmup_ratio": 0.015,  # open
-                "final_ratio": 0.0,
+                "warmup_ratio": 0.015,  # warm-up as a fraction of all updates; open
+                "final_ratio": 0.0,  # final learning rate as a fraction of the peak
                 "weight_decay": 0.0,
                 "b1": 0.9,
                 "b2": 0.999,
                 "eps": 1e-8,
-                "clip_norm": 1.0,
-                "adam_ratio": 1.0,  # muon: Adam's rate for embeddings, norms and biases over muon's
+                "clip_norm": 1.0,  # maximum global gradient norm
+                # With muon, embeddings, norms and biases use Adam with learning_rate × adam_ratio.
+                "adam_ratio": 1.0,
             },
-            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: the devices that the others leave
+            # Devices along each mesh axis; -1: all remaining devices.
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "sampling": {
-                # Each group of so many devices holds one copy of the weights, in the compute dtype,
-                # and answers rows of its own.
+                # Devices that share one copy of the weights (in the compute dtype). Each such group
+                # decodes its own rows.
                 "tensor": 1,
-                # GRPO: prompts sampled at a time, on all devices together (0: a micro-batch), and
-                # of those decoded side by side; when one's completions have all ended, the next
-                # takes its place (0: all).
+                # GRPO: prompts per call of the sampler, over all devices (0: a micro-batch), and
+                # how many of them are decoded at the same time (0: all). When all completions of
+                # one prompt have ended, the next prompt takes its slot.
                 "prompts": 0,
                 "slots": 0,
             },
-            "cpu_devices": 0,  # split the CPU into so many devices (tests, demo); 0: leave it
-            "checkpoint": {"every": 100, "keep": 2},
-            "max_skipped": 5,  # updates in a row that are not finite, after which the run stops
+            "cpu_devices": 0,  # number of virtual CPU devices (tests, demo); 0: no change
+            "checkpoint": {"every": 100, "keep": 2},  # steps between saves; number of saves kept
+            "max_skipped": 5,  # stop after this many non-finite updates in a row
             "evaluation": {
-                "batch_size": 16,
-                "max_tokens": 1024,
-                # What the model's boxes are: the "grid" that ours are trained on, or "pixels" of
-                # the resized image, as Qwen2.5-VL's published models have them.
+                "batch_size": 16,  # prompts per batch
+                "max_tokens": 1024,  # per completion
+                # Coordinates of the model's boxes: the 0–1000 "grid" that our models are trained
+                # on, or "pixels" of the resized image, as in the published Qwen2.5-VL models.
                 "coordinates": "grid",
-                # In training: steps between evaluations (0: none) on rows of a benchmark that are
-                # not trained on. The best checkpoint is kept beside the latest.
+                # Evaluation during training on held-out rows of a benchmark: steps between
+                # evaluations (0: none). The best checkpoint is kept as well as the latest.
                 "every": 0,
-                "benchmark": "",  # MIG-Bench's format
-                "image_root": "",
-                "limit": 0,  # only so many rows, spread over the file; 0: all
+                "benchmark": "",  # file in MIG-Bench's format
+                "image_root": "",  # folder that the benchmark's image paths are relative to
+                "limit": 0,  # number of rows, evenly spread over the file; 0: all
             },
         }
     )
 
 
 def inference() -> ConfigDict:
-    """Answering questions alone, as scripts/evaluate.py does."""
+    """Returns the settings for inference without training, as in scripts/evaluate.py."""
     config = _common()
     config.model.param_dtype = config.model.compute_dtype
     return config
 
 
 def sft() -> ConfigDict:
-    """Trajectory SFT (the paper's stage 1): 10k samples, batch 128, learning rate 2e-5."""
+    """Returns the settings of trajectory SFT, the paper's stage 1.
+
+    The paper: 10k samples, batch size 128, learning rate 2e-5.
+    """
     config = _common()
-    config.num_steps = 78  # one epoch of 10k; open
+    config.num_steps = 78  # one epoch of 10k samples; open
     config.optimizer.learning_rate = 2e-5
-    config.rows_per_micro_batch = 8  # packed rows computed at a time; gradients are accumulated
-    config.logprob_chunk = 1024  # tokens of each row whose logits exist at a time
+    config.rows_per_micro_batch = 8  # packed rows per micro-batch; gradients are accumulated
+    config.logprob_chunk = 1024  # tokens of each row whose logits are in memory at a time
     return config
 
 
 def grpo() -> ConfigDict:
-    """Image-aware GRPO (the paper's stage 2): 7k samples, learning rate 5e-6, equation 5."""
+    """Returns the settings of image-aware GRPO, the paper's stage 2.
+
+    The paper: 7k samples, learning rate 5e-6, objective of equation 5.
+    """
     config = _common()
-    config.num_steps = 437  # one epoch of 7k prompts at 16 a step; open
-    config.batch_size = 16  # prompts; × group = the paper's 128 if that counts completions; open
+    config.num_steps = 437  # one epoch of 7k prompts, 16 per step; open
+    # Prompts per step. 16 × group is the paper's 128, if that counts completions; open.
+    config.batch_size = 16
     config.optimizer.learning_rate = 5e-6
     config.prompts_per_micro_batch = 8
     config.logprob_chunk = 1024
     config.grpo = ConfigDict(
         {
-            "group": 8,  # completions a prompt, the paper's N; open
-            "updates": 1,  # optimizer steps on each rollout
+            "group": 8,  # completions per prompt, the paper's N; open
+            "updates": 1,  # optimizer steps per rollout
             "temperature": 1.0,  # open
             "top_p": 1.0,
-            "max_tokens": 1024,  # of a completion; open
-            "completion_lengths": (1024,),  # sizes that completions are padded to in the loss
-            "max_objects": 8,  # boxes of an answer that are looked at
+            "max_tokens": 1024,  # per completion; open
+            "completion_lengths": (1024,),  # padded lengths of completions in the loss
+            "max_objects": 8,  # boxes per answer that the rewards consider; the rest are ignored
             "beta": 0.04,  # weight of the KL penalty, the paper's λ; open
-            "kl": "k3",  # k1, k2, k3, or exact (over the whole vocabulary)
-            "kl_clamp": 10.0,
-            "clip_low": 0.2,  # open
+            "kl": "k3",  # estimator: "k1", "k2", "k3", or "exact" (over the whole vocabulary)
+            "kl_clamp": 10.0,  # bound on the log-ratio inside the KL estimator
+            "clip_low": 0.2,  # PPO clipping: ratios between 1 - clip_low and 1 + clip_high; open
             "clip_high": 0.2,
-            "normalisation": "sequence",  # sequence (equation 5), token, constant
-            "advantage_scale": "std",  # std (equation 4), none
-            "advantage_epsilon": 1e-4,
-            # Weights of equation 3. Others: "object_gated", or "module:function".
+            "normalisation": "sequence",  # of the loss: "sequence" (eq. 5), "token", "constant"
+            "advantage_scale": "std",  # "std" (equation 4) or "none"
+            "advantage_epsilon": 1e-4,  # added to the standard deviation
+            # Reward weights of equation 3. Other names: "object_gated", or "module:function".
             "rewards": {"format": 1.0, "image": 1.0, "object": 1.0},
-            "log_groups_every": 20,  # steps between groups written out to be read
-            "log_groups": 4,
+            "log_groups_every": 20,  # steps between samples written for inspection
+            "log_groups": 4,  # groups written each time
         }
     )
     return config

@@ -1,21 +1,21 @@
-"""Errors that are the user's to mend. Binaries print them as one line and exit with status 2."""
+"""Errors caused by the user's input. Binaries print them as one line and exit with status 2."""
 
 
 class UserError(ValueError):
-    """One line that says what is wrong, where, and what to do."""
+    """An error the user can fix; its one-line message says what is wrong, where, and what to do."""
 
 
 class DataError(UserError):
-    """A file or row that can't be used."""
+    """An input file or data row that can't be used."""
 
 
 class ConfigError(UserError):
-    """A setting that can't work."""
+    """An invalid setting, or settings that contradict each other."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, broken, or of another model."""
+    """A checkpoint that is missing, damaged, or belongs to another model."""
 
 
 class SaveError(CheckpointError):
-    """A checkpoint that can't be written."""
+    """A failure to write a checkpoint."""

@@ -1,15 +1,17 @@
-"""Measures one case beside its reference, in turn in one run, and writes JSON.
+"""Measures one case and its reference implementation, interleaved in one run, and writes JSON.
 
     python scripts/benchmark.py --case=sft_step
 
-Cases: sft_step and generate, the small model beside transformers and torch on this machine;
-input_pipeline, image files to patches, beside transformers' processor;
-vision, rollout, grpo_update and grpo_step, a group's images and prompt computed once, beside the
-same with them repeated and beside transformers as TRL uses it;
-area, Qwen2.5-VL's tower over larger and larger images;
-slots, prompts that take the places of those that have ended;
-growth, an update of more and more completions and images, with a plot;
-weights, a checkpoint of 2B size in and out, beside transformers (25 GB of disk).
+Cases:
+- sft_step, generate: training step and generation of the small model, against transformers;
+- input_pipeline: image files to patches, against transformers' processor;
+- vision, rollout, grpo_update, grpo_step: GRPO with a group's images and prompt computed once,
+  against the same with them repeated, and against transformers as used in TRL;
+- area: Qwen2.5-VL's vision tower over images of increasing size;
+- slots: sampling in which the next prompt replaces one whose completions have ended;
+- growth: GRPO updates with increasing numbers of completions and images, with a plot;
+- weights: loading, import and export of a 2B checkpoint, against transformers (25 GB of disk).
+
 Needs requirements-test.txt.
 """
 
@@ -20,7 +22,7 @@ from absl import flags
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 
-# How often cases are timed of which a run takes many seconds; others nine times.
+# Timed runs of cases that take many seconds; all others have nine.
 _REPEATS_OF = {
     "vision": 3,
     "area": 5,
@@ -36,14 +38,19 @@ _CASE = flags.DEFINE_enum(
     "case",
     None,
     ["sft_step", "generate", "input_pipeline", *_REPEATS_OF],
-    "What to measure.",
+    "Case to measure.",
     required=True,
 )
-_MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder.")
+_MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder of the model.")
 _REPEATS = flags.DEFINE_integer(
-    "repeats", None, "Timed runs of each way, after two warm-ups; else 9, or 2 or 3 in long cases."
+    "repeats",
+    None,
+    "Number of timed runs of each implementation, after warm-up; by default 9, or 2 to 5 in long "
+    "cases.",
 )
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/benchmarks", "Where the JSON is written.")
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "runs/benchmarks", "Folder where the JSON file is written."
+)
 
 
 def main(_):

@@ -1,10 +1,10 @@
-"""What changed between two runs on a benchmark: by task, with a paired test, and row by row.
+"""Compares two runs on a benchmark: changes by task with a paired test, and changed rows.
 
     python scripts/compare.py --before=runs/sft/eval/scores.json \\
         --after=runs/grpo/eval/scores.json --output=changes.json
 
-The runs are scores.json files, as scripts/evaluate.py, evaluate_server.py and score.py write them,
-scored by the same protocol on the same rows. The JSON file has the rows that were gained and lost.
+Runs are given as scores.json files of scripts/evaluate.py, evaluate_server.py or score.py, scored
+by the same protocol on the same rows. The output file lists the rows gained and lost.
 """
 
 import dataclasses
@@ -18,9 +18,11 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.mig_bench import compare
 from mirg_jax.mig_bench.tables import aligned
 
-_BEFORE = flags.DEFINE_string("before", None, "Scores of one run, JSON.", required=True)
-_AFTER = flags.DEFINE_string("after", None, "Scores of the other.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Where to write what changed, JSON; else nowhere.")
+_BEFORE = flags.DEFINE_string("before", None, "Path of the first run's scores.json.", required=True)
+_AFTER = flags.DEFINE_string("after", None, "Path of the second run's scores.json.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Path of a JSON file to write the changes to; by default none is written."
+)
 
 
 def main(_):

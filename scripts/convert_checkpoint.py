@@ -1,4 +1,4 @@
-"""Hugging Face safetensors ↔ Orbax.
+"""Converts checkpoints between Hugging Face's safetensors and a run's folder (Orbax).
 
     python scripts/convert_checkpoint.py --direction=import --source=Qwen/Qwen2-VL-7B-Instruct \\
         --target=runs/qwen2_vl_7b
@@ -6,10 +6,11 @@
     python scripts/convert_checkpoint.py --direction=export --source=runs/lora --target=adapter \\
         --adapter
 
-An import makes a folder that --config.init_from and --checkpoint take; an export makes one that
-transformers loads, tokenizer included: of a LoRA run, base and adapters merged, or with --adapter
-the adapters alone, for peft. Weights go from file to file by parts, so that the model needn't fit
-into memory. A command that was interrupted goes on when it is given again.
+An import creates a run's folder, for --config.init_from and --checkpoint. An export creates a
+folder that transformers loads, including the tokenizer; for a LoRA run, base and adapters are
+merged, or with --adapter only the adapters are exported, for peft. Weights are converted in small
+parts, so that the model need not fit into memory. To continue an interrupted conversion, run the
+same command again.
 """
 
 import json
@@ -26,26 +27,45 @@ from mirg_jax.models.layers import Precision
 from mirg_jax.runs import checkpoints, loading, run_folder
 from mirg_jax.weights import hf, peft
 
-_DIRECTION = flags.DEFINE_enum("direction", None, ["import", "export"], "Which way.", required=True)
+_DIRECTION = flags.DEFINE_enum(
+    "direction",
+    None,
+    ["import", "export"],
+    "Direction of the conversion. import: from safetensors to a run's folder. export: from any "
+    "model to safetensors.",
+    required=True,
+)
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "A Hugging Face folder or hub name, a run's folder, or a checkpoint.",
+    "Model to convert: a Hugging Face folder or hub name, a run's folder, or a checkpoint.",
     required=True,
 )
 _TARGET = flags.DEFINE_string(
-    "target", None, "The folder to write; new, empty or left unfinished.", required=True
+    "target",
+    None,
+    "Folder to write; it must be new, empty, or left by an interrupted conversion.",
+    required=True,
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the target."
+    "dtype",
+    "bfloat16",
+    ["bfloat16", "float16", "float32"],
+    "Dtype of the written weights; an import with float16 stores float32.",
 )
 _ADAPTER = flags.DEFINE_bool(
-    "adapter", False, "Of a LoRA run: export its adapters for peft, in float32, without the base."
+    "adapter",
+    False,
+    "Export only the adapters of a LoRA run, in float32 and in peft's format, without the base.",
 )
 
 
 def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
-    """Marks the target as being made, of these weights; refuses one that holds anything else."""
+    """Writes a marker file that describes this conversion into the target folder.
+
+    Raises:
+      ConfigError: if the folder contains anything but the same conversion, unfinished.
+    """
     marker = target / "unfinished.json"
     job = {
         "direction": _DIRECTION.value,
@@ -56,11 +76,11 @@ def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
     text = json.dumps(job, indent=1) + "\n"
     if target.exists() and any(target.iterdir()):
         if not marker.exists():
-            raise ConfigError(f"--target={target}: not empty; name another folder")
+            raise ConfigError(f"--target={target}: not empty; give another folder")
         if marker.read_text() != text:
             raise ConfigError(
                 f"--target={target}: another conversion was left unfinished here "
-                f"({marker.name} says which); delete it or name another folder"
+                f"(see {marker.name}); delete the folder or give another one"
             )
     target.mkdir(parents=True, exist_ok=True)
     marker.write_text(text)
@@ -69,9 +89,9 @@ def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
 
 def _export_adapter(target: pathlib.Path) -> None:
     if _DIRECTION.value != "export":
-        raise ConfigError("--adapter: adapters are exported, not imported")
+        raise ConfigError("--adapter: adapters can be exported, not imported")
     if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"--target={target}: not empty; name another folder")
+        raise ConfigError(f"--target={target}: not empty; give another folder")
     mesh = sharding.make_mesh(data=1, fsdp=-1)
     record, config, values = loading.load_adapters(_SOURCE.value, mesh)
     peft.save(target, values, record.lora, config, record.base)
@@ -83,7 +103,7 @@ def main(_):
     if _ADAPTER.value:
         _export_adapter(target)
         return
-    # float16 exists on disk only: the model computes and imports in wider types.
+    # float16 is only written to files; imports store float32 instead.
     params = "float32" if _DTYPE.value == "float16" else _DTYPE.value
     model, read = loading.open_model(
         _SOURCE.value, precision=Precision(jnp.float32, jnp.dtype(params))
@@ -114,7 +134,7 @@ def main(_):
                 checkpoints.save_params(target, model.params, read, bar.update)
     except OSError as error:
         raise CheckpointError(
-            f"{target}: {error.strerror or error}; make room and give the same command again"
+            f"{target}: {error.strerror or error}; free disk space and run the same command again"
         ) from None
     marker.unlink()
     print(f"{_SOURCE.value} → {target} ({_DTYPE.value})")

@@ -3,8 +3,8 @@
     python scripts/evaluate.py --config=configs/grpo_qwen2_vl_7b.py --checkpoint=runs/grpo \\
         --benchmark=MIG_data.json --image_root=MIG-Bench --output_dir=runs/grpo/eval
 
-Writes predictions.jsonl (as it goes: run again to continue), scores.json, rejected.jsonl and
-report.html. --checkpoint is a run's folder, one of its checkpoints, or a Hugging Face folder.
+Writes predictions.jsonl, scores.json, rejected.jsonl and report.html. Predictions are written batch
+by batch; run the same command again to continue an interrupted evaluation.
 """
 
 import json
@@ -19,18 +19,35 @@ from mirg_jax.mig_bench.tables import format_table
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding import processes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model to evaluate.", required=True)
-_BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
-_IMAGE_ROOT = flags.DEFINE_string("image_root", None, "Folder its paths begin in.", required=True)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where results are written.", required=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe: a Python file in configs/ that returns the settings."
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Model to evaluate: a run's folder, one of its checkpoints, RUN/best, a Hugging Face folder or "
+    "a hub name.",
+    required=True,
+)
+_BENCHMARK = flags.DEFINE_string(
+    "benchmark", None, "Path of the benchmark, a JSON file in MIG-Bench's format.", required=True
+)
+_IMAGE_ROOT = flags.DEFINE_string(
+    "image_root", None, "Folder that the benchmark's image paths are relative to.", required=True
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Folder where the results are written.", required=True
+)
 _PROTOCOL = flags.DEFINE_enum(
     "protocol",
     "answer",
     ["answer", "authors"],
-    "answer: the box of <answer>. authors: the first box anywhere, as the benchmark's authors do.",
+    "Box that is scored. answer: the box inside <answer>. authors: the first box in the response, "
+    "as in the evaluation of the benchmark's authors.",
 )
-_LIMIT = flags.DEFINE_integer("limit", 0, "Only so many rows, spread over the file; 0 for all.")
+_LIMIT = flags.DEFINE_integer(
+    "limit", 0, "Number of rows to evaluate, evenly spread over the file; 0: all."
+)
 flags.mark_flag_as_required("config")
 
 

@@ -1,13 +1,13 @@
-"""Evaluates a model behind a server that speaks OpenAI's chat completions, as evaluate.py does.
+"""Evaluates a model on a server with OpenAI's chat completions API, as evaluate.py does.
 
     python scripts/evaluate_server.py --family=qwen2_vl --model=Qwen/Qwen2-VL-7B-Instruct \\
         --base_url=http://localhost:8000/v1 --key_variable= \\
         --benchmark=MIG_data.json --image_root=MIG-Bench --output_dir=runs/qwen2_vl/eval
 
-The family says how questions are asked and what the numbers of answers mean; docs/evaluation.md has
-the list. Writes predictions.jsonl (as it goes: run again to continue), scores.json, report.html,
-errors.jsonl (every request that had no answer, and why) and rejected.jsonl (the rows that have none
-in the end).
+The model family determines the prompt and the coordinates of boxes; docs/evaluation.md lists the
+families. Writes predictions.jsonl, scores.json, report.html, errors.jsonl (failed requests with the
+reason) and rejected.jsonl (rows without an answer at the end). Predictions are written as they
+arrive; run the same command again to continue.
 """
 
 import json
@@ -22,47 +22,73 @@ from mirg_jax.mig_bench import families
 from mirg_jax.mig_bench.tables import format_table
 
 _FAMILY = flags.DEFINE_enum(
-    "family", None, sorted(families.FAMILIES), "Of the model.", required=True
+    "family",
+    None,
+    sorted(families.FAMILIES),
+    "Family of the model, which determines the prompt and the coordinates of boxes.",
+    required=True,
 )
-_MODEL = flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
+_MODEL = flags.DEFINE_string("model", None, "Name of the model on the server.", required=True)
 _BASE_URL = flags.DEFINE_string(
-    "base_url", "", "The server; by default the environment's OPENAI_BASE_URL, or OpenAI's own."
+    "base_url",
+    "",
+    "URL of the server's API; by default the environment's OPENAI_BASE_URL, or OpenAI's API.",
 )
 _KEY_VARIABLE = flags.DEFINE_string(
     "key_variable",
     "OPENAI_API_KEY",
-    "The environment variable that holds the key; empty for a server without keys.",
+    "Name of the environment variable with the API key; empty for a server without keys.",
 )
-_BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
-_IMAGE_ROOT = flags.DEFINE_string("image_root", None, "Folder its paths begin in.", required=True)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where results are written.", required=True)
+_BENCHMARK = flags.DEFINE_string(
+    "benchmark", None, "Path of the benchmark, a JSON file in MIG-Bench's format.", required=True
+)
+_IMAGE_ROOT = flags.DEFINE_string(
+    "image_root", None, "Folder that the benchmark's image paths are relative to.", required=True
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Folder where the results are written.", required=True
+)
 _PROTOCOL = flags.DEFINE_enum(
     "protocol",
     "answer",
     ["answer", "authors"],
-    "answer: the box of <answer>. authors: prompt and first box as the benchmark's authors do.",
+    "Prompt, and box that is scored. answer: the box inside <answer>. authors: prompt and first "
+    "box in the response, as in the evaluation of the benchmark's authors.",
 )
-_LIMIT = flags.DEFINE_integer("limit", 0, "Only so many rows, spread over the file; 0 for all.")
-_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Requests under way at a time.")
-_RETRIES = flags.DEFINE_integer("retries", 8, "Of a request that had no answer.", lower_bound=0)
+_LIMIT = flags.DEFINE_integer(
+    "limit", 0, "Number of rows to evaluate, evenly spread over the file; 0: all."
+)
+_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Maximum number of concurrent requests.")
+_RETRIES = flags.DEFINE_integer(
+    "retries", 8, "Maximum number of retries of a failed request.", lower_bound=0
+)
 _BACKOFF = flags.DEFINE_float(
-    "backoff", 1.0, "Seconds before the first retry; doubled each time.", lower_bound=0.0
+    "backoff", 1.0, "Seconds before the first retry, doubled for each further one.", lower_bound=0.0
 )
-_TIMEOUT = flags.DEFINE_float("timeout", 180.0, "Seconds, for the whole of an answer.")
+_TIMEOUT = flags.DEFINE_float("timeout", 180.0, "Seconds until a request without answer fails.")
 _RATE = flags.DEFINE_float(
-    "requests_per_minute", 0.0, "At most so many; 0 for no limit.", lower_bound=0.0
+    "requests_per_minute",
+    0.0,
+    "Maximum number of requests per minute; 0: no limit.",
+    lower_bound=0.0,
 )
 _MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", 0, "Of an answer; 0 for the family's.", lower_bound=0
+    "max_tokens",
+    0,
+    "Maximum length of an answer in tokens; 0: the family's default.",
+    lower_bound=0,
 )
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     families.MAX_PIXELS,
-    "Of an image as it is sent. A server that makes images smaller still must be told the same.",
+    "Maximum number of pixels per image; larger images are shrunk before sending. If the server "
+    "has a lower limit, give the same value here.",
     lower_bound=families.MIN_PIXELS,
 )
 _EXTRA_BODY = flags.DEFINE_string(
-    "extra_body", None, "More fields of a request, as a JSON object, instead of the family's."
+    "extra_body",
+    None,
+    "Additional fields of a request as a JSON object; by default those of the family.",
 )
 
 

@@ -1,9 +1,9 @@
-"""Asks a model about some images, prints its answer and draws the boxes.
+"""Asks a model a question about images, prints the answer and draws its boxes.
 
     python scripts/ground.py --checkpoint=runs/demo/grpo --images=a.png,b.png \\
         --query="Where is the red circle?" --output=out.png
 
-The images are read and the prompt is worded as in the run's own config; --config gives another.
+Settings for images and prompt are those that the run was trained with, or those of --config.
 """
 
 from absl import flags
@@ -13,13 +13,23 @@ from mirg_jax import cli
 from mirg_jax.inference.predictor import load
 from mirg_jax.runs.settings import read
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Another recipe than the run's own.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's folder, a checkpoint, or a Hugging Face folder.", required=True
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe whose settings are used; by default those the run was trained with."
 )
-_IMAGES = flags.DEFINE_list("images", None, "Paths, separated by commas, in order.", required=True)
-_QUERY = flags.DEFINE_string("query", None, "The question.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "PNG with the boxes drawn in.", required=True)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Model to ask: a run's folder, one of its checkpoints, RUN/best, a Hugging Face folder or a "
+    "hub name.",
+    required=True,
+)
+_IMAGES = flags.DEFINE_list(
+    "images", None, "Paths of the images in order, separated by commas.", required=True
+)
+_QUERY = flags.DEFINE_string("query", None, "Question about the images.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Path of the picture to write: the images with boxes drawn.", required=True
+)
 
 
 def main(_):

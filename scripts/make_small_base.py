@@ -1,12 +1,13 @@
-"""Makes the small base model of the demo, from random weights, on a CPU.
+"""Trains the demo's small base model from random weights on a CPU.
 
     python scripts/make_small_base.py --output_dir=assets/small_base
     python scripts/make_small_base.py --output_dir=assets/small_base_qwen2_5_vl --family=qwen2_5_vl
 
-It learns what a pretrained vision-language model brings along, in three ways at once: to see
-(single pictures, with a dense loss on the vision tower), to answer in the trajectories' format,
-and to look things up in lists (with a loss on a few attention heads). It never meets a question
-about several pictures. The result is a plain Qwen2-VL, or Qwen2.5-VL, in Hugging Face's format.
+The model is trained for three abilities of a pretrained vision-language model: recognising objects
+in single pictures (with a dense loss on the vision tower), answering in the trajectories' format,
+and looking up objects in lists (with a loss on a few attention heads). Its training data has no
+questions about several pictures. The result is an ordinary Qwen2-VL or Qwen2.5-VL model in Hugging
+Face's format.
 """
 
 import functools
@@ -34,20 +35,28 @@ from mirg_jax.training.optimizer import make_optimizer
 from mirg_jax.types import Images
 from mirg_jax.weights import hf
 
-_OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write.", required=True)
-_FAMILY = flags.DEFINE_enum("family", "qwen2_vl", list(ARCHITECTURES), "Whose vision tower.")
-_SEE_STEPS = flags.DEFINE_integer("see_steps", 200, "Steps of the vision tower alone.")
-_STEPS = flags.DEFINE_integer("steps", 900, "Steps of the whole model.")
-_ROWS = flags.DEFINE_integer("rows", 24, "Token rows a step.")
-_POOL = flags.DEFINE_integer("pool", 12000, "Pictures drawn.")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Peak.")
-_PATTERN_WEIGHT = flags.DEFINE_float("pattern_weight", 0.2, "Weight of the attention loss.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
+_OUTPUT = flags.DEFINE_string(
+    "output_dir", None, "Folder where the model is written.", required=True
+)
+_FAMILY = flags.DEFINE_enum(
+    "family", "qwen2_vl", list(ARCHITECTURES), "Model family, which determines the vision tower."
+)
+_SEE_STEPS = flags.DEFINE_integer(
+    "see_steps", 200, "Number of training steps of the vision tower alone, before --steps."
+)
+_STEPS = flags.DEFINE_integer("steps", 900, "Number of training steps of the whole model.")
+_ROWS = flags.DEFINE_integer("rows", 24, "Number of token rows per step.")
+_POOL = flags.DEFINE_integer("pool", 12000, "Number of different training pictures.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Peak learning rate.")
+_PATTERN_WEIGHT = flags.DEFINE_float(
+    "pattern_weight", 0.2, "Weight of the loss on attention heads."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
 
 
 TOWERS = {
     "qwen2_vl": VisionConfig(depth=2, embed_dim=96, num_heads=4, mlp_ratio=4, out_dim=128),
-    # A picture is four windows of one visual token each.
+    # A picture has four windows of one visual token each.
     "qwen2_5_vl": VisionConfig(
         depth=3, embed_dim=96, num_heads=4, mlp_dim=256, out_dim=128, window_size=28,
         full_blocks=(1, 2),
@@ -56,7 +65,7 @@ TOWERS = {
 
 
 def model_config(tokenizer, family: str) -> ModelConfig:
-    """A model of 1.3 or 1.4 million parameters."""
+    """Returns the configuration of a model with 1.3 or 1.4 million parameters."""
 
     def token(name):
         return tokenizer.convert_tokens_to_ids(f"<|{name}|>")
@@ -85,7 +94,7 @@ def model_config(tokenizer, family: str) -> ModelConfig:
 
 
 def write_processor_config(folder: pathlib.Path) -> None:
-    """So that transformers resizes to the one size that the model knows."""
+    """Writes preprocessor_config.json, so that transformers resizes images to the model's size."""
     config = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "min_pixels": SIDE**2,
@@ -100,7 +109,7 @@ def write_processor_config(folder: pathlib.Path) -> None:
 
 
 def picture_batches(pictures, seed: int, steps: int, size: int = 256):
-    """Pictures alone, for the vision tower."""
+    """Yields batches of pictures with their labels, for training the vision tower."""
     for step in range(steps):
         rng = np.random.default_rng([seed, step])
         chosen = [pictures[i] for i in rng.integers(len(pictures), size=size)]
@@ -111,7 +120,7 @@ def picture_batches(pictures, seed: int, steps: int, size: int = 256):
 
 
 def train(function, trained, source, steps: int, rate: float, mesh, name: str):
-    """Minimises `function(trained, batch) -> (loss, numbers)`; numbers are printed."""
+    """Minimises `function(trained, batch) -> (loss, numbers)` and prints `numbers`, the metrics."""
     config = defaults.sft().optimizer
     config.update(name="muon", learning_rate=rate, warmup_ratio=0.03, final_ratio=0.02)
     config.adam_ratio = 0.5
@@ -140,7 +149,7 @@ def main(_):
     jax.config.update("jax_num_cpu_devices", 2)
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     small_tokenizer.write(folder)
-    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')  # until the real one follows
+    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')  # overwritten by `hf.save`
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = model_config(tokenizer, _FAMILY.value)
     rng = np.random.default_rng(seed)

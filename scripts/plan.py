@@ -1,9 +1,10 @@
-"""Will it fit? Compiles a recipe's step for a machine that isn't here and says where memory goes.
+"""Checks whether a recipe fits a machine's memory, by compiling its step for that machine.
 
     python scripts/plan.py --config=configs/grpo.py:qwen2_vl_7b,v5e_16 --machine=v5e:4x4
 
-Needs requirements-plan.txt; a plan takes minutes and a few GB on an ordinary computer. Exits with
-status 2, and the reason in a line, if the recipe does not fit.
+The machine itself is not needed: a plan takes minutes and a few GB on an ordinary computer. Prints
+the memory per device by part. If the recipe does not fit, the program exits with status 2 and one
+line with the reason. Needs requirements-plan.txt.
 """
 
 import json
@@ -17,19 +18,28 @@ from mirg_jax.planning import machines
 
 machines.prepare_environment()
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
-_MACHINE = flags.DEFINE_string(
-    "machine", None, "KIND:TOPOLOGY, such as v5e:4x4, v5p:2x2x2, v6e:2x4 or h100:8.", required=True
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe: a Python file in configs/ that returns the settings."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the plan to.")
+_MACHINE = flags.DEFINE_string(
+    "machine",
+    None,
+    "Machine to plan for as KIND:TOPOLOGY, such as v5e:4x4, v5p:2x2x2, v6e:2x4 or h100:8.",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Path of a JSON file to write the plan to; by default none is written."
+)
 _SEARCH = flags.DEFINE_bool(
-    "search", False, "Find the largest micro-batch, and the remat that recomputes least, that fit."
+    "search",
+    False,
+    "Find the model.remat with the least recomputation, then the largest micro-batch, that fit.",
 )
 _REPEATED = flags.DEFINE_bool(
     "repeated",
     False,
-    "Instead, the largest micro-batch of GRPO's update, beside that of the usual form, in which "
-    "each completion has its own copy of the prompt.",
+    "Instead of planning the recipe, find the largest micro-batch of GRPO's update with shared "
+    "prompts, and with the usual form, in which each completion has its own copy of the prompt.",
 )
 flags.mark_flag_as_required("config")
 

@@ -1,11 +1,12 @@
-"""A report of predictions and training runs that are there already.
+"""Writes a report of existing predictions and training runs.
 
     python scripts/report.py --benchmark=MIG_data.json --image_root=MIG-Bench \\
         --predictions=sft=runs/sft/eval/predictions.jsonl,grpo=runs/grpo/eval/predictions.jsonl \\
         --training=sft=runs/sft,grpo=runs/grpo --output=report.html
 
-Writes one HTML file that needs nothing else: scores, curves, every row with its pictures and boxes,
-and the groups that GRPO sampled. Without --image_root it has no pictures, and is far smaller.
+The report is one self-contained HTML file with scores, training curves, every row with its images
+and boxes, and the groups that GRPO sampled. Without --image_root it has no images and is much
+smaller.
 """
 
 import pathlib
@@ -19,31 +20,45 @@ from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
 
-_BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
+_BENCHMARK = flags.DEFINE_string(
+    "benchmark", None, "Path of the benchmark, a JSON file in MIG-Bench's format.", required=True
+)
 _PREDICTIONS = flags.DEFINE_list(
-    "predictions", [], "Responses, JSONL: NAME=FILE of each system, as scripts/score.py reads them."
+    "predictions",
+    [],
+    "Predictions to report: NAME=FILE for each system, separated by commas; JSONL files as for "
+    "scripts/score.py.",
 )
 _TRAINING = flags.DEFINE_list(
-    "training", [], "Folders of training runs to draw curves and groups of, each as NAME=FOLDER."
+    "training",
+    [],
+    "Training runs whose curves and groups are shown: NAME=FOLDER for each, separated by commas.",
 )
-_IMAGE_ROOT = flags.DEFINE_string("image_root", None, "Folder the benchmark's paths begin in.")
-_OUTPUT = flags.DEFINE_string("output", None, "The HTML file to write.", required=True)
-_TITLE = flags.DEFINE_string("title", "", "Its heading; by default, the benchmark's file name.")
+_IMAGE_ROOT = flags.DEFINE_string(
+    "image_root",
+    None,
+    "Folder that the benchmark's image paths are relative to; by default images are not shown.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Path of the HTML file to write.", required=True)
+_TITLE = flags.DEFINE_string(
+    "title", "", "Heading of the report; by default the benchmark's file name."
+)
 _PROTOCOL = flags.DEFINE_enum(
     "protocol",
     "answer",
     ["answer", "authors"],
-    "answer: the box of <answer>. authors: the first box anywhere, as the benchmark's authors do.",
+    "Box that is scored. answer: the box inside <answer>. authors: the first box in the response, "
+    "as in the evaluation of the benchmark's authors.",
 )
 
 
 def named(flag: str, entries: list[str]) -> dict[str, str]:
-    """NAME=PATH entries by name."""
+    """Parses NAME=PATH entries of a flag into paths by name."""
     found = {}
     for entry in entries:
         name, sign, path = entry.partition("=")
         if not (name and sign and path) or name in found:
-            raise ConfigError(f"--{flag}: {entry!r} is not NAME=PATH with a name of its own")
+            raise ConfigError(f"--{flag}: {entry!r} is not NAME=PATH with a unique name")
         found[name] = path
     return found
 

@@ -2,9 +2,9 @@
 
     python scripts/score.py --benchmark=MIG_data.json --predictions=out.jsonl --output=scores.json
 
-A prediction is one line of JSON, `{"index": i, "response": "…"}`, with i the row in the benchmark
-from 0 and the response as the model gave it; --family says what its numbers mean. Prints the
-paper's table; the JSON file also has every threshold and every row.
+A prediction is one line of JSON, `{"index": i, "response": "…"}`, where i is the row in the
+benchmark, from 0, and the response is the model's text; --family determines the coordinates of its
+boxes. Prints the paper's table; the output file also has all thresholds and rows.
 """
 
 import json
@@ -19,36 +19,51 @@ from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.mig_bench.tables import format_table
 
-_BENCHMARK = flags.DEFINE_string("benchmark", None, "MIG-Bench JSON file.", required=True)
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "Responses, JSONL.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Where to write the scores, JSON.", required=True)
+_BENCHMARK = flags.DEFINE_string(
+    "benchmark", None, "Path of the benchmark, a JSON file in MIG-Bench's format.", required=True
+)
+_PREDICTIONS = flags.DEFINE_string(
+    "predictions", None, "Path of the predictions, a JSONL file.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Path of the JSON file to write the scores to.", required=True
+)
 _PROTOCOL = flags.DEFINE_enum(
     "protocol",
     "answer",
     ["answer", "authors"],
-    "answer: the box of <answer>. authors: the first box anywhere, as the benchmark's authors do.",
+    "Box that is scored. answer: the box inside <answer>. authors: the first box in the response, "
+    "as in the evaluation of the benchmark's authors.",
 )
 _FAMILY = flags.DEFINE_enum(
     "family",
     None,
     sorted(families.FAMILIES),
-    "Of the model, as evaluate_server.py has them; else our own.",
+    "Family of the model, as in evaluate_server.py; by default a model trained here.",
 )
 _IMAGE_ROOT = flags.DEFINE_string(
-    "image_root", "", "Folder of the images, for a family that answers in pixels."
+    "image_root",
+    "",
+    "Folder that image paths are relative to; needed for families that answer in pixels.",
 )
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     families.MAX_PIXELS,
-    "Of an image as such a model got it.",
+    "Maximum number of pixels of the images given to a model that answers in pixels.",
     lower_bound=families.MIN_PIXELS,
 )
 _SKIP_IMPOSSIBLE = flags.DEFINE_bool(
-    "skip_impossible", False, "Leave out rows whose own answer is inverted and cannot be hit."
+    "skip_impossible",
+    False,
+    "Skip rows whose ground-truth box is inverted, which no prediction can hit.",
 )
-_STRICT = flags.DEFINE_bool("strict", False, "A hit is an IoU above 0.5, not from 0.5 up.")
+_STRICT = flags.DEFINE_bool(
+    "strict", False, "Count a hit only if the IoU is above 0.5; by default 0.5 is a hit too."
+)
 _MIGICIAN_SCALING = flags.DEFINE_bool(
-    "migician_scaling", False, "Stretch y as the benchmark's authors do for their own model."
+    "migician_scaling",
+    False,
+    "Rescale y coordinates as the benchmark's authors do for their own model, Migician.",
 )
 
 

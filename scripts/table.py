@@ -1,9 +1,9 @@
-"""Runs a table of the paper: every row trained and evaluated, beside the paper's figures.
+"""Reproduces a table of the paper: trains and evaluates every row, and adds the paper's figures.
 
     python scripts/table.py --config=configs/table_3.py:tiny --workdir=runs/table_3 --seeds=1,2,3
 
-Writes WORKDIR/table.json and table.md, and a folder for each seed and row. Run again to go on.
-Some rows alone: --config.order="('base', 'grounded', 'grounded_rl')".
+Writes WORKDIR/table.json, table.md, and a folder for each seed and row. Run the same command again
+to continue. To run only some of the rows: --config.order="('base', 'grounded', 'grounded_rl')".
 """
 
 import json
@@ -17,9 +17,15 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.experiments import figures, rows, tables
 from mirg_jax.sharding import processes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Table, configs/table_*.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "All rows are run for each.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Description of the table, one of configs/table_*.py."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder where all results are written.", required=True
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds", ["0"], "Random seeds, separated by commas; all rows are run for each."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -28,7 +34,9 @@ def main(_):
     try:
         seeds = [int(seed) for seed in _SEEDS.value]
     except ValueError:
-        raise ConfigError(f"--seeds={','.join(_SEEDS.value)}: whole numbers") from None
+        raise ConfigError(
+            f"--seeds={','.join(_SEEDS.value)}: give integers separated by commas"
+        ) from None
     workdir.mkdir(parents=True, exist_ok=True)
     table = rows.read(config)
     results = tables.run(table, workdir, seeds)

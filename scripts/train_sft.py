@@ -1,9 +1,10 @@
-"""Trajectory SFT: the paper's stage 1. Run again with the same --workdir to resume.
+"""Trains a model by SFT on trajectories, the paper's stage 1.
 
     python scripts/train_sft.py --config=configs/sft_qwen2_vl_7b.py --workdir=runs/sft \\
         --config.data.train_json=train.json --config.data.image_root=images
 
-Every setting and its default is in mirg_jax/defaults.py; --config.NAME=VALUE changes one.
+Run the same command again to resume. All settings and their defaults are in mirg_jax/defaults.py;
+--config.NAME=VALUE changes one.
 """
 
 import pathlib
@@ -15,8 +16,12 @@ from mirg_jax import cli
 from mirg_jax.runs.settings import read_for_training
 from mirg_jax.training import sft
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and logs.", required=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe: a Python file in configs/ that returns the settings."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, for checkpoints, metrics and logs.", required=True
+)
 flags.mark_flag_as_required("config")
 
 

@@ -1,7 +1,8 @@
-"""Encoded examples → arrays of a few static shapes.
+"""Batching: encoded examples → arrays of a few static shapes.
 
-Every distinct shape is a compilation, so rows, image slots and patches a slot are padded up to the
-next of a few sizes. SFT packs several examples into a row; GRPO keeps a prompt a row.
+Each distinct shape is compiled separately, so row lengths, image slots per row and patches per slot
+are padded to the next of a few sizes. SFT packs several examples into a row; GRPO has one prompt
+per row.
 """
 
 import dataclasses
@@ -20,12 +21,12 @@ from mirg_jax.types import Images, Text
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The sizes that arrays may take, each in ascending order; the last is the limit.
+    """The padded sizes that arrays may have, each in ascending order; the last is the upper limit.
 
     Attributes:
-      lengths: tokens a row.
-      slots: images a row.
-      patches: patches an image (four make a visual token).
+      lengths: tokens per row.
+      slots: images per row.
+      patches: patches per image (four for each visual token).
     """
 
     lengths: tuple[int, ...]
@@ -33,7 +34,11 @@ class Shapes:
     patches: tuple[int, ...]
 
     def check(self, encoded: Encoded, images: Sequence[ImagePatches]) -> None:
-        """Raises DataError if an example doesn't fit; nothing is ever cut."""
+        """Checks that an example is within the limits; nothing is ever truncated.
+
+        Raises:
+          DataError: if it exceeds one.
+        """
         largest = max((len(image.patches) for image in images), default=0)
         for what, size, limits, field in (
             ("tokens", len(encoded.tokens), self.lengths, "lengths"),
@@ -52,24 +57,28 @@ def _next(sizes: Sequence[int], size: int) -> int:
 
 
 class Item(NamedTuple):
-    """An encoded example with its images."""
+    """An encoded example and its images."""
 
     encoded: Encoded
     images: tuple[ImagePatches, ...]
 
 
 class PackedBatch(NamedTuple):
-    """Rows of packed examples. `labels` marks the tokens to be learned."""
+    """Rows of packed examples."""
 
     text: Text
     images: Images
-    labels: Bool[np.ndarray, "B T"]
+    labels: Bool[np.ndarray, "B T"]  # response tokens, which have a loss
 
 
 def pack(items: Sequence[Item], shapes: Shapes) -> list[list[int]]:
-    """Groups examples into rows, longest first, each into the first row with room (FFD)."""
+    """Packs examples into rows, first-fit decreasing: longest first, into the first row with room.
+
+    Returns:
+      The indices of each row's examples.
+    """
     rows: list[list[int]] = []
-    free: list[list[int]] = []  # tokens and slots left in each row
+    free: list[list[int]] = []  # free tokens and image slots of each row
     for index in sorted(range(len(items)), key=lambda i: (-len(items[i].encoded.tokens), i)):
         tokens, slots = len(items[index].encoded.tokens), len(items[index].images)
         fits = (i for i, room in enumerate(free) if room[0] >= tokens and room[1] >= slots)
@@ -83,11 +92,11 @@ def pack(items: Sequence[Item], shapes: Shapes) -> list[list[int]]:
     return rows
 
 
-ArraySizes = tuple[int, int, int]  # tokens a row, images a row, patches an image
+ArraySizes = tuple[int, int, int]  # tokens per row, images per row, patches per image
 
 
 def sizes(items: Sequence[Item], rows: Sequence[Sequence[int]], shapes: Shapes) -> ArraySizes:
-    """The allowed sizes just large enough for rows of examples."""
+    """Returns the smallest allowed array sizes for rows of examples."""
     length = max((sum(len(items[i].encoded.tokens) for i in row) for row in rows), default=1)
     slots = max((sum(len(items[i].images) for i in row) for row in rows), default=1)
     used = [image for row in rows for i in row for image in items[i].images]
@@ -100,7 +109,14 @@ def sizes(items: Sequence[Item], rows: Sequence[Sequence[int]], shapes: Shapes) 
 
 
 def common_sizes(wanted: Sequence[Sequence[ArraySizes]]) -> list[ArraySizes]:
-    """As many micro-batches as any process has, each as large as any process's."""
+    """Returns array sizes of micro-batches that are large enough for every process.
+
+    Args:
+      wanted: for each process, the sizes of its micro-batches; their numbers may differ.
+
+    Returns:
+      The maximal number of micro-batches, each with the maximal sizes.
+    """
     return [
         tuple(max(column) for column in zip(*each, strict=True))
         for each in itertools.zip_longest(*wanted, fillvalue=(0, 0, 0))
@@ -113,7 +129,14 @@ def collate(
     shapes: Shapes,
     size: ArraySizes | None = None,
 ) -> PackedBatch:
-    """Lays rows of examples out in arrays of `size`; by default that of `sizes`."""
+    """Creates the arrays of a batch.
+
+    Args:
+      items: the examples.
+      rows: the indices of each row's examples.
+      shapes: the allowed sizes.
+      size: array sizes; by default those of `sizes`.
+    """
     B = len(rows)
     T, S, P = size or sizes(items, rows, shapes)
 
@@ -146,19 +169,30 @@ def collate(
 
 
 def prompt_rows(items: Sequence[Item], count: int) -> list[list[int]]:
-    """One prompt a row; empty rows fill up to `count`."""
+    """Returns rows of one prompt each, filled up with empty rows to `count` rows."""
     return [[i] for i in range(len(items))] + [[] for _ in range(count - len(items))]
 
 
 def collate_prompts(
     items: Sequence[Item], shapes: Shapes, size: int, arrays: ArraySizes | None = None
 ) -> PackedBatch:
-    """`size` rows of a prompt or none, in `arrays` of given sizes or just large enough."""
+    """Creates a batch of prompts, one per row.
+
+    Args:
+      items: the prompts.
+      shapes: the allowed sizes.
+      size: number of rows; rows without a prompt are empty.
+      arrays: array sizes; by default the smallest allowed ones.
+    """
     return collate(items, prompt_rows(items, size), shapes, arrays)
 
 
 def patch_positions(grid: tuple[int, int]) -> Int[np.ndarray, "P 2"]:
-    """(row, column) of an image's patches, in their 2×2 merge-block order."""
+    """Returns the (row, column) of an image's patches in 2×2 merge-block order.
+
+    Args:
+      grid: rows and columns of patches.
+    """
     rows, columns = grid
     where = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
     where = where.reshape(rows // 2, 2, columns // 2, 2, 2).transpose(0, 2, 1, 3, 4)

@@ -1,7 +1,7 @@
-"""Image files → patches, as Qwen2-VL's image processor makes them, on the host and in uint8.
+"""Image files → patches as in Qwen2-VL's image processor, but as uint8 and with one frame.
 
-The device duplicates the frame (the temporal patch has two) and normalises: a patch travels as 588
-bytes instead of 1176 floats.
+Normalisation, and the second frame of the temporal patch, are left to the device, so that 588 bytes
+per patch are transferred instead of 1176 floats.
 """
 
 import math
@@ -20,17 +20,17 @@ MERGE = 2
 PATCH_BYTES = 3 * PATCH * PATCH
 MAX_ASPECT_RATIO = 200
 
-# Pixels of a file, before resizing. More than any photo of a data set, and 200 MB when decoded.
+# Limit on a file's pixels before resizing: more than any photo in the data sets, 200 MB decoded.
 MAX_FILE_PIXELS = 64_000_000
-# Pillow's other formats are rare and some run external programs.
+# Pillow's other formats are rare, and some run external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# The folders that the paths in the published files begin with.
+# Folders that the paths in the published files begin with.
 _DATASET_FOLDERS = ("MGrounding-630k", "MIG-Bench")
 
 
 @dataclass(frozen=True)
 class ImagePatches:
-    """An image cut into patches.
+    """An image split into patches.
 
     Attributes:
       patches: one frame of 3×14×14 pixels each (channel, row, column), in 2×2 merge-block order.
@@ -42,13 +42,17 @@ class ImagePatches:
 
 
 def resolve_image(root: str | pathlib.Path, path: str) -> pathlib.Path:
-    """The file that a data set's path means; it need not exist.
+    """Resolves an image path of a data set; the file need not exist.
 
-    Paths of the published files begin with the data set's folder: `root` may be that folder or the
-    one above it.
+    Paths in the published files begin with the data set's folder; `root` may be that folder or its
+    parent.
+
+    Args:
+      root: the image root.
+      path: a path in the data.
 
     Raises:
-      DataError: the path leaves the root.
+      DataError: if the path is invalid or leads out of the root.
     """
     root, relative = pathlib.Path(root), pathlib.PurePosixPath(path)
     if relative.is_absolute() or ".." in relative.parts:
@@ -61,7 +65,7 @@ def resolve_image(root: str | pathlib.Path, path: str) -> pathlib.Path:
             found = root.joinpath(*relative.parts[1:])
         inside = found.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a null byte
-        raise DataError(f"image {path!r}: not a usable path ({error}); mend the row") from None
+        raise DataError(f"image {path!r}: not a usable path ({error}); correct the row") from None
     if not inside:
         raise DataError(
             f"image {path!r}: a link leads out of the image root; copy the file into {str(root)!r}"
@@ -70,10 +74,10 @@ def resolve_image(root: str | pathlib.Path, path: str) -> pathlib.Path:
 
 
 def image_size(root: str | pathlib.Path, path: str) -> tuple[int, int]:
-    """Width and height of an image as stored; its pixels are not read.
+    """Reads the width and height of an image as stored, without decoding it.
 
     Raises:
-      DataError: the file is missing, not an image or too narrow.
+      DataError: if the file is missing, not an image, or too narrow.
     """
     file = resolve_image(root, path)
     try:
@@ -85,17 +89,22 @@ def image_size(root: str | pathlib.Path, path: str) -> tuple[int, int]:
     except Exception as error:  # as in `load_image`
         what = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"image {str(file)!r}: no size to be had ({what}); check the image root and the row"
+            f"image {str(file)!r}: can't read its size ({what}); check the image root and the row"
         ) from None
 
 
 def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
-    """Reads an image as 8-bit RGB; transparency is laid on white, 16-bit grey scaled to 8.
+    """Reads an image as 8-bit RGB.
 
-    The EXIF orientation is not applied: boxes are relative to the image as stored.
+    Transparent images are composited on white, and 16-bit grey is scaled to 8 bits. The EXIF
+    orientation is not applied, since boxes are relative to the image as stored.
+
+    Args:
+      root: the image root.
+      path: path of the image relative to it.
 
     Raises:
-      DataError: the file is missing, not an image, damaged, too large or too narrow.
+      DataError: if the file is missing, not an image, damaged, too large or too narrow.
     """
     file = resolve_image(root, path)
 
@@ -125,12 +134,17 @@ def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
         raise unusable(f"it has more than {MAX_FILE_PIXELS} pixels", "make it smaller") from None
     except Image.UnidentifiedImageError:
         raise unusable("not an image of a known format", again) from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    except Exception as error:  # Pillow's decoders raise many exception types on damaged files
         what = " ".join(str(error).split()) or type(error).__name__
         raise unusable(f"cannot be read ({what})", again) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image to 8-bit RGB; see `load_image`.
+
+    Raises:
+      ValueError: if pixels are 32-bit floats.
+    """
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
         grey = np.asarray(image).astype(np.float32) / 257
         return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
@@ -141,13 +155,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     if image.mode == "RGB":
-        image.load()  # `convert` would copy it, which takes as long as decoding a JPEG
+        image.load()  # `convert` would make a copy, which takes as long as decoding a JPEG
         return image
     return image.convert("RGB")
 
 
 def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
-    """The image, smaller if it has more pixels."""
+    """Shrinks an image to at most `max_pixels` pixels; returns smaller images unchanged."""
     if (pixels := image.width * image.height) <= max_pixels:
         return image
     by = math.sqrt(max_pixels / pixels)
@@ -156,10 +170,13 @@ def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
 
 
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Qwen2-VL's size for an image: sides are multiples of 28, the shape is kept as nearly as that
-    allows, and the pixels lie between the limits where possible.
+    """Returns the height and width that Qwen2-VL resizes an image to.
 
-    Raises ValueError for an aspect ratio over 200.
+    Sides are multiples of 28, the aspect ratio is kept as closely as that allows, and the number of
+    pixels is within the limits where possible.
+
+    Raises:
+      ValueError: if the aspect ratio is over 200.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"{width}x{height} is narrower than 1:{MAX_ASPECT_RATIO}")
@@ -177,9 +194,14 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> t
 
 
 def patchify(image: Image.Image, min_pixels: int, max_pixels: int) -> ImagePatches:
-    """Resizes an RGB image (bicubic) and cuts it into patches; pixels stay 0..255.
+    """Resizes an RGB image (bicubic) and splits it into patches of uint8 pixels.
 
-    The four patches that the model merges into one visual token are neighbours in the result.
+    The four patches that the model merges into one visual token are adjacent in the result.
+
+    Args:
+      image: an RGB image.
+      min_pixels: lower limit on the pixels after resizing.
+      max_pixels: upper limit on the pixels after resizing.
     """
     height, width = smart_resize(image.height, image.width, min_pixels, max_pixels)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Examples → prepared examples → batches: a grain pipeline whose state can be saved."""
+"""The input pipeline: examples → encoded examples → batches, with Grain and a resumable state."""
 
 import collections
 import dataclasses
@@ -19,9 +19,14 @@ from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, GroundedObject,
 
 
 class RejectedLog:
-    """Counts rows that can't be used and lists them, each once, in a JSONL file.
+    """Counts rejected rows and lists each of them once in a JSONL file.
 
-    Of several processes, the first writes what all have told it (`take`, then `add` there).
+    With several processes, only the first writes the file; the others pass on their rows with
+    `take`, for `add` in the first.
+
+    Args:
+      path: the JSONL file, which is continued if it exists; None: don't write a file.
+      write: whether this process writes the file.
     """
 
     def __init__(self, path: pathlib.Path | None = None, *, write: bool = True):
@@ -29,15 +34,20 @@ class RejectedLog:
         self._writes = write and path is not None
         if path and path.exists():
             found = path.read_bytes()
-            whole = found[: found.rfind(b"\n") + 1]  # a killed run may have torn the last line
-            if write and whole != found:
-                path.write_bytes(whole)
-            for line in whole.decode().splitlines():
+            complete = found[: found.rfind(b"\n") + 1]  # a killed run may leave a partial last line
+            if write and complete != found:
+                path.write_bytes(complete)
+            for line in complete.decode().splitlines():
                 row = json.loads(line)
                 self._seen.add((row["source"], row["id"]))
 
     def add(self, rejected: Rejected, *, told: bool = False) -> None:
-        """Lists a row; `told` if all processes know of it."""
+        """Adds a row.
+
+        Args:
+          rejected: the row.
+          told: whether the other processes have it already.
+        """
         with self._lock:
             if (rejected.source, rejected.id) in self._seen:
                 return
@@ -49,7 +59,7 @@ class RejectedLog:
                     file.write(json.dumps(dataclasses.asdict(rejected)) + "\n")
 
     def take(self) -> list[dict]:
-        """The rows that this process has found since the last call."""
+        """Returns the rows that this process has found since the last call."""
         with self._lock:
             fresh, self._fresh = self._fresh, []
             return fresh
@@ -59,15 +69,15 @@ class RejectedLog:
 
 
 def response_of(example: Example) -> str:
-    """The text to learn: the trajectory, or the true objects alone in an answer block.
+    """Returns the text to learn: the trajectory or, without one, an answer block with the targets.
 
     Raises:
-      DataError: for an example with neither.
+      DataError: if the example has neither.
     """
     if example.response is not None:
         return example.response
     if not example.targets:
-        raise DataError("there is neither a response nor a target to learn")
+        raise DataError("the example has neither a response nor targets to learn from")
     numbers = collections.Counter()
     objects = []
     for target in example.targets:
@@ -79,11 +89,16 @@ def response_of(example: Example) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Preparer:
-    """Reads and encodes one example; the work of the pipeline's threads.
+    """Callable that reads and encodes one example, run by the pipeline's threads.
 
     Attributes:
-      with_response: encode the response too (SFT); prompts alone otherwise.
-      min_pixels, max_pixels: the range an image is resized into.
+      image_root: folder that image paths are relative to.
+      tokenizer: the model's tokenizer.
+      style: the text around questions.
+      shapes: the allowed array sizes.
+      min_pixels: lower limit on an image's pixels after resizing.
+      max_pixels: upper limit on an image's pixels after resizing.
+      with_response: whether the response is encoded too (SFT), or only the prompt.
     """
 
     image_root: str
@@ -98,16 +113,16 @@ class Preparer:
         """Reads an example's images and encodes it.
 
         Raises:
-          DataError: naming the row, for an example that can't be used.
+          DataError: if the example can't be used; the message names its row.
         """
-        # One after the other, so that no more than one is held decoded.
+        # A generator, so that only one decoded image is in memory at a time.
         return self.encode(example, (load_image(self.image_root, path) for path in example.images))
 
     def encode(self, example: Example, images: Iterable[Image.Image]) -> Item:
-        """Encodes an example with these RGB images in place of those that its paths name.
+        """Encodes an example with the given RGB images instead of those at its paths.
 
         Raises:
-          DataError: as above.
+          DataError: if the example can't be used; the message names its row.
         """
         try:
             patches = tuple(patchify(image, self.min_pixels, self.max_pixels) for image in images)
@@ -131,20 +146,27 @@ def batches(
     shares: int = 1,
     threads: int = 2,
 ) -> grain.DatasetIterator:
-    """Endless batches of `(example, item)` lists, reshuffled each epoch.
+    """Returns an infinite iterator of batches, each a list of `(example, item)` pairs.
 
-    Rows that can't be used are left out, logged, and replaced by the next. The order depends on
-    the seed alone, and the iterator's `get_state`/`set_state` resume it exactly. Share i is every
-    `shares`-th example of the one global order, from the i-th on.
+    Examples are reshuffled every epoch, in an order that depends only on the seed. Those that can't
+    be used are logged and replaced by the next ones. The iterator's `get_state` and `set_state`
+    resume it exactly.
 
     Args:
-      batch_size: examples a batch in this share.
+      examples: the examples.
+      prepare: reads and encodes an example.
+      rejected: where examples that can't be used are logged.
+      batch_size: examples per batch in this share.
+      seed: random seed of the order.
+      share: index of this share, which has every `shares`-th example of the global order.
+      shares: number of shares.
+      threads: number of threads that prepare examples.
 
     Raises:
-      DataError: when no example is left.
+      DataError: if no example can be used.
     """
     if not examples:
-        raise DataError("the data set is empty; look at data.train_json and rejected.jsonl")
+        raise DataError("the data set is empty; check data.train_json and rejected.jsonl")
     state = {"bad_in_a_row": 0}
 
     def load(index: int) -> tuple[Example, Item] | None:
@@ -168,15 +190,21 @@ def batches(
 
 
 def positions(next_indices: Sequence[int]) -> dict:
-    """What a checkpoint says of the data: how far each share has been read."""
+    """Returns the position in the data for a checkpoint: the next index of each share."""
     return {"next": list(next_indices)}
 
 
 def position(saved: dict, share: int, shares: int) -> dict:
-    """The iterator's state to go on from `positions`; exact with the same number of shares.
+    """Returns the iterator state of a share for resuming from saved `positions`.
 
-    With another, it begins behind the last example that any share had read, so that none is seen
-    twice in an epoch; where no row was left out, that is exact too.
+    With the same number of shares this is exact. With another number, reading continues after the
+    last example that any share has read, so that no example is repeated within an epoch; if no rows
+    were rejected, that is exact too.
+
+    Args:
+      saved: the result of `positions`.
+      share: index of the share.
+      shares: number of shares.
     """
     read = saved["next"]
     if len(read) == shares:

@@ -1,4 +1,4 @@
-"""Chat prompts: text and images → token ids, M-RoPE positions and the places of visual tokens."""
+"""Chat prompts: text and images → token IDs, M-RoPE positions, positions of visual tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mirg_jax.errors import DataError
 
 IMAGE_PAD = "<|image_pad|>"
 END_OF_TURN = "<|im_end|>"
-# Text of a data set may hold boxes and object references, never what structures the prompt.
+# Text in the data may contain boxes and object references, but not the tokens of prompt structure.
 FORBIDDEN = (
     "<|im_start|>",
     END_OF_TURN,
@@ -26,7 +26,7 @@ FORBIDDEN = (
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer's interface that is used here."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
@@ -35,12 +35,12 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PromptStyle:
-    """Wording around a question.
+    """The text around a question.
 
     Attributes:
-      system: the system message (Qwen2-VL's own by default); empty for none.
-      image_label: put before each image, `{n}` counts from 1; empty for none.
-      instruction: appended to the question on a line of its own; empty for none.
+      system: system message (by default Qwen2-VL's own); empty for none.
+      image_label: text before each image, where `{n}` is its number from 1; empty for none.
+      instruction: text appended to the question on a separate line; empty for none.
     """
 
     system: str = "You are a helpful assistant."
@@ -50,13 +50,13 @@ class PromptStyle:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One prompt, with or without its response, as the model reads it.
+    """A tokenised prompt, with or without its response.
 
     Attributes:
-      tokens: [T].
-      positions: [T, 3] M-RoPE positions (time, height, width).
-      image_starts: where each image's visual tokens begin.
-      prompt_length: how many tokens are prompt; the rest is the response, which is learned.
+      tokens: token IDs.
+      positions: M-RoPE positions (time, height, width).
+      image_starts: position of each image's first visual token.
+      prompt_length: number of prompt tokens; the rest is the response, which is learned.
     """
 
     tokens: Int[np.ndarray, " T"]
@@ -66,16 +66,20 @@ class Encoded:
 
 
 def chat_text(question: str, num_images: int, style: PromptStyle) -> str:
-    """The prompt as text, one `<|image_pad|>` an image, in Qwen2-VL's chat template.
+    """Formats a prompt with Qwen2-VL's chat template, with one `<|image_pad|>` per image.
 
-    `<image>` marks say where images go; images without a mark come first, in order.
+    Args:
+      question: the question; `<image>` marks the position of an image, and images without a mark
+        come first, in order.
+      num_images: number of images.
+      style: the text around the question.
 
     Raises:
-      DataError: for more marks than images, or a control token inside the question.
+      DataError: if there are more marks than images, or the question contains a control token.
     """
     for token in FORBIDDEN:
         if token in question:
-            raise DataError(f"the question holds the control token {token}; remove it")
+            raise DataError(f"the question contains the control token {token}; remove it")
     pieces = question.split(IMAGE_MARK)
     if len(pieces) - 1 > num_images:
         raise DataError(
@@ -101,13 +105,16 @@ def mrope_positions(
     grids: Sequence[tuple[int, int]],
     image_token: int,
 ) -> Int[np.ndarray, "T 3"]:
-    """M-RoPE positions (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    """Computes M-RoPE positions (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
-    Text advances all three axes together. The tokens of an image share one time, and their
-    height and width count from it; what follows goes on after the largest of the three.
+    For text, all three positions advance together. The tokens of an image share one time position
+    t, and their height and width positions are t plus their row and column. The next token's
+    position follows the largest of the three.
 
     Args:
+      tokens: token IDs, with all visual tokens.
       grids: rows and columns of each image, in visual tokens.
+      image_token: ID of the visual tokens.
     """
     positions = np.zeros((len(tokens), 3), np.int32)
     at, start = 0, 0
@@ -130,13 +137,17 @@ def encode(
     style: PromptStyle,
     response: str | None = None,
 ) -> Encoded:
-    """Encodes an example's prompt, and its response with the end-of-turn token if given.
+    """Tokenises an example's prompt and, if given, its response with an end-of-turn token.
 
     Args:
+      example: the example.
       grids: rows and columns of each image, in visual tokens.
+      tokenizer: the tokenizer.
+      style: the text around the question.
+      response: the response to learn; None to encode the prompt only.
 
     Raises:
-      DataError: as `chat_text`, or for control tokens in the response.
+      DataError: if question or response contain control tokens, or there are too many image marks.
     """
     text = chat_text(example.question, len(example.images), style)
     ids = np.array(tokenizer.encode(text, add_special_tokens=False), np.int32)
@@ -149,7 +160,7 @@ def encode(
     if response is not None:
         held = [token for token in FORBIDDEN if token in response]
         if held:
-            raise DataError(f"the response holds the control token {held[0]}; remove it")
+            raise DataError(f"the response contains the control token {held[0]}; remove it")
         ids = tokenizer.encode(response + END_OF_TURN, add_special_tokens=False)
         tokens = np.concatenate([tokens, np.array(ids, np.int32)])
     return Encoded(

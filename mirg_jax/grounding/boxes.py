@@ -1,7 +1,8 @@
-"""The box convention, in one place.
+"""The box format, conversions to other units, and intersection over union.
 
-A box is (x1, y1, x2, y2), integers on a grid of 0..1000 relative to the image as given, origin at
-the top left, x to the right, y down. MIG-Bench files hold the same four numbers as fractions.
+A box is (x1, y1, x2, y2): integers on a grid of 0..1000 relative to the image as stored, with the
+origin at the top left, x to the right and y down. MIG-Bench files have the same four numbers as
+fractions of the image's sides.
 """
 
 from collections.abc import Sequence
@@ -15,22 +16,24 @@ Box = tuple[int, int, int, int]
 
 
 def is_valid(box: Sequence[float]) -> bool:
-    """True for a box with an area that lies on the grid; False for NaN coordinates."""
+    """Returns whether a box has a positive area and lies on the grid; False for NaN."""
     x1, y1, x2, y2 = box
     return bool(0 <= x1 < x2 <= GRID and 0 <= y1 < y2 <= GRID)
 
 
 def fraction_to_grid(fractions: Sequence[float]) -> Box:
-    """Rounds four fractions of the image's sides to the grid, clipped to 0..GRID.
+    """Converts fractions of the image's sides to the grid, rounded and clipped to 0..GRID.
 
-    Raises ValueError for NaN and OverflowError for infinity.
+    Raises:
+      ValueError: if a value is NaN.
+      OverflowError: if a value is infinite.
     """
     x1, y1, x2, y2 = (min(max(round(value * GRID), 0), GRID) for value in fractions)
     return x1, y1, x2, y2
 
 
 def grid_to_fraction(box: Sequence[float]) -> tuple[float, float, float, float]:
-    """The box in fractions of the image's sides."""
+    """Converts a box on the grid to fractions of the image's sides."""
     x1, y1, x2, y2 = (value / GRID for value in box)
     return x1, y1, x2, y2
 
@@ -38,7 +41,7 @@ def grid_to_fraction(box: Sequence[float]) -> tuple[float, float, float, float]:
 def grid_to_pixels(
     box: Sequence[float], width: int, height: int
 ) -> tuple[float, float, float, float]:
-    """The box in pixels of an image of the given width and height, not rounded."""
+    """Converts a box on the grid to pixels of an image of the given size, without rounding."""
     x1, y1, x2, y2 = grid_to_fraction(box)
     return x1 * width, y1 * height, x2 * width, y2 * height
 
@@ -46,9 +49,9 @@ def grid_to_pixels(
 def iou(
     a: Num[np.ndarray, "*#batch 4"] | Sequence, b: Num[np.ndarray, "*#batch 4"] | Sequence
 ) -> Float[np.ndarray, "*batch"]:
-    """Intersection over union of boxes in any common unit, float64; leading axes broadcast.
+    """Computes the intersection over union of boxes in any common unit, in float64.
 
-    A box without area (empty or inverted) has an overlap of 0 with everything.
+    Leading axes broadcast. The result is 0 if either box is empty or inverted.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
 

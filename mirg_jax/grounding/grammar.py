@@ -1,16 +1,16 @@
-"""The language of the answers: formatting and parsing from one definition.
+"""The format of responses: formatting and parsing.
 
-    <think>thoughts</think><answer>objects</answer>
+    <think>reasoning</think><answer>objects</answer>
 
-An object, where it is first mentioned, is its id, its name and its box:
+The first mention of an object consists of its ID, its name and its box:
 
     <bbox_id>[N-M]</bbox_id><|object_ref_start|>name<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>
 
-N is the image and M the object inside that image, both from 1; a later mention is the id alone.
-Boxes follow `boxes.py`. Text must be decoded with special tokens kept: the grammar is made of them.
+N is the image and M the object in that image, both counted from 1. Later mentions are the ID only.
+Boxes follow `boxes.py`. Text must be decoded with special tokens kept, since the format uses them.
 
-Parsing never raises and takes time linear in the text, whatever a policy samples: the text is cut
-at the tokens, and every piece between two tokens is looked at a fixed number of times.
+Parsing never raises an exception and takes time linear in the length of the text, whatever a policy
+samples: the text is split at the tokens, and each piece is processed a fixed number of times.
 """  # noqa: E501
 
 import re
@@ -38,7 +38,7 @@ _END_OF = {ID_START: ID_END, OBJECT_START: OBJECT_END, BOX_START: BOX_END}
 _PART = re.compile("(" + "|".join(map(re.escape, (*_END_OF, *_END_OF.values()))) + ")")
 _TOKEN = re.compile(f"{_BLOCK.pattern}|{_PART.pattern}")
 _WORD = re.compile(r"\w")
-# No quantifier crosses a "<": linear whatever the text.
+# No quantifier matches across a "<", so that matching takes linear time for any text.
 _NOT_PROSE = re.compile(
     f"{re.escape(ID_START)}[^<]*{re.escape(ID_END)}"
     f"|{re.escape(BOX_START)}[^<]*{re.escape(BOX_END)}|{_TOKEN.pattern}"
@@ -52,7 +52,7 @@ ORDINALS = (
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 )
 _LAST = ("last", "final")
-_SOURCE = "source"  # region questions give "a source image followed by its several regions"
+_SOURCE = "source"  # region questions refer to "a source image followed by its several regions"
 _WORDS = "|".join((*ORDINALS, *_LAST, _SOURCE))
 _IMAGE = r"(?:image|picture|photo|frame)"
 _WORDING = re.compile(
@@ -64,24 +64,26 @@ _WORDING = re.compile(
 
 @dataclass(frozen=True)
 class GroundedObject:
-    """A box, where known with its image (from 1), its number in that image (from 1), its name."""
+    """A box and, if known, its image, its number within that image, and its name."""
 
     box: Box
-    image: int | None = None
-    number: int | None = None
+    image: int | None = None  # from 1
+    number: int | None = None  # from 1
     label: str = ""
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model's text says.
+    """A parsed response.
 
-    thinking, answer: the text inside the blocks, None where there is no such block.
-    mentions: the objects with a box inside the thoughts.
-    objects: the objects of the answer. Their `image` is None or one of 1..num_images.
-    format_ok: one think block, then one answer block with a valid box, nothing else around them,
-        and no image index outside 1..num_images.
-    problems: what is wrong, a line each.
+    Attributes:
+      thinking: the text inside the think block; None without such a block.
+      answer: the text inside the answer block; None without such a block.
+      mentions: the objects with a box inside the think block.
+      objects: the objects of the answer. Their `image` is None or in 1..num_images.
+      format_ok: whether there is one think block, then one answer block with a valid box, no other
+        text, and no image index outside 1..num_images.
+      problems: descriptions of format errors, one line each.
     """
 
     thinking: str | None
@@ -93,11 +95,16 @@ class Response:
 
 
 def format_id(image: int, number: int) -> str:
+    """Formats an object's ID."""
     return f"{ID_START}[{image}-{number}]{ID_END}"
 
 
 def format_box(box: Box) -> str:
-    """The box between its tokens. Raises ValueError for a box that could not be read back."""
+    """Formats a box with its tokens.
+
+    Raises:
+      ValueError: if the box is empty, inverted or not on the grid.
+    """
     if not is_valid(box):
         raise ValueError(f"not a box on the grid: {box}")
     x1, y1, x2, y2 = box
@@ -105,12 +112,13 @@ def format_box(box: Box) -> str:
 
 
 def format_object(obj: GroundedObject) -> str:
-    """A first mention: the id where image and number are known, the name where given, the box.
+    """Formats an object's first mention: ID (if image and number are known), name (if any), box.
 
-    Raises ValueError for an invalid box and for a name that holds a token of the grammar.
+    Raises:
+      ValueError: if the box is invalid, or the name contains a token of the format.
     """
     if _TOKEN.search(obj.label):
-        raise ValueError(f"object name holds a token of the grammar: {obj.label!r}")
+        raise ValueError(f"object name contains a token of the response format: {obj.label!r}")
     known = obj.image is not None and obj.number is not None
     identity = format_id(obj.image, obj.number) if known else ""
     name = f"{OBJECT_START}{obj.label}{OBJECT_END}" if obj.label else ""
@@ -118,27 +126,32 @@ def format_object(obj: GroundedObject) -> str:
 
 
 def format_answer(objects: Iterable[GroundedObject]) -> str:
-    """The text inside the answer block."""
+    """Formats the text inside the answer block."""
     return " ".join(map(format_object, objects))
 
 
 def format_response(thinking: str, answer: str) -> str:
+    """Formats a response from the texts of its two blocks."""
     return f"{THINK_START}{thinking}{THINK_END}{ANSWER_START}{answer}{ANSWER_END}"
 
 
 def prose(text: str) -> str:
-    """The text without ids, boxes and tokens; the names of objects stay."""
+    """Removes IDs, boxes and tokens from a text; names of objects are kept."""
     return _NOT_PROSE.sub("", text)
 
 
 def read_id(content: str) -> tuple[int, int] | None:
-    """Image and number of what stands between the tokens of an id, None where it is none."""
+    """Parses the text between the tokens of an ID.
+
+    Returns:
+      Image and number, or None if the text is not an ID.
+    """
     match = _ID.fullmatch(content)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def renumber(text: str, numbers: Mapping[tuple[int, int], int]) -> str:
-    """The text with other object numbers in its ids: `numbers[image, old] = new`."""
+    """Replaces object numbers in a text's IDs: `numbers[image, old] = new`."""
 
     def new(match: re.Match) -> str:
         key = read_id(match[1])
@@ -148,11 +161,12 @@ def renumber(text: str, numbers: Mapping[tuple[int, int], int]) -> str:
 
 
 def find_image_index(text: str, num_images: int | None = None) -> int | None:
-    """The image (from 1) that the wording names last, None where it names none that exists.
+    """Returns the image (from 1) mentioned last in a text; None if there is none or it is invalid.
 
-    Reads "the third image", "the 3rd image", "2th image", "Image-3", "image 3", "the source image"
-    (the first) and, when `num_images` is given, "the last image". Questions name last the
-    image to look in: "the object marked in the first image ... locate it in the second image".
+    Recognises "the third image", "the 3rd image", "2th image", "Image-3", "image 3", "the source
+    image" (the first) and, if `num_images` is given, "the last image". The last mention is used
+    because questions end with the image to search: "the object marked in the first image ... locate
+    it in the second image".
     """
     named = _last_wording(text, num_images)
     return named if named is not None and _exists(named, num_images) else None
@@ -161,23 +175,26 @@ def find_image_index(text: str, num_images: int | None = None) -> int | None:
 def find_objects(
     text: str, num_images: int | None = None
 ) -> tuple[tuple[GroundedObject, ...], tuple[str, ...]]:
-    """The objects with a valid box in any text, such as a plain MGrounding answer, and the
-    problems of those left out, a line each."""
+    """Finds the objects with a valid box in any text, such as a plain MGrounding answer.
+
+    Returns:
+      The objects, and one line for each problem, such as a box that is not valid.
+    """
     scan = _Scan(text, num_images)
     return tuple(scan.objects()), tuple(scan.problems)
 
 
 def parse_response(text: str, num_images: int | None = None) -> Response:
-    """Reads a model's text, decoded with special tokens kept.
+    """Parses a model's response.
 
-    Objects of the answer are its boxes in order, and the ids in it that were given a box in the
-    thoughts. A box without an id takes its image from the wording before it. Where there is no
-    answer block the objects are those of the text after the thoughts. Boxes that are inverted,
-    off the grid or unreadable are left out and named in `problems`.
+    The answer's objects are its boxes in order, and its IDs whose box was given in the think block.
+    A box without an ID takes its image from the text before it. Without an answer block, the
+    objects are those of the text after the think block. Boxes that are inverted, off the grid or
+    unreadable are omitted and described in `problems`.
 
     Args:
-      text: any string.
-      num_images: number of images of the prompt, to check indices and to resolve "the last image".
+      text: any string, decoded with special tokens kept.
+      num_images: number of images in the prompt, to check indices and to resolve "the last image".
     """
     text = _without_ending(text)
     tags = list(_BLOCK.finditer(text))
@@ -189,14 +206,14 @@ def parse_response(text: str, num_images: int | None = None) -> Response:
     mentions = tuple(thoughts.objects())
     objects = tuple(said.objects(known=mentions))
     if not objects:
-        problems.append("the answer holds no valid box")
+        problems.append("the answer contains no valid box")
     format_ok = not problems and thoughts.images_exist and said.images_exist
     problems += thoughts.problems + said.problems
     return Response(thinking, answer, mentions, objects, format_ok, tuple(problems))
 
 
 def _without_ending(text: str) -> str:
-    """Cuts the end-of-turn tokens and white space off the end."""
+    """Strips end-of-turn tokens and white space from the end."""
     end = len(text)
     while end:
         endings = (END_OF_TURN, END_OF_TEXT)
@@ -210,11 +227,11 @@ def _without_ending(text: str) -> str:
 
 
 def _blocks(text: str, tags: list[re.Match]) -> tuple[str | None, str | None, str]:
-    """The thoughts, the answer, and the text after the thoughts.
+    """Returns the content of the think block, of the answer block, and the text after the thoughts.
 
-    A block that is not closed runs to the end (thoughts: to the answer), so that the boxes of
-    thoughts cut short never pass for an answer. Without an opening tag the thoughts start at the
-    beginning: chat templates may put that tag into the prompt.
+    A block without a closing tag extends to the end of the text (a think block: to the answer), so
+    that boxes in truncated thoughts are never taken for an answer. Without an opening tag the
+    thoughts start at the beginning, since chat templates may put that tag into the prompt.
     """
 
     def find(tag: str, start: int = 0) -> re.Match | None:
@@ -239,7 +256,7 @@ def _blocks(text: str, tags: list[re.Match]) -> tuple[str | None, str | None, st
 
 
 def _structure_problems(text: str, tags: list[re.Match]) -> list[str]:
-    """Empty for exactly one think block and one answer block with nothing around them."""
+    """Checks that the text is exactly one think block and one answer block; returns problems."""
     if [match[0] for match in tags] != list(_BLOCKS):
         return ["not one think block followed by one answer block"]
     think_start, think_end, answer_start, answer_end = tags
@@ -252,10 +269,10 @@ def _structure_problems(text: str, tags: list[re.Match]) -> list[str]:
 
 
 class _Scan:
-    """One pass over a text: its objects and bare ids, in order, and what was wrong with it.
+    """Scans a text once for objects and bare IDs, in order, and for problems.
 
-    An id and a name belong to the box that follows them with nothing but space and punctuation
-    between; an id followed by anything else is bare, a later mention.
+    An ID and a name belong to the box that follows them with only space and punctuation in between.
+    An ID followed by anything else is bare: a later mention of an object.
     """
 
     def __init__(self, text: str, num_images: int | None):
@@ -263,9 +280,9 @@ class _Scan:
         self.images_exist = True
         self._num_images = num_images
         self._found: list[GroundedObject | tuple[int, int]] = []
-        self._identity: tuple[int | None, int | None] | None = None  # waits for its box
-        self._label = ""  # waits for its box
-        self._image: int | None = None  # from the wording so far
+        self._identity: tuple[int | None, int | None] | None = None  # of the next box
+        self._label = ""  # of the next box
+        self._image: int | None = None  # mentioned last in the text so far
 
         pieces = _PART.split(text)  # prose, token, prose, token, ..., prose
         self._prose(pieces[0])
@@ -284,9 +301,12 @@ class _Scan:
         self._release()
 
     def objects(self, known: Iterable[GroundedObject] = ()) -> Iterable[GroundedObject]:
-        """The objects; a bare id is that of an object among those `known` or of this text.
+        """Yields the objects, with bare IDs resolved.
 
-        An id that repeats an object of this text is not a second object.
+        An ID that repeats an object of this text is not a second object.
+
+        Args:
+          known: objects of an earlier text, to which a bare ID may refer.
         """
         by_id: dict[tuple[int | None, int | None], GroundedObject] = {}
         for obj in known:
@@ -324,7 +344,7 @@ class _Scan:
             if box := _read_box(content):
                 image, number = self._identity or (self._image, None)
                 if image is not None and not _exists(image, self._num_images):
-                    self._no_image(f"a box is said to be in image {image}, which is not there")
+                    self._no_image(f"a box refers to image {image}, which is not there")
                     image = None
                 self._found.append(GroundedObject(box, image, number, self._label))
             else:
@@ -332,7 +352,7 @@ class _Scan:
             self._identity, self._label = None, ""
 
     def _release(self) -> None:
-        """Ends the wait for a box."""
+        """Records a pending ID as bare and clears the pending ID and name."""
         if self._identity not in (None, (None, None)):
             self._found.append(self._identity)
         self._identity, self._label = None, ""
@@ -344,7 +364,7 @@ class _Scan:
 
 def _read_box(content: str) -> Box | None:
     match = _BOX.fullmatch(content)
-    # Python refuses to convert thousands of digits, and no coordinate has more than four.
+    # Coordinates have at most four digits, and int() raises for strings of thousands of digits.
     if match is None or max(map(len, match.groups())) > 4:
         return None
     x1, y1, x2, y2 = map(int, match.groups())
@@ -352,7 +372,7 @@ def _read_box(content: str) -> Box | None:
 
 
 def _last_wording(text: str, num_images: int | None) -> int | None:
-    """The image index named last, in range or not."""
+    """Returns the image index mentioned last, in range or not."""
     match = None
     for match in _WORDING.finditer(text):  # noqa: B007
         pass

@@ -1,6 +1,6 @@
-"""The tasks: MIG-Bench's ten, the seven the paper trains on, and MGrounding-630k's names for them.
+"""Task names: MIG-Bench's ten, the seven trained on, and MGrounding-630k's names for them.
 
-A task goes by its name in the MIG-Bench file ("common_object") everywhere in the code.
+All code uses a task's name in the MIG-Bench file, such as "common_object".
 """
 
 import re
@@ -15,14 +15,14 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Task:
-    """A MIG-Bench task: its name in the file, in the paper's tables, and its group there."""
+    """A MIG-Bench task."""
 
-    name: str
-    short: str
-    group: str
+    name: str  # in the MIG-Bench file
+    short: str  # column in the paper's tables
+    group: str  # group of columns in the paper's tables
 
 
-# In the order of the columns of the paper's tables.
+# In the order of the columns in the paper's tables.
 MIG_BENCH_TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -49,8 +49,8 @@ TRAINING_TASKS: tuple[str, ...] = (
     "region",
 )
 
-# MGrounding-630k keeps each subset in a folder. Its free-form questions are the nearest it has to
-# the reasoning task.
+# MGrounding-630k has one folder per subset. Its free-form questions are the closest match for the
+# reasoning task.
 MGROUNDING_FOLDERS: dict[str, str] = {
     "Common_Object": "common_object",
     "Difference": "diff",
@@ -75,10 +75,11 @@ _TASK_IN_ID = re.compile(f"(?<![a-z])(?:{'|'.join(MIG_BENCH_TASKS)})(?![a-z])")
 
 
 def task_of_mgrounding(row: Mapping[str, Any]) -> str:
-    """The task of a row of the MGrounding-630k layout, or "unknown".
+    """Returns the task of a row in MGrounding-630k's format, or "unknown".
 
-    A task named in the `id` is the most specific, then the folder of the images, then `type`:
-    the files know no `type` for several tasks, and most types are not documented.
+    The sources are, by priority: a task name in the row's `id`, the folder of its images, its
+    `type`. The type comes last because several tasks have none in the files, and most types are not
+    documented.
     """
     if named := _TASK_IN_ID.search(str(row.get("id", ""))):
         return named.group()

@@ -1,4 +1,4 @@
-"""What a model answered: its text, and the objects it found in the images."""
+"""A model's answer: its text, and the objects that it located in the images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ class GroundedAnswer:
     """A response to a question about images.
 
     Attributes:
-      text: the whole response, thoughts and special tokens included.
-      objects: those of its answer. Boxes are x1, y1, x2, y2 on the grid 0–1000 relative to their
-        image, origin top left; images count from 1, None where the answer names none.
-      format_ok: whether the response has the form that it was trained for.
-      images: that were asked about, as 8-bit RGB.
+      text: the whole response, including reasoning and special tokens.
+      objects: the objects of the answer. Boxes are x1, y1, x2, y2 on a grid of 0–1000 relative to
+        their image, origin at the top left; images are numbered from 1, and None if the answer
+        names none.
+      format_ok: whether the response has the format used in training.
+      images: the images that the question is about, as 8-bit RGB.
     """
 
     text: str
@@ -29,14 +30,17 @@ class GroundedAnswer:
 
     @classmethod
     def parse(cls, text: str, images: Sequence[Image.Image]) -> "GroundedAnswer":
+        """Parses a response to a question about the given images."""
         text = text.removesuffix(END_OF_TURN)
         response = parse_response(text, len(images))
         return cls(text, tuple(response.objects), response.format_ok, tuple(images))
 
     def boxes_in_pixels(self) -> list[tuple[int, tuple[float, float, float, float]]]:
-        """Image, from 1, and x1, y1, x2, y2 in pixels of it, for each object of the answer.
+        """Converts the boxes of the answer's objects to pixels.
 
-        An object that names no image is taken to be in the first.
+        Returns:
+          For each object, the image's number (from 1; the first image if the answer names none),
+          and x1, y1, x2, y2 in that image's pixels.
         """
         found = []
         for obj in self.objects:

@@ -1,4 +1,4 @@
-"""Boxes drawn into images."""
+"""Drawing of boxes on images."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from mirg_jax.grounding import boxes
 from mirg_jax.grounding.grammar import GroundedObject
 
 COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")
-SMALL = 224  # pixels, longest side: a smaller picture is enlarged to be seen
+SMALL = 224  # pixels; images whose longest side is shorter are enlarged
 _GAP = 8
 
 
 class Drawing(NamedTuple):
-    """A box on the 0..1000 grid to draw into an image, with a colour that PIL knows."""
+    """A box to draw on an image."""
 
-    box: boxes.Box
-    colour: str
+    box: boxes.Box  # on the grid 0..1000
+    colour: str  # a colour name that PIL knows
     caption: str = ""
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """A small picture with whole pixels repeated, so that boxes don't hide it; others as is."""
+    """Enlarges a small image by an integer factor, so that boxes don't hide it."""
     factor = SMALL // max(image.size)
     if factor <= 1:
         return image
@@ -37,15 +37,15 @@ def draw_objects(
     objects: Sequence[GroundedObject],
     colours: Sequence[str] = COLOURS,
 ) -> Image.Image:
-    """The images side by side, each object's box with its label in the image that it names.
+    """Reads images and draws them side by side, with the box and label of each object.
 
     Args:
-      paths: of the image files, in the order in which objects number them.
-      objects: an object without an image is drawn into the first.
-      colours: of the objects, in turn.
+      paths: image files; objects refer to them by number, from 1.
+      objects: the objects; one without an image number is drawn on the first image.
+      colours: colours of the objects, used cyclically.
 
     Raises:
-      DataError: an image can't be read.
+      DataError: if an image can't be read.
     """
     files = [pathlib.Path(path).resolve() for path in paths]
     images = [load_image(path.parent, path.name) for path in files]
@@ -57,7 +57,7 @@ def draw_side_by_side(
     objects: Sequence[GroundedObject],
     colours: Sequence[str] = COLOURS,
 ) -> Image.Image:
-    """As `draw_objects`, of images in memory."""
+    """Draws images in memory side by side, with boxes; see `draw_objects`."""
     drawings: list[list[Drawing]] = [[] for _ in images]
     for i, obj in enumerate(objects):
         caption = obj.label or f"object {i + 1}"
@@ -78,9 +78,10 @@ def draw_side_by_side(
 def draw_boxes(
     image: Image.Image, drawings: Sequence[Drawing], *, scale: float | None = None
 ) -> Image.Image:
-    """A copy of an image with boxes drawn in, each with its caption on a plate of its colour.
+    """Draws boxes with captions on a copy of an image.
 
-    The font is the one inside Pillow, which has the letters of English.
+    Captions have a background in the box's colour. The font is Pillow's built-in one, which has
+    only the letters of English.
 
     Args:
       scale: of lines and letters, 1 for 3 and 20 pixels; by default it follows the image's size.
@@ -108,7 +109,7 @@ def _draw_caption(
     font: ImageFont.FreeTypeFont,
     margin: int,
 ) -> None:
-    """Puts the caption above the box's upper left corner, or where the image has room for it."""
+    """Draws the caption above the box's upper left corner, or where it fits into the image."""
     width, height = draw.im.size
     text = " ".join(drawing.caption.split())
     while len(text) > 3 and draw.textlength(text, font) + 2 * margin > width:

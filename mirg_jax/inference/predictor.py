@@ -1,4 +1,4 @@
-"""A model that is opened once and answers questions about images."""
+"""A model loaded once to answer questions about images."""
 
 import dataclasses
 import functools
@@ -36,24 +36,24 @@ from mirg_jax.sharding.memory import with_resident
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 T = TypeVar("T")
 
-# Prompts of similar length are put together within so many batches.
-_WINDOW = 8
+_WINDOW = 8  # number of batches within which prompts are sorted by length
 
 
 class Prediction(NamedTuple):
-    """The response to the question of number `index`, or why there is none."""
+    """The response to one question."""
 
-    index: int
-    response: str | None
-    error: str | None = None
+    index: int  # number of the question
+    response: str | None  # None if the question or its images can't be used
+    error: str | None = None  # the reason, if there is no response
 
 
 class Predictor:
-    """A model with its tokenizer, on its devices, ready to answer.
+    """A model and its tokenizer, loaded and ready to answer questions.
 
     Attributes:
-      model: its `params` may be None where `predict` is given others.
-      max_tokens: of a response.
+      model: the model; its `params` may be None if `predict` is always given parameters.
+      tokenizer: the model's tokenizer.
+      max_tokens: maximum length of a response in tokens.
     """
 
     def __init__(
@@ -67,13 +67,17 @@ class Predictor:
         max_tokens: int,
         temperature: float = 0.0,
     ):
-        """
+        """Creates a predictor from a loaded model; see `open` for loading one.
+
         Args:
-          mesh: of `sharding.sampling_mesh`.
+          model: the model.
+          tokenizer: the model's tokenizer.
+          mesh: a mesh from `sharding.sampling_mesh`.
           preparer: reads images and encodes prompts.
-          batch_size: prompts at a time; rounded up to what the mesh divides evenly.
-          temperature: 0 takes the likeliest token; above, tokens are drawn by the question's
-            number.
+          batch_size: prompts per batch, rounded up to a number that can be sharded evenly.
+          max_tokens: maximum length of a response in tokens.
+          temperature: sampling temperature; 0 is greedy decoding. Random keys depend on the
+            question's number.
         """
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self._mesh, self._preparer = mesh, preparer
@@ -98,16 +102,17 @@ class Predictor:
         max_tokens: int = 0,
         temperature: float = 0.0,
     ) -> "Predictor":
-        """Loads a model onto all devices.
+        """Loads a model and its tokenizer, using all devices.
 
         Args:
           source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
-          settings: how images are read, prompts worded and devices divided.
-          image_root: folder that the paths of examples are relative to.
-          max_tokens: of a response; 0 for that of `settings.evaluation`.
+          settings: settings for images, prompts, batches and the mesh.
+          image_root: folder that image paths in examples are relative to.
+          max_tokens: maximum length of a response; 0: that of `settings.evaluation`.
+          temperature: sampling temperature; 0 is greedy decoding.
 
         Raises:
-          UserError: for a model or setting that can't be used.
+          UserError: if the model can't be loaded or a setting is invalid.
         """
         mesh = devices.sampling_mesh(settings.devices, devices.start(settings.devices))
         options = sampling_options(settings, mesh)
@@ -132,18 +137,18 @@ class Predictor:
     ) -> list[GroundedAnswer]: ...
 
     def ground(self, images, question):
-        """Answers a question about some images, or several questions about the same.
+        """Answers one question, or several questions, about a set of images.
 
         Args:
-          images: files, PIL images or arrays [height, width, 3] of bytes, in order.
-          question: one, or a list of them. `<image>` marks may say where the images go; without
-            them the images come first.
+          images: image files, PIL images or uint8 arrays [height, width, 3], in order.
+          question: a question or a list of questions. `<image>` marks the position of an image in
+            the text; without marks the images come first.
 
         Returns:
-          An answer, or a list of them.
+          An answer, or a list of answers.
 
         Raises:
-          DataError: for an image or a question that can't be used.
+          DataError: if an image or a question can't be used.
         """
         questions = [question] if isinstance(question, str) else list(question)
         pictures = [_open_image(image) for image in images]
@@ -165,18 +170,21 @@ class Predictor:
         params: nnx.State | None = None,
         resident: Any = (),
     ) -> Iterator[Prediction]:
-        """Answers numbered examples, batch by batch; one that can't be read yields its error.
+        """Answers numbered examples, batch by batch.
 
-        Of several processes, each answers a share, and all get all answers.
+        An example that can't be read yields its error. With several processes, each answers a share
+        of the examples, and all of them yield all answers.
 
         Args:
-          params: as the sampler reads them; by default the model's own.
-          resident: arrays that lie on the devices meanwhile.
+          examples: pairs of number and example.
+          params: weights for sampling; by default the model's parameters.
+          resident: other arrays that stay allocated on the devices meanwhile.
         """
         params = self.model.params if params is None else params
         return self._answer(examples, self._preparer, params, resident)
 
     def count_tokens(self, text: str) -> int:
+        """Returns the number of tokens in a text."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _answer(
@@ -216,7 +224,7 @@ class Predictor:
         params: nnx.State,
         resident: Any,
     ) -> Iterator[Prediction]:
-        """Answers this process's items, in batches of as many and as large as the others'."""
+        """Answers this process's items, in batches of number and sizes common to all processes."""
         rows, shapes = self._batch_size // share.count, self._preparer.shapes
         parts = [usable[at : at + rows] for at in range(0, len(usable), rows)]
         items = [[item for _, item in part] for part in parts]
@@ -232,14 +240,14 @@ class Predictor:
             rollout = self._sample(resident, params, text, images, self._keys(numbers))
             tokens, mask = map(sharding.local_rows, (rollout.tokens, rollout.mask))
             texts = decode(self.tokenizer, tokens, mask)
-            # What is behind the numbered rows is padding.
+            # Rows after the numbered ones are padding.
             yield from _of_all_processes(
                 [Prediction(index, text) for index, text in zip(indices, texts, strict=False)]
             )
 
 
 def sampling_options(settings: Settings, mesh: Mesh) -> ModelOptions:
-    """How a model that only answers is computed: kept in the dtype that it is computed in."""
+    """Returns the model's options for inference: parameters are stored in the compute dtype."""
     options = settings.model.options(mesh.devices.flat[0].platform)
     compute = options.precision.compute
     return dataclasses.replace(options, precision=Precision(compute, compute))
@@ -248,28 +256,28 @@ def sampling_options(settings: Settings, mesh: Mesh) -> ModelOptions:
 def load(
     source: str | os.PathLike, *, settings: Settings | None = None, max_tokens: int = 0
 ) -> Predictor:
-    """Opens a model, once, to ask it questions.
+    """Loads a model for answering questions.
 
     Args:
       source: a run's folder (`runs/demo/grpo`), one of its checkpoints, `RUN/best`, a Hugging Face
         folder or a hub name.
-      settings: how images are read, prompts worded and devices divided; by default those that the
-        run was trained with, or those of `mirg_jax.defaults`.
-      max_tokens: of a response; 0 for that of the settings.
+      settings: settings for images, prompts, batches and the mesh; by default those that the run
+        was trained with, or those of `mirg_jax.defaults`.
+      max_tokens: maximum length of a response in tokens; 0: that of the settings.
 
     Raises:
-      UserError: for a model or setting that can't be used.
+      UserError: if the model can't be loaded or a setting is invalid.
     """
     return Predictor.open(source, settings or read_own_settings(source), max_tokens=max_tokens)
 
 
 def read_own_settings(source: str | os.PathLike) -> Settings:
-    """The settings that a run was trained with; the defaults for any other model."""
+    """Returns the settings that a run was trained with, or the defaults for any other model."""
     return run_settings.read(run_settings.of_model(source))
 
 
 def _open_image(image: ImageLike) -> Image.Image:
-    """An image as 8-bit RGB.
+    """Converts an image, or reads it from a file, as 8-bit RGB.
 
     Raises:
       DataError: if it can't be read.
@@ -279,8 +287,8 @@ def _open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise DataError(
-                f"an image is an array {image.shape} of {image.dtype}; give [height, width, 3] of "
-                "uint8"
+                f"an image is an array of shape {image.shape} and dtype {image.dtype}; give "
+                "[height, width, 3] of uint8"
             )
         return to_rgb(Image.fromarray(image))
     path = pathlib.Path(image).resolve()
@@ -288,5 +296,6 @@ def _open_image(image: ImageLike) -> Image.Image:
 
 
 def _of_all_processes(predictions: list[Prediction]) -> Iterator[Prediction]:
-    told = processes.gather(predictions)
-    yield from {p[0]: Prediction(*p) for each in told for p in each}.values()
+    """Yields the predictions of all processes, each question once."""
+    gathered = processes.gather(predictions)
+    yield from {p[0]: Prediction(*p) for each in gathered for p in each}.values()

@@ -1,8 +1,8 @@
-"""Attention of grouped queries to their own keys and, if given, to a shared prefix.
+"""Grouped-query attention over each branch's own keys and, optionally, over a shared prefix.
 
 Axes: B rows, G branches of a row (completions of one prompt, or the images of one row),
-K key/value heads, R query heads that share one, T queries, S keys, P prefix keys, D head size.
-Own keys and values have K and G as one axis, in which form decoding keeps them.
+K key/value heads, R query heads per key/value head, T queries, S keys, P prefix keys, D head size.
+Own keys and values have K and G merged into one axis (KG), the layout of the decoding cache.
 """
 
 import functools
@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mirg_jax.models import flash
 from mirg_jax.sharding import GATHERED, spec
 
-_MASKED = -1e30  # finite, so that a row that sees nothing (padding) stays free of NaN
-_MIN_BLOCK = 64  # queries; shorter blocks make the products too small to be fast
+_MASKED = -1e30  # finite, so that fully masked rows (padding) don't become NaN
+_MIN_BLOCK = 64  # queries per block; smaller blocks make the matrix products too small to be fast
 _MAX_BLOCKS = 8
 
 
@@ -33,26 +33,35 @@ def attend(
     prefix_segments: Int[Array, "B P"] | None = None,
     engine: str = "xla",
 ) -> Float[Array, "B K G R T D"]:
-    """Softmax attention, in float32 inside.
+    """Computes softmax attention; scores and softmax are in float32.
 
-    A query sees the keys of its own branch with its own segment number, up to itself if
-    `causal` (then T = S), and every prefix key with its segment number. For a row
-    `[a a b b 0]` of segments, `causal`:
+    A query attends to the keys of its own branch that have its segment ID (if `causal`, only up to
+    its own position; then T = S) and to all prefix keys that have its segment ID. For a row with
+    segments `[a a b b 0]` and `causal`:
 
         a a b b 0
       a x . . . .
       a x x . . .
       b . . x . .
       b . . x x .
-      0 . . . . x   (padding sees padding; nothing reads it)
+      0 . . . . x   (padding attends to padding; its output is unused)
+
+    The XLA implementation reads the prefix keys once for all G·R·T queries, as one matrix product.
+    It splits causal queries into a few blocks, each with the keys up to the block's end, so that
+    most of the masked scores are not computed.
 
     Args:
-      engine: "xla", the plain form that every backend has, or a name of `flash.ENGINES`. Single
-        queries, as in decoding, always take the plain form: their scores are small.
-
-    In the plain form the prefix's keys are read once for all G·R·T queries, as one matrix product.
-    Causal queries go by a few blocks, each with the keys up to its end: what none of them sees
-    isn't computed.
+      q: queries.
+      k: keys of each branch.
+      v: values of each branch.
+      q_segments: segment IDs of the queries.
+      k_segments: segment IDs of the keys.
+      causal: whether a query is restricted to keys up to its own position.
+      prefix_k: keys that all branches of a row share; None without a prefix.
+      prefix_v: values of the prefix.
+      prefix_segments: segment IDs of the prefix.
+      engine: "xla", which runs on every backend, or a key of `flash.ENGINES`. Single queries, as
+        in decoding, always use "xla", since their scores are small.
     """
     if engine != "xla" and q.shape[4] > 1:
         prefix = prefix_k, prefix_v, prefix_segments
@@ -68,8 +77,8 @@ def attend(
             mask &= jnp.tril(jnp.ones((end - start, end), bool), start)
         prefix = None
         if prefix_k is not None:
-            alike = q_segments[..., start:end, None] == prefix_segments[:, None, None, :]
-            prefix = prefix_k, prefix_v, alike
+            prefix_mask = q_segments[..., start:end, None] == prefix_segments[:, None, None, :]
+            prefix = prefix_k, prefix_v, prefix_mask
         outs.append(
             _softmax(q[..., start:end, :], k[..., :seen, :], v[..., :seen, :], mask, prefix)
         )
@@ -79,8 +88,8 @@ def attend(
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-# The gradients of keys and values are made as [D, S]. Left to itself JAX makes them as [S, D], for
-# which XLA's CPU compiler goes through the [T, S] scores by columns: five times as long.
+# The gradients of keys and values are computed as [D, S] and transposed. JAX's default is [S, D],
+# for which XLA's CPU compiler reads the [T, S] scores column by column: five times slower.
 
 
 @jax.custom_vjp
@@ -102,16 +111,17 @@ _scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
 def _mix(
     weights: Float[Array, "*B T S"], v: Float[Array, "*B S D"]
 ) -> tuple[Float[Array, "*B T D"], Float[Array, "*B T 1"]]:
-    """The sum of values by their weights, and the sum of the weights, in float32."""
+    """Returns the weighted sum of the values and the sum of the weights, in float32."""
     out = _einsum("...ts,...sd->...td", weights.astype(v.dtype), v)
     return out, weights.sum(axis=-1, keepdims=True)
 
 
 def _mix_backward(saved, gradients):
     weights, v = saved
-    # One product: the sum of the weights is their product with a further value of 1.
-    both = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-    to_weights = _einsum("...td,...sd->...ts", jnp.concatenate(gradients, axis=-1), both)
+    # The sum of the weights equals their product with a column of ones; appending that column to
+    # the values gives both gradients in one matrix product.
+    v_and_ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    to_weights = _einsum("...td,...sd->...ts", jnp.concatenate(gradients, axis=-1), v_and_ones)
     to_v = _einsum("...td,...ts->...ds", gradients[0], weights.astype(v.dtype)).mT
     return to_weights, to_v.astype(v.dtype)
 
@@ -126,11 +136,11 @@ def _softmax(
     mask: Bool[Array, "B G T S"],
     prefix: tuple[Float[Array, "B K P D"], Float[Array, "B K P D"], Bool[Array, "B G T P"]] | None,
 ) -> Float[Array, "B K G R T D"]:
-    """Softmax over the own keys and the prefix's together.
+    """Computes attention with one softmax over own keys and prefix keys together.
 
-    Batch axes lead and heads are merged into rows: plain batched matrix products, which the CPU
-    runs several times faster than the same einsum over five axes. The division comes last, on
-    [T, D] instead of [T, S], which makes its gradient cheaper too.
+    Batch axes come first and heads are merged into rows, which gives plain batched matrix products;
+    the CPU runs these several times faster than the same einsum over five axes. The softmax's
+    division is applied last, on [T, D] instead of [T, S], which makes its gradient cheaper too.
     """
     B, K, G, R, T, D = q.shape
     own, shared = (B, K * G, R * T, D), (B, K, G * R * T, D)
@@ -154,20 +164,20 @@ def _softmax(
 
     out, total = mix(jnp.exp(logits - largest), v, own)
     if prefix is not None:
-        more, rest = mix(jnp.exp(prefix_logits - largest), prefix_v, shared)
-        out, total = out + more, total + rest
+        prefix_out, prefix_total = mix(jnp.exp(prefix_logits - largest), prefix_v, shared)
+        out, total = out + prefix_out, total + prefix_total
     return (out / total).astype(q.dtype)
 
 
 def _flash(engine, q, k, v, q_segments, k_segments, causal, prefix) -> Float[Array, "B K G R T D"]:
-    """`attend` by one of the kernels, on each device's own rows and heads."""
+    """Computes `attend` with a kernel of `flash.ENGINES`."""
     B, K, G, R, T, D = q.shape
     S = k.shape[2]
 
     q_segments, k_segments = q_segments.reshape(B, G * T), k_segments.reshape(B, G * S)
     prefix_k, prefix_v, prefix_segments = prefix
     if prefix_k is None and G > 1:
-        # Branches that share nothing, the images of a row, are rows of their own.
+        # Branches without a shared prefix (the images of a row) become separate rows.
         def rows(x, *heads):
             return jnp.moveaxis(x.reshape(B, *heads, G, -1, D), -3, 1).reshape(B * G, *heads, -1, D)
 
@@ -188,7 +198,10 @@ def _flash(engine, q, k, v, q_segments, k_segments, causal, prefix) -> Float[Arr
 
 
 def _on_devices(engine, pattern, q, k, v, q_segments, k_segments) -> Float[Array, "B K R T D"]:
-    """Calls the kernel, which the compiler can't divide, under `shard_map`."""
+    """Calls the kernel under `shard_map`, on each device's rows and heads.
+
+    The compiler can't partition the kernel itself.
+    """
     B, K, R, T, D = q.shape
 
     def run(q, k, v, q_segments, k_segments):

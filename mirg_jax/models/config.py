@@ -1,4 +1,4 @@
-"""Model sizes of Qwen2-VL and Qwen2.5-VL, read from and written to Hugging Face `config.json`."""
+"""Model configurations of Qwen2-VL and Qwen2.5-VL, converted from and to `config.json`."""
 
 import dataclasses
 import json
@@ -10,12 +10,21 @@ from mirg_jax.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower: `depth` blocks of width `embed_dim`, merged 2×2 into `out_dim`.
+    """Configuration of the vision tower.
 
     Attributes:
-      window_size: pixels along a window's side, within which all blocks attend but `full_blocks`;
-        0 is Qwen2-VL's tower, which has no windows, and other norms and MLPs.
-      mlp_dim: width of the MLP if there are windows; else `mlp_ratio` says it.
+      depth: number of transformer blocks.
+      embed_dim: width of the blocks.
+      num_heads: attention heads per block.
+      mlp_ratio: width of Qwen2-VL's MLP over `embed_dim`.
+      out_dim: width of the visual tokens, the decoder's `hidden_size`.
+      patch_size: pixels along a patch's side.
+      merge_size: patches along the side of a block that becomes one visual token.
+      temporal_patch_size: frames per patch.
+      window_size: pixels along a window's side; all blocks except `full_blocks` attend within
+        windows. 0 selects Qwen2-VL's tower, which has no windows and different norms and MLPs.
+      full_blocks: indices of the blocks that attend to the whole image; only with windows.
+      mlp_dim: width of Qwen2.5-VL's MLP; only with windows.
     """
 
     depth: int = 32
@@ -32,18 +41,19 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.embed_dim // self.num_heads
 
     @property
     def window(self) -> int:
-        """Patches along a window's side: whole visual tokens, rounded down."""
+        """Patches along a window's side, rounded down to whole visual tokens; 0: no windows."""
         unit = self.patch_size * self.merge_size
         return self.window_size // unit * self.merge_size
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The decoder."""
+    """Configuration of the decoder."""
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -58,12 +68,17 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.hidden_size // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model with the ids of the tokens it treats specially."""
+    """Configuration of a whole model, with the IDs of its special tokens.
+
+    Raises:
+      ValueError: if the sizes are inconsistent.
+    """
 
     text: TextConfig = TextConfig()
     vision: VisionConfig = VisionConfig()
@@ -86,8 +101,9 @@ class ModelConfig:
             "mrope_section must add up to half the head size": 2 * sum(text.mrope_section)
             == text.head_dim,
             "the vision head size must be a multiple of 4": vision.head_dim % 4 == 0,
-            "the vision tower must end at the decoder's width": vision.out_dim == text.hidden_size,
-            "window_size must be 0 or hold a visual token": bool(vision.window_size)
+            "the vision tower's out_dim must be the decoder's width": vision.out_dim
+            == text.hidden_size,
+            "window_size must be 0 or large enough to hold a visual token": bool(vision.window_size)
             == bool(vision.window),
         }.items():
             if not ok:
@@ -95,17 +111,21 @@ class ModelConfig:
 
     @property
     def model_type(self) -> str:
-        """The family's name in a `config.json`."""
+        """The model family's name in a `config.json`."""
         return "qwen2_5_vl" if self.vision.window_size else "qwen2_vl"
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any]) -> Self:
-        """Reads a `config.json`: the published flat form or the newer one with `text_config`.
+        """Creates a configuration from the contents of a `config.json`.
+
+        Args:
+          raw: the parsed JSON, in the flat form of the published models or in the newer form
+            with `text_config`.
 
         Raises:
-          ValueError: for another model type, sizes that don't fit together, or a feature this
-            model lacks (sliding windows).
-          KeyError: for a field that isn't there.
+          ValueError: if the model type is another, the sizes are inconsistent, or a feature is
+            not supported (sliding windows).
+          KeyError: if a field is missing.
         """
         if raw.get("model_type") not in ARCHITECTURES:
             names = " or ".join(ARCHITECTURES)
@@ -127,7 +147,7 @@ class ModelConfig:
                 rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1e6),
                 mrope_section=tuple(rope.get("mrope_section") or (16, 24, 24)),
                 rms_norm_eps=text["rms_norm_eps"],
-                # The newer form may say it at either level.
+                # In the newer form it may be at either level.
                 tie_word_embeddings=any(c.get("tie_word_embeddings") for c in (raw, text)),
             ),
             vision=_vision_from_hf(vision, raw["model_type"]),
@@ -142,7 +162,7 @@ class ModelConfig:
         """Reads `folder/config.json`.
 
         Raises:
-          CheckpointError: if it is missing, damaged, or of a model that this one can't be.
+          CheckpointError: if the file is missing, damaged, or describes an unsupported model.
         """
         path = pathlib.Path(folder) / "config.json"
         try:
@@ -156,7 +176,7 @@ class ModelConfig:
         raise CheckpointError(f"{path}: {problem}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
 
     def to_hf(self) -> dict[str, Any]:
-        """The published flat form, which transformers reads."""
+        """Returns the contents of a `config.json` in the published flat form."""
         text, vision = self.text, self.vision
         return {
             "architectures": [ARCHITECTURES[self.model_type]],
@@ -235,13 +255,13 @@ def _vision_to_hf(vision: VisionConfig, model_type: str) -> dict[str, Any]:
     }
 
 
-# What transformers calls the two members of the family, by model_type.
+# transformers' class names, by model_type.
 ARCHITECTURES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
 }
 
-# Published sizes (config.json of the instruct models).
+# Configurations of the published instruct models, as in their config.json.
 QWEN2_VL_2B = ModelConfig(
     text=TextConfig(
         vocab_size=151936,

@@ -1,8 +1,8 @@
-"""Attention that never holds its scores in memory: splash on TPU, cuDNN on GPU.
+"""Flash attention, which never stores the full score matrix: splash on TPU, cuDNN on GPU.
 
-Both take queries [B, N, T, D] of K·R heads and keys [B, K, S, D] with segment numbers, and a static
-pattern of what may be seen (`Pattern`); a query sees the keys that the pattern allows and whose
-segment number is its own.
+Both engines take queries [B, N, T, D] with N = K·R heads, keys and values [B, K, S, D], segment IDs
+and a static mask (`Pattern`). A query attends to the keys that the mask allows and that have its
+segment ID.
 """
 
 import dataclasses
@@ -13,14 +13,16 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float, Int
 
-_BLOCKS = (512, 256, 128)  # tile sizes of splash, in tokens; lengths are padded to the last
+# Splash's tile sizes in tokens, largest preferred; lengths are padded to multiples of the last.
+_BLOCKS = (512, 256, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern(splash.Mask):
-    """Branches side by side, behind a prefix that all of them see.
+    """Static attention mask: branches that each attend to themselves and to a shared prefix.
 
-    For two branches of three tokens, a prefix of two, `causal`; x is seen:
+    For two branches (a, b) of three tokens each, a prefix (p) of two tokens and `causal`, x marks
+    what a query (row) attends to:
 
           p p a a a b b b
         a x x x . . . . .
@@ -31,10 +33,12 @@ class Pattern(splash.Mask):
         b x x . . . x x x
 
     Attributes:
-      branches, queries, keys: how many, and each one's numbers of queries and keys.
-      prefix: keys that come first.
-      causal: own keys after the query are hidden (then queries = keys).
-      padding: queries and keys at the end, which nothing else sees.
+      branches: number of branches.
+      queries: queries per branch.
+      keys: keys per branch.
+      prefix: number of prefix keys, which come first.
+      causal: whether own keys after the query are masked (then queries = keys).
+      padding: numbers of padding queries and padding keys at the end.
     """
 
     branches: int
@@ -46,16 +50,17 @@ class Pattern(splash.Mask):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Numbers of all queries and of all keys, including padding."""
         queries = self.branches * self.queries + self.padding[0]
         return queries, self.prefix + self.branches * self.keys + self.padding[1]
 
     def seen(self, query, key):
-        """Whether a query sees a key, by their numbers (arrays that broadcast)."""
+        """Returns whether queries attend to keys, given their indices (arrays that broadcast)."""
         own = key - self.prefix
         seen = (query // self.queries == own // self.keys) & (own < self.branches * self.keys)
         if self.causal:
             seen &= own % self.keys <= query % self.queries
-        # A padded query that saw nothing at all would divide by zero.
+        # Padding queries attend to everything: a fully masked row would divide by zero.
         return seen | (own < 0) | (query >= self.branches * self.queries)
 
     def __getitem__(self, index: tuple[slice, slice]) -> Bool[np.ndarray, "queries keys"]:
@@ -75,10 +80,16 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "B N T D"]:
-    """Pallas' block-sparse kernel for TPU: blocks that the pattern hides are skipped.
+    """Computes attention with Pallas' splash kernel on TPU, which skips fully masked blocks.
 
     Args:
-      interpret: run the kernel's steps as plain JAX, on any backend, for tests.
+      q: queries.
+      k: keys.
+      v: values.
+      q_segments: segment IDs of the queries.
+      k_segments: segment IDs of the keys.
+      pattern: the static mask.
+      interpret: whether to run the kernel in Pallas' interpreter, on any backend, for tests.
     """
     B, N, T, D = q.shape
     K, S = k.shape[1:3]
@@ -119,7 +130,19 @@ def cudnn_attention(
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "B N T D"]:
-    """cuDNN's fused attention; pattern and segments go as one mask, a value a query and key."""
+    """Computes attention with cuDNN's fused kernel on GPU.
+
+    Pattern and segment IDs are passed as one dense boolean mask [B, T, S].
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      q_segments: segment IDs of the queries.
+      k_segments: segment IDs of the keys.
+      pattern: the static mask.
+      implementation: of `jax.nn.dot_product_attention`; "xla" runs on any backend, for tests.
+    """
     rows, columns = (jnp.arange(size) for size in pattern.shape)
     mask = pattern.seen(rows[:, None], columns[None, :])
     mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])

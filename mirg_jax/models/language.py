@@ -1,4 +1,4 @@
-"""The decoder of Qwen2-VL: grouped-query attention, SwiGLU, M-RoPE; layers stacked and scanned."""
+"""Qwen2-VL's decoder: grouped-query attention, SwiGLU, M-RoPE; layers are stacked and scanned."""
 
 import functools
 from collections.abc import Sequence
@@ -19,32 +19,37 @@ from mirg_jax.types import KeyValues
 
 
 class Cache(NamedTuple):
-    """Keys and values of the completions while they are sampled: rings over the last L steps.
+    """Key/value cache of completions during decoding: ring buffers over the last L steps.
 
-    An array a layer, since a loop updates whole arrays in place, but copies what it slices.
+    There is one array per layer: a compiled loop updates whole arrays in place, but would copy
+    slices of a stacked array.
     """
 
     keys: tuple[Float[Array, "B KG L D"], ...]
     values: tuple[Float[Array, "B KG L D"], ...]
-    steps: Int[Array, ""]  # taken so far; step i is written at i modulo L
+    steps: Int[Array, ""]  # number of steps so far; step i is written at index i modulo L
 
     def grow(self, limit: int) -> "Cache":
-        """The same with room for `limit` tokens, before its ring has closed."""
+        """Returns a copy with room for `limit` steps; call it before the ring buffers wrap around.
 
-        def one(array):
+        Args:
+          limit: the new L.
+        """
+
+        def grown(array):
             return jnp.pad(array, [(0, 0), (0, 0), (0, limit - array.shape[2]), (0, 0)])
 
-        return Cache(tuple(map(one, self.keys)), tuple(map(one, self.values)), self.steps)
+        return Cache(tuple(map(grown, self.keys)), tuple(map(grown, self.values)), self.steps)
 
 
 class Attention(nnx.Module):
-    """Projections of grouped-query attention."""
+    """Query, key, value and output projections of grouped-query attention."""
 
     def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
         self.num_kv_heads, self.head_dim = config.num_kv_heads, config.head_dim
         dim, kv_dim = config.hidden_size, config.num_kv_heads * config.head_dim
         make = {"precision": precision, "rngs": rngs}
-        # Divided, if at all, by key/value heads, each with the query heads that share it.
+        # Sharded only by whole key/value heads, each together with the query heads that share it.
         heads = ("heads", config.num_kv_heads)
         self.q_proj = linear(dim, dim, ("embed", heads), bias=True, **make)
         self.k_proj = linear(dim, kv_dim, ("embed", heads), bias=True, **make)
@@ -54,7 +59,7 @@ class Attention(nnx.Module):
     def project(
         self, x: Float[Array, "B G T M"], angles: Float[Array, "B G T half"]
     ) -> tuple[Float[Array, "B K G R T D"], Float[Array, "B KG T D"], Float[Array, "B KG T D"]]:
-        """Rotated queries and keys, and values, heads first."""
+        """Returns queries and keys with rotary embeddings, and values; head axes come first."""
         B, G, T, _ = x.shape
         split = (B, G, T, -1, self.head_dim)
         q = rope.rotate(self.q_proj(x).reshape(split), angles)
@@ -68,12 +73,13 @@ class Attention(nnx.Module):
         return q, k, v
 
     def merge_heads(self, out: Float[Array, "B K G R T D"]) -> Float[Array, "B G T M"]:
+        """Concatenates the heads and applies the output projection."""
         B, _, G, _, T, _ = out.shape
         return self.o_proj(out.transpose(0, 2, 4, 1, 3, 5).reshape(B, G, T, -1))
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and SwiGLU."""
+    """Decoder layer: pre-norm attention, then a pre-norm SwiGLU MLP."""
 
     def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
         dim, hidden, epsilon = config.hidden_size, config.intermediate_size, config.rms_norm_eps
@@ -86,10 +92,16 @@ class DecoderLayer(nnx.Module):
         self.down_proj = linear(hidden, dim, ("mlp", "embed"), **make)
 
     def __call__(self, x, angles, attend_to):
-        """One layer; `attend_to(q, k, v)` says which keys the queries see.
+        """Applies the layer.
+
+        Args:
+          x: hidden states [B, G, T, M].
+          angles: rotation angles of M-RoPE [B, G, T, half].
+          attend_to: function (q, k, v) -> (attention output, extra result); it decides which keys
+            the queries attend to.
 
         Returns:
-          The layer's output [B, G, T, M] and whatever else `attend_to` returned.
+          The layer's output [B, G, T, M] and the extra result of `attend_to`.
         """
         x = constrain(x, "rows", None, None, None)
         q, k, v = self.attention.project(self.input_norm(x), angles)
@@ -101,7 +113,10 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """All layers and the last norm. Rows come in branches: x is [B, G, T, M], G = 1 for prompts."""
+    """All decoder layers and the final norm.
+
+    Hidden states have a branch axis: x is [B, G, T, M], with G = 1 for prompts.
+    """
 
     def __init__(
         self,
@@ -121,7 +136,7 @@ class Decoder(nnx.Module):
         self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, precision, rngs)
 
     def angles(self, positions: Int[Array, "*B T 3"]) -> Float[Array, "*B T half"]:
-        """M-RoPE's angles of tokens at these positions."""
+        """Returns M-RoPE's rotation angles at the given positions."""
         return rope.mrope_angles(positions, self.config.mrope_section, self.config.rope_theta)
 
     def __call__(
@@ -131,10 +146,16 @@ class Decoder(nnx.Module):
         segments: Int[Array, "B G T"],
         prefix: KeyValues | None = None,
     ) -> Float[Array, "B G T M"]:
-        """Hidden states of whole sequences, causal, after the last norm.
+        """Computes the hidden states of whole sequences with causal attention.
 
         Args:
+          x: token embeddings.
+          positions: M-RoPE positions.
+          segments: segment IDs; 0 is padding.
           prefix: keys and values of a prompt that all G branches of a row continue.
+
+        Returns:
+          Hidden states after the final norm.
         """
         angles = self.angles(positions)
         own = functools.partial(self.attend, q_segments=segments, k_segments=segments, causal=True)
@@ -158,7 +179,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T 3"],
         segments: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
-        """Hidden states of prompts and the keys and values that completions look back on."""
+        """Computes hidden states of prompts, and the keys and values for their completions."""
         angles = self.angles(positions)[:, None]
 
         def attend_to(q, k, v):
@@ -172,13 +193,14 @@ class Decoder(nnx.Module):
         return self.norm(x)[:, 0], KeyValues(keys, values, segments)
 
     def init_cache(self, batch: int, group: int, length: int) -> Cache:
+        """Returns an empty cache for `batch` rows of `group` completions of `length` tokens."""
         config = self.config
         shape = (batch, config.num_kv_heads * group, length, config.head_dim)
         zeros = (jnp.zeros(shape, self.precision.compute),) * config.num_layers
         return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
 
     def unstack(self) -> list[DecoderLayer]:
-        """The layers one by one; made once, before a decoding loop."""
+        """Returns the layers as separate modules; call it once, before a decoding loop."""
         return unstack(self.layers)
 
     def step(
@@ -190,12 +212,19 @@ class Decoder(nnx.Module):
         prefix: KeyValues,
         cache: Cache,
     ) -> tuple[Float[Array, "B G M"], Cache]:
-        """Hidden states of one new token a branch, and the cache with it written.
+        """Decodes one new token per branch.
 
         Args:
-          offsets: tokens that each row's completions have already; the cache's last so many are
-            theirs.
-          prefix: keys and values of each row's prompt, by layer.
+          x: embeddings of the new tokens.
+          positions: M-RoPE positions of the new tokens.
+          offsets: number of tokens that each row's completions already have. Only that many of the
+            latest cache entries belong to them; older entries are masked.
+          layers: from `unstack`.
+          prefix: keys and values of each row's prompt, one array per layer.
+          cache: keys and values of the completions so far.
+
+        Returns:
+          Hidden states after the final norm, and the cache with the new token written.
         """
         angles = self.angles(positions)[:, :, None]
         B, G, L = *x.shape[:2], cache.keys[0].shape[2]

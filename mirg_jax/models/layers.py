@@ -1,4 +1,4 @@
-"""Building blocks shared by the vision tower and the decoder."""
+"""Layers and utilities shared by the vision tower and the decoder."""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from mirg_jax.sharding import RULES, Axis, constrain
 
 
 class Precision(NamedTuple):
-    """What the model computes in and what its parameters are kept in."""
+    """Dtypes of the computation and of the stored parameters."""
 
     compute: Any = jnp.float32
     params: Any = jnp.float32
@@ -23,9 +23,13 @@ FLOAT32 = Precision()
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(kernel: jax.Array, axes: tuple[Axis, Axis]) -> jax.Array:
-    """A kernel whole along the model's width, to compute with.
+    """Gathers a kernel over `fsdp` (all-gather), along the model's width, for use in a computation.
 
-    Its gradient goes the way back: summed straight into the devices' parts.
+    Its gradient is reduce-scattered straight into the parameter's sharding.
+
+    Args:
+      kernel: a sharded matrix.
+      axes: the logical axes of its two dimensions.
     """
     return constrain(kernel, *axes)
 
@@ -38,9 +42,9 @@ gather.defvjp(
 
 @jax.custom_vjp
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] · kernel [in, out]; the kernel's gradient comes in the kernel's own layout.
+    """Computes x [..., in] · kernel [in, out], with the kernel's gradient computed as [in, out].
 
-    Left to itself JAX makes it [out, in] and transposes, for which XLA's CPU compiler copies the
+    JAX's default computes it as [out, in] and transposes, for which XLA's CPU compiler copies the
     activations column by column: half of a small model's backward pass.
     """
     return x @ kernel
@@ -53,7 +57,7 @@ _matmul.defvjp(
 
 
 class Linear(nnx.Module):
-    """x · kernel + bias and, once `lora.attach` has put an adapter here, (x · a) · b · scale."""
+    """Dense layer: x · kernel + bias, plus (x · a) · b · scale where `lora.attach` was applied."""
 
     def __init__(
         self, kernel: nnx.Param, bias: nnx.Param | None, axes: tuple[Axis, Axis], dtype: Any
@@ -85,7 +89,16 @@ def linear(
     precision: Precision,
     rngs: nnx.Rngs,
 ) -> Linear:
-    """A dense layer whose kernel `[in_dim, out_dim]` carries the logical axes `axes`."""
+    """Creates a dense layer with a randomly initialised kernel.
+
+    Args:
+      in_dim: input width.
+      out_dim: output width.
+      axes: the logical axes of the kernel `[in_dim, out_dim]`, kept as its metadata.
+      bias: whether the layer has a bias.
+      precision: dtypes of computation and parameters.
+      rngs: random number generators.
+    """
     init, dtype = nnx.initializers, precision.params
     kernel = init.lecun_normal()(rngs.params(), (in_dim, out_dim), dtype)
     offset = init.zeros(rngs.params(), (out_dim,), dtype) if bias else None
@@ -98,6 +111,7 @@ def linear(
 
 
 def rms_norm(dim: int, epsilon: float, precision: Precision, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """Creates an RMSNorm whose scale carries its logical axes."""
     return nnx.RMSNorm(
         dim,
         epsilon=epsilon,
@@ -109,6 +123,7 @@ def rms_norm(dim: int, epsilon: float, precision: Precision, rngs: nnx.Rngs) -> 
 
 
 def layer_norm(dim: int, precision: Precision, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Creates a LayerNorm whose scale and bias carry their logical axes."""
     return nnx.LayerNorm(
         dim,
         epsilon=1e-6,
@@ -122,38 +137,49 @@ def layer_norm(dim: int, precision: Precision, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x · sigmoid(1.702 x), the activation of CLIP and of Qwen2-VL's tower."""
+    """Computes x · sigmoid(1.702 x), the activation of CLIP and of Qwen2-VL's vision tower."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`depth` copies of a layer in one module, parameters stacked on a leading axis.
+    """Creates `depth` layers as one module, with parameters stacked on a leading axis.
 
     Args:
-      make: builds one layer from its `nnx.Rngs`.
+      make: function that creates one layer from its `nnx.Rngs`.
+      depth: number of layers.
+      rngs: random number generators; each layer gets its own.
     """
     return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=depth))
 
 
 def unstack(layers: nnx.Module) -> list[nnx.Module]:
-    """The single layers of a stack, one after another."""
+    """Returns the layers of a stack as separate modules, in order."""
     graph, params = nnx.split(layers)
     depth = jax.tree.leaves(params)[0].shape[0]
     return [nnx.merge(graph, jax.tree.map(lambda p: p[i], params)) for i in range(depth)]  # noqa: B023
 
 
-# What the backward pass of a layer finds kept, and what it recomputes.
+# Rematerialisation policies: what a layer's forward pass saves; its backward pass recomputes the
+# rest.
 REMAT = {
-    "none": None,  # everything is kept
+    "none": None,  # saves everything
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of projections
-    "full": jax.checkpoint_policies.nothing_saveable,  # a layer's input alone
+    "full": jax.checkpoint_policies.nothing_saveable,  # only the layer's input
 }
 
 
 def scan(body, carry, layers: nnx.Module, inputs: Any = None, *, remat: str):
-    """Runs `body(layer, carry, layer's inputs) -> (carry, outputs)` over stacked layers.
+    """Applies stacked layers one after another with `jax.lax.scan`, so that one layer is compiled.
 
-    One traced layer, whatever the depth. `remat` is a name of `REMAT`.
+    Args:
+      body: function (layer, carry, layer's inputs) -> (carry, layer's outputs).
+      carry: the first layer's input carry.
+      layers: a module from `stack`.
+      inputs: arrays with a leading layer axis, or None.
+      remat: a key of `REMAT`.
+
+    Returns:
+      The last carry, and the outputs with a leading layer axis.
     """
     graph, params = nnx.split(layers)
 

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen dense layers.
+"""LoRA (arXiv 2106.09685): low-rank adapters on frozen dense layers.
 
-Parameters of the base and of the adapters are two states: the base alone is a plain model, which
-GRPO's reference is; base and adapters together are the policy.
+The parameters of the base model and of the adapters are kept as two separate states. The base alone
+is a plain model, which serves as GRPO's reference; base and adapters together are the policy.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ from flax import nnx
 from mirg_jax.models.layers import Linear
 
 DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TOWER = ("qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")  # of either family
+TOWER = ("qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")  # both families' names
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which layers have an adapter, and of what kind.
+    """LoRA settings: which layers have an adapter, its rank and its scale.
 
     Attributes:
-      rank: of the product a · b.
+      rank: rank of the product a · b.
       alpha: the product is scaled by alpha / rank.
-      targets: layers of the decoder, of `DECODER`.
-      tower: whether the layers `TOWER` of the vision blocks have one too.
+      targets: names of decoder layers with an adapter, out of `DECODER`.
+      tower: whether the vision blocks' layers in `TOWER` have adapters too.
 
     Raises:
-      ValueError: for values that can't work.
+      ValueError: if a value is invalid.
     """
 
     rank: int
@@ -41,28 +41,34 @@ class Lora:
         if unknown:
             raise ValueError(f"targets: {unknown[0]!r} is none of {', '.join(DECODER)}")
         if not (self.targets or self.tower):
-            raise ValueError("targets: none, so nothing would be trained; name some of the layers")
+            raise ValueError("targets: empty, so nothing would be trained; name at least one layer")
         if self.rank < 1 or self.alpha <= 0:
             raise ValueError(f"rank={self.rank} and alpha={self.alpha} must be above 0")
 
     @property
     def scale(self) -> float:
+        """Factor of the adapters' product."""
         return self.alpha / self.rank
 
     def adapts(self, path: tuple) -> bool:
-        """Whether the layer at `path` of the model has an adapter."""
+        """Returns whether the layer at `path` in the model has an adapter."""
         if path[:2] == ("decoder", "layers"):
             return path[-1] in self.targets
         return self.tower and path[:2] == ("visual", "blocks") and path[-1] in TOWER
 
 
 def attach(graph: nnx.GraphDef, params: nnx.State, lora: Lora) -> tuple[nnx.GraphDef, nnx.State]:
-    """The graph of the model with adapters, and the adapters' shapes; for values see `init`.
+    """Adds adapters to a model; `init` creates their values.
 
-    Adapters are float32 whatever the base is kept in, and lie on the mesh as their layer does.
+    Adapters are float32 whatever the base's dtype, and are sharded like the layer they belong to.
 
     Args:
-      params: of the plain model; arrays or shapes.
+      graph: graph of the plain model.
+      params: parameters of the plain model; arrays or shapes.
+      lora: which layers get adapters.
+
+    Returns:
+      The graph of the model with adapters, and the adapters' shapes.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     model = nnx.merge(graph, shapes)
@@ -82,13 +88,18 @@ def attach(graph: nnx.GraphDef, params: nnx.State, lora: Lora) -> tuple[nnx.Grap
 
 
 def is_adapters(params: nnx.State) -> bool:
-    """Whether these are adapters alone, without a base."""
+    """Returns whether all parameters belong to adapters, so that there is no base model."""
     variables = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return all(isinstance(variable, nnx.LoRAParam) for variable in variables)
 
 
 def init(adapters: nnx.State, seed: int) -> nnx.State:
-    """Values for the adapters of `attach`: a as PEFT draws it, b zero, so that nothing changes."""
+    """Initialises adapters: a as PEFT does (uniform), b zero, so that outputs do not change.
+
+    Args:
+      adapters: the shapes from `attach`.
+      seed: random seed.
+    """
     flat = nnx.to_flat_state(adapters)
     keys = jax.random.split(jax.random.key(seed), len(flat))
 
@@ -104,10 +115,16 @@ def init(adapters: nnx.State, seed: int) -> nnx.State:
 
 
 def merge(params: nnx.State, adapters: nnx.State, lora: Lora, dtype=None) -> nnx.State:
-    """A plain model's parameters: kernel + scale · a · b, summed in float32, kept in `dtype`.
+    """Merges adapters into their base: kernel + scale · a · b, computed in float32.
 
     Args:
-      dtype: of the result; the parameters' own if None.
+      params: parameters of the plain model.
+      adapters: values of the adapters.
+      lora: the settings that the adapters were created with.
+      dtype: dtype of the result; None keeps each parameter's dtype.
+
+    Returns:
+      The parameters of a plain model.
     """
     products = dict(nnx.to_flat_state(adapters))
 
@@ -121,7 +138,7 @@ def merge(params: nnx.State, adapters: nnx.State, lora: Lora, dtype=None) -> nnx
         a, b = (products.get((*path[:-1], name)) for name in ("lora_a", "lora_b"))
         if path[-1] != "kernel" or a is None:
             return leaf.replace(value.astype(dtype or value.dtype))
-        # A layer at a time: a stacked product is as large as all the layers' kernels.
+        # One layer at a time: a stacked product is as large as the kernels of all layers together.
         return leaf.replace(jax.lax.map(add, (value, a.get_value(), b.get_value())))
 
     return nnx.from_flat_state(

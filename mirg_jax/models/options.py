@@ -1,4 +1,4 @@
-"""How a model is computed, whatever its sizes."""
+"""Options of a model's computation that do not depend on its architecture."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ from mirg_jax.models.layers import FLOAT32, Precision
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """How a model is computed.
+    """Options of a model's computation.
 
     Attributes:
       precision: dtypes of computation and parameters.
-      remat: what the backward pass recomputes, a name of `layers.REMAT`.
-      attention: the engine, as `attention.attend` takes it: "xla", "splash" or "cudnn".
+      remat: what the backward pass recomputes; a key of `layers.REMAT`.
+      attention: implementation used by `attention.attend`: "xla", "splash" or "cudnn".
     """
 
     precision: Precision = FLOAT32

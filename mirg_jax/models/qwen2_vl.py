@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: tower, decoder, and the embedding and head that tie them to tokens."""
+"""Qwen2-VL and Qwen2.5-VL: vision tower, decoder, token embedding and output head."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from mirg_jax.types import Images, KeyValues, Rollout, Text
 
 
 class Qwen2VL(nnx.Module):
-    """The whole model. Split it once (`nnx.split`) and use it as a function of its parameters."""
+    """The whole model. Split it once (`nnx.split`) and use it as a pure function of parameters."""
 
     def __init__(
         self,
@@ -51,24 +51,25 @@ class Qwen2VL(nnx.Module):
             )
 
     def head(self) -> Float[Array, "M vocab"]:
-        """The matrix that turns hidden states into logits, in the compute dtype."""
+        """Returns the matrix that maps hidden states to logits, in the compute dtype."""
         if self.config.text.tie_word_embeddings:
             return self.table().T
         kernel = self.lm_head.kernel[...].astype(self.precision.compute)
         return gather(kernel, ("embed", "vocab"))
 
     def table(self) -> Float[Array, "vocab M"]:
-        """The tokens' embeddings, in the compute dtype."""
+        """Returns the token embedding table in the compute dtype."""
         table = self.embed_tokens.embedding[...].astype(self.precision.compute)
         return gather(table, ("vocab", "embed"))
 
     def embed_words(self, tokens: Int[Array, "*B T"]) -> Float[Array, "*B T M"]:
+        """Looks up token embeddings."""
         return constrain(self.table()[tokens], "rows", *[None] * tokens.ndim)
 
     def embed(
         self, text: Text, visual: Float[Array, "B V M"] | None = None
     ) -> Float[Array, "B T M"]:
-        """Token embeddings, with the visual tokens put where `visual_index` points."""
+        """Returns token embeddings, with visual tokens inserted where `visual_index` is not -1."""
         x = self.embed_words(text.tokens)
         if visual is None:
             return x
@@ -77,18 +78,18 @@ class Qwen2VL(nnx.Module):
         return jnp.where(index >= 0, image.astype(x.dtype), x)
 
     def see(self, images: Images | Float[Array, "B V M"] | None) -> Float[Array, "B V M"] | None:
-        """The images' visual tokens; those that were computed before are taken as they are."""
+        """Computes the images' visual tokens; returns visual tokens or None unchanged."""
         return self.visual(images) if isinstance(images, Images) else images
 
     def hidden(self, text: Text, visual: Float[Array, "B V M"] | None) -> Float[Array, "B T M"]:
-        """Hidden states of packed rows."""
+        """Computes the hidden states of packed rows."""
         x = self.embed(text, visual)
         return self.decoder(x[:, None], text.positions[:, None], text.segments[:, None])[:, 0]
 
     def prefill(
         self, text: Text, visual: Float[Array, "B V M"] | None
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
-        """Hidden states of prompts (segment 1), and what their completions look back on."""
+        """Computes hidden states of prompts (segment 1), and keys and values for completions."""
         return self.decoder.prefill(self.embed(text, visual), text.positions, text.segments)
 
     def continue_prompts(
@@ -98,7 +99,14 @@ class Qwen2VL(nnx.Module):
         prompt: Text,
         prefix: KeyValues,
     ) -> Float[Array, "B G L M"]:
-        """Hidden states of G completions of each prompt, the prompt computed once."""
+        """Computes the hidden states of G completions per prompt, which share the prompt's keys.
+
+        Args:
+          tokens: the completions' tokens.
+          mask: 1 for tokens of the completion, 0 for padding.
+          prompt: the prompts, one per row.
+          prefix: the prompts' keys and values, from `prefill`.
+        """
         positions = completion_positions(prompt, jnp.arange(tokens.shape[-1])[None])
         positions = jnp.broadcast_to(positions[:, None], (*tokens.shape, 3))
         return self.decoder(
@@ -108,10 +116,10 @@ class Qwen2VL(nnx.Module):
     def completion_hidden(
         self, prompt: Text, images: Images | Float[Array, "B V M"] | None, rollout: Rollout
     ) -> Float[Array, "B G L M"]:
-        """The hidden states that predict each completion token.
+        """Computes the hidden states that predict each completion token.
 
-        The images and the prompt are computed once for the whole group. The first token is
-        predicted by the prompt's last, every other by the one before it.
+        The images and the prompt are computed once for the whole group. The first completion token
+        is predicted by the prompt's last token, every other by the token before it.
         """
         hidden, prefix = self.prefill(prompt, self.see(images))
         after = self.continue_prompts(rollout.tokens, rollout.mask, prompt, prefix)
@@ -128,11 +136,18 @@ class Qwen2VL(nnx.Module):
         prefix: KeyValues,
         cache: Cache,
     ) -> tuple[Float[Array, "B G M"], Cache]:
-        """Hidden states after one more token of each completion.
+        """Decodes one more token of each completion.
 
         Args:
-          offsets: tokens that each prompt's completions have already.
-          layers: of the decoder, from `decoder.unstack`.
+          tokens: the new tokens.
+          offsets: number of tokens that each prompt's completions already have.
+          prompt: the prompts, one per row.
+          layers: the decoder's layers, from `decoder.unstack`.
+          prefix: the prompts' keys and values, one array per layer.
+          cache: keys and values of the completions so far.
+
+        Returns:
+          Hidden states of the new tokens, and the updated cache.
         """
         positions = completion_positions(prompt, offsets[:, None])
         positions = jnp.broadcast_to(positions, (*tokens.shape, 3))
@@ -140,20 +155,28 @@ class Qwen2VL(nnx.Module):
         return self.decoder.step(x, positions, offsets, layers, prefix, cache)
 
     def __call__(self, text: Text, images: Images | None) -> Float[Array, "B T vocab"]:
-        """Logits of every token, in float32: for tests and short texts. Training chunks them."""
+        """Computes the logits of every token in float32, for tests and short texts.
+
+        Training computes log-probabilities in chunks instead (`rl/logprobs.py`).
+        """
         hidden = self.hidden(text, self.see(images))
         return jnp.matmul(hidden, self.head(), preferred_element_type=jnp.float32)
 
 
 def completion_positions(prompt: Text, offsets: Int[Array, "#B L"]) -> Int[Array, "B L 3"]:
-    """M-RoPE positions of completion tokens: they go on from the prompt's largest position."""
+    """Returns M-RoPE positions of completion tokens, counted from the prompt's largest position.
+
+    Args:
+      prompt: the prompts, one per row.
+      offsets: index of each token within its completion.
+    """
     positions = jnp.where(prompt.segments[..., None] > 0, prompt.positions, -1)
     at = positions.max(axis=(1, 2))[:, None] + 1 + offsets
     return jnp.broadcast_to(at[..., None], (*at.shape, 3))
 
 
 def last_token(prompt: Text, hidden: Float[Array, "B T M"]) -> Float[Array, "B M"]:
-    """The hidden state of each prompt's last token (prompts are padded at the end)."""
+    """Returns the hidden state of each prompt's last token; prompts are padded on the right."""
     last = jnp.maximum((prompt.segments > 0).sum(axis=1) - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
@@ -161,21 +184,22 @@ def last_token(prompt: Text, hidden: Float[Array, "B T M"]) -> Float[Array, "B M
 def create(
     config: ModelConfig, seed: int = 0, options: ModelOptions = DEFAULT
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Makes a model with random weights, split into its graph and its parameters."""
+    """Creates a model with random weights, split into its graph and its parameters."""
     return nnx.split(Qwen2VL(config, options, rngs=nnx.Rngs(seed)))
 
 
 def abstract(
     config: ModelConfig, options: ModelOptions = DEFAULT
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """As `create`, with shapes in place of arrays: nothing is allocated."""
+    """Creates a model with shapes instead of arrays, without allocating memory; see `create`."""
     return nnx.split(nnx.eval_shape(lambda: Qwen2VL(config, options, rngs=nnx.Rngs(0))))
 
 
 def computed_dtypes(params: nnx.State, compute: Any) -> nnx.State:
-    """The dtype that each parameter enters its computation with; a cast ahead changes no result.
+    """Returns the dtype to which each parameter can be cast in advance without changing results.
 
-    Matrices are cast to `compute`; norms, and patch kernels, whose frames are summed first, aren't.
+    Matrices are cast to `compute` where they are used. Norms keep their dtype, and so do patch
+    kernels, since their two frames are summed before the cast.
     """
 
     def one(path, leaf):

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: three-axis for text and images (M-RoPE), two-axis for patches."""
+"""Rotary position embeddings: three-axis for the decoder (M-RoPE), two-axis for image patches."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +8,14 @@ from jaxtyping import Array, Float, Int
 def mrope_angles(
     positions: Int[Array, "*B T 3"], section: tuple[int, int, int], theta: float
 ) -> Float[Array, "*B T half"]:
-    """Rotation angles of M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    """Computes the rotation angles of M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
-    Frequency i turns by the time, height or width position, whichever section i falls in.
+    Each frequency is multiplied by the time, height or width position, depending on the section
+    that it belongs to.
 
     Args:
       positions: (time, height, width) of each token; all equal for text.
-      section: how many frequencies each of the three axes gets; they add up to `half`.
+      section: number of frequencies of each of the three axes; their sum is `half`.
       theta: base of the frequencies.
     """
     half = sum(section)
@@ -26,7 +27,15 @@ def mrope_angles(
 def patch_angles(
     positions: Int[Array, "*B P 2"], head_dim: int, theta: float = 10000.0
 ) -> Float[Array, "*B P half"]:
-    """Rotation angles of patches: the first half of the frequencies turns by row, then column."""
+    """Computes the rotation angles of image patches.
+
+    The first half of the angles depends on a patch's row, the second half on its column.
+
+    Args:
+      positions: (row, column) of each patch.
+      head_dim: head size.
+      theta: base of the frequencies.
+    """
     quarter = head_dim // 4
     frequencies = theta ** (-np.arange(quarter, dtype=np.float64) / quarter)
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
@@ -36,8 +45,8 @@ def patch_angles(
 def rotate(
     x: Float[Array, "*B T H D"], angles: Float[Array, "*B T half"]
 ) -> Float[Array, "*B T H D"]:
-    """Turns each pair (x[i], x[i + D/2]) by its angle; in float32, returned in x's dtype."""
+    """Rotates each pair (x[i], x[i + D/2]) by its angle, in float32; returns x's dtype."""
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

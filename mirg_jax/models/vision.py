@@ -1,6 +1,6 @@
-"""The vision tower: patches of images of any size → visual tokens of the decoder's width.
+"""Vision towers of Qwen2-VL and Qwen2.5-VL: patches of images of any size → visual tokens.
 
-Qwen2-VL's and Qwen2.5-VL's; the latter has windows (`config.window_size`), RMSNorm and gated MLPs.
+Qwen2.5-VL's tower has window attention (`config.window_size`), RMSNorm and gated MLPs.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.sharding import constrain
 from mirg_jax.types import Images
 
-# CLIP's channel statistics, of pixels in 0–1.
+# CLIP's channel statistics, for pixel values in 0–1.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -40,15 +40,18 @@ def _norm(config: VisionConfig, precision: Precision, rngs: nnx.Rngs) -> nnx.Mod
 
 
 class Places(NamedTuple):
-    """Where the patches lie, in the order that the blocks see them in."""
+    """Positions of the patches, in the order in which the blocks process them."""
 
-    angles: Float[Array, "B S P half"]
-    images: Int[Array, "B S P"]  # 1; 0 is padding
-    windows: Int[Array, "B S P"] | None
+    angles: Float[Array, "B S P half"]  # rotation angles
+    images: Int[Array, "B S P"]  # 1 for patches of an image; 0 is padding
+    windows: Int[Array, "B S P"] | None  # window indices; None in a tower without windows
 
 
 class Block(nnx.Module):
-    """Pre-norm attention within an image or its windows, then an MLP: QuickGELU or gated SiLU."""
+    """Vision block: attention within an image or its windows, then an MLP; both are pre-norm.
+
+    The MLP uses QuickGELU in Qwen2-VL's tower and gated SiLU in Qwen2.5-VL's.
+    """
 
     def __init__(
         self, config: VisionConfig, *, precision: Precision, attention: str, rngs: nnx.Rngs
@@ -57,7 +60,8 @@ class Block(nnx.Module):
         make = {"bias": True, "precision": precision, "rngs": rngs}
         self.num_heads, self.attention, self.window = config.num_heads, attention, config.window
         self.norm1 = _norm(config, precision, rngs)
-        # Queries, keys and values side by side can't be divided by heads: whole, as it is small.
+        # Queries, keys and values are concatenated in one kernel, so it can't be sharded by heads.
+        # It is small, so it stays unsharded along that axis.
         self.qkv = linear(dim, 3 * dim, ("embed", None), **make)
         self.proj = linear(dim, dim, (("heads", config.num_heads), "embed"), **make)
         self.norm2 = _norm(config, precision, rngs)
@@ -70,20 +74,27 @@ class Block(nnx.Module):
             self.fc2 = linear(dim * config.mlp_ratio, dim, ("mlp", "embed"), **make)
 
     def over_image(self, q, k, v, places: Places) -> Float[Array, "B N S P D"]:
-        """Attention of every patch to all of its image; q, k, v are [B, N, S, P, D]."""
+        """Computes attention of every patch to its whole image; q, k, v are [B, N, S, P, D]."""
         k, v = (t.reshape(t.shape[0], -1, *t.shape[-2:]) for t in (k, v))
         segments = places.images
         q = q[:, :, :, None]
         return attend(q, k, v, segments, segments, causal=False, engine=self.attention)[:, :, :, 0]
 
     def over_windows(self, q, k, v, places: Places) -> Float[Array, "B N S P D"]:
-        """Attention of every patch to those of its window."""
+        """Computes attention of every patch to its window; q, k, v are [B, N, S, P, D]."""
         return windows.attend_within(q, k, v, places.windows, self.window**2)
 
     def __call__(
         self, x: Float[Array, "B S P E"], places: Places, full: Bool[Array, ""] | None = None
     ) -> Float[Array, "B S P E"]:
-        """`full` says whether a block of a tower with windows looks at the whole image."""
+        """Applies the block.
+
+        Args:
+          x: patch features.
+          places: positions of the patches.
+          full: whether this block attends to the whole image instead of windows; None in a tower
+            without windows.
+        """
         B, S, P, E = x.shape
         x = constrain(x, "rows", None, None, None)
         qkv = self.qkv(self.norm1(x)).reshape(B, S, P, 3, self.num_heads, -1)
@@ -94,13 +105,15 @@ class Block(nnx.Module):
         if full is None:
             out = self.over_image(q, k, v, places)
         else:
-            # Recomputed: else the backward pass would keep room for both kinds' scores.
-            kinds = map(jax.checkpoint, (self.over_image, self.over_windows))
-            out = jax.lax.cond(full, *kinds, q, k, v, places)
+            # Rematerialised: otherwise the scores of both branches would be saved for the backward
+            # pass.
+            branches = map(jax.checkpoint, (self.over_image, self.over_windows))
+            out = jax.lax.cond(full, *branches, q, k, v, places)
         x = x + self.proj(out.transpose(0, 2, 3, 1, 4).reshape(B, S, P, E))
         return x + self.mlp(self.norm2(x))
 
     def mlp(self, x: Float[Array, "B S P E"]) -> Float[Array, "B S P E"]:
+        """Applies the MLP."""
         if self.window:
             hidden = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
             return self.down_proj(constrain(hidden, "rows", None, None, "mlp"))
@@ -108,7 +121,7 @@ class Block(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Four neighbouring patches → one visual token."""
+    """Patch merger: maps each 2×2 block of patches to one visual token of the decoder's width."""
 
     def __init__(self, config: VisionConfig, *, precision: Precision, rngs: nnx.Rngs):
         merged = config.embed_dim * config.merge_size**2
@@ -123,7 +136,7 @@ class Merger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Patch embedding, blocks with two-axis rotary positions, merger."""
+    """Vision tower: patch embedding, transformer blocks with two-axis rotary positions, merger."""
 
     def __init__(
         self,
@@ -146,10 +159,10 @@ class VisionTower(nnx.Module):
         self.merger = Merger(config, precision=precision, rngs=rngs)
 
     def embed_patches(self, images: Images) -> Float[Array, "B S P E"]:
-        """Normalises the bytes and embeds them.
+        """Normalises the pixels and embeds the patches.
 
-        The tower was built for pairs of video frames; an image is the same frame twice, so the
-        two frames' kernels are added instead of the frame being repeated.
+        The patch kernel takes two video frames, and an image is the same frame twice. Instead of
+        repeating the frame, the kernels of the two frames are summed.
         """
         config = self.config
         B, S, P, _ = images.patches.shape
@@ -163,10 +176,10 @@ class VisionTower(nnx.Module):
         return pixels @ gather(kernel, (None, "embed"))
 
     def features(self, images: Images) -> Float[Array, "B S P E"]:
-        """Patch features before the merger."""
+        """Computes patch features before the merger."""
         if not self.config.window:
             return self._blocks(images)
-        # As long as they pass the blocks, patches are in the order of their windows.
+        # Inside the blocks, patches are sorted by window.
         numbers = windows.numbers(images.positions, self.config.window)
         there, back = (index[..., None] for index in windows.order(numbers))
         images = Images(*(jnp.take_along_axis(x, there, axis=2) for x in images))
@@ -176,7 +189,7 @@ class VisionTower(nnx.Module):
     def _blocks(
         self, images: Images, numbers: Int[Array, "B S P"] | None = None
     ) -> Float[Array, "B S P E"]:
-        """Patch embedding and all blocks; `numbers` are those of windows."""
+        """Applies patch embedding and all blocks; `numbers` are the patches' window indices."""
         angles = rope.patch_angles(images.positions, self.config.head_dim)
         inside = (images.positions[..., 0] >= 0).astype(jnp.int32)
         places = Places(angles, inside, numbers)
@@ -190,5 +203,5 @@ class VisionTower(nnx.Module):
         return scan(body, self.embed_patches(images), self.blocks, full, remat=self.remat)[0]
 
     def __call__(self, images: Images) -> Float[Array, "B V D"]:
-        """The visual tokens of all slots of a row, one after another: V = S · P / 4."""
+        """Computes the visual tokens of each row, its slots concatenated: V = S · P / 4."""
         return self.merger(self.features(images))

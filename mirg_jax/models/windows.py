@@ -1,8 +1,9 @@
-"""Attention within square windows of an image: Qwen2.5-VL's tower has it in most of its blocks.
+"""Attention within square windows of an image, used in most blocks of Qwen2.5-VL's vision tower.
 
-Patches are put in the order of their windows, so that a window is a run of at most `size` patches
-(fewer where the image ends). Cut into pieces of that length, a window lies in one piece or two
-neighbours: queries of a piece look at three pieces of keys, whatever the image's shape and size.
+Patches are sorted by window, so that a window is a contiguous run of at most `size` patches (fewer
+at the image's edges). The sequence is cut into pieces of that length. A window then lies within one
+piece or two adjacent ones, so queries of a piece need the keys of three pieces only, whatever the
+image's shape and size.
 """
 
 import jax
@@ -11,15 +12,18 @@ from jaxtyping import Array, Float, Int
 
 from mirg_jax.models.attention import attend
 
-PIECES = 3  # of keys that a piece of queries looks at: the one before, its own, the one behind
+PIECES = 3  # pieces of keys per piece of queries: the previous one, its own, the next one
 
 
 def numbers(positions: Int[Array, "*B P 2"], side: int) -> Int[Array, "*B P"]:
-    """Each patch's window, numbered in reading order; the largest integer for padding.
+    """Returns each patch's window index; windows are numbered row by row.
 
     Args:
       positions: (row, column) of patches; -1 is padding.
       side: patches along a window's side.
+
+    Returns:
+      Window indices; padding has the largest int32, so that it sorts last.
     """
     row, column = positions[..., 0], positions[..., 1]
     number = row // side * positions.shape[-2] + column // side
@@ -27,9 +31,10 @@ def numbers(positions: Int[Array, "*B P 2"], side: int) -> Int[Array, "*B P"]:
 
 
 def order(windows: Int[Array, "*B P"]) -> tuple[Int[Array, "*B P"], Int[Array, "*B P"]]:
-    """The patches window by window, else as they were, padding last; and the way back.
+    """Returns the permutation that sorts patches by window (stable, padding last) and its inverse.
 
-    `x[order]` is sorted, `sorted[back]` is x.
+    Args:
+      windows: window indices from `numbers`.
     """
     there = jnp.argsort(windows, axis=-1, stable=True)
     return there, jnp.argsort(there, axis=-1)
@@ -42,10 +47,14 @@ def attend_within(
     windows: Int[Array, "B S P"],
     size: int,
 ) -> Float[Array, "B K S P D"]:
-    """Softmax attention of each patch to those of its window, patches in the order of windows.
+    """Computes softmax attention of each patch to the patches of its window.
 
     Args:
-      size: patches of a whole window.
+      q: queries, with patches sorted by window.
+      k: keys, in the same order.
+      v: values, in the same order.
+      windows: window indices, in the same order.
+      size: patches in a full window.
     """
     B, K, S, P, D = q.shape
     length = min(size, P)
@@ -53,13 +62,13 @@ def attend_within(
     padding = pieces * length - P
 
     def cut(x, axis, value=0):
-        """Pieces along two axes in place of patches."""
+        """Splits the patch axis into two axes: pieces and patches within a piece."""
         widths = [(0, padding if i == axis else 0) for i in range(x.ndim)]
         x = jnp.pad(x, widths, constant_values=value)
         return x.reshape(*x.shape[:axis], pieces, length, *x.shape[axis + 1 :])
 
     def around(x, axis, value=0):
-        """With each piece, those beside it."""
+        """Concatenates each piece with the pieces before and after it."""
         if pieces == 1:
             return x
         widths = [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)]

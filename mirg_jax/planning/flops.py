@@ -1,13 +1,13 @@
-"""Operations of a step by formula: a multiplication and an addition count as two.
+"""Floating-point operations of a step by formula; a multiply-add counts as two.
 
-The compiler's own count takes a scanned layer once and no hand-written kernel.
+The compiler's own count includes a scanned layer only once, and omits custom kernels.
 """
 
 from mirg_jax.models.config import ModelConfig
 
 
 def decoder_matrices(config: ModelConfig) -> int:
-    """Elements of all matrices that every token is multiplied with, the head not among them."""
+    """Returns the number of elements of the decoder's matrices, without the output head."""
     text = config.text
     width, kv = text.hidden_size, text.num_kv_heads * text.head_dim
     layer = 2 * width * width + 2 * width * kv + 3 * width * text.intermediate_size
@@ -15,11 +15,18 @@ def decoder_matrices(config: ModelConfig) -> int:
 
 
 def head_matrix(config: ModelConfig) -> int:
+    """Returns the number of elements of the output head."""
     return config.text.hidden_size * config.text.vocab_size
 
 
 def tower(config: ModelConfig, images: int, patches: int) -> float:
-    """The vision tower's forward pass over full images."""
+    """Returns the operations of the vision tower's forward pass.
+
+    Args:
+      config: the model's configuration.
+      images: number of images.
+      patches: patches per image, without padding.
+    """
     vision = config.vision
     width = vision.embed_dim
     mlp = 3 * vision.mlp_dim if vision.window else 2 * vision.mlp_ratio * width
@@ -34,12 +41,13 @@ def tower(config: ModelConfig, images: int, patches: int) -> float:
 
 
 def decoder(config: ModelConfig, tokens: int, pairs: float, labels: int) -> float:
-    """The decoder's forward pass.
+    """Returns the operations of the decoder's forward pass.
 
     Args:
-      tokens: that go through the layers.
-      pairs: of a query and a key it sees.
-      labels: tokens whose logits are computed.
+      config: the model's configuration.
+      tokens: number of tokens that pass through the layers.
+      pairs: number of pairs of a query and a key that it attends to.
+      labels: number of tokens whose logits are computed.
     """
     text = config.text
     products = 2.0 * tokens * decoder_matrices(config) + 2.0 * labels * head_matrix(config)
@@ -47,5 +55,5 @@ def decoder(config: ModelConfig, tokens: int, pairs: float, labels: int) -> floa
 
 
 def causal(tokens: int) -> float:
-    """Pairs of a query and a key among `tokens`, each seeing those up to itself."""
+    """Returns the number of query-key pairs of causal attention over `tokens` tokens."""
     return tokens * (tokens + 1) / 2

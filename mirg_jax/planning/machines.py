@@ -1,4 +1,4 @@
-"""Machines that a recipe can be planned for, without having one."""
+"""Machines that a recipe can be planned for; the machine itself is not needed."""
 
 import importlib.util
 import os
@@ -12,11 +12,11 @@ GIB = 2**30
 
 
 class Kind(NamedTuple):
-    """A kind of device, by its maker's figures."""
+    """A kind of device, with the vendor's figures."""
 
     platform: str
-    memory: float  # GiB that programs can use
-    flops: float  # bf16 operations a second
+    memory: float  # GiB available to programs
+    flops: float  # bf16 operations per second
 
 
 KINDS = {
@@ -28,7 +28,7 @@ KINDS = {
 
 
 class Machine(NamedTuple):
-    """`v5e:4x4` is a TPU slice by its topology, `h100:8` one node of so many GPUs."""
+    """A machine: a TPU slice by its topology (`v5e:4x4`), or one node with GPUs (`h100:8`)."""
 
     name: str
     kind: Kind
@@ -36,7 +36,11 @@ class Machine(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "Machine":
-        """Raises ConfigError for a machine that isn't known."""
+        """Parses a machine's name.
+
+        Raises:
+          ConfigError: if the machine is unknown.
+        """
         kind, _, topology = name.partition(":")
         if kind not in KINDS or not re.fullmatch(r"\d+(x\d+)*", topology):
             raise ConfigError(
@@ -46,10 +50,10 @@ class Machine(NamedTuple):
         return cls(name, KINDS[kind], topology)
 
     def devices(self) -> list:
-        """Its devices, which can be compiled for, not run on.
+        """Returns descriptions of its devices, which programs can be compiled for but not run on.
 
         Raises:
-          ConfigError: when the packages that know this kind aren't installed.
+          ConfigError: if the compiler for this kind is not installed, or the topology is invalid.
         """
         from jax.experimental import topologies
 
@@ -71,17 +75,17 @@ class Machine(NamedTuple):
                 topology = topologies.get_topology_desc(
                     platform="tpu", topology_name=self.name, **options
                 )
-        except Exception as error:  # each plugin has its own
+        except Exception as error:  # each plugin raises its own exception types
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"--machine={self.name}: can't be compiled for here ({reason}); "
-                "install requirements-plan.txt, and look at the topology's name"
+                f"--machine={self.name}: can't compile for it on this computer ({reason}); "
+                "install requirements-plan.txt, and check the topology"
             ) from None
         return list(topology.devices)
 
 
 def prepare_environment() -> None:
-    """What must be set before JAX starts, for compiling without the machine."""
+    """Sets the environment variables needed for compiling; call it before importing JAX."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -1,4 +1,4 @@
-"""Will it fit? Compiles a recipe's real programs for a machine that isn't there."""
+"""Checks whether a recipe fits a machine's memory, by compiling its programs for that machine."""
 
 import re
 from collections.abc import Callable
@@ -18,20 +18,21 @@ from mirg_jax.runs.settings import Settings
 
 
 class Report(NamedTuple):
-    """One program's bytes per device."""
+    """The memory of one program in bytes per device."""
 
     name: str
-    parts: dict[str, int]  # counted from shapes and shardings; "activations" are the compiler's
-    compiler: int  # the compiler's own peak of arguments, results and temporaries
-    problem: str = ""  # why the compiler refused it
+    parts: dict[str, int]  # from shapes and shardings; "activations" is from the compiler
+    compiler: int  # the compiler's peak of arguments, results and temporaries
+    problem: str = ""  # the reason, if the compiler ran out of memory
 
     @property
     def total(self) -> int:
+        """Sum of all parts."""
         return sum(self.parts.values())
 
 
 def measure(program: Program) -> Report:
-    """Compiles a program and says where the memory goes."""
+    """Compiles a program and reports its memory by part."""
     parts = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
     with jax.set_mesh(program.mesh):
         lowered = program.function.lower(*program.arguments)
@@ -47,9 +48,9 @@ def measure(program: Program) -> Report:
     taken = memory.argument_size_in_bytes + made
     peak = taken + memory.temp_size_in_bytes
     if program.mesh.devices.flat[0].platform == "tpu":
-        # Some temporaries share one place; this is what its compiler holds against the memory.
+        # Temporaries may share memory; the compiler compares this peak with the available memory.
         peak = memory.peak_memory_in_bytes
-    # Gradients summed so far are an argument; the new ones are temporary, or the output.
+    # The gradient sum so far is an argument; new gradients are a temporary, or the output.
     inside = parts.get("cache", 0) if program.name == "sample" else 0
     if program.name == "gradients":
         inside = parts["gradients"] // 2 if program.arguments[0] else 0
@@ -57,15 +58,21 @@ def measure(program: Program) -> Report:
     return Report(program.name, parts, peak + bytes_per_device(program.apart))
 
 
-# The share of a device's memory that a plan leaves free: for the runtime, and for fragmentation.
+# Fraction of a device's memory that a plan must leave free, for the runtime and for fragmentation.
 FREE = 0.1
 
 
 def advice(settings: Settings, report: Report, memory: float) -> str:
-    """Which change would make a program fit that doesn't."""
+    """Suggests a change that would make a program fit.
+
+    Args:
+      settings: the recipe's settings.
+      report: the program that doesn't fit.
+      memory: memory of a device in bytes.
+    """
     adapters = "--config.lora.rank=64 --config.model.param_dtype=bfloat16"
     held = report.total - report.parts.get("activations", 0)
-    if held > (1 - FREE) * memory and report.name != "sample":  # whatever is computed with it
+    if held > (1 - FREE) * memory and report.name != "sample":  # even without activations
         return "more devices" if settings.lora else f"more devices, or {adapters}"
     devices, grpo = settings.devices, settings.grpo
     if report.name == "sample":
@@ -89,7 +96,7 @@ def advice(settings: Settings, report: Report, memory: float) -> str:
 
 
 def step_flops(settings: Settings) -> dict[str, float]:
-    """Operations of one step of the recipe at its largest shapes, by what they are for."""
+    """Returns the operations of one step at the largest shapes, by phase."""
     sizes, shapes = model_config(settings.model.path), settings.data.shapes
     T, S, P = shapes.lengths[-1], shapes.slots[-1], shapes.patches[-1]
     backward = 1.0 if settings.lora else 2.0  # frozen matrices need no gradient
@@ -105,7 +112,7 @@ def step_flops(settings: Settings) -> dict[str, float]:
     pairs = grpo.group * flops.causal(grpo.max_tokens) + new * T
     prompt = flops.decoder(sizes, T, flops.causal(T), 0)
     forward = prompt + flops.decoder(sizes, new, pairs, new)
-    again = 0.0 if frozen else images  # a frozen tower's visual tokens are kept for the whole step
+    again = 0.0 if frozen else images  # a frozen tower's visual tokens are computed once per step
     reference = forward + again if grpo.beta else 0.0
     update = (1 + backward) * forward + (1 + vision_backward) * again
     return {
@@ -116,17 +123,17 @@ def step_flops(settings: Settings) -> dict[str, float]:
 
 
 def fits(report: Report, memory: float) -> bool:
-    """Whether a program leaves enough of a device's `memory` (bytes) free."""
+    """Returns whether a program leaves enough of a device's `memory` (in bytes) free."""
     return not report.problem and max(report.total, report.compiler) <= (1 - FREE) * memory
 
 
 def with_attention_of(
     settings: Settings, machine: machines.Machine, say: Callable[[str], object]
 ) -> Settings:
-    """The settings with attention that can be compiled here."""
+    """Replaces an attention implementation that can't be compiled on this computer."""
     if machine.kind.platform != "cuda" or settings.model.attention != "auto":
         return settings
-    say("planned with plain attention, as cuDNN's can't be compiled without its card")
+    say("planned with XLA's attention, since cuDNN's can't be compiled without a GPU")
     return replace(settings, model=replace(settings.model, attention="xla"))
 
 
@@ -134,7 +141,9 @@ def plan(settings: Settings, machine: machines.Machine, say: Callable[[str], obj
     """Compiles all programs of a recipe's step.
 
     Args:
-      say: is told each result in a line as soon as it is known.
+      settings: the recipe's settings.
+      machine: the machine.
+      say: called with each result, a line of text, as soon as it is known.
 
     Returns:
       The plan as JSON values.
@@ -151,8 +160,11 @@ def plan(settings: Settings, machine: machines.Machine, say: Callable[[str], obj
         f"{machine.kind.memory:g} GiB"
     )
     if operations:
-        told = ", ".join(f"{name} {value:.3g}" for name, value in operations.items())
-        say(f"operations a step: {told}; {fastest:.1f} s at {machine.kind.flops:.3g}/s a device")
+        listed = ", ".join(f"{name} {value:.3g}" for name, value in operations.items())
+        say(
+            f"operations per step: {listed}; at least {fastest:.1f} s at "
+            f"{machine.kind.flops:.3g} operations per second and device"
+        )
     found = {
         "machine": machine.name,
         "memory_per_device": int(memory),
@@ -189,12 +201,16 @@ def _line(report: Report, memory: float) -> str:
     peak = max(report.total, report.compiler)
     return (
         f"{report.name:10s} {peak / machines.GIB:6.2f} GiB, {1 - peak / memory:4.0%} free: {parts}"
-        f" (the compiler's count: {report.compiler / machines.GIB:.2f})"
+        f" (compiler: {report.compiler / machines.GIB:.2f})"
     )
 
 
 def require_fit(found: dict) -> None:
-    """Raises ConfigError, in a line, for a plan that doesn't fit."""
+    """Checks that all programs of a plan fit.
+
+    Raises:
+      ConfigError: if one doesn't; the message suggests a change.
+    """
     for row in found["programs"]:
         if not row["fits"]:
             raise ConfigError(
@@ -206,10 +222,15 @@ def require_fit(found: dict) -> None:
 def search(
     settings: Settings, machine: machines.Machine, say: Callable[[str], object]
 ) -> tuple[dict, Settings]:
-    """Plans with the remat that recomputes least, and then the largest micro-batch, that fit.
+    """Finds the `remat` with the least recomputation, then the largest micro-batch, that fit.
+
+    Args:
+      settings: the recipe's settings.
+      machine: the machine.
+      say: called with each result, a line of text, as soon as it is known.
 
     Returns:
-      The plan, and the settings that it is of.
+      The plan, and the settings found.
     """
     memory = machine.kind.memory * machines.GIB
     name = settings.micro_batch_name

@@ -1,4 +1,4 @@
-"""The programs of a recipe's step, and the shapes they are called with; nothing is allocated."""
+"""The jitted programs of a recipe's step with abstract arguments; no arrays are allocated."""
 
 import dataclasses
 import functools
@@ -31,18 +31,18 @@ from mirg_jax.types import Images, Rollout, Text
 
 
 class Program(NamedTuple):
-    """A jitted function with the shapes it is called with."""
+    """A jitted function with the shapes of its arguments."""
 
     name: str
     mesh: jax.sharding.Mesh
     function: Any
     arguments: tuple  # shapes with shardings
-    parts: dict[str, Any]  # what is on the devices meanwhile, arguments or not, by part
-    apart: Any = ()  # those of them that aren't arguments
+    parts: dict[str, Any]  # all arrays on the devices while it runs, by part
+    apart: Any = ()  # those of them that are not arguments
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What one device holds of arrays that are described by shape, dtype and sharding."""
+    """Returns the memory of arrays on one device, from their shapes, dtypes and shardings."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -50,10 +50,13 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def model_config(path: str) -> ModelConfig:
-    """The sizes of a model; published ones need no download.
+    """Returns a model's configuration; published models need no download.
+
+    Args:
+      path: a published model's hub name, or a folder with a config.json.
 
     Raises:
-      CheckpointError: for a folder without a config.json.
+      CheckpointError: if the folder has no valid config.json.
     """
     return PUBLISHED[path] if path in PUBLISHED else ModelConfig.from_folder(path)
 
@@ -68,7 +71,7 @@ def _rows(mesh, *shape, dtype=np.int32) -> jax.ShapeDtypeStruct:
 
 
 def batch_shapes(shapes: Shapes, rows: int, mesh: jax.sharding.Mesh) -> PackedBatch:
-    """The largest batch that these shapes allow."""
+    """Returns the shapes of the largest batch that the allowed sizes permit."""
     T, S, P = shapes.lengths[-1], shapes.slots[-1], shapes.patches[-1]
     make = functools.partial(_rows, mesh, rows)
     return PackedBatch(
@@ -79,7 +82,7 @@ def batch_shapes(shapes: Shapes, rows: int, mesh: jax.sharding.Mesh) -> PackedBa
 
 
 class RunShapes(NamedTuple):
-    """The shapes of a run, as `training.start` makes its arrays."""
+    """The abstract arrays of a run, corresponding to those of `training.start`."""
 
     settings: Settings
     model: ModelConfig
@@ -93,7 +96,7 @@ class RunShapes(NamedTuple):
 
 
 def run_shapes(settings: Settings, mesh: jax.sharding.Mesh) -> RunShapes:
-    """The shapes of a run on this mesh."""
+    """Returns the abstract arrays of a run on a mesh."""
     sizes = model_config(settings.model.path)
     options = settings.model.options(mesh.devices.flat[0].platform)
     graph, params = qwen2_vl.abstract(sizes, options)
@@ -114,20 +117,24 @@ def run_shapes(settings: Settings, mesh: jax.sharding.Mesh) -> RunShapes:
 
 
 def _updates(run: RunShapes, gradients, outputs, arguments, resident: dict, micro_batches: int):
-    """The two programs that both trainings end in: gradients, and the optimizer's step.
+    """Yields the two programs that SFT and GRPO share: gradients, and the optimizer's update.
 
     Args:
-      outputs: of the loss and its statistics.
-      resident: what lies on the devices besides, by part.
+      run: the abstract arrays of the run.
+      gradients: the jitted gradient function.
+      outputs: shapes of the loss and its statistics.
+      arguments: shapes of the gradient function's arguments.
+      resident: other arrays on the devices, by part.
+      micro_batches: number of micro-batches per step.
     """
     parts = {"weights": (run.params, run.frozen), "optimizer": run.state.opt_state, **resident}
     grads = run.params
     others = run.state.opt_state, resident.get("reference")
     total = (outputs, grads) if micro_batches > 1 else None
-    waiting = {"gradients": (grads,) * min(micro_batches, 2)}  # those summed so far, and new ones
+    summed = {"gradients": (grads,) * min(micro_batches, 2)}  # the sum so far, and the new ones
     given = total, others, *arguments
     held = resident["batch"] if isinstance(resident["batch"], list) else [resident["batch"]]
-    yield Program("gradients", run.mesh, gradients, given, parts | waiting, held[1:])
+    yield Program("gradients", run.mesh, gradients, given, parts | summed, held[1:])
     apply = make_apply(run.optimizer, run.layout)
     arguments = run.state, grads, _shape(run.mesh, (), np.float32)
     apart = run.frozen, list(resident.values())
@@ -135,7 +142,7 @@ def _updates(run: RunShapes, gradients, outputs, arguments, resident: dict, micr
 
 
 def sft_programs(settings: Settings, devices: list) -> Iterator[Program]:
-    """A step of SFT."""
+    """Yields the programs of an SFT step."""
     run = run_shapes(settings, training_mesh(settings.devices, devices))
     rows = settings.micro_batch
     batch = batch_shapes(settings.data.shapes, rows, run.mesh)
@@ -147,7 +154,7 @@ def sft_programs(settings: Settings, devices: list) -> Iterator[Program]:
 
 
 def visual_shapes(run: RunShapes, images: Images, mesh: jax.sharding.Mesh) -> Any:
-    """What stands for the images in sampling and loss: their visual tokens if they are frozen."""
+    """Returns the shapes that replace images: their visual tokens if the tower is frozen."""
     if not run.settings.tower_is_frozen:
         return images
     B, S, P, _ = images.patches.shape
@@ -158,10 +165,13 @@ def visual_shapes(run: RunShapes, images: Images, mesh: jax.sharding.Mesh) -> An
 def sampling_program(
     run: RunShapes, batch: PackedBatch, options: SamplingConfig, others: dict
 ) -> Program:
-    """The sampler with its weights, as GRPO and evaluation run it.
+    """Returns the sampling program of GRPO or of inference.
 
     Args:
-      batch: its prompts, on the mesh that it runs on.
+      run: the abstract arrays of the run.
+      batch: shapes of the prompts on the sampling mesh.
+      options: the sampling options.
+      others: other arrays on the devices, by part.
     """
     mesh, group = batch.text.tokens.sharding.mesh, options.group
     everything = nnx.merge_state(run.params, run.frozen)
@@ -192,7 +202,7 @@ def sampling_program(
 
 
 def reference_shapes(run: RunShapes) -> Any:
-    """What the reference policy has of its own; with adapters, the frozen base is it."""
+    """Returns the shapes of the reference policy's copy; none with LoRA, which uses the base."""
     if not run.settings.grpo.beta or run.settings.lora:
         return {}
     return jax.tree.map(
@@ -203,9 +213,9 @@ def reference_shapes(run: RunShapes) -> Any:
 
 
 def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
-    """A step of GRPO: sampling, gradients, update.
+    """Yields the programs of a GRPO step: sampling, gradients, update.
 
-    The reference's pass beside them is the forward half of the gradients', and needs less.
+    The reference policy's forward pass is omitted: it needs less memory than the gradients.
 
     Raises:
       ConfigError: if the rows can't be divided over the devices.
@@ -247,7 +257,7 @@ def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
 
 
 def inference_programs(settings: Settings, devices: list) -> Iterator[Program]:
-    """Answering questions, as `scripts/evaluate.py` does."""
+    """Yields the program of inference, as in `scripts/evaluate.py`."""
     mesh = sampling_mesh(settings.devices, training_mesh(settings.devices, devices))
     compute = settings.model.precision.compute
     model = dataclasses.replace(settings.model, precision=Precision(compute, compute))
@@ -261,5 +271,5 @@ PROGRAMS = {"sft": sft_programs, "grpo": grpo_programs, "inference": inference_p
 
 
 def programs(settings: Settings, devices: list) -> Iterator[Program]:
-    """The programs of whatever stage the recipe is for."""
+    """Returns the programs of the recipe's stage."""
     return PROGRAMS[settings.stage](settings, devices)

@@ -1,6 +1,6 @@
-"""Advantages within a group of completions (equation 4).
+"""Group-relative advantages (equation 4).
 
-Axes: B prompts, G completions of each (the paper's N).
+Axes: B prompts, G completions per prompt (the paper's N).
 """
 
 import jax.numpy as jnp
@@ -10,13 +10,18 @@ from jaxtyping import Array, Bool, Float
 def group_advantages(
     rewards: Float[Array, "B G"], *, scale: str = "std", epsilon: float = 1e-4
 ) -> Float[Array, "B G"]:
-    """A_i = (r_i − mean) / (std + ε) within each group (equation 4).
+    """Computes A_i = (r_i − mean) / (std + ε) within each group (equation 4).
 
-    The standard deviation is the population's, as in the paper's formula. A group whose rewards
-    are all equal teaches nothing: its advantages are exactly 0.
+    The standard deviation is the population's, as in the paper's formula. If all rewards of a group
+    are equal, its advantages are exactly 0, so that it contributes no policy gradient.
 
     Args:
-      scale: "std", or "none" to leave the division out (Dr. GRPO, arXiv 2503.20783).
+      rewards: rewards of the completions.
+      scale: "std", or "none" to omit the division (Dr. GRPO, arXiv 2503.20783).
+      epsilon: ε, added to the standard deviation.
+
+    Raises:
+      ValueError: for another `scale`.
     """
     centred = rewards - rewards.mean(axis=-1, keepdims=True)
     centred = jnp.where(zero_spread(rewards)[..., None], 0.0, centred)
@@ -28,5 +33,5 @@ def group_advantages(
 
 
 def zero_spread(rewards: Float[Array, "B G"]) -> Bool[Array, " B"]:
-    """Which groups have equal rewards throughout."""
+    """Returns which groups have equal rewards for all completions."""
     return rewards.max(axis=-1) == rewards.min(axis=-1)

@@ -1,7 +1,7 @@
-"""Log-probabilities of tokens, chunk by chunk, so that full logits never exist.
+"""Log-probabilities of tokens, computed in chunks so that the full logits are never stored.
 
-At 152k words, the logits of 8k tokens take 5 GB in float32; a chunk's are made, used and made
-again in the backward pass.
+With a vocabulary of 152k, the logits of 8k tokens take 5 GB in float32. Each chunk's logits are
+recomputed in the backward pass.
 """
 
 import jax
@@ -16,15 +16,22 @@ def log_softmax(
     temperature: float = 1.0,
     forbidden: Bool[Array, " vocab"] | None = None,
 ) -> Float[Array, "*N vocab"]:
-    """log π(· | hidden) of the distribution that is sampled: forbidden tokens have no mass."""
+    """Computes log π(· | hidden) of the distribution that is sampled from.
+
+    Args:
+      hidden: hidden states.
+      head: the output head.
+      temperature: divides the logits.
+      forbidden: tokens with probability 0.
+    """
     return jax.nn.log_softmax(_logits(hidden, head, temperature, forbidden), axis=-1)
 
 
 @jax.custom_vjp
 def _project(hidden: Float[Array, "*N M"], head: Float[Array, "M vocab"]) -> Array:
-    """hidden · head in float32; gradients are products in the head's own precision.
+    """Computes hidden · head in float32, with gradients computed in the head's dtype.
 
-    Left to itself the head's gradient, as large as all logits of a chunk, would be made in float32.
+    By default JAX would compute the head's gradient, which is as large as the head, in float32.
     """
     return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
 
@@ -44,9 +51,9 @@ def _logits(hidden, head, temperature, forbidden):
 
 
 def _in_chunks(function, chunk: int, *arrays):
-    """Maps `function` over arrays [B, N, …], `chunk` of N at a time, recomputed in the backward.
+    """Applies `function` to arrays [B, N, …] in chunks along N, with rematerialisation.
 
-    Rows stay rows, so that each device works on its own.
+    The batch axis is kept, so that each device works on its own rows.
     """
     rows, count = arrays[0].shape[:2]
     if count <= chunk:
@@ -62,7 +69,7 @@ def _in_chunks(function, chunk: int, *arrays):
 
 
 def _rows(x, shape):
-    """[B, …] → [B, N, …]: all tokens of a row on one axis. `shape` is that of the tokens."""
+    """Merges all token axes of a row into one: [B, *N, …] → [B, N, …]; `shape` is [B, *N]."""
     return x.reshape(shape[0], -1, *x.shape[len(shape) :])
 
 
@@ -75,15 +82,20 @@ def token_logprobs(
     forbidden: Bool[Array, " vocab"] | None = None,
     chunk: int = 1024,
 ) -> Float[Array, "B *N"]:
-    """log π(token | hidden) in float32; the temperature and forbidden tokens as when sampling.
+    """Computes log π(token | hidden) in float32.
 
     Args:
-      chunk: tokens of each row whose logits exist at a time.
+      hidden: hidden states that predict the tokens.
+      head: the output head.
+      tokens: the tokens.
+      temperature: the sampling temperature.
+      forbidden: tokens that are never sampled.
+      chunk: tokens of each row whose logits are in memory at a time.
     """
 
     def one(hidden, tokens):
         logits = _logits(hidden, head, temperature, forbidden)
-        # A comparison fuses with the sum; a gather's gradient would be a scatter.
+        # The comparison is fused with the sum; the gradient of a gather would be a scatter.
         chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
         return jnp.where(chosen, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
 
@@ -101,7 +113,17 @@ def exact_kl(
     forbidden: Bool[Array, " vocab"] | None = None,
     chunk: int = 1024,
 ) -> Float[Array, "B *N"]:
-    """KL(π ‖ π_ref) over the whole vocabulary at each token."""
+    """Computes KL(π ‖ π_ref) over the whole vocabulary at each token.
+
+    Args:
+      hidden: the policy's hidden states.
+      head: the policy's output head.
+      reference_hidden: the reference model's hidden states.
+      reference_head: the reference model's output head.
+      temperature: the sampling temperature.
+      forbidden: tokens that are never sampled.
+      chunk: tokens of each row whose logits are in memory at a time.
+    """
 
     def one(hidden, reference_hidden):
         options = {"temperature": temperature, "forbidden": forbidden}

@@ -1,6 +1,6 @@
-"""GRPO: group advantages (equation 4), KL estimators, and the clipped objective (equation 5).
+"""GRPO's objective (equation 5): clipped policy loss, KL estimators, and the mean over tokens.
 
-Axes: B prompts, G completions of each (the paper's N), L tokens.
+Axes: B prompts, G completions per prompt (the paper's N), L tokens.
 """
 
 from typing import NamedTuple
@@ -15,10 +15,18 @@ def kl_estimate(
     kind: str = "k3",
     clamp: float = 10.0,
 ) -> Float[Array, "*N"]:
-    """Estimates KL(π ‖ π_ref) from the log-probs of sampled tokens (Schulman, 2020).
+    """Estimates KL(π ‖ π_ref) from the log-probabilities of sampled tokens (Schulman, 2020).
 
-    With d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = eᵈ − 1 − d. The log-ratio is clamped to
-    ±`clamp`, since eᵈ overflows when the policies part.
+    With d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = eᵈ − 1 − d.
+
+    Args:
+      logprobs: log π of the tokens.
+      reference: log π_ref of the tokens.
+      kind: "k1", "k2" or "k3".
+      clamp: bound on |d|, since eᵈ overflows when the policies differ strongly.
+
+    Raises:
+      ValueError: for another `kind`.
     """
     d = jnp.clip(reference - logprobs, -clamp, clamp)
     if kind == "k1":
@@ -38,14 +46,21 @@ def reduce_tokens(
     sequences: Float[Array, ""] | float,
     tokens: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
-    """This micro-batch's share of a mean over the whole step's tokens.
+    """Computes a micro-batch's contribution to the mean over all tokens of a step.
+
+    The contributions of a step's micro-batches add up to the step's mean.
 
     Args:
-      kind: "sequence", a mean over completions of the mean over their tokens (equation 5's 1/N);
-        "token", over all tokens (DAPO); "constant", the sum over completions × L (Dr. GRPO).
-      sequences: completions of the whole step, so that shares of several micro-batches add up to
-        the step's mean.
-      tokens: completion tokens of the whole step.
+      values: one value per token.
+      mask: which tokens count.
+      kind: "sequence", the mean over completions of the mean over their tokens (equation 5's 1/N);
+        "token", the mean over all tokens (DAPO); "constant", the sum divided by completions × L
+        (Dr. GRPO).
+      sequences: number of completions in the whole step.
+      tokens: number of completion tokens in the whole step.
+
+    Raises:
+      ValueError: for another `kind`.
     """
     values = jnp.where(mask, values, 0.0)
     if kind == "sequence":
@@ -58,7 +73,7 @@ def reduce_tokens(
 
 
 class PolicyLoss(NamedTuple):
-    """The loss of each token, and whether the clip was active there."""
+    """Policy loss of each token, and whether it was clipped."""
 
     loss: Float[Array, "B G L"]
     clipped: Bool[Array, "B G L"]
@@ -72,12 +87,19 @@ def policy_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> PolicyLoss:
-    """−min(ρ A, clip(ρ, 1 − low, 1 + high) A) with ρ = π / π_old, a token at a time.
+    """Computes −min(ρ A, clip(ρ, 1 − low, 1 + high) A) with ρ = π / π_old for each token.
 
-    The first term of equation 5 with PPO's clip. `old_logprobs` are constants; on the first
-    update after a rollout ρ is 1 and its gradient is that of log π.
+    This is the first term of equation 5 with PPO's clipping. On the first update after a rollout,
+    ρ is 1 and its gradient is that of log π.
+
+    Args:
+      logprobs: log π of the tokens.
+      old_logprobs: log π_old of the tokens; constants without gradient.
+      advantage: A, one per completion.
+      clip_low: lower clipping range.
+      clip_high: upper clipping range.
     """
     ratio = jnp.exp(jnp.clip(logprobs - old_logprobs, -20.0, 20.0))
     A = advantage[..., None]
-    free, held = ratio * A, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * A
-    return PolicyLoss(-jnp.minimum(free, held), held < free)
+    unclipped, clipped = ratio * A, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * A
+    return PolicyLoss(-jnp.minimum(unclipped, clipped), clipped < unclipped)

@@ -1,8 +1,8 @@
-"""Rule-based rewards of equations 1–3, on fixed-shape arrays.
+"""Rule-based rewards (equations 1–3) on arrays of static shape.
 
-A completion answers with up to A boxes, a question has up to A targets; `*B` is any batch shape,
-usually [prompts, group]. A reward is a pure function `(answers, targets) -> [*B]` in 0–1: add one
-by naming it "module:function" in the config's `rewards`.
+An answer has up to A boxes and a question up to A targets; `*B` is any batch shape, usually
+[prompts, group]. A reward is a pure function `(answers, targets) -> [*B]` with values in 0–1. To
+add one, name it as "module:function" in the config's `rewards`.
 """
 
 import importlib
@@ -15,28 +15,31 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Answers(NamedTuple):
-    """What was parsed from completions."""
+    """Answers parsed from completions."""
 
     boxes: Float[Array, "*B A 4"]  # x1, y1, x2, y2 as fractions of the image
-    images: Int[Array, "*B A"]  # from 1; 0 where the answer names no image
-    valid: Bool[Array, "*B A"]
-    format_ok: Bool[Array, "*B"]
-    lengths: Int[Array, "*B"]  # tokens of the completion
+    images: Int[Array, "*B A"]  # image numbers from 1; 0 if the answer names no image
+    valid: Bool[Array, "*B A"]  # False for padding
+    format_ok: Bool[Array, "*B"]  # whether the completion has the required format
+    lengths: Int[Array, "*B"]  # number of tokens in the completion
 
 
 class Targets(NamedTuple):
-    """The true objects of the questions."""
+    """Ground-truth objects of the questions."""
 
-    boxes: Float[Array, "*B A 4"]
-    images: Int[Array, "*B A"]  # from 1; 0 where the data doesn't say: any image is then right
-    valid: Bool[Array, "*B A"]
+    boxes: Float[Array, "*B A 4"]  # x1, y1, x2, y2 as fractions of the image
+    images: Int[Array, "*B A"]  # image numbers from 1; 0 if unknown: any image counts as correct
+    valid: Bool[Array, "*B A"]  # False for padding
 
 
 Reward = Callable[[Answers, Targets], Float[Array, "*B"]]
 
 
 def iou(a: Float[Array, "*B 4"], b: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
-    """Intersection over union of boxes x1, y1, x2, y2; 0 if either is empty or inverted."""
+    """Computes the intersection over union of boxes x1, y1, x2, y2.
+
+    It is 0 if either box is empty or inverted.
+    """
     size_a = jnp.maximum(a[..., 2:] - a[..., :2], 0)
     size_b = jnp.maximum(b[..., 2:] - b[..., :2], 0)
     overlap = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
@@ -46,12 +49,12 @@ def iou(a: Float[Array, "*B 4"], b: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
 
 
 def match(answers: Answers, targets: Targets) -> tuple[Float[Array, "*B A"], Float[Array, "*B A"]]:
-    """Pairs answers with targets one to one, the best pair first.
+    """Matches answer boxes to targets one to one, greedily by score.
 
-    A pair's merit is its IoU plus 1 for the right image, as the two rewards count it.
+    The score of a pair is its IoU, plus 1 if the image is correct: the sum of the two rewards.
 
     Returns:
-      IoU and image match (0 or 1) of each target's answer; 0 where it has none.
+      IoU and image match (0 or 1) of the box matched to each target; 0 if no box is.
     """
     overlap = iou(answers.boxes[..., :, None, :], targets.boxes[..., None, :, :])
     asked = targets.images[..., None, :]
@@ -61,10 +64,10 @@ def match(answers: Answers, targets: Targets) -> tuple[Float[Array, "*B A"], Flo
 
     def take_best(_, state):
         free, box, image = state
-        merit = jnp.where(free, overlap + same_image, -1.0)
-        merit = merit.reshape(*merit.shape[:-2], -1)
-        best = merit.argmax(axis=-1)
-        found = merit.max(axis=-1) >= 0
+        score = jnp.where(free, overlap + same_image, -1.0)
+        score = score.reshape(*score.shape[:-2], -1)
+        best = score.argmax(axis=-1)
+        found = score.max(axis=-1) >= 0
         row = jax.nn.one_hot(best // size, size, dtype=bool) & found[..., None]
         column = jax.nn.one_hot(best % size, size, dtype=bool) & found[..., None]
         pair = row[..., :, None] & column[..., None, :]
@@ -80,29 +83,32 @@ def match(answers: Answers, targets: Targets) -> tuple[Float[Array, "*B A"], Flo
 def _per_object(
     credit: Float[Array, "*B A"], answers: Answers, targets: Targets
 ) -> Float[Array, "*B"]:
-    """Mean credit; an object too many costs as much as one too few."""
+    """Averages credit over the larger of the numbers of answers and targets.
+
+    A surplus object thus costs as much as a missing one.
+    """
     count = jnp.maximum(answers.valid.sum(-1), targets.valid.sum(-1))
     return credit.sum(-1) / jnp.maximum(count, 1)
 
 
 def format_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
-    """r_fmt: 1 for one think block, then one answer block with a valid box."""
+    """Computes r_fmt: 1 for one think block followed by one answer block with a valid box."""
     del targets
     return answers.format_ok.astype(jnp.float32)
 
 
 def image_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
-    """r_img (equation 2): 1 where the answer names the target's image; a mean over objects."""
+    """Computes r_img (equation 2): the fraction of objects whose image is named correctly."""
     return _per_object(match(answers, targets)[1], answers, targets)
 
 
 def object_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
-    """r_obj (equation 1): IoU with the target, whichever image is named; a mean over objects."""
+    """Computes r_obj (equation 1): mean over objects of the IoU, whichever image is named."""
     return _per_object(match(answers, targets)[0], answers, targets)
 
 
 def gated_object_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
-    """IoU with the target, counted only in the right image."""
+    """Computes the mean over objects of the IoU, counted as 0 if the wrong image is named."""
     box, image = match(answers, targets)
     return _per_object(box * image, answers, targets)
 
@@ -116,10 +122,16 @@ REWARDS: dict[str, Reward] = {
 
 
 def resolve(names: Mapping[str, float]) -> dict[str, tuple[Reward, float]]:
-    """Looks up rewards and their weights by name; "module:function" is imported.
+    """Looks up reward functions by name.
+
+    Args:
+      names: weights by name: a key of `REWARDS`, or "module:function", which is imported.
+
+    Returns:
+      Reward function and weight by name.
 
     Raises:
-      ValueError: for a name that is not known or can't be imported.
+      ValueError: if a name is unknown or can't be imported.
     """
     resolved = {}
     for name, weight in names.items():
@@ -140,6 +152,9 @@ def resolve(names: Mapping[str, float]) -> dict[str, tuple[Reward, float]]:
 def total(
     rewards: Mapping[str, tuple[Reward, float]], answers: Answers, targets: Targets
 ) -> tuple[Float[Array, "*B"], dict[str, Float[Array, "*B"]]]:
-    """The weighted sum (equation 3 with weights of 1), and each part."""
+    """Computes the weighted sum of rewards and each reward by itself.
+
+    With weights of 1 the sum is equation 3.
+    """
     parts = {name: reward(answers, targets) for name, (reward, _) in rewards.items()}
     return sum(weight * parts[name] for name, (_, weight) in rewards.items()), parts

@@ -1,7 +1,7 @@
-"""What a LoRA run is built on, written down: WORKDIR/lora.json.
+"""The base model and adapter settings of a LoRA run, recorded in WORKDIR/lora.json.
 
-Its checkpoints hold adapters and no base. The base is named as it was when the run began, down to
-the step, so that the run resumes and is loaded on the very weights it was trained on.
+A LoRA run's checkpoints contain adapters only. The record names the base exactly, including the
+checkpoint's step, so that the run is always resumed and loaded with the weights it was trained on.
 """
 
 import dataclasses
@@ -16,22 +16,26 @@ from mirg_jax.models.lora import Lora
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The base (a checkpoint, a Hugging Face folder or a hub name), its dtype, the adapters."""
+    """The base model and adapter settings of a LoRA run."""
 
-    base: str
-    param_dtype: str
+    base: str  # a checkpoint, a Hugging Face folder or a hub name
+    param_dtype: str  # dtype of the base's parameters in training
     lora: Lora
 
 
 def path_in(run: pathlib.Path) -> pathlib.Path:
+    """Returns the path of the record in a run's folder."""
     return run / "lora.json"
 
 
 def read(run: pathlib.Path) -> Record | None:
-    """The record of a run's folder; None if it isn't a LoRA run.
+    """Reads the record in a run's folder.
+
+    Returns:
+      The record, or None if the run is not a LoRA run.
 
     Raises:
-      CheckpointError: for a file that isn't such a record.
+      CheckpointError: if the file is not a valid record.
     """
     path = path_in(run)
     if not path.exists():
@@ -47,7 +51,7 @@ def read(run: pathlib.Path) -> Record | None:
 
 
 def write(run: pathlib.Path, record: Record | None) -> None:
-    """Leaves this record in a run's folder, or none."""
+    """Writes a record to a run's folder; with None, removes any record there."""
     path = path_in(run)
     if record is None:
         path.unlink(missing_ok=True)
@@ -58,10 +62,18 @@ def write(run: pathlib.Path, record: Record | None) -> None:
 
 
 def claim(run: pathlib.Path, wanted: Record | None, *, resumes: bool) -> Record | None:
-    """The record that a run starts from: `wanted`, written down, or the one it began with.
+    """Writes a new run's record, or checks that of a run to resume.
+
+    Args:
+      run: the run's folder.
+      wanted: the record for the current settings; None without LoRA.
+      resumes: whether the folder has a checkpoint to resume from.
+
+    Returns:
+      `wanted` for a new run; for a resumed one its own record, which names the base it began with.
 
     Raises:
-      CheckpointError: when the run began with other adapters, or without.
+      CheckpointError: if the resumed run has other adapter settings, or only one of both uses LoRA.
     """
     if not resumes:
         if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""A run's checkpoints: everything it needs to go on. `run_folder.py` says what they hold."""
+"""Writing and restoring a run's checkpoints. `run_folder.py` describes their contents."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from mirg_jax.weights import hf, orbax_files
 
 
 def _quiet() -> None:
-    """Keeps off stderr what a failed save makes Orbax and TensorStore say from their threads."""
+    """Suppresses what Orbax's and TensorStore's threads print to stderr after a failed save."""
     logging.getLogger("absl").addFilter(
         lambda record: not (record.exc_info and "orbax" in record.pathname)
     )
@@ -36,7 +36,7 @@ def _quiet() -> None:
 
 
 class _LatestAndBest:
-    """Which checkpoints are kept, as Orbax asks it: the last n, and the best on held-out rows."""
+    """Orbax preservation policy: keeps the last n checkpoints and the best on held-out rows."""
 
     def __init__(self, n: int, accuracies: dict[int, float]):
         self.n, self.accuracies = n, accuracies
@@ -48,10 +48,10 @@ class _LatestAndBest:
 
 
 class Checkpoints:
-    """The checkpoints of one run. They are written in the background.
+    """The checkpoints of one run, written in the background.
 
-    A checkpoint gets its name when it is whole; one that a killed run has begun is removed. Older
-    ones are removed after that, but the best of those evaluated.
+    A checkpoint is renamed to its final name once complete; an incomplete one of a killed run is
+    removed. After a save, older checkpoints are removed, except for the best of those evaluated.
     """
 
     def __init__(self, workdir: pathlib.Path, settings: CheckpointSettings):
@@ -77,17 +77,18 @@ class Checkpoints:
     def _writing(self):
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # another process is gone
+        except jax.errors.JaxRuntimeError:  # another process has ended
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            whole = max(run_folder.steps(self._folder), default=None)
-            then = "" if whole is None else f"; it goes on from step {whole}, which is whole"
+            last = max(run_folder.steps(self._folder), default=None)
+            then = "" if last is None else f"; the run then goes on from step {last}"
             raise SaveError(
                 f"{self._folder}: a checkpoint could not be written "
-                f"({run_folder.reason(error)}); make room there and run again{then}"
+                f"({run_folder.reason(error)}); free disk space there and run again{then}"
             ) from None
 
     def latest(self) -> int | None:
+        """Returns the latest step with a checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(
@@ -99,16 +100,21 @@ class Checkpoints:
         force: bool = False,
         accuracy: float | None = None,
     ) -> None:
-        """Saves if this step is due, evaluated or `force`d: parameters, optimizer, key, data order.
+        """Saves a checkpoint if one is due at this step, the step was evaluated, or `force` is set.
 
-        Parameters are whole, frozen ones too; only adapters go without their base. Returns when
-        the arrays are copied; they are written in the background.
+        It contains all parameters, including frozen ones (for a LoRA run, only the adapters), the
+        optimizer's state, the random key and the position in the data. The call returns when the
+        arrays are copied; they are written in the background.
 
         Args:
-          accuracy: on held-out rows, where they were asked after this step.
+          state: the training state.
+          frozen: the parameters that are not trained.
+          data: position in the data, as JSON values.
+          force: whether to save even if no checkpoint is due.
+          accuracy: accuracy on held-out rows, if this step was evaluated.
 
         Raises:
-          SaveError: if this checkpoint or the one before can't be written.
+          SaveError: if this checkpoint or the previous one can't be written.
         """
         step = int(jax.device_get(state.step))
         if accuracy is not None:
@@ -127,14 +133,21 @@ class Checkpoints:
                     train=ocp.args.PyTreeSave(train),
                     data=ocp.args.JsonSave(data),
                 ),
-                force=True,  # whether it is due was decided here
+                force=True,  # whether a checkpoint is due is decided above
             )
 
     def restore(self, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State, dict]:
-        """The latest checkpoint, in the shapes and shardings of a fresh `state`.
+        """Restores the latest checkpoint.
+
+        Args:
+          state: a new training state, whose shapes, dtypes and shardings are used.
+          frozen: the parameters that are not trained.
+
+        Returns:
+          The training state, the frozen parameters, and the position in the data.
 
         Raises:
-          CheckpointError: when it is of another model or optimizer, or damaged.
+          CheckpointError: if the checkpoint is damaged or belongs to another model or optimizer.
         """
         params = _saved(state.params, frozen)
         pure, train = nnx.to_pure_dict(params), state._replace(params=None)._asdict()
@@ -169,10 +182,10 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits until what is being written is on disk.
+        """Waits until pending checkpoints are on disk.
 
         Raises:
-          SaveError: if it can't be.
+          SaveError: if one can't be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
@@ -189,23 +202,30 @@ def save_params(
     read: hf.Read,
     progress: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
-    """Writes parameters alone as step 0 of a run's folder: a model to start from.
+    """Writes parameters as the checkpoint of step 0, so that the folder is a model to start from.
 
-    They are read and written by parts, `state` giving their shapes and dtypes. Call it again after
-    an interruption to go on.
+    Parameters are read and written in chunks. After an interruption, call this again to go on.
+
+    Args:
+      workdir: the run's folder.
+      state: shapes and dtypes of the parameters.
+      read: source of the parameters.
+      progress: called with the number of bytes of each chunk after it is written.
     """
-    unfinished, whole = workdir / "unfinished", workdir / "checkpoints" / "0"
-    if not whole.exists():
+    unfinished, checkpoint = workdir / "unfinished", workdir / "checkpoints" / "0"
+    if not checkpoint.exists():
         orbax_files.write(unfinished / "params", state, read, progress)
-        whole.parent.mkdir(exist_ok=True)
-        unfinished.rename(whole)
+        checkpoint.parent.mkdir(exist_ok=True)
+        unfinished.rename(checkpoint)
 
 
 def write_model_folder(workdir: pathlib.Path, model: Model, config: str) -> None:
-    """Writes the model's config.json and tokenizer, and the run's config, into the run's folder.
+    """Writes the model's config.json and tokenizer, and the run's settings, to the run's folder.
 
     Args:
-      config: as JSON.
+      workdir: the run's folder.
+      model: the model.
+      config: the run's settings as JSON.
     """
     folder = workdir / "model"
     hf.copy_processor(model.folder, folder)

@@ -1,4 +1,4 @@
-"""The devices of a run: how they are started and divided."""
+"""Initialisation of a run's devices, and its meshes."""
 
 import jax
 from jax.sharding import Mesh
@@ -10,10 +10,12 @@ from mirg_jax.sharding import processes
 
 
 def start(devices: DeviceSettings) -> Mesh:
-    """Joins the run's processes and makes the training mesh; call it before any array is made.
+    """Initialises the run's processes and creates the training mesh.
+
+    Call it before any array is created.
 
     Raises:
-      ConfigError: if the mesh doesn't fit the devices, or other processes can't be reached.
+      ConfigError: if the mesh doesn't match the devices, or other processes can't be reached.
     """
     if devices.cpu_devices not in (0, jax.config.jax_num_cpu_devices):
         jax.config.update("jax_num_cpu_devices", devices.cpu_devices)
@@ -27,10 +29,14 @@ def start(devices: DeviceSettings) -> Mesh:
 
 
 def training_mesh(devices: DeviceSettings, of: list | None = None) -> Mesh:
-    """The mesh of `config.mesh` over all devices, or those given.
+    """Creates the mesh of `config.mesh`.
+
+    Args:
+      devices: the settings.
+      of: the devices to use; None: all.
 
     Raises:
-      ConfigError: if it doesn't fit them.
+      ConfigError: if the mesh doesn't match the devices.
     """
     sizes = devices.data, devices.fsdp, devices.tensor
     try:
@@ -40,10 +46,10 @@ def training_mesh(devices: DeviceSettings, of: list | None = None) -> Mesh:
 
 
 def sampling_mesh(devices: DeviceSettings, mesh: Mesh) -> Mesh:
-    """The same devices, divided as `config.sampling.tensor` says.
+    """Creates the mesh of `config.sampling` over the devices of the training mesh.
 
     Raises:
-      ConfigError: if they can't be.
+      ConfigError: if `sampling.tensor` doesn't divide their number.
     """
     try:
         return sharding.sampling_mesh(mesh, devices.sampling_tensor)

@@ -1,9 +1,8 @@
-"""A model, wherever it lies.
+"""Loading of models and tokenizers from runs, checkpoints, Hugging Face folders or the hub.
 
-Where a model is asked for, any of these will do: a run's folder, one of its checkpoints, `best` in
-it for the one that did best on held-out rows, a Hugging Face folder, or a hub name. A LoRA run's
-`params` are its adapters alone; where its model is asked for, they are merged into the base that
-its lora.json names.
+A model can be given as a run's folder, one of its checkpoints, RUN/best for the checkpoint that was
+best on held-out rows, a Hugging Face folder, or a hub name. A LoRA run's checkpoints contain only
+adapters; to load its model, they are merged into the base that its lora.json names.
 """
 
 import contextlib
@@ -34,15 +33,16 @@ from mirg_jax.weights import hf, orbax_files
 
 
 class Model(NamedTuple):
-    """A model ready to run."""
+    """A model with its parameters."""
 
     config: ModelConfig
     graph: nnx.GraphDef
     params: nnx.State
-    folder: pathlib.Path  # its config.json and tokenizer
+    folder: pathlib.Path  # has config.json and the tokenizer
 
 
 def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
+    """Returns the shapes and dtypes of parameters with their shardings on the mesh."""
     shardings = sharding.parameter_shardings(state, mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -52,10 +52,13 @@ def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
 
 
 def model_folder(source: str | pathlib.Path) -> pathlib.Path:
-    """The folder with config.json and tokenizer of anything that names a model.
+    """Returns the folder with a model's config.json and tokenizer, downloading it if necessary.
+
+    Args:
+      source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
 
     Raises:
-      CheckpointError: if it is neither a folder with a model nor a hub name that can be had.
+      CheckpointError: if it is neither a folder with a model nor available on the hub.
     """
     if saved := run_folder.find_run(source):
         return saved.model_folder
@@ -63,12 +66,16 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
     if (path / "config.json").is_file():
         return path
     if path.exists():
-        raise CheckpointError(f"{path}: no config.json and no checkpoints in this folder")
+        raise CheckpointError(
+            f"{path}: no config.json and no checkpoints in this folder; give a run, a checkpoint, "
+            "a Hugging Face folder or a hub name"
+        )
     try:
         return pathlib.Path(snapshot_download(str(source)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
         raise CheckpointError(
-            f"{source}: not a folder here, and not to be had from the Hugging Face hub"
+            f"{source}: not a folder here, and not available from the Hugging Face hub; check the "
+            "name and the network connection"
         ) from None
 
 
@@ -77,10 +84,15 @@ def load_model(
     mesh: jax.sharding.Mesh,
     options: ModelOptions = DEFAULT,
 ) -> Model:
-    """Loads a model from a run, a checkpoint, a Hugging Face folder or a hub name.
+    """Loads a model and places its parameters on the mesh.
+
+    Args:
+      source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
+      mesh: the mesh.
+      options: how the model is computed.
 
     Raises:
-      CheckpointError: if there is none, or its tensors don't fit its config.json.
+      CheckpointError: if there is no model, or its tensors don't match its config.json.
     """
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
@@ -99,12 +111,17 @@ def load_model(
 def open_model(
     source: str | pathlib.Path, *, precision: Precision = FLOAT32
 ) -> tuple[Model, hf.Read]:
-    """Any model that `load_model` takes with its parameters left on disk, and how to read them.
+    """Opens a model without loading its parameters.
 
-    The returned model's `params` are shapes.
+    Args:
+      source: as in `load_model`.
+      precision: dtypes of computation and parameters.
+
+    Returns:
+      The model, whose `params` are shapes, and the function that reads its parameters.
 
     Raises:
-      CheckpointError: as `load_model`.
+      CheckpointError: see `load_model`.
     """
     folder = model_folder(source)
     config = ModelConfig.from_folder(folder)
@@ -127,10 +144,13 @@ def open_model(
 def load_adapters(
     source: str | pathlib.Path, mesh: jax.sharding.Mesh
 ) -> tuple[adapters.Record, ModelConfig, nnx.State]:
-    """The adapters of a LoRA run or one of its checkpoints, and what they belong to.
+    """Loads the adapters of a LoRA run or one of its checkpoints.
+
+    Returns:
+      The run's record, the configuration of its model, and the adapters.
 
     Raises:
-      CheckpointError: if `source` is something else, or broken.
+      CheckpointError: if `source` is not a LoRA run, or its checkpoint is damaged.
     """
     saved = run_folder.find_run(source)
     record = saved and adapters.read(saved.run)
@@ -143,13 +163,13 @@ def load_adapters(
 
 
 def _merging_reader(saved: SavedStep) -> hf.Read:
-    """Reads a LoRA run's parameters as `_load_merged` makes them, part by part."""
+    """Returns a `Read` of a LoRA run's merged parameters, computed slice by slice."""
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     record, config, values = load_adapters(saved.folder, mesh)
     with _base_of(saved, record):
         base, read_base = open_model(record.base)
         if base.config != config:
-            raise CheckpointError(f"{record.base} is another model")
+            raise CheckpointError(f"{record.base} is a model with another config.json")
     held = {path: np.asarray(leaf.get_value()) for path, leaf in hf.by_path(values).items()}
 
     def read(path: str, index: hf.Index, out: np.ndarray) -> None:
@@ -167,39 +187,43 @@ def _merging_reader(saved: SavedStep) -> hf.Read:
 
 @contextlib.contextmanager
 def _base_of(saved: SavedStep, record: adapters.Record) -> Iterator[None]:
-    """Says, of a base that can't be loaded, whose it is."""
+    """Adds the run's name to errors from loading its base model."""
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(
-            f"{saved.run}: the base of its adapters can't be loaded ({error}); put it back there, "
-            f"or name another place in {adapters.path_in(saved.run)}"
+            f"{saved.run}: the base of its adapters can't be loaded ({error}); restore it there, "
+            f"or change its path in {adapters.path_in(saved.run)}"
         ) from None
 
 
 def _load_merged(saved: SavedStep, mesh: jax.sharding.Mesh, precision: Precision):
-    """Base and adapters as one: the base in the dtype it was trained on, the sum in ours."""
+    """Loads a LoRA run's base and adapters and merges them.
+
+    The base is loaded in the dtype that it had in training, since the adapters were fitted to these
+    values. The merged parameters have the dtype of `precision`.
+    """
     record, config, values = load_adapters(saved.folder, mesh)
     kept = precision._replace(params=jnp.dtype(record.param_dtype))
     with _base_of(saved, record):
         base = load_model(record.base, mesh, ModelOptions(kept))
         if base.config != config:
-            raise CheckpointError(f"{record.base} is another model")
+            raise CheckpointError(f"{record.base} is a model with another config.json")
     merge = functools.partial(lora.merge, lora=record.lora, dtype=precision.params)
     where = sharding.parameter_shardings(base.params, mesh)
     return jax.jit(merge, out_shardings=where)(base.params, values)
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-    """Loads the tokenizer of a model's folder.
+    """Loads the tokenizer in a model's folder.
 
     Raises:
-      CheckpointError: if the folder has none.
+      CheckpointError: if the folder has no tokenizer.
     """
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{folder}: no tokenizer ({reason}); copy tokenizer.json beside config.json"
+            f"{folder}: no tokenizer ({reason}); copy tokenizer.json into the model's folder"
         ) from None

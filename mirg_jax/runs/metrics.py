@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a line a step in metrics.jsonl, TensorBoard, and a progress bar."""
+"""Logging of a run's metrics to metrics.jsonl (a line per step), TensorBoard and a progress bar."""
 
 import collections
 import contextlib
@@ -13,16 +13,21 @@ from tqdm import tqdm
 
 
 class Metrics:
-    """Writes the scalars of each step."""
+    """Writes the scalars of each step.
+
+    Lines after `step`, left by an interrupted run, are dropped so that they don't occur twice.
+
+    Args:
+      workdir: the run's folder.
+      step: the step that the run starts or resumes from.
+      num_steps: number of steps of the whole run.
+      name: title of the progress bar.
+      write: whether this process writes; False in all processes but the first.
+    """
 
     def __init__(
         self, workdir: pathlib.Path, *, step: int, num_steps: int, name: str, write: bool = True
     ):
-        """Continues after `step`: later lines of an interrupted run are dropped, not doubled.
-
-        Args:
-          write: False in all processes but one.
-        """
         self._seconds = collections.Counter()
         self._writes = write
         if not write:
@@ -33,24 +38,30 @@ class Metrics:
         if path.exists():
             for line in path.read_text().splitlines():
                 with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                    if json.loads(line)["step"] <= step:  # a torn last line is left out
+                    if json.loads(line)["step"] <= step:  # an incomplete last line is dropped
                         kept.append(line + "\n")
-        whole = path.with_suffix(".part")  # never half a file under the name, whenever we end
-        whole.write_text("".join(kept))
-        whole.replace(path)
+        partial = path.with_suffix(".part")  # renamed when complete, in case the run is killed
+        partial.write_text("".join(kept))
+        partial.replace(path)
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", mininterval=1)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the time inside towards `seconds[name]` of the step under way."""
+        """Adds the time spent in the `with` block to `seconds[name]` of the current step."""
         start = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - start
 
     def write(self, step: int, scalars: dict[str, float], shown: tuple[str, ...]) -> None:
-        """Ends a step. `shown` are put on the progress bar. NaN is written as null."""
+        """Writes the scalars of a step.
+
+        Args:
+          step: number of steps taken.
+          scalars: values by name; non-finite ones are written as null.
+          shown: names of the scalars shown by the progress bar.
+        """
         if not self._writes:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -67,6 +78,7 @@ class Metrics:
         self._seconds.clear()
 
     def close(self) -> None:
+        """Closes the files and the progress bar."""
         if not self._writes:
             return
         self._bar.close()
@@ -75,12 +87,12 @@ class Metrics:
 
 
 def held_out(workdir: str | pathlib.Path) -> dict[int, float]:
-    """The accuracy on the held-out rows at each step after which they were asked."""
+    """Returns the accuracy on held-out rows by step, for the steps that were evaluated."""
     if not (pathlib.Path(workdir) / "metrics.jsonl").exists():
         return {}
     return {row["step"]: row["eval_acc"] for row in read(workdir) if "eval_acc" in row}
 
 
 def read(workdir: str | pathlib.Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl."""
+    """Reads the rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").open()]

@@ -1,7 +1,7 @@
-"""What is in a run's folder: which checkpoint is meant, and its arrays.
+"""Finding a run's checkpoints, and reading their arrays.
 
-A run's folder holds `model/` (config.json, tokenizer), `checkpoints/STEP/` (Orbax: `params`,
-`train`, `data`) and its logs.
+A run's folder contains `model/` (config.json, tokenizer), `checkpoints/STEP/` (in Orbax's format:
+`params`, `train`, `data`) and logs.
 """
 
 import contextlib
@@ -20,13 +20,14 @@ from mirg_jax.runs import metrics
 
 
 class SavedStep(NamedTuple):
-    """A checkpoint of a run: the run's folder, and the step that it was saved at."""
+    """A checkpoint of a run: the run's folder, and the step at which it was saved."""
 
     run: pathlib.Path
     step: int
 
     @property
     def folder(self) -> pathlib.Path:
+        """The checkpoint's folder."""
         return self.run / "checkpoints" / str(self.step)
 
     @property
@@ -36,20 +37,23 @@ class SavedStep(NamedTuple):
 
 
 def find_run(source: str | pathlib.Path) -> SavedStep | None:
-    """Finds the checkpoint that `source` means; None if it is no run and none of its checkpoints.
+    """Finds the checkpoint that a path refers to.
 
     Args:
-      source: a run's folder (its latest step is meant), RUN/checkpoints/STEP, or RUN/best.
+      source: a run's folder (for its latest step), RUN/checkpoints/STEP, or RUN/best.
+
+    Returns:
+      The checkpoint, or None if `source` is neither a run nor a checkpoint of one.
 
     Raises:
-      CheckpointError: for the best of a run that was never evaluated.
+      CheckpointError: for RUN/best, if the run was never evaluated.
     """
     path = pathlib.Path(source).absolute()
     if path.name == "best" and (path.parent / "checkpoints").is_dir():
         step = best_of(metrics.held_out(path.parent), steps(path.parent / "checkpoints"))
         if step is None:
             raise CheckpointError(
-                f"{path.parent}: no checkpoint was evaluated in training, so none is the best; "
+                f"{path.parent}: no checkpoint was evaluated in training, so the best is unknown; "
                 "name a step, or train with config.evaluation.every"
             )
         return SavedStep(path.parent, step)
@@ -61,14 +65,17 @@ def find_run(source: str | pathlib.Path) -> SavedStep | None:
 
 
 def best_of(accuracies: Mapping[int, float], steps: Iterable[int]) -> int | None:
-    """Picks the most accurate step, the latest of equals; None if none was evaluated."""
+    """Returns the step with the highest accuracy (the latest of equals); None if none has one."""
     return max(
         (s for s in steps if s in accuracies), key=lambda s: (accuracies[s], s), default=None
     )
 
 
 def exactly(source: str | pathlib.Path) -> str:
-    """Names what `source` means now, wherever and whenever it is read: a checkpoint or a folder."""
+    """Resolves `source` to an absolute path or a hub name that stays valid later.
+
+    A run is resolved to its current checkpoint, which may not be its latest one later.
+    """
     if saved := find_run(source):
         return str(saved.folder)
     path = pathlib.Path(source)
@@ -76,15 +83,15 @@ def exactly(source: str | pathlib.Path) -> str:
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """Lists the steps at which a whole checkpoint was written."""
+    """Returns the steps with a complete checkpoint in a `checkpoints` folder."""
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
 def restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
-    """A checkpoint's parameters, in the shapes, dtypes and shardings of `state`.
+    """Restores a checkpoint's parameters with the dtypes and shardings of `state`.
 
     Raises:
-      CheckpointError: if it holds others, or is damaged.
+      CheckpointError: if the checkpoint is damaged or its parameters have other names or shapes.
     """
     wanted = nnx.to_pure_dict(state)
     with reading(checkpoint, "model", "give the run's own model folder or another checkpoint"):
@@ -95,7 +102,7 @@ def restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
 
 
 def from_pure(state: nnx.State, pure: Any) -> nnx.State:
-    """The nested dictionaries that Orbax restores, as `state` is built."""
+    """Converts the nested dictionaries restored by Orbax to the structure of `state`."""
     leaves, structure = jax.tree.flatten(state)
     restored = jax.tree.leaves(pure)
     if len(leaves) != len(restored):
@@ -104,10 +111,10 @@ def from_pure(state: nnx.State, pure: Any) -> nnx.State:
 
 
 def pytree_handler() -> ocp.PyTreeCheckpointHandler:
-    """Writes each array from one device that holds it.
+    """Returns an Orbax handler that writes each array from one of the devices that hold it.
 
-    By default Orbax divides it among all that do, for which every shape is compiled a program of
-    its own; with small arrays that takes longer than all the writing.
+    By default Orbax splits the writing of a replicated array among its devices, and compiles a
+    program for every shape; with small arrays that takes longer than the writing itself.
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry(
@@ -117,11 +124,15 @@ def pytree_handler() -> ocp.PyTreeCheckpointHandler:
 
 
 class _Misfit(Exception):
-    """A checkpoint holds other arrays than are wanted."""
+    """The arrays of a checkpoint have other names or shapes than expected."""
 
 
 def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
-    """Raises _Misfit if an array is saved in another shape; nothing is read for it."""
+    """Checks that a checkpoint has all wanted arrays in the wanted shapes; reads metadata only.
+
+    Raises:
+      _Misfit: if an array is missing or has another shape.
+    """
     written = pytree_handler().metadata(folder).tree
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
@@ -136,7 +147,16 @@ def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
 
 @contextlib.contextmanager
 def reading(checkpoint: pathlib.Path, what: str, remedy: str):
-    """Turns errors inside into one line: the checkpoint doesn't fit, or it is damaged."""
+    """Turns errors in a `with` block that reads a checkpoint into a `CheckpointError`.
+
+    Args:
+      checkpoint: the checkpoint's folder.
+      what: what the checkpoint should match, for the message: "config" or "model".
+      remedy: what the user should do if it doesn't match.
+
+    Raises:
+      CheckpointError: if the checkpoint doesn't match or is damaged.
+    """
     try:
         yield
     except _Misfit as error:
@@ -153,7 +173,7 @@ def reading(checkpoint: pathlib.Path, what: str, remedy: str):
 
 
 def reason(error: Exception) -> str:
-    """Shortens what Orbax and TensorStore say to a few words."""
+    """Shortens an error message of Orbax or TensorStore to a few words."""
     known = (
         "No space left on device|Disk quota exceeded|File too large|Read-only file system|"
         "Permission denied|Input/output error"

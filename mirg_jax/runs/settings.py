@@ -1,6 +1,6 @@
-"""The settings of a run, typed and checked. `read` is the one place that takes a `ConfigDict`.
+"""Typed and validated settings of a run, created from a `ConfigDict` by `read`.
 
-`mirg_jax.defaults` says what each setting means; names here are the same.
+`mirg_jax.defaults` explains each setting; the names here are the same.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from mirg_jax.runs import run_folder
 
 Stage = Literal["sft", "grpo", "inference"]
 
-# What `attention="auto"` means by the platform of the devices.
+# The attention implementation chosen by `attention="auto"`, by platform.
 _ENGINE_OF = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """The model that a run starts from, and how it is computed."""
+    """The model and how it is computed."""
 
     path: str
     precision: Precision
@@ -39,7 +39,7 @@ class ModelSettings:
     attention: str
 
     def options(self, platform: str) -> ModelOptions:
-        """How the model is computed on devices of a platform ("cpu", "tpu", "gpu")."""
+        """Returns the model's options on a platform ("cpu", "tpu", "gpu"); resolves "auto"."""
         engine = self.attention
         if engine == "auto":
             engine = _ENGINE_OF.get(platform, "xla")
@@ -48,7 +48,7 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """The training rows, how their images are read, and the sizes of arrays."""
+    """The training data, the range of image sizes, and the padded sizes of arrays."""
 
     train_json: str
     image_root: str
@@ -60,7 +60,7 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer and its schedule."""
+    """The optimizer and its learning-rate schedule."""
 
     name: str
     learning_rate: float
@@ -77,7 +77,7 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceSettings:
-    """How devices are divided, in training and in sampling."""
+    """Mesh sizes for training and sampling."""
 
     data: int
     fsdp: int
@@ -88,7 +88,7 @@ class DeviceSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """How often a run's state is saved, and how many of the latest are kept."""
+    """Number of steps between checkpoints, and how many of the latest are kept."""
 
     every: int
     keep: int
@@ -96,7 +96,7 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """Answering questions, and the held-out rows that training asks."""
+    """Generation of answers, and evaluation on held-out rows during training."""
 
     batch_size: int
     max_tokens: int
@@ -109,7 +109,7 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class GrpoSettings:
-    """Sampling, rewards and objective of GRPO."""
+    """GRPO's sampling, rewards and objective."""
 
     group: int
     updates: int
@@ -129,8 +129,8 @@ class GrpoSettings:
     rewards: Mapping[str, float]
     log_groups_every: int
     log_groups: int
-    sampled_prompts: int  # prompts sampled at a time, on all devices together
-    slots: int  # of those, how many are decoded side by side; 0: all
+    sampled_prompts: int  # prompts per call of the sampler, over all devices
+    slots: int  # how many of them are decoded at the same time; 0: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +138,10 @@ class Settings:
     """All settings of a run.
 
     Attributes:
-      micro_batch: packed rows (SFT) or prompts (GRPO) that are computed at a time.
-      lora: the adapters; None where all weights but `freeze` are trained.
-      grpo: None for other stages.
-      text: the config as JSON, as a run's folder keeps it.
+      micro_batch: packed rows (SFT) or prompts (GRPO) per micro-batch.
+      lora: the LoRA settings; None if all weights except those of `freeze` are trained.
+      grpo: the GRPO settings; None in other stages.
+      text: the config as JSON, as saved in a run's folder.
     """
 
     stage: Stage
@@ -166,12 +166,12 @@ class Settings:
 
     @property
     def source(self) -> str:
-        """The model that the run starts from."""
+        """The model that the run starts from: a path or hub name."""
         return self.init_from or self.model.path
 
     @property
     def tower_is_frozen(self) -> bool:
-        """Whether the images' visual tokens are the same for every policy of the run."""
+        """Whether the vision tower is not trained, so that visual tokens stay the same."""
         return not self.lora.tower if self.lora else "visual" in self.freeze
 
     @property
@@ -181,10 +181,17 @@ class Settings:
 
     @property
     def updates_per_step(self) -> int:
+        """Optimizer updates per training step."""
         return self.grpo.updates if self.grpo else 1
 
     def preparer(self, tokenizer: Tokenizer, *, with_response: bool, image_root: str) -> Preparer:
-        """What reads and encodes single examples."""
+        """Creates the callable that reads and encodes single examples.
+
+        Args:
+          tokenizer: the model's tokenizer.
+          with_response: whether examples are encoded with their response.
+          image_root: folder that image paths are relative to.
+        """
         return Preparer(
             image_root=image_root,
             tokenizer=tokenizer,
@@ -200,10 +207,10 @@ class Settings:
 
 
 def read(config: ConfigDict) -> Settings:
-    """Reads and checks a config of `mirg_jax.defaults`.
+    """Converts a config of `mirg_jax.defaults` to settings and validates them.
 
     Raises:
-      ConfigError: for a value that can't work.
+      ConfigError: if a value is invalid.
     """
     stage: Stage = "inference"
     micro_batch = 0
@@ -253,23 +260,27 @@ def read(config: ConfigDict) -> Settings:
 
 
 def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
-    """Reads a recipe of a stage, with all that training needs.
+    """Converts a config to settings, and checks that it has all that training requires.
+
+    Args:
+      config: the config.
+      stage: the stage that the config must be for.
 
     Raises:
-      ConfigError: for a value that can't work, is missing, or a recipe of another stage.
+      ConfigError: if a value is invalid or missing, or the config is for another stage.
     """
     settings = read(config)
     if settings.stage != stage:
-        raise ConfigError(f"--config: a recipe of {settings.stage} where one of {stage} is needed")
+        raise ConfigError(f"--config: this recipe is for {settings.stage}; give one for {stage}")
     if not settings.data.train_json:
-        raise ConfigError("data.train_json is not set: name the file of the training rows")
+        raise ConfigError("data.train_json is not set: give the path of the training data")
     if settings.evaluation.every and not settings.evaluation.benchmark:
-        raise ConfigError("evaluation.every is set, but not evaluation.benchmark: name its file")
+        raise ConfigError("evaluation.every is set, but evaluation.benchmark is not: give its path")
     return settings
 
 
 def of_model(source: str) -> ConfigDict:
-    """The config that a run was trained with; the defaults for any other model."""
+    """Returns the config that a run was trained with, or the defaults for any other model."""
     config = defaults.inference()
     if saved := run_folder.find_run(source):
         own = saved.run / "config.json"
@@ -299,7 +310,7 @@ def _dtype(field: str, name: str) -> Any:
         return jnp.dtype(name)
     except TypeError:
         raise ConfigError(
-            f"{field}={name!r} is no dtype; give float32, bfloat16 or float16"
+            f"{field}={name!r} is not a dtype; give float32, bfloat16 or float16"
         ) from None
 
 
@@ -307,7 +318,11 @@ def _dtype(field: str, name: str) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    """Raises ConfigError for what can be told to be wrong without devices, data or model."""
+    """Checks everything that can be checked without devices, data or model.
+
+    Raises:
+      ConfigError: if a value is invalid.
+    """
     _one_of("model.remat", settings.model.remat, REMAT)
     _one_of("model.attention", settings.model.attention, ("auto", "xla", *ENGINES))
     _one_of("optimizer.name", settings.optimizer.name, ("adamw", "muon"))
@@ -334,7 +349,9 @@ def _check_grpo(settings: Settings, grpo: GrpoSettings) -> None:
     if grpo.completion_lengths[-1] < grpo.max_tokens:
         raise ConfigError("the last of grpo.completion_lengths must be grpo.max_tokens or more")
     if grpo.temperature <= 0:
-        raise ConfigError("grpo.temperature must be above 0: equal completions teach nothing")
+        raise ConfigError(
+            "grpo.temperature must be above 0: equal completions have no advantages to learn from"
+        )
     try:
         rewards.resolve(grpo.rewards)
     except ValueError as error:
@@ -349,13 +366,14 @@ def _one_of(field: str, value: str, allowed: Any) -> None:
 def check_rows(
     settings: Settings, *, row_parts: int, sampling_parts: int, shares: int, processes: int
 ) -> None:
-    """Checks that a training run's rows can be divided over its devices and processes.
+    """Checks that a training run's batches can be divided evenly over devices and processes.
 
     Args:
-      row_parts: parts that the training mesh divides a batch's rows into.
-      sampling_parts: the same of the sampling mesh.
-      shares: parts that processes divide the data into.
-      processes: how many there are.
+      settings: the settings.
+      row_parts: number of row shards on the training mesh.
+      sampling_parts: number of row shards on the sampling mesh.
+      shares: number of shares that the data is divided into among processes.
+      processes: number of processes.
 
     Raises:
       ConfigError: if they can't.
@@ -363,25 +381,25 @@ def check_rows(
     micro_batch = settings.micro_batch
     if settings.batch_size % shares:
         raise ConfigError(
-            f"batch_size={settings.batch_size} can't be divided over {shares} shares of the "
-            "data, one for each process's rows; make it a multiple"
+            f"batch_size={settings.batch_size} can't be divided evenly among the {shares} shares "
+            "that processes read; make it a multiple of that number"
         )
     if settings.stage == "sft" and processes > 1 and micro_batch % row_parts:
         raise ConfigError(
-            f"rows_per_micro_batch={micro_batch} can't be divided over {row_parts} devices of "
-            "several processes; make it a multiple, or set config.mesh"
+            f"rows_per_micro_batch={micro_batch} can't be divided evenly over {row_parts} row "
+            "shards of several processes; make it a multiple of that number, or set config.mesh"
         )
     if settings.grpo is None:
         return
     if micro_batch % row_parts:
         raise ConfigError(
-            f"prompts_per_micro_batch={micro_batch} can't be divided over "
-            f"{row_parts} devices; make it a multiple, or set config.mesh"
+            f"prompts_per_micro_batch={micro_batch} can't be divided evenly over {row_parts} row "
+            "shards; make it a multiple of that number, or set config.mesh"
         )
     prompts, slots = settings.grpo.sampled_prompts, settings.grpo.slots
     if prompts % sampling_parts or slots % sampling_parts:
         raise ConfigError(
             f"sampling.prompts={prompts} and sampling.slots={slots} must be multiples of "
-            f"{sampling_parts}, the devices that sample rows of their own; or set "
+            f"{sampling_parts}, the number of device groups that sample separately; or set "
             "config.sampling.tensor"
         )

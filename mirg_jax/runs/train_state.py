@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and where it lies on the devices."""
+"""The training state, its initial value and its sharding."""
 
 from typing import NamedTuple
 
@@ -13,21 +13,25 @@ from mirg_jax.errors import ConfigError
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes. `params` are the trained ones only."""
+    """Everything that a training step changes."""
 
     step: Int[Array, ""]
-    key: UInt32[Array, "2"]  # the run's random key; each step folds its number into it
-    params: nnx.State
+    key: UInt32[Array, "2"]  # the run's random key; each step folds in its index
+    params: nnx.State  # trained parameters only
     opt_state: optax.OptState
-    skipped: Int[Array, ""]  # updates left out because something in them was not finite
-    skipped_in_a_row: Int[Array, ""]  # up to now
+    skipped: Int[Array, ""]  # updates skipped because the loss or gradients were not finite
+    skipped_in_a_row: Int[Array, ""]  # number of most recent updates skipped
 
 
 def split_trainable(params: nnx.State, freeze: tuple[str, ...]) -> tuple[nnx.State, nnx.State]:
-    """Divides parameters into trained and frozen by their path's first name (`visual`).
+    """Splits parameters into trained and frozen ones.
+
+    Args:
+      params: all parameters.
+      freeze: names of top-level modules (such as `visual`) whose parameters are frozen.
 
     Raises:
-      ConfigError: for a name that no parameter begins with.
+      ConfigError: if a name is not a top-level module.
     """
     for name in freeze:
         if name not in params:
@@ -37,7 +41,7 @@ def split_trainable(params: nnx.State, freeze: tuple[str, ...]) -> tuple[nnx.Sta
 
 
 def init_state(params: nnx.State, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Step 0."""
+    """Creates the training state of step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.key(seed)),
@@ -51,22 +55,26 @@ def init_state(params: nnx.State, optimizer: optax.GradientTransformation, seed:
 def state_shardings(
     params: nnx.State, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Where a state lies: the optimizer's moments where their parameters lie, the rest everywhere.
+    """Returns the shardings of a training state's arrays.
+
+    The optimizer's moments are sharded like their parameters; scalars and the key are replicated.
 
     Args:
-      params: arrays, or their shapes and shardings.
+      params: the trained parameters, or their shapes and shardings.
+      optimizer: the optimizer.
+      mesh: the mesh.
     """
-    everywhere = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     layouts = {
         jax.tree_util.keystr(path): (leaf.shape, leaf.sharding)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
 
-    def moment(path, leaf):  # its path ends in that of its parameter
+    def moment(path, leaf):  # a moment's path ends with its parameter's path
         tails = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
         shape, layout = next((layouts[t] for t in tails if t in layouts), (None, None))
-        return layout if shape == leaf.shape else everywhere
+        return layout if shape == leaf.shape else replicated
 
     moments = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(optimizer.init, params))
     where = jax.tree.map(lambda leaf: leaf.sharding, params)
-    return TrainState(everywhere, everywhere, where, moments, everywhere, everywhere)
+    return TrainState(replicated, replicated, where, moments, replicated, replicated)

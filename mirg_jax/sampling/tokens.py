@@ -1,9 +1,9 @@
-"""Tokens of completions: those that end one, those that are never drawn, and their text."""
+"""Completion tokens: stop tokens, forbidden tokens, and decoding to text."""
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-# What a completion must not hold: an image that isn't there, or another turn.
+# A completion must not contain image tokens or begin another chat turn.
 _FORBIDDEN = (
     "<|im_start|>",
     "<|vision_start|>",
@@ -16,19 +16,23 @@ _STOPS = ("<|im_end|>", "<|endoftext|>")
 
 
 def stop_ids(tokenizer) -> tuple[int, ...]:
-    """The tokens that end a completion."""
+    """Returns the IDs of the tokens that end a completion."""
     return tuple(tokenizer.convert_tokens_to_ids(list(_STOPS)))
 
 
 def forbidden_ids(tokenizer, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
-    """A mask of the tokens that are never drawn: control tokens, and rows that no token has."""
+    """Returns a mask of the tokens that are never sampled.
+
+    These are control tokens, and IDs beyond the tokenizer's vocabulary: `vocab_size`, the number of
+    rows of the embedding table, is often larger.
+    """
     mask = np.arange(vocab_size) >= len(tokenizer)
     mask[tokenizer.convert_tokens_to_ids(list(_FORBIDDEN))] = True
     return mask
 
 
 def decode(tokenizer, tokens: Int[np.ndarray, "*B L"], mask: Bool[np.ndarray, "*B L"]) -> list[str]:
-    """The texts of completions, special tokens kept: boxes are made of them."""
+    """Decodes completions to text; special tokens are kept, since boxes consist of them."""
     flat, held = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
     return [
         tokenizer.decode(row[keep].tolist(), skip_special_tokens=False)

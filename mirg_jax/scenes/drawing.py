@@ -1,8 +1,8 @@
-"""Procedural pictures: coloured shapes on a lightly varied ground, drawn with numpy.
+"""Procedural pictures: coloured shapes on a slightly varied background, drawn with NumPy.
 
-A picture is 56×56 pixels, four visual tokens of Qwen2-VL. Boxes lie on a coarse grid (multiples of
-`STEP`), on which the small tokenizer has a token for each coordinate; shapes touch all four sides
-of their box.
+A picture has 56×56 pixels, which are four visual tokens of Qwen2-VL. Box coordinates are multiples
+of `STEP`, for each of which the small tokenizer has a token. Shapes touch all four sides of their
+box.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from PIL import Image
 from mirg_jax.grounding.boxes import GRID, Box
 
 SIDE = 56  # pixels
-STEP = 20  # of the grid of 1000: a little more than a pixel
+STEP = 20  # grid units (of 1000), slightly more than a pixel
 
 COLOURS = {
     "red": (0.85, 0.12, 0.12),
@@ -32,8 +32,8 @@ def _cross(u, v):
     return np.minimum(bar, np.maximum(v - 1, u - 1 / 3))
 
 
-# Distance outside the outline (negative inside), in half sides of the box, at |u|, |v| in 0..1
-# and the signed height v in -1 (top)..1.
+# Signed distance to the outline (negative inside) in half sides of the box, as a function of |u|
+# and |v| in 0..1 and of v in -1 (top)..1.
 _OUTLINES = {
     "circle": lambda u, v, _: np.hypot(u, v) - 1,
     "square": lambda u, v, _: np.maximum(u, v) - 1,
@@ -54,10 +54,12 @@ class Thing:
 
     @property
     def name(self) -> str:
+        """Colour and shape as text."""
         return f"{self.colour} {self.shape}"
 
     @property
     def look(self) -> tuple[str, str]:
+        """Colour and shape."""
         return self.colour, self.shape
 
 
@@ -66,23 +68,25 @@ LOOKS: tuple[Look, ...] = tuple((colour, shape) for colour in COLOURS for shape 
 
 
 def choose_looks(rng: np.random.Generator, count: int, barred: Sequence[Look] = ()) -> list[Look]:
-    """Different looks, none of them barred."""
+    """Chooses `count` different looks at random, none of them in `barred`."""
     allowed = [look for look in LOOKS if look not in barred]
     return [allowed[i] for i in rng.choice(len(allowed), count, replace=False)]
 
 
 def left_to_right(things: Sequence[Thing]) -> tuple[Thing, ...]:
-    """In the order in which they are numbered."""
+    """Sorts objects from left to right, the order in which they are numbered."""
     return tuple(sorted(things, key=lambda thing: thing.box[0] + thing.box[2]))
 
 
 def place(
     rng: np.random.Generator, looks: Sequence[Look], sides: tuple[int, int] = (260, 460)
 ) -> tuple[Thing, ...]:
-    """Puts things where they neither touch nor lie straight above one another.
+    """Places objects at random so that they don't touch and their left-to-right order is clear.
 
     Args:
-      sides: smallest and largest side of a box, grid units.
+      rng: random number generator.
+      looks: colours and shapes of the objects.
+      sides: smallest and largest side of a box in grid units.
     """
     while True:
         things = []
@@ -95,7 +99,7 @@ def place(
 
 
 def all_apart(things: Sequence[Thing]) -> bool:
-    """Whether no two things touch, and left and right are plain to tell."""
+    """Returns whether no two objects touch and their left-to-right order is clear."""
 
     def apart(a: Box, b: Box) -> bool:
         gap = max(b[0] - a[2], a[0] - b[2], b[1] - a[3], a[1] - b[3])
@@ -106,13 +110,14 @@ def all_apart(things: Sequence[Thing]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Ground:
-    """What lies behind the things: a light colour, slightly brighter towards one side."""
+    """Background of a picture: a light colour, slightly brighter towards one side."""
 
     colour: tuple[float, float, float]
     slope: tuple[float, float]
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> "Ground":
+        """Creates a random background."""
         grey = rng.uniform(0.75, 0.92)
         colour = grey + rng.uniform(-0.06, 0.06, size=3)
         return cls(tuple(colour), tuple(rng.uniform(-0.06, 0.06, size=2)))
@@ -121,7 +126,7 @@ class Ground:
 def draw(
     rng: np.random.Generator, things: Sequence[Thing], ground: Ground, *, noise: float = 0.02
 ) -> UInt8[np.ndarray, "56 56 3"]:
-    """Draws things over the ground, with smooth edges, slightly varied colours and some noise."""
+    """Draws objects on a background, with antialiased edges, slightly varied colours and noise."""
     centres = (np.arange(SIDE) + 0.5) / SIDE * GRID
     slope = (centres[:, None] * ground.slope[0] + centres * ground.slope[1]) / GRID
     image = np.asarray(ground.colour) + slope[..., None]
@@ -144,13 +149,19 @@ def draw(
 
 
 def snap(values: Float[np.ndarray, " 4"]) -> Box:
-    """The nearest box with corners on multiples of `STEP`, inside the picture."""
+    """Rounds a box's coordinates to multiples of `STEP`, clipped to the picture."""
     snapped = np.clip(np.round(np.asarray(values) / STEP) * STEP, 0, GRID)
     return tuple(int(value) for value in snapped)
 
 
 def push_out(rng: np.random.Generator, box: Box, error: float) -> Box:
-    """A box as an imperfect annotator draws it: each side too far out, by up to `error` sides."""
+    """Simulates an imperfect annotator, whose boxes are too large.
+
+    Args:
+      rng: random number generator.
+      box: the exact box.
+      error: how far each side is moved outwards at most, as a fraction of the box's side.
+    """
     x1, y1, x2, y2 = box
     left, top, right, bottom = rng.uniform(0, error, size=4)
     width, height = x2 - x1, y2 - y1
@@ -163,13 +174,16 @@ def close_up(
     things: Sequence[Thing],
     number: int,
 ) -> tuple[UInt8[np.ndarray, "56 56 3"], Thing] | None:
-    """A square cut out around one thing, which holds nothing of the others, enlarged.
+    """Crops a random square around one object, without the other objects, and enlarges it.
 
     Args:
-      number: index of the thing.
+      rng: random number generator.
+      image: the picture.
+      things: its objects.
+      number: index of the object.
 
     Returns:
-      The close-up and the thing with its box in it, or None if the others are too near.
+      The close-up and the object with its new box, or None if other objects are too close.
     """
     box = np.asarray(things[number].box)
     side = int(np.ceil((box[2] - box[0]) / GRID * SIDE * rng.uniform(1.2, 1.6)))

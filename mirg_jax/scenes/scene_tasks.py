@@ -1,8 +1,8 @@
 """Multi-image questions about procedural pictures, for the seven training tasks.
 
-Each puzzle knows everything a trajectory says: all things of all images and the look-up that leads
-to the answer (trajectories/scene_teacher.py says it). Written to disk in the formats of the real
-data sets, with images as PNG files.
+A puzzle holds everything needed for a trajectory: all objects of all images, and the look-up that
+leads to the answer (trajectories/scene_teacher.py writes it as text). Data sets are written in the
+formats of the real ones, with images as PNG files.
 """
 
 import dataclasses
@@ -46,9 +46,12 @@ class Puzzle:
     """A question about several images.
 
     Attributes:
-      things: of each image, numbered from left to right.
-      look_up: the last step of the reasoning, in words and ids.
-      target: image and number of the thing asked for, both from 1.
+      task: name of the task.
+      images: the pictures.
+      things: objects of each image, numbered from left to right.
+      question: the question's text.
+      look_up: the last step of the reasoning, as text with IDs.
+      target: image and number of the object asked for, both from 1.
     """
 
     task: str
@@ -60,29 +63,30 @@ class Puzzle:
 
     @property
     def answer(self) -> Thing:
+        """The object asked for."""
         image, number = self.target
         return self.things[image - 1][number - 1]
 
 
 def named(name: str) -> str:
+    """Formats an object's name with its tokens."""
     return f"{OBJECT_START}{name}{OBJECT_END}"
 
 
 def look_up(where: str, name: str, target: tuple[int, int]) -> str:
-    """The sentence in which every trajectory ends."""
+    """Formats the sentence that every trajectory's reasoning ends with."""
     return f"Look {where}: {named(name)}{format_id(*target)}."
 
 
 def seen(image: int, number: int) -> str:
-    """Which thing the question is about."""
+    """Formats the sentence that names the object that the question refers to."""
     return f"Object: {format_id(image, number)}."
 
 
 def annotate(
     puzzle: Puzzle, rng: np.random.Generator, error: float
 ) -> tuple[tuple[GroundedObject, ...], ...]:
-    """All things of each image with the boxes of an annotator who draws them up to `error` sides
-    too large."""
+    """Returns all objects of each image with the boxes of an imperfect annotator (`push_out`)."""
     return tuple(
         tuple(
             GroundedObject(push_out(rng, thing.box, error), n, m, thing.name)
@@ -106,7 +110,7 @@ def _number(things: Sequence[Thing], look: Look) -> int:
 
 
 def in_image(rng: np.random.Generator, image: int) -> str:
-    """MIG-Bench's ways to name an image."""
+    """Refers to an image in one of MIG-Bench's wordings, chosen at random."""
     return str(
         rng.choice(
             [f"in the {image}th image", f"in the {ORDINALS[image - 1]} image", f"in image-{image}"]
@@ -115,12 +119,12 @@ def in_image(rng: np.random.Generator, image: int) -> str:
 
 
 def _maybe(rng: np.random.Generator, look: Look) -> list[Look]:
-    """A second thing for an image, more often than not."""
+    """Returns a second look for an image with probability 0.65, else none."""
     return [look] if rng.random() < 0.65 else []
 
 
 def region(rng: np.random.Generator) -> Puzzle:
-    """A picture of two things and a close-up of each: where does one of them come from?"""
+    """Creates a puzzle: a picture of two objects and a close-up of each; where is one close-up?"""
     while True:
         things = place(rng, choose_looks(rng, 2))
         image = draw(rng, things, Ground.random(rng))
@@ -147,7 +151,7 @@ def region(rng: np.random.Generator) -> Puzzle:
 
 
 def group_grounding(rng: np.random.Generator) -> Puzzle:
-    """Different things in three images: which image holds the one described, and where?"""
+    """Creates a puzzle: different objects in three images; where is the one described?"""
     looks = choose_looks(rng, 6)
     scenes = [place(rng, [looks.pop()] + _maybe(rng, looks.pop())) for _ in range(3)]
     n = int(rng.integers(1, 4))
@@ -168,7 +172,7 @@ def group_grounding(rng: np.random.Generator) -> Puzzle:
 
 
 def common_object(rng: np.random.Generator) -> Puzzle:
-    """Three images that share one thing: where is it in one of them?"""
+    """Creates a puzzle: three images that share one object; where is it in one of them?"""
     shared, *others = choose_looks(rng, 4)
     scenes = [place(rng, [shared] + _maybe(rng, other)) for other in others]
     n = int(rng.integers(1, 4))
@@ -191,7 +195,7 @@ def common_object(rng: np.random.Generator) -> Puzzle:
 
 
 def refer_grounding(rng: np.random.Generator) -> Puzzle:
-    """Image 1 shows one thing: where is the like of it in another image?"""
+    """Creates a puzzle: image 1 shows one object; where is the same object in another image?"""
     shown, *others = choose_looks(rng, 5)
     n = int(rng.integers(2, 4))
     scenes = [place(rng, [shown], sides=(300, 600))]
@@ -217,7 +221,10 @@ def refer_grounding(rng: np.random.Generator) -> Puzzle:
 
 
 def diff(rng: np.random.Generator) -> Puzzle:
-    """The same picture twice, but for a thing that is new or looks otherwise in the second."""
+    """Creates a puzzle: two equal pictures except for one object; what is new in the second?
+
+    The object is either added in the second picture or has another look there.
+    """
     first, second, new = choose_looks(rng, 3)
     scene = place(rng, [first, second])
     changed = int(rng.integers(2))
@@ -243,7 +250,7 @@ def diff(rng: np.random.Generator) -> Puzzle:
 
 
 def object_tracking(rng: np.random.Generator) -> Puzzle:
-    """Three frames of moving things; one is marked by its box in the first."""
+    """Creates a puzzle: three frames with moving objects; where is the one marked in the first?"""
     look, other = choose_looks(rng, 2)
     scenes = [place(rng, [look] + _maybe(rng, other))]
     while len(scenes) < 3:
@@ -271,7 +278,7 @@ def object_tracking(rng: np.random.Generator) -> Puzzle:
 
 
 def _moved(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[Thing, ...]:
-    """The things a moment later: each moved by up to a quarter of the picture."""
+    """Moves each object by up to a quarter of the picture along each axis."""
     while True:
         moved = []
         for thing in things:
@@ -284,7 +291,7 @@ def _moved(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[Thing, ..
 
 
 def reasoning(rng: np.random.Generator) -> Puzzle:
-    """Which thing of another image shares the colour, or the shape, of the one in image 1?"""
+    """Creates a puzzle: which object has the same colour or shape as the object in image 1?"""
     n = int(rng.integers(2, 4))
     by_colour = bool(rng.integers(2))
     axis = 0 if by_colour else 1
@@ -334,10 +341,17 @@ _SPLITS = ("sft", "rl", "eval")
 
 
 def find_puzzle(name: str, seed: int) -> tuple[Puzzle, np.random.Generator]:
-    """The puzzle of a question's id in a data set of this seed, and what to draw on with.
+    """Recreates the puzzle with a question's ID in the data set of the given seed.
+
+    Args:
+      name: the question's ID.
+      seed: the data set's random seed.
+
+    Returns:
+      The puzzle, and its random number generator for further random values.
 
     Raises:
-      DataError: the id is not of such a data set.
+      DataError: if the ID does not belong to such a data set.
     """
     match = re.fullmatch(rf"(?:.*_)?({'|'.join(_SPLITS)})_([0-9]{{5,9}})", name)
     if not match:
@@ -350,17 +364,20 @@ def find_puzzle(name: str, seed: int) -> tuple[Puzzle, np.random.Generator]:
 def write_dataset(
     folder: str | pathlib.Path, *, seed: int, sft: int, rl: int, evaluation: int
 ) -> None:
-    """Writes questions with exact answers: the tasks in turn, no scene in two of the files.
+    """Writes data sets of questions with exact answers; no scene occurs in two of the files.
 
-    - `sft.json`, to be given trajectories, and `rl.json`: in MGrounding-630k's format.
-    - `eval.json`: in MIG-Bench's.
-    - `images/`: the image root is `folder`.
+    Tasks alternate. The files are:
+
+    - `sft.json` (to be annotated with trajectories) and `rl.json`, in MGrounding-630k's format,
+    - `eval.json`, in MIG-Bench's format,
+    - `images/`; image paths are relative to `folder`.
 
     Args:
-      seed: of everything; other seeds give other scenes.
-      sft: how many questions of `sft.json`.
-      rl: of `rl.json`.
-      evaluation: of `eval.json`.
+      folder: where to write.
+      seed: random seed.
+      sft: number of questions in `sft.json`.
+      rl: number of questions in `rl.json`.
+      evaluation: number of questions in `eval.json`.
     """
     folder = pathlib.Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -374,7 +391,7 @@ def write_dataset(
 
 
 def _write_puzzle(folder: pathlib.Path, stem: str, seed: int) -> Example:
-    """Draws and saves one puzzle."""
+    """Draws one puzzle, saves its images and returns its example."""
     puzzle, _ = find_puzzle(stem, seed)
     paths = tuple(f"images/{stem}_{n}.png" for n in range(1, len(puzzle.images) + 1))
     for path, image in zip(paths, puzzle.images, strict=True):

@@ -1,12 +1,12 @@
 """A small tokenizer in Hugging Face's format, for small models trained on a CPU.
 
-The text and the special tokens are Qwen2-VL's, so nothing that writes or reads text knows the
-difference; but frequent words, ids and the coordinates of coarse boxes are one token each:
+Text format and special tokens are Qwen2-VL's, so that code that writes or reads text needs no
+changes. Frequent words, IDs and the coordinates of coarse boxes are one token each:
 
     <|box_start|> | (120, | 340), | (480, | 700) | <|box_end|>
 
-Whatever else there may be in a text falls apart into bytes, as in Qwen2's tokenizer, so that every
-text comes back unchanged.
+All other text is split into bytes, as in Qwen2's tokenizer, so that decoding restores every text
+exactly.
 """
 
 import json
@@ -36,7 +36,7 @@ SPECIAL_TOKENS = tuple(
 _IDS = tuple(format_id(image, number) for image in range(1, 7) for number in range(1, 5))
 _TAGS = (THINK_START, THINK_END, ANSWER_START, ANSWER_END)
 
-# The wording of the chat template, of MIG-Bench's questions and of the procedural scenes.
+# Words of the chat template, of MIG-Bench's questions and of the procedural scenes.
 _WORDS = (
     "system user assistant you are a helpful image images picture pictures photo object objects "
     "region regions source following followed by its several these those two three four share one "
@@ -72,7 +72,7 @@ def _vocabulary() -> list[str]:
 
 
 def _pattern() -> str:
-    """What is cut off as one piece; all that is left over is cut into bytes where need be."""
+    """Returns the regular expression of pieces; pieces outside the vocabulary become bytes."""
     coarse = "|".join(str(value) for value in range(GRID, -1, -STEP))
     return "|".join(
         (
@@ -91,12 +91,12 @@ def _pattern() -> str:
 
 
 def build() -> Tokenizer:
-    """The tokenizer: bytes, then the vocabulary, then the special tokens."""
+    """Builds the tokenizer; token IDs are ordered as bytes, vocabulary, special tokens."""
     bytes_first = sorted(pre_tokenizers.ByteLevel.alphabet())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pieces = ["".join(p for p, _ in to_bytes.pre_tokenize_str(t)) for t in _vocabulary()]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(bytes_first + pieces))}
-    # A piece in the vocabulary is taken whole; without merges any other is cut into bytes.
+    # A piece in the vocabulary is one token; without merges, all others are split into bytes.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     cut = pre_tokenizers.Split(Regex(_pattern()), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])

@@ -1,4 +1,4 @@
-"""Device meshes, where arrays lie on them, and the processes that share them."""
+"""Device meshes, the sharding of arrays over them, and multi-process runs."""
 
 from mirg_jax.sharding.mesh import (
     AXES,

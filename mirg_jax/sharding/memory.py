@@ -1,7 +1,8 @@
-"""Jitted programs that are told what else lies on the devices while they run.
+"""Jitted functions whose compiled memory plan includes arrays that they don't use.
 
-A compiler plans a program's memory up to the device's, and doesn't know of arrays that wait
-meanwhile, such as the optimizer's moments. They are passed as arguments that nothing uses.
+The compiler may plan to use the device's whole memory, since it doesn't know of arrays that stay
+allocated while the program runs, such as the optimizer's moments. These are therefore passed as
+unused arguments.
 """
 
 from collections.abc import Callable
@@ -11,28 +12,28 @@ import jax.numpy as jnp
 
 
 def with_resident(function: Callable, **options) -> Callable:
-    """Jits `function` as `run(resident, *arguments)`.
+    """Jits `function` with an additional, unused first argument: `run(resident, *arguments)`.
 
     Args:
-      function: of `arguments` alone.
-      options: of `jax.jit`.
+      function: function of `arguments` only.
+      **options: options of `jax.jit`.
 
     Returns:
-      A jitted function whose first argument is a tree of arrays that lie on the devices meanwhile.
+      The jitted function. `resident` is a tree of arrays that stay allocated while it runs.
     """
     return jax.jit(lambda resident, *arguments: function(*arguments), keep_unused=True, **options)
 
 
 def accumulating(function: Callable, **options) -> Callable:
-    """Jits `function` as `run(total, resident, *arguments)`, which adds its result to `total`.
+    """Jits `function` so that its result is added to a total: `run(total, resident, *arguments)`.
 
     Args:
-      function: of `arguments` alone.
-      options: of `jax.jit`.
+      function: function of `arguments` only.
+      **options: options of `jax.jit`.
 
     Returns:
-      A jitted function of a sum so far, which is donated (None begins a new sum), of what lies on
-      the devices meanwhile as in `with_resident`, and of the arguments.
+      The jitted function. `total` is the sum so far, which is donated, or None to start a new sum;
+      `resident` is as in `with_resident`.
     """
 
     def run(total, resident, *arguments):

@@ -1,4 +1,4 @@
-"""The device mesh, and the table that lays logical axes of arrays along mesh axes."""
+"""The device mesh, and the rules that map logical axes of arrays to mesh axes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # the mesh axes that a batch's rows are divided over
+ROWS = ("data", "fsdp")  # the mesh axes that a batch's rows are sharded over
 
-# A logical axis: its name, or its name and how many units of it must stay whole (attention heads).
+# A logical axis: its name, or its name and the number of indivisible units (attention heads) in it.
 Axis = str | tuple[str, int] | None
 Rules = Mapping[str, str | tuple[str, ...]]
 
-# Learning: parameters are split over `fsdp` along the model's width and over `tensor` along the
-# rest; activations over both row axes along their rows.
+# Training: parameters are sharded over `fsdp` along the model's width and over `tensor` along their
+# other axis; activations are sharded over both row axes along the batch.
 RULES: Rules = {
     "rows": ROWS,
     "embed": "fsdp",
@@ -24,17 +24,23 @@ RULES: Rules = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
-# What a layer computes with, and what sampling keeps: whole along the width.
+# Weights inside a layer's computation, and during sampling: unsharded along the model's width.
 GATHERED: Rules = {name: axes for name, axes in RULES.items() if name != "embed"}
 
 
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over all devices (or those given); one size may be -1, for what the others leave.
+    """Creates a mesh over all devices, or over those given.
+
+    Args:
+      data: size of the `data` axis. One of the three sizes may be -1: all remaining devices.
+      fsdp: size of the `fsdp` axis.
+      tensor: size of the `tensor` axis.
+      devices: the devices to use; None: all.
 
     Raises:
-      ValueError: when the sizes don't multiply to the number of devices.
+      ValueError: if the product of the sizes is not the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
     sizes = [data, fsdp, tensor]
@@ -53,15 +59,19 @@ def make_mesh(
 
 
 def sampling_mesh(mesh: Mesh, tensor: int) -> Mesh:
-    """The same devices, with `tensor` neighbours sharing one copy of the weights.
+    """Creates the mesh for sampling: `tensor` adjacent devices share one copy of the weights.
+
+    Args:
+      mesh: the training mesh, whose devices are used.
+      tensor: devices per copy of the weights.
 
     Raises:
-      ValueError: when `tensor` doesn't divide the number of devices.
+      ValueError: if `tensor` doesn't divide the number of devices.
     """
     if mesh.devices.size % tensor:
         raise ValueError(
             f"sampling.tensor={tensor} doesn't divide the {mesh.devices.size} devices; "
-            "make it one of their divisors"
+            "set it to a divisor of that number"
         )
     return make_mesh(-1, 1, tensor, devices=mesh.devices.reshape(-1))
 
@@ -69,10 +79,16 @@ def sampling_mesh(mesh: Mesh, tensor: int) -> Mesh:
 def spec(
     axes: Sequence[Axis], shape: Sequence[int], sizes: Mapping[str, int], rules: Rules
 ) -> PartitionSpec:
-    """Where an array's dimensions lie, by the table.
+    """Returns the partition spec of an array with the given logical axes.
 
-    A dimension that the mesh doesn't divide into equal parts of whole units is left whole: 4
-    key/value heads are split over 2 or 4 devices, and kept whole on 8.
+    A dimension stays unsharded if it can't be split into equal parts of whole units: 4 key/value
+    heads are sharded over 2 or 4 devices, but not over 8.
+
+    Args:
+      axes: logical axes of the array's dimensions.
+      shape: shape of the array.
+      sizes: sizes of the mesh axes.
+      rules: mesh axes of each logical axis.
     """
 
     def one(axis: Axis, size: int):
@@ -88,9 +104,14 @@ def spec(
 
 
 def constrain(x: jax.Array, *axes: Axis, rules: Rules = GATHERED) -> jax.Array:
-    """Lays `x` out along the mesh of `jax.set_mesh`; without one, or inside `shard_map`, as it is.
+    """Constrains the sharding of `x` on the mesh of `jax.set_mesh`; without a mesh, returns `x`.
 
-    Axes that `shard_map` has taken are left alone.
+    Mesh axes that are manual (inside `shard_map`) are not used.
+
+    Args:
+      x: the array.
+      *axes: logical axes of its dimensions.
+      rules: mesh axes of each logical axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {n: s for n, s in mesh.shape.items() if n not in mesh.manual_axes}
@@ -100,7 +121,7 @@ def constrain(x: jax.Array, *axes: Axis, rules: Rules = GATHERED) -> jax.Array:
 
 
 def parameter_shardings(state: nnx.State, mesh: Mesh, rules: Rules = RULES) -> nnx.State:
-    """A sharding for each parameter, from its `axes` metadata."""
+    """Returns the sharding of each parameter, from its `axes` metadata."""
 
     def one(param: nnx.Param) -> nnx.Param:
         axes = param.get_metadata().get("axes", ())
@@ -111,9 +132,10 @@ def parameter_shardings(state: nnx.State, mesh: Mesh, rules: Rules = RULES) -> n
 
 
 def place_parameters(state: nnx.State, mesh: Mesh) -> nnx.State:
-    """Puts parameters onto the mesh."""
+    """Places parameters on the mesh, sharded by `parameter_shardings`."""
     return jax.device_put(state, parameter_shardings(state, mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that replicates an array on all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,4 +1,4 @@
-"""Many processes as one run: how they start, what they tell each other, signals to stop."""
+"""Runs with several processes: initialisation, exchange of values, and signals to stop."""
 
 import json
 import os
@@ -12,17 +12,18 @@ from jax.experimental import multihost_utils
 
 from mirg_jax.errors import ConfigError
 
-_MESSAGE = 2048  # bytes that a process tells in one round; longer messages take a second
+_MESSAGE = 2048  # bytes per process in the first exchange; longer messages need a second one
 
 
 def start() -> None:
-    """Joins the other processes where the environment names any; call before devices are touched.
+    """Initialises JAX's distributed runtime if the environment describes several processes.
 
-    Three environments do: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; a
-    SLURM step of several tasks (`srun`); the hosts of a TPU slice. Once joined, it does nothing.
+    Three kinds of environment do: the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`; a SLURM step of several tasks (`srun`); the hosts of a TPU slice. Call this
+    before any device is used; further calls do nothing.
 
     Raises:
-      ConfigError: where the environment is incomplete, or the others are not to be reached.
+      ConfigError: if the environment is incomplete, or the other processes can't be reached.
     """
     if jax.distributed.is_initialized() or (where := _environment(os.environ)) is None:
         return
@@ -30,18 +31,18 @@ def start() -> None:
         jax.distributed.initialize(**where)
     except (RuntimeError, ValueError, OSError) as error:
         if where.get("cluster_detection_method") == "gcetpu":
-            return  # no metadata about a slice: a machine by itself
+            return  # no metadata about a slice: a single machine
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"the processes of this run did not find each other ({reason}); start all of them, "
-            "and let each reach the coordinator's address and port"
+            "and make sure that each can reach the coordinator's address and port"
         ) from None
-    # JAX keeps SIGTERM for a service of its own; `Signals` is ours.
+    # JAX installs a SIGTERM handler for its preemption service; we use `Signals` instead.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` needs to be told; None for a run of one process."""
+    """Returns the arguments of `jax.distributed.initialize`; None for a run with one process."""
     own = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     if given := [name for name in own if name in env]:
         if missing := [name for name in own if name not in env]:
@@ -51,7 +52,8 @@ def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
         address, count, index = (env[name] for name in own)
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise ConfigError(
-                f"{own[1]}={count} and {own[2]}={index}: give a number from 0 below it"
+                f"{own[1]}={count} and {own[2]}={index}: both must be integers, and the process ID "
+                "must be at least 0 and below the number of processes"
             )
         return {
             "coordinator_address": address,
@@ -60,8 +62,8 @@ def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
             "cluster_detection_method": "deactivate",
         }
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        # JAX gives each task of a node the one device of its number. A task alone on its node
-        # should have them all.
+        # By default JAX gives each task on a node one device, by the task's local index. A task
+        # that is alone on its node should have all of the node's devices.
         where = {"cluster_detection_method": "slurm"}
         alone = env["SLURM_STEP_NUM_TASKS"] == env.get("SLURM_STEP_NUM_NODES")
         if alone and "JAX_LOCAL_DEVICE_IDS" not in env:
@@ -70,19 +72,26 @@ def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
     if "," in hosts and env.get("JAX_PLATFORMS") != "cpu":
         return {"cluster_detection_method": "gketpu"}
-    # JAX sets the first on a machine with TPU chips, the second on any other.
+    # JAX sets TPU_ML_PLATFORM on machines with TPU chips, TPU_SKIP_MDS_QUERY on all others.
     if "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env and not hosts:
         return {"cluster_detection_method": "gcetpu"}
     return None
 
 
 def is_first() -> bool:
-    """Whether this process writes what a run writes once: metrics, logs, the model's folder."""
+    """Returns whether this is the process that writes metrics, logs and the model folder."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process gives, at every process; all must call it. JSON values only."""
+    """Gathers a value from every process on every process; all processes must call it.
+
+    Args:
+      value: anything that JSON can represent.
+
+    Returns:
+      The values, by process index.
+    """
     if jax.process_count() == 1:
         return [value]
     data = json.dumps(value).encode()
@@ -95,16 +104,22 @@ def gather(value: Any) -> list[Any]:
     rows = exchange(data[:_MESSAGE], _MESSAGE)
     sizes = [int(np.frombuffer(row[:8].tobytes(), np.int64)[0]) for row in rows]
     if max(sizes) > _MESSAGE:
-        room = -(-max(sizes) // _MESSAGE) * _MESSAGE  # few sizes, so few compilations
+        room = -(-max(sizes) // _MESSAGE) * _MESSAGE  # multiples of _MESSAGE: few compilations
         rows = exchange(data, room)
     return [json.loads(row[8 : 8 + n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
 
 
 class Signals:
-    """While entered, the first SIGTERM or SIGINT is only noted; a second one acts as ever."""
+    """Context manager that records the first SIGTERM or SIGINT instead of acting on it.
+
+    The previous handlers are then restored, so that a second signal has its usual effect.
+
+    Attributes:
+      received: number of the recorded signal; 0: none.
+    """
 
     def __init__(self):
-        self.received = 0  # the signal's number
+        self.received = 0
         self._before = {}
 
     def __enter__(self):

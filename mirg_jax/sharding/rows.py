@@ -1,4 +1,4 @@
-"""A batch's rows over devices and processes: which lie where, and how they are moved."""
+"""Sharding of a batch's rows over devices and processes."""
 
 import collections
 import functools
@@ -15,28 +15,29 @@ from mirg_jax.sharding.mesh import ROWS, replicated
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array whose first axis is a batch's rows."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def row_parts(mesh: Mesh) -> int:
-    """In how many parts a batch's rows are divided."""
+    """Returns the number of shards that a batch's rows are split into."""
     return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
 def whole_rows(count: int, mesh: Mesh) -> int:
-    """`count` rounded up to what the mesh divides evenly."""
+    """Rounds `count` up to the next number of rows that can be sharded evenly."""
     return -(-count // row_parts(mesh)) * row_parts(mesh)
 
 
 class Share(NamedTuple):
-    """Which part of a batch's rows a process holds: number `index` of `count` equal ones."""
+    """The part of the data that a process reads: number `index` of `count` equal parts."""
 
     index: int
     count: int
 
 
 def _row_blocks(mesh: Mesh) -> dict[int, frozenset[int]]:
-    """The parts of a batch's rows that each process holds."""
+    """Returns the row shards that each process holds, by process index."""
     held = collections.defaultdict(set)
     for block, devices in enumerate(mesh.devices.reshape(row_parts(mesh), -1)):
         for device in devices:
@@ -45,12 +46,12 @@ def _row_blocks(mesh: Mesh) -> dict[int, frozenset[int]]:
 
 
 def data_share(mesh: Mesh) -> Share:
-    """The share of the data that this process reads.
+    """Returns the share of the data that this process reads.
 
     Processes that hold the same rows (a `tensor` axis across processes) read the same share.
 
     Raises:
-      ValueError: where the mesh lets processes hold rows that overlap in part.
+      ValueError: if the rows of two processes overlap without being the same.
     """
     held = _row_blocks(mesh)
     shares = sorted(set(held.values()), key=min)
@@ -63,7 +64,7 @@ def data_share(mesh: Mesh) -> Share:
 
 
 def local_row_numbers(count: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
-    """Where this process's rows lie among the `count` rows of all."""
+    """Returns the indices of this process's rows in the global batch of `count` rows."""
     blocks = sorted(_row_blocks(mesh)[jax.process_index()])
     return np.arange(count).reshape(row_parts(mesh), -1)[blocks].reshape(-1)
 
@@ -71,16 +72,26 @@ def local_row_numbers(count: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
 def _assemble(
     shape: tuple[int, ...], where: NamedSharding, part: Callable[..., np.ndarray]
 ) -> jax.Array:
-    """An array of all processes, from what this one's devices hold; put there explicitly."""
+    """Creates a global array from the shards of this process's devices.
+
+    Args:
+      shape: shape of the global array.
+      where: its sharding.
+      part: function from an index into the global array to that shard's values.
+    """
     at = where.addressable_devices_indices_map(shape)
     pieces = [jax.device_put(part(index), device) for device, index in at.items()]
     return jax.make_array_from_single_device_arrays(shape, where, pieces)
 
 
 def place_rows(batch: Any, mesh: Mesh) -> Any:
-    """Puts a batch onto the mesh, its rows divided where their number allows.
+    """Places a batch on the mesh, sharded by rows where their number is divisible, else replicated.
 
-    With several processes, each gives the rows of its share, and their number must be divisible.
+    With several processes, each passes the rows of its share, and their number must be divisible.
+
+    Args:
+      batch: tree of host arrays.
+      mesh: the mesh.
     """
     ways, shares = row_parts(mesh), data_share(mesh).count
     rows = by_rows(mesh)
@@ -102,7 +113,7 @@ def place_rows(batch: Any, mesh: Mesh) -> Any:
 
 
 def place_everywhere(values: Any, mesh: Mesh) -> Any:
-    """Puts values onto every device, each whole; all processes give the same."""
+    """Places values on the mesh, replicated; all processes must pass the same values."""
 
     def one(value):
         value = np.asarray(value)
@@ -114,7 +125,7 @@ def place_everywhere(values: Any, mesh: Mesh) -> Any:
 
 
 def _on_own_rows(function: Callable, mesh: Mesh) -> Callable:
-    """`function` of trees of rows, by each device for its own: no row moves."""
+    """Jits `function` of trees of rows so that each device applies it to its own rows only."""
     rows = PartitionSpec(ROWS)
     run = jax.shard_map(
         function, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=set(ROWS), check_vma=False
@@ -142,17 +153,20 @@ def _joiner(mesh: Mesh) -> Callable:
 
 
 def split_rows(batch: Any, parts: int, mesh: Mesh) -> list[Any]:
-    """A batch as `parts` equal ones, each with a part of every device's rows."""
+    """Splits a batch into `parts` equal batches, each with a part of every device's rows.
+
+    No rows move between devices, so the order of rows changes; `join_rows` restores it.
+    """
     return [batch] if parts == 1 else _splitter(parts, mesh)(batch)
 
 
 def join_rows(batches: list[Any], mesh: Mesh) -> Any:
-    """The inverse of `split_rows`."""
+    """Concatenates batches on each device; the inverse of `split_rows`."""
     return batches[0] if len(batches) == 1 else _joiner(mesh)(batches)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array whose rows are divided over the mesh."""
+    """Returns this process's rows of an array that is sharded by rows, as a host array."""
     if array.is_fully_addressable:
         return jax.device_get(array)
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}

@@ -1,4 +1,4 @@
-"""Completions and true objects → the fixed-shape arrays that rewards are computed from (host)."""
+"""Conversion of completions and targets to the static-shape arrays of rewards (on the host)."""
 
 from collections.abc import Sequence
 
@@ -28,8 +28,10 @@ def answer_arrays(
     """Parses the completions of each example.
 
     Args:
-      texts: B·G completions, those of one prompt together.
-      size: how many boxes of an answer are looked at.
+      texts: B·G completions, grouped by prompt.
+      examples: the B examples.
+      mask: the completions' tokens.
+      size: maximum number of boxes per answer; further ones are ignored.
     """
     B, G, _ = mask.shape
     parsed = [parse_response(text, len(examples[i // G].images)) for i, text in enumerate(texts)]
@@ -44,6 +46,12 @@ def answer_arrays(
 
 
 def target_arrays(examples: Sequence[Example], group: int, size: int) -> Targets:
-    """The true objects of each example, repeated for its group."""
+    """Returns the targets of each example, repeated for the completions of its group.
+
+    Args:
+      examples: the examples.
+      group: completions per prompt.
+      size: maximum number of targets per example; further ones are ignored.
+    """
     arrays = zip(*(_fill(example.targets, size) for example in examples), strict=True)
     return Targets(*(np.repeat(np.stack(a)[:, None], group, axis=1) for a in arrays))

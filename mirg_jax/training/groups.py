@@ -1,4 +1,4 @@
-"""GRPO's sampled groups, written out to be read: WORKDIR/groups/step_NNNNNN.jsonl."""
+"""Writing of GRPO's sampled groups for inspection: WORKDIR/groups/step_NNNNNN.jsonl."""
 
 import json
 import pathlib
@@ -21,8 +21,12 @@ def write(
     """Writes the first `count` groups of a step as JSON lines, best completions first.
 
     Args:
-      texts: B·G completions, those of one prompt together.
-      values: of each completion: its reward, the parts of it, its advantage.
+      workdir: the run's folder.
+      step: number of steps taken.
+      examples: the B examples.
+      texts: B·G completions, grouped by prompt.
+      values: values of each completion by name: its reward, the reward's parts, its advantage.
+      count: number of groups.
     """
     path = workdir / "groups" / f"step_{step:06d}.jsonl"
     path.parent.mkdir(exist_ok=True)

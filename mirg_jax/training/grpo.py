@@ -1,7 +1,7 @@
-"""Image-aware GRPO (the paper's stage 2): sample groups, reward them by rule, update.
+"""Image-aware GRPO (the paper's stage 2): samples groups, computes rule-based rewards, updates.
 
 Each step: prompts → rollout → parsed answers → rewards → advantages → loss. The mathematics is in
-`mirg_jax.rl`, the programs that the devices run in `grpo_programs.py`; this file is the loop.
+`mirg_jax.rl` and the jitted functions are in `grpo_programs.py`; this file is the training loop.
 """
 
 import functools
@@ -40,10 +40,10 @@ from mirg_jax.types import Rollout
 
 
 class Groups(NamedTuple):
-    """What a step sampled, and what it is worth.
+    """The groups sampled in a step, with their rewards.
 
-    `lengths`, `rewards` and `zero_spread` are of the prompts of all processes; `examples`, `texts`
-    and `advantages` of this one's.
+    `lengths`, `rewards` and `zero_spread` cover the prompts of all processes; `examples`, `texts`
+    and `advantages` those of this process.
     """
 
     experiences: list[Experience]
@@ -56,16 +56,25 @@ class Groups(NamedTuple):
 
 
 def shorten(rollout: Rollout, longest: int, lengths: tuple[int, ...]) -> Rollout:
-    """Cuts the padding behind the longest completion, down to one of a few lengths."""
+    """Truncates the padding of completions to the smallest allowed length.
+
+    Args:
+      rollout: the completions.
+      longest: length of the longest completion.
+      lengths: the allowed lengths, ascending.
+    """
     length = next(limit for limit in lengths if limit >= longest)
     return jax.tree.map(lambda array: jax.lax.slice_in_dim(array, 0, length, axis=2), rollout)
 
 
 def copy_of_reference(run: Run) -> nnx.State | None:
-    """What the reference policy has besides the frozen parameters: where this stage started.
+    """Copies the initial values of the trained parameters, for the reference policy.
 
-    A copy, in the dtypes that it is computed with, since the policy's own arrays are donated at
-    every update. None without a KL penalty, and under LoRA: the frozen base is the reference.
+    A copy is needed because the policy's arrays are donated at every update. It has the dtypes that
+    the computation uses.
+
+    Returns:
+      The copy; None without a KL penalty, and with LoRA, where the frozen base is the reference.
     """
     if not run.settings.grpo.beta or lora.is_adapters(run.state.params):
         return None
@@ -76,7 +85,11 @@ def copy_of_reference(run: Run) -> nnx.State | None:
 
 
 class Trainer:
-    """The programs of a step, jitted once, and the reference policy."""
+    """The jitted functions of a step, and the reference policy.
+
+    Args:
+      run: the run.
+    """
 
     def __init__(self, run: Run):
         settings = run.settings
@@ -102,7 +115,10 @@ class Trainer:
             self._reference_head = head(self._reference)
 
     def sample_and_judge(self, loop: Loop, state: TrainState, batches: StepBatches) -> Groups:
-        """Samples groups; they are parsed and rewarded while the next are sampled."""
+        """Samples a step's groups and computes their rewards and advantages.
+
+        Completions are parsed on the host while the devices sample the next ones.
+        """
         experiences, judgements, examples, texts, lengths = [], [], [], [], []
         sampled = self._rollouts.sample(state, batches)
         for _ in batches.parts:
@@ -126,7 +142,7 @@ class Trainer:
             examples += found.examples
             texts += said
             lengths.append(call_lengths)
-        sampled.close()  # and with it go the weights that it sampled with
+        sampled.close()  # frees the sampling weights
         rewards, equal = jax.device_get(
             ([j.rewards for j in judgements], [j.zero_spread for j in judgements])
         )
@@ -141,7 +157,7 @@ class Trainer:
         )
 
     def refer(self, loop: Loop, state: TrainState, experiences: list[Experience]) -> None:
-        """Adds what the reference policy says, where there is a KL penalty."""
+        """Adds the reference policy's values to the experiences, if there is a KL penalty."""
         if not self.grpo.beta:
             return
         with loop.phase("reference"):
@@ -154,7 +170,11 @@ class Trainer:
     def update(
         self, loop: Loop, state: TrainState, sampled: Groups
     ) -> tuple[TrainState, Outcome, dict[str, float]]:
-        """Takes the optimizer steps on what was sampled; returns the first one's statistics too."""
+        """Takes the step's optimizer updates on the sampled groups.
+
+        Returns:
+          The new state, the outcome of the last update, and the statistics of the first one.
+        """
         lengths = sampled.lengths
         with loop.phase("update"):
             totals = Totals(np.float32(lengths.size), np.float32(lengths.sum()))
@@ -172,7 +192,7 @@ class Trainer:
             return state, Outcome.fetch(loss, norm, state), jax.device_get(first)
 
     def log_groups(self, step: int, sampled: Groups) -> None:
-        """Writes some of the groups of this process's prompts, every so many steps."""
+        """Writes some of this process's groups, every `grpo.log_groups_every` steps."""
         every = self.grpo.log_groups_every
         if not (every and step % every == 0 and self.run.is_first):
             return
@@ -186,7 +206,7 @@ class Trainer:
 
 
 def scalars_of(sampled: Groups, statistics: dict[str, float], max_tokens: int) -> dict[str, float]:
-    """What is logged of a step besides what every stage logs."""
+    """Returns the metrics of a step that only GRPO logs."""
     parts = {name: value.mean() for name, value in sampled.rewards.items()}
     return {
         "reward": parts.pop("reward"),
@@ -199,10 +219,14 @@ def scalars_of(sampled: Groups, statistics: dict[str, float], max_tokens: int) -
 
 
 def train(settings: Settings, workdir: pathlib.Path) -> None:
-    """Runs or resumes GRPO; see `defaults.grpo` for the settings.
+    """Runs or resumes GRPO training.
+
+    Args:
+      settings: see `defaults.grpo`.
+      workdir: the run's folder.
 
     Raises:
-      UserError: for a setting, data set or checkpoint that can't be used.
+      UserError: if a setting, the data or a checkpoint can't be used.
     """
     run = start(settings, workdir, with_response=False, keep=lambda example: bool(example.targets))
     trainer = Trainer(run)

@@ -1,4 +1,4 @@
-"""The programs of a GRPO step, as pure functions: loss, what the reference says, rewards."""
+"""The computations of a GRPO step as pure functions: loss, reference values, rewards."""
 
 import functools
 from collections.abc import Callable
@@ -21,42 +21,43 @@ from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sharding.memory import accumulating
 from mirg_jax.types import Images, Rollout, Text
 
-# What the KL penalty needs of the reference policy: log-probs, or hidden states for the exact one.
+# Reference values for the KL penalty: log-probabilities of tokens, or hidden states for exact KL.
 Reference = Float[Array, "B G L"] | Float[Array, "B G L M"]
 
 
 class Experience(NamedTuple):
-    """What the update needs of one micro-batch of prompts and their sampled groups."""
+    """The inputs of an update for one micro-batch of prompts and their groups."""
 
     prompt: Text
-    images: Images | Float[Array, "B V M"]  # where the tower is frozen, their visual tokens
+    images: Images | Float[Array, "B V M"]  # visual tokens if the vision tower is frozen
     rollout: Rollout
     advantages: Float[Array, "B G"]
-    reference: Reference | None  # None until it is computed, and without a KL penalty
+    reference: Reference | None  # None before it is computed, and without a KL penalty
 
 
 class Totals(NamedTuple):
-    """Completions and completion tokens of the whole step, for its means."""
+    """Numbers of completions and completion tokens in the whole step, for means over the step."""
 
     sequences: Float[Array, ""]
     tokens: Float[Array, ""]
 
 
 class Judgement(NamedTuple):
-    """The rewards of a batch of groups; "reward" is the weighted sum of the others."""
+    """Rewards and advantages of a batch of groups."""
 
-    rewards: dict[str, Float[Array, "B G"]]
+    rewards: dict[str, Float[Array, "B G"]]  # by name; "reward" is the weighted sum of the others
     advantages: Float[Array, "B G"]
-    zero_spread: Bool[Array, " B"]
+    zero_spread: Bool[Array, " B"]  # groups whose rewards are all equal
 
 
 class PolicyOptions(NamedTuple):
-    """How log-probs of a policy are computed.
+    """How a policy's log-probabilities are computed.
 
     Attributes:
-      graph: of the model that the parameters belong to.
-      forbidden: tokens that are never drawn.
-      chunk: tokens whose logits exist at a time.
+      graph: graph of the model that the parameters belong to.
+      forbidden: tokens that are never sampled.
+      grpo: the GRPO settings.
+      chunk: tokens of each row whose logits are in memory at a time.
     """
 
     graph: nnx.GraphDef
@@ -65,7 +66,7 @@ class PolicyOptions(NamedTuple):
     chunk: int
 
     def logits(self) -> dict:
-        """The options of `rl.logprobs`: of the very distribution that is sampled from."""
+        """Returns the options of `rl.logprobs`, for the distribution that is sampled from."""
         return {
             "temperature": self.grpo.temperature,
             "forbidden": self.forbidden,
@@ -82,7 +83,19 @@ def loss(
     *,
     options: PolicyOptions,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """This micro-batch's share of −J of equation 5, and of the step's statistics."""
+    """Computes a micro-batch's contribution to the loss −J (equation 5).
+
+    Args:
+      params: the trained parameters.
+      frozen: the frozen parameters.
+      experience: the micro-batch.
+      totals: numbers of completions and tokens in the whole step.
+      reference_head: the reference policy's output head, for exact KL only.
+      options: how log-probabilities are computed.
+
+    Returns:
+      The contributions to the step's loss and to its statistics; those of all micro-batches add up.
+    """
     grpo, logits = options.grpo, options.logits()
     model = nnx.merge(options.graph, params, frozen)
     rollout = experience.rollout
@@ -115,7 +128,15 @@ def loss(
 
 
 def make_gradients(layout: TrainState, options: PolicyOptions) -> Callable:
-    """`loss`, statistics and gradients, as `accumulating`; laid out as the parameters are."""
+    """Creates the function that accumulates `loss`, statistics and gradients over micro-batches.
+
+    Args:
+      layout: shardings of the training state; gradients are sharded like the parameters.
+      options: how log-probabilities are computed.
+
+    Returns:
+      A jitted function with the arguments of `sharding.memory.accumulating`.
+    """
     return accumulating(
         jax.value_and_grad(functools.partial(loss, options=options), has_aux=True),
         out_shardings=((layout.step, layout.step), layout.params),
@@ -130,7 +151,7 @@ def reference_values(
     *,
     options: PolicyOptions,
 ) -> Reference:
-    """What the KL penalty needs of the reference policy."""
+    """Computes the reference policy's values for the KL penalty."""
     model = nnx.merge(options.graph, params)
     hidden = model.completion_hidden(prompt, images, rollout)
     if options.grpo.kl == "exact":
@@ -139,9 +160,12 @@ def reference_values(
 
 
 def make_judge(grpo: GrpoSettings, mesh: Mesh) -> Callable[[Answers, Targets], Judgement]:
-    """Makes the jitted function from parsed answers and true objects to rewards and advantages."""
+    """Creates the jitted function that computes rewards and advantages from answers and targets.
+
+    Advantages are sharded by rows; rewards are replicated.
+    """
     functions = rewards.resolve(grpo.rewards)
-    rows, everywhere = sharding.by_rows(mesh), sharding.replicated(mesh)
+    rows, replicated = sharding.by_rows(mesh), sharding.replicated(mesh)
 
     def judge(answers: Answers, targets: Targets) -> Judgement:
         reward, parts = rewards.total(functions, answers, targets)
@@ -150,4 +174,4 @@ def make_judge(grpo: GrpoSettings, mesh: Mesh) -> Callable[[Answers, Targets], J
         )
         return Judgement({"reward": reward, **parts}, advantages, zero_spread(reward))
 
-    return jax.jit(judge, out_shardings=Judgement(everywhere, rows, everywhere))
+    return jax.jit(judge, out_shardings=Judgement(replicated, rows, replicated))

@@ -1,4 +1,4 @@
-"""The policy's greedy answers to held-out questions, while it is trained."""
+"""Evaluation of the policy on held-out questions during training, with greedy decoding."""
 
 import json
 from typing import Any
@@ -15,15 +15,17 @@ from mirg_jax.training.start import Run
 
 
 class HeldOut:
-    """Asks the rows of `evaluation.benchmark` every so many steps, and after the last.
+    """Evaluates on `evaluation.benchmark` every `evaluation.every` steps and after the last step.
 
-    The answers are written to WORKDIR/held_out/step_NNNNNN.jsonl.
+    The responses are written to WORKDIR/held_out/step_NNNNNN.jsonl.
     """
 
     def __init__(self, run: Run, resident: Any):
-        """
+        """Prepares the questions and the sampler; without evaluation, nothing.
+
         Args:
-          resident: arrays that lie on the devices besides the state and the frozen parameters.
+          run: the run.
+          resident: arrays on the devices besides the training state and the frozen parameters.
         """
         self._run, self._resident = run, resident
         self._settings = settings = run.settings.evaluation
@@ -50,12 +52,20 @@ class HeldOut:
         )
 
     def due(self, step: int) -> bool:
-        """Whether to evaluate when so many steps are taken."""
+        """Returns whether to evaluate after `step` steps."""
         every, last = self._settings.every, self._run.settings.num_steps
         return every > 0 and (step % every == 0 or step == last)
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Scores by the `answer` protocol, for the log; `eval_acc` is Acc@0.5 over all rows."""
+        """Answers the held-out questions and scores the answers by the `answer` protocol.
+
+        Args:
+          step: number of steps taken.
+          state: the training state.
+
+        Returns:
+          Metrics by name; `eval_acc` is Acc@0.5 over all rows.
+        """
         run, name = self._run, self._settings.benchmark
         params = nnx.merge_state(state.params, run.frozen)
         weights = self._weights_of(params)

@@ -1,8 +1,8 @@
-"""The steps of a run, for SFT and GRPO alike.
+"""The training loop shared by SFT and GRPO.
 
-`Loop` makes a step's batches, in which all processes agree; writes its metrics; evaluates held-out
-rows and saves the state where that is due; and ends the run: by itself, by SIGTERM or SIGINT, or
-after updates that were not finite.
+`Loop` creates each step's batches with array sizes that all processes agree on, writes metrics,
+evaluates held-out rows and saves checkpoints when they are due. It ends the run after the last
+step, on SIGTERM or SIGINT, or after too many non-finite updates.
 """
 
 import signal
@@ -25,49 +25,52 @@ from mirg_jax.training.held_out import HeldOut
 from mirg_jax.training.optimizer import make_schedule
 from mirg_jax.training.start import Run
 
-# Packs a step's items: for each part, for each of its rows, the numbers of the items in it.
+# Packs a step's items: returns, for each part and each of its rows, the indices of its items.
 Divide = Callable[[Sequence[Item]], list[list[list[int]]]]
 
 
 class Part(NamedTuple):
-    """Rows that are computed at a time: this process's, with the examples that they are of."""
+    """This process's rows of one micro-batch or call of the sampler, with their examples."""
 
     examples: list[Example]
     batch: PackedBatch
 
 
 class StepBatches(NamedTuple):
-    """What a step learns from. Array sizes and counts are the same in all processes."""
+    """The training data of a step. Array sizes and counts are the same in all processes."""
 
-    step: int  # steps taken before
+    step: int  # number of steps taken before
     parts: list[Part]
-    labels: int  # tokens to be learned, of all processes
-    tokens: int  # tokens, of all processes
-    cells: int  # room for tokens, padding included, of all processes
+    labels: int  # number of label tokens of all processes
+    tokens: int  # number of tokens of all processes
+    cells: int  # number of tokens of all processes, including padding
 
 
 class Outcome(NamedTuple):
-    """What a step's update came to, on the host."""
+    """Results of a step's update, on the host."""
 
     loss: float
     grad_norm: float
-    skipped: int  # updates left out since the run began
-    skipped_in_a_row: int  # up to now
+    skipped: int  # updates skipped since the run began
+    skipped_in_a_row: int  # number of most recent updates skipped
 
     @classmethod
     def fetch(cls, loss: jax.Array, norm: jax.Array, state: TrainState) -> "Outcome":
+        """Copies the results from the device."""
         found = jax.device_get((loss, norm, state.skipped, state.skipped_in_a_row))
         return cls(found[0], found[1], int(found[2]), int(found[3]))
 
 
 class Loop:
-    """The steps that are left of a run."""
+    """The remaining steps of a run."""
 
     def __init__(self, run: Run, name: str, resident: Any = None):
-        """
+        """Opens the logs and prepares the evaluation.
+
         Args:
-          name: of the stage, for the progress bar.
-          resident: arrays that lie on the devices besides the state and the frozen parameters.
+          run: the run.
+          name: name of the stage, for the progress bar.
+          resident: arrays on the devices besides the training state and the frozen parameters.
         """
         settings = run.settings
         self._run = run
@@ -84,16 +87,18 @@ class Loop:
         )
         self._held_out = HeldOut(run, resident)
         self._signals = processes.Signals()
-        self._signal = 0  # that any process has received
+        self._signal = 0  # signal received by any process; 0: none
         self._step = run.first_step
         self._read = self._positions = positions([0] * run.share.count)
         self._bad_in_a_row = 0
 
     def steps(self, divide: Divide) -> Iterator[StepBatches]:
-        """Yields the batches of each step, until the run ends; see `end_step` and `finish`.
+        """Yields the batches of each step until the run ends.
+
+        The caller must call `end_step` after each step, and `finish` at the end.
 
         Args:
-          divide: packs a step's items into rows, and those into parts.
+          divide: packs a step's items into rows, and the rows into parts.
         """
         with self._signals:
             for step in range(self._run.first_step, self._run.settings.num_steps):
@@ -109,7 +114,7 @@ class Loop:
     def _make_batches(
         self, step: int, pairs: Sequence[tuple[Example, Item]], divide: Divide
     ) -> StepBatches:
-        """Lays out this process's parts, of as many and as large as the other processes'."""
+        """Creates this process's batches, whose number and array sizes all processes agree on."""
         examples, items = [list(column) for column in zip(*pairs, strict=True)]
         parts, shapes = divide(items), self._run.settings.data.shapes
         messages = self._exchange(items, [sizes(items, rows, shapes) for rows in parts])
@@ -128,9 +133,17 @@ class Loop:
         )
 
     def _exchange(self, items: Sequence[Item], wanted: Sequence[Any]) -> list[dict[str, Any]]:
-        """The one message of a step, of each share of the data; also takes notice of what it says.
+        """Exchanges a step's one message between processes, and processes its contents.
 
-        It carries array sizes and counts, signals, rows left out and positions in the data.
+        A message contains array sizes and counts, signals, rejected rows and the position in the
+        data.
+
+        Args:
+          items: this process's items.
+          wanted: array sizes of this process's parts.
+
+        Returns:
+          One message for each share of the data.
         """
         run = self._run
         messages = processes.gather(
@@ -160,16 +173,18 @@ class Loop:
         scalars: dict[str, float],
         shown: tuple[str, ...],
     ) -> TrainState:
-        """Counts the step; evaluates and saves the state if that is due; writes the metrics.
+        """Ends a step: evaluates if due, writes the metrics, and saves a checkpoint if due.
 
-        What a step logs is on disk before its checkpoint is.
+        A step's metrics are on disk before its checkpoint is.
 
         Args:
-          scalars: of this stage, besides those of every stage.
-          shown: names of scalars for the progress bar.
+          state: the training state.
+          outcome: results of the update.
+          scalars: the stage's own metrics.
+          shown: names of the metrics shown by the progress bar.
 
         Returns:
-          The state with its step counted.
+          The state with its step counter increased.
         """
         run, before = self._run, self._step
         self._step += 1
@@ -194,7 +209,7 @@ class Loop:
             },
             shown,
         )
-        with self.phase("checkpoint"):  # counted towards the next step
+        with self.phase("checkpoint"):  # its time is counted for the next step
             accuracy = scores.get("eval_acc")
             run.checkpoints.save(state, run.frozen, self._positions, accuracy=accuracy)
         return state
@@ -203,8 +218,8 @@ class Loop:
         """Saves the state and waits until it is on disk.
 
         Raises:
-          UserError: after too many updates in a row that were not finite.
-          SystemExit: with status 143 after SIGTERM, 130 after SIGINT.
+          UserError: if the run stopped after too many non-finite updates in a row.
+          SystemExit: if it stopped by a signal: status 143 for SIGTERM, 130 for SIGINT.
         """
         self._metrics.close()
         step, checkpoints = self._step, self._run.checkpoints
@@ -214,8 +229,8 @@ class Loop:
         if self._bad_in_a_row >= self._run.settings.max_skipped:
             raise UserError(
                 f"stopped at step {step}: {self._bad_in_a_row} updates in a row had a loss or "
-                "gradient that is not finite; the parameters from before them are saved; lower "
-                "optimizer.learning_rate or look at the data, and run again to go on"
+                "gradient that is not finite; the parameters before these updates are saved; lower "
+                "optimizer.learning_rate or check the data, and run again to go on"
             )
         if self._signal:
             if processes.is_first():

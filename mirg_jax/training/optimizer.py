@@ -1,4 +1,4 @@
-"""The optimizer, its schedule, and one step of it."""
+"""The optimizer, its learning-rate schedule, and the update step."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,15 @@ from mirg_jax.runs.train_state import TrainState
 
 
 def make_schedule(settings: OptimizerSettings, num_updates: int) -> optax.Schedule:
-    """Linear warm-up, then cosine decay to `final_ratio` of the peak, or constant."""
+    """Creates the learning-rate schedule.
+
+    It has a linear warm-up, followed by cosine decay to `final_ratio` of the peak or by a constant
+    rate.
+
+    Args:
+      settings: the optimizer's settings.
+      num_updates: number of updates in the whole run.
+    """
     warmup = round(settings.warmup_ratio * num_updates)
     peak = settings.learning_rate
     if settings.schedule == "cosine":
@@ -26,7 +34,7 @@ def make_schedule(settings: OptimizerSettings, num_updates: int) -> optax.Schedu
 
 
 def _name(path) -> str:
-    """The last name of a parameter's path: kernel, bias, scale, embedding."""
+    """Returns the last name in a parameter's path: kernel, bias, scale, embedding…"""
     return next(str(part.key) for part in reversed(path) if hasattr(part, "key"))
 
 
@@ -35,7 +43,10 @@ def _is_matrix(path) -> bool:
 
 
 def _muon_axes(params):
-    """Muon moves the matrices inside the towers; embeddings, norms, biases, adapters get Adam."""
+    """Returns Muon's matrix axes for hidden matrices, and None for parameters that use Adam.
+
+    Embeddings, the output head, norms, biases and adapters use Adam.
+    """
 
     def one(path, leaf):
         inner = _name(path) == "kernel" and "lm_head" not in jax.tree_util.keystr(path)
@@ -46,9 +57,14 @@ def _muon_axes(params):
 
 
 def make_optimizer(settings: OptimizerSettings, num_updates: int) -> optax.GradientTransformation:
-    """AdamW, or Muon with Adam for what isn't a hidden matrix, behind a clip of the global norm.
+    """Creates the optimizer: AdamW, or Muon with Adam for all but hidden matrices.
 
-    Weights decay, biases and norms don't.
+    Gradients are clipped by their global norm. Weight decay applies to matrices, not to biases and
+    norms.
+
+    Args:
+      settings: the optimizer's settings.
+      num_updates: number of updates in the whole run.
     """
     rate = make_schedule(settings, num_updates)
 
@@ -83,10 +99,19 @@ def apply_gradients(
     *,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """Takes one optimizer step; returns the gradients' global norm beside the new state.
+    """Applies one optimizer update.
 
-    Where the loss or that norm is not finite, parameters and optimizer stay as they were, and the
-    step is counted as skipped.
+    If the loss or the gradient norm is not finite, parameters and optimizer state stay unchanged
+    and the update is counted as skipped.
+
+    Args:
+      state: the training state.
+      grads: gradients of the trained parameters.
+      loss: the loss.
+      optimizer: the optimizer.
+
+    Returns:
+      The new state, and the gradients' global norm.
     """
     norm = optax.global_norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -109,7 +134,12 @@ def apply_gradients(
 def make_apply(
     optimizer: optax.GradientTransformation, layout: TrainState
 ) -> Callable[[TrainState, nnx.State], tuple[TrainState, Float[Array, ""]]]:
-    """`apply_gradients` under `jit`, the old state given away and the new one in its place."""
+    """Returns `apply_gradients` under `jit`, with the state donated.
+
+    Args:
+      optimizer: the optimizer.
+      layout: shardings of the training state.
+    """
     return jax.jit(
         functools.partial(apply_gradients, optimizer=optimizer),
         donate_argnums=0,

@@ -1,4 +1,4 @@
-"""GRPO's sampling: prompts are placed, frozen images encoded, completions drawn, call by call."""
+"""GRPO's sampling: places prompts, encodes images if the tower is frozen, samples completions."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -24,24 +24,30 @@ from mirg_jax.types import Images, Rollout, Text
 
 
 class Sampled(NamedTuple):
-    """The prompts of one call of the sampler and their completions, divided over the mesh."""
+    """The prompts and completions of one call of the sampler, sharded by rows."""
 
     examples: list[Example]  # of this process's rows
     prompt: Text
-    images: Images | Float[Array, "B V M"]  # where the tower is frozen, their visual tokens
+    images: Images | Float[Array, "B V M"]  # visual tokens if the vision tower is frozen
     rollout: Rollout
-    lengths: Int[Array, "B G"]  # whole on every device
+    lengths: Int[Array, "B G"]  # replicated
 
 
 def divide(items: Sequence[Any], size: int) -> list[list[list[int]]]:
-    """Divides a step's prompts into calls of the sampler of `size`, a prompt a row."""
+    """Divides a step's prompts into calls of the sampler with `size` rows, one prompt per row."""
     return [[[i] for i in range(at, at + size)] for at in range(0, len(items), size)]
 
 
 def sampling_config(
     grpo: GrpoSettings, sampling_parts: int, stops: tuple[int, ...]
 ) -> SamplingConfig:
-    """How each of the `sampling_parts` devices that sample rows of their own does so."""
+    """Returns the sampling options of one group of devices.
+
+    Args:
+      grpo: the GRPO settings.
+      sampling_parts: number of device groups that sample separately.
+      stops: tokens that end a completion.
+    """
     return SamplingConfig(
         group=grpo.group,
         slots=grpo.slots // sampling_parts,
@@ -53,18 +59,20 @@ def sampling_config(
 
 
 def see(params: nnx.State, images: Images, *, graph: nnx.GraphDef) -> Float[Array, "B V M"]:
-    """The visual tokens of a frozen tower."""
+    """Computes the visual tokens of images."""
     return nnx.merge(graph, params).see(images)
 
 
 class Rollouts:
-    """Samples a step's prompts with the policy as it is."""
+    """Samples completions of a step's prompts with the current policy."""
 
     def __init__(self, run: Run, forbidden: Bool[np.ndarray, " vocab"], resident: Any):
-        """
+        """Creates the sampler.
+
         Args:
-          forbidden: tokens that are never drawn.
-          resident: arrays that lie on the devices besides the state and the frozen parameters.
+          run: the run.
+          forbidden: tokens that are never sampled.
+          resident: arrays on the devices besides the training state and the frozen parameters.
         """
         settings = run.settings
         self._run, self._resident, self._group = run, resident, settings.grpo.group
@@ -77,32 +85,33 @@ class Rollouts:
             settings.model.precision.compute,
             run.sampling_mesh,
         )
-        rows, everywhere = sharding.by_rows(run.mesh), sharding.replicated(run.mesh)
-        # From mesh to mesh; `device_put` can't where other processes hold a part.
-        there = sharding.by_rows(run.sampling_mesh)
-        self._to_sampling_mesh = jax.jit(lambda x: x, out_shardings=there)
+        rows, replicated = sharding.by_rows(run.mesh), sharding.replicated(run.mesh)
+        # Identity functions that move arrays between the meshes; `device_put` can't do this for
+        # arrays that other processes hold parts of.
+        sampling_rows = sharding.by_rows(run.sampling_mesh)
+        self._to_sampling_mesh = jax.jit(lambda x: x, out_shardings=sampling_rows)
         self._to_training_mesh = jax.jit(lambda x: x, out_shardings=rows)
         self._see = None
         if settings.tower_is_frozen:
             self._see = jax.jit(functools.partial(see, graph=run.graph), out_shardings=rows)
         self._keys_of = jax.jit(self._keys, out_shardings=rows)
-        self._lengths_of = jax.jit(lambda mask: mask.sum(-1), out_shardings=everywhere)
+        self._lengths_of = jax.jit(lambda mask: mask.sum(-1), out_shardings=replicated)
 
     def _keys(self, key, step, numbers):
         step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         return sample_keys(step_key, numbers, self._group)
 
     def _prompt_numbers(self, call: int, count: int) -> Int[np.ndarray, " B"]:
-        """The numbers of a call's prompts in the step's global order, for the random keys.
+        """Returns the indices of a call's prompts in the step's global order, for the random keys.
 
-        Share i of n holds prompts i, i + n, i + 2n, …
+        Share i of n has the prompts i, i + n, i + 2n, …
         """
         share = self._run.share
         numbers = np.arange(call * count, (call + 1) * count, dtype=np.int32)
         return share.index + share.count * numbers
 
     def sample(self, state: TrainState, batches: StepBatches) -> Iterator[Sampled]:
-        """Yields what was sampled of each part, once the devices are at work on the next."""
+        """Yields the samples of each part while the devices already sample the next one."""
         run = self._run
         params = nnx.merge_state(state.params, run.frozen)
         weights = self._weights_of(params)
@@ -131,7 +140,7 @@ class Rollouts:
     def _place(
         self, params: nnx.State, batch: PackedBatch
     ) -> tuple[Text, Images | Float[Array, "B V M"]]:
-        """Places a batch's prompts on the training mesh; a frozen tower's images are encoded."""
+        """Places a batch's prompts on the training mesh; encodes images if the tower is frozen."""
         mesh = self._run.mesh
         text, images = sharding.place_rows((batch.text, batch.images), mesh)
         if self._see is None:

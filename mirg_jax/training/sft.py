@@ -1,4 +1,4 @@
-"""Trajectory SFT: cross-entropy on the response's tokens (the paper's stage 1)."""
+"""Trajectory SFT: cross-entropy on response tokens (the paper's stage 1)."""
 
 import functools
 import pathlib
@@ -30,9 +30,18 @@ def loss(
     graph: nnx.GraphDef,
     chunk: int,
 ) -> Float[Array, ""]:
-    """Summed −log π of the label tokens over `count`, the label tokens of the whole step.
+    """Computes a micro-batch's contribution to the step's loss, the mean of −log π over labels.
 
-    So the micro-batches' losses and gradients add up to the step's mean, however it is divided.
+    The sum over this micro-batch is divided by the number of labels in the whole step, so that the
+    losses and gradients of micro-batches add up to the step's mean, however it is divided.
+
+    Args:
+      params: the trained parameters.
+      frozen: the frozen parameters.
+      batch: the micro-batch.
+      count: number of label tokens in the whole step.
+      graph: the model's graph.
+      chunk: tokens of each row whose logits are in memory at a time.
     """
     model = nnx.merge(graph, params, frozen)
     hidden = model.hidden(batch.text, model.visual(batch.images))
@@ -41,19 +50,28 @@ def loss(
 
 
 def divide(items: Sequence[Item], shapes: Shapes, rows: int) -> list[list[list[int]]]:
-    """Packs a step's examples into rows, and those into micro-batches of `rows`, longest first."""
+    """Packs a step's examples into rows, and the rows into micro-batches of `rows` rows."""
     packed = pack(items, shapes)
     packed += [[]] * (-len(packed) % rows)
     return [packed[i : i + rows] for i in range(0, len(packed), rows)]
 
 
 def micro_batches(items: Sequence[Item], shapes: Shapes, rows: int) -> list[PackedBatch]:
-    """Lays out the micro-batches of `divide`, for one process."""
+    """Creates the arrays of the micro-batches of `divide`, for a single process."""
     return [collate(items, part, shapes) for part in divide(items, shapes, rows)]
 
 
 def make_gradients(graph: nnx.GraphDef, layout: TrainState, chunk: int) -> Callable:
-    """`loss` and its gradients, as `accumulating`; laid out as the parameters are."""
+    """Creates the function that accumulates `loss` and gradients over micro-batches.
+
+    Args:
+      graph: the model's graph.
+      layout: shardings of the training state; gradients are sharded like the parameters.
+      chunk: tokens of each row whose logits are in memory at a time.
+
+    Returns:
+      A jitted function with the arguments of `sharding.memory.accumulating`.
+    """
     return accumulating(
         jax.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk)),
         out_shardings=(layout.step, layout.params),
@@ -67,10 +85,21 @@ def make_step(
     layout: TrainState,
     chunk: int,
 ) -> Callable[..., tuple[TrainState, Outcome]]:
-    """Makes `step(state, frozen, batches, labels) -> (state, outcome)`; the state is donated.
+    """Creates the training step.
 
-    The micro-batches go to the device one at a time, and the outcome comes back: no other transfer
-    happens. `labels` is the number of label tokens of all processes.
+    Micro-batches are copied to the device one at a time, and the outcome is copied back; a transfer
+    guard makes any other transfer an error.
+
+    Args:
+      graph: the model's graph.
+      optimizer: the optimizer.
+      mesh: the mesh.
+      layout: shardings of the training state.
+      chunk: tokens of each row whose logits are in memory at a time.
+
+    Returns:
+      A function `step(state, frozen, batches, labels) -> (state, outcome)`, where `labels` is the
+      number of label tokens of all processes. The state is donated.
     """
     gradients = make_gradients(graph, layout, chunk)
     apply = make_apply(optimizer, layout)
@@ -92,10 +121,14 @@ def make_step(
 
 
 def train(settings: Settings, workdir: pathlib.Path) -> None:
-    """Runs or resumes SFT; see `defaults.sft` for the settings.
+    """Runs or resumes SFT training.
+
+    Args:
+      settings: see `defaults.sft`.
+      workdir: the run's folder.
 
     Raises:
-      UserError: for a setting, data set or checkpoint that can't be used.
+      UserError: if a setting, the data or a checkpoint can't be used.
     """
     run = start(settings, workdir, with_response=True)._replace(initial=None)
     take_step = make_step(run.graph, run.optimizer, run.mesh, run.layout, settings.logprob_chunk)

@@ -1,4 +1,4 @@
-"""What SFT and GRPO begin with: devices, model, optimizer, data, and the state to resume."""
+"""Set-up shared by SFT and GRPO: devices, model, optimizer, data, and the state to resume."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -27,31 +27,31 @@ from mirg_jax.training.optimizer import make_optimizer
 
 
 class Run(NamedTuple):
-    """A training run that is ready to take its next step."""
+    """A training run that is ready for its next step."""
 
     settings: Settings
     workdir: pathlib.Path
     mesh: Mesh
     sampling_mesh: Mesh
     model: ModelConfig
-    model_graph: nnx.GraphDef  # of the model alone, without adapters
-    initial: nnx.State | None  # the parameters that the run, not the resumed part of it, began with
+    model_graph: nnx.GraphDef  # of the model without adapters
+    initial: nnx.State | None  # parameters at step 0 of the run, also if it is resumed later
     tokenizer: Tokenizer
-    graph: nnx.GraphDef  # of the trained and frozen parameters together
+    graph: nnx.GraphDef  # of trained and frozen parameters together
     state: TrainState
     frozen: nnx.State
-    layout: TrainState  # the sharding of each array of the state
+    layout: TrainState  # shardings of the state's arrays
     optimizer: optax.GradientTransformation
     data: grain.DatasetIterator
-    share: sharding.Share  # of the data, that this process reads
+    share: sharding.Share  # the share of the data that this process reads
     rejected: RejectedLog
-    benchmark: Sequence[Row]  # held-out rows; none where the run isn't evaluated
+    benchmark: Sequence[Row]  # held-out rows; empty without evaluation
     checkpoints: Checkpoints
-    first_step: int  # steps taken before
+    first_step: int  # number of steps taken before
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what a run writes once."""
+        """Whether this is the process that writes metrics, logs and the model folder."""
         return processes.is_first()
 
 
@@ -62,14 +62,16 @@ def start(
     with_response: bool,
     keep: Callable[[Example], bool] = lambda _: True,
 ) -> Run:
-    """Prepares a run, and resumes it if `workdir` holds a checkpoint.
+    """Prepares a run, and resumes it if `workdir` contains a checkpoint.
 
     Args:
+      settings: the run's settings.
+      workdir: the run's folder.
       with_response: whether examples are encoded with their response (SFT).
-      keep: which examples this kind of training can use.
+      keep: returns whether this kind of training can use an example.
 
     Raises:
-      UserError: for a setting, data set or checkpoint that can't be used.
+      UserError: if a setting, the data or a checkpoint can't be used.
     """
     mesh, sampling_mesh = _start_devices(settings)
     share = sharding.data_share(mesh)
@@ -130,7 +132,11 @@ def start(
 def trainable(
     model: loading.Model, settings: Settings, mesh: Mesh
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The graph of what is run, its parameters to be trained, and those that stay as they are."""
+    """Splits a model into trained and frozen parameters, adding adapters for LoRA.
+
+    Returns:
+      The graph of all parameters together, the trained parameters, and the frozen ones.
+    """
     if settings.lora is None:
         return model.graph, *split_trainable(model.params, settings.freeze)
     graph, shapes = lora.attach(model.graph, model.params, settings.lora)
@@ -140,10 +146,10 @@ def trainable(
 
 
 def _start_devices(settings: Settings) -> tuple[Mesh, Mesh]:
-    """The meshes of training and sampling, which can divide the run's rows.
+    """Creates the meshes for training and sampling, and checks that batches can be sharded.
 
     Raises:
-      ConfigError: if they can't.
+      ConfigError: if the meshes don't match the devices or the batch sizes.
     """
     mesh = devices.start(settings.devices)
     sampling_mesh = devices.sampling_mesh(settings.devices, mesh)
@@ -164,7 +170,7 @@ def _open_data(
     rejected: RejectedLog,
     share: sharding.Share,
 ) -> grain.DatasetIterator:
-    """The batches that this process reads."""
+    """Opens the iterator of the batches that this process reads."""
     return pipeline.batches(
         examples,
         preparer,
@@ -180,7 +186,7 @@ def _open_data(
 def _first_state(
     params: nnx.State, optimizer: optax.GradientTransformation, layout: TrainState, seed: int
 ) -> TrainState:
-    # The parameters themselves stay where they are: a program would return copies of them.
+    # The parameters are not passed through the jitted function, which would copy them.
     begin = jax.jit(
         lambda p: init_state(p, optimizer, seed)._replace(params=None),
         out_shardings=layout._replace(params=None),
@@ -189,10 +195,12 @@ def _first_state(
 
 
 def _claim_source(settings: Settings, workdir: pathlib.Path) -> str:
-    """What the run starts from. A LoRA run's folder is made to remember it, and does on resuming.
+    """Returns the model that the run starts from; a LoRA run records it in its folder.
+
+    A resumed LoRA run starts from the recorded base.
 
     Raises:
-      UserError: for settings that aren't those of the folder's run.
+      UserError: if the folder has a run with other adapter settings.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     wanted = None

@@ -1,8 +1,8 @@
-"""Hugging Face safetensors ↔ our parameters, by one table used in both directions.
+"""Conversion between Hugging Face safetensors and our parameters, with one table for both ways.
 
-Published checkpoints name tensors `visual.*`, `model.*`, `lm_head.weight`; newer
-transformers say `model.visual.*` and `model.language_model.*`. Both are read; the published names
-are written. Our layers are stacked on a leading axis, and only here are they taken apart.
+Published checkpoints name tensors `visual.*`, `model.*` and `lm_head.weight`; newer versions of
+transformers use `model.visual.*` and `model.language_model.*`. Both forms are read; the published
+names are written. Our layers are stacked on a leading axis; only this module unstacks them.
 """
 
 import concurrent.futures
@@ -26,17 +26,19 @@ from mirg_jax.weights import safetensors_files
 from mirg_jax.weights.safetensors_files import FLOATS, Spec, Tensors
 
 Index = tuple[slice, ...]
-# Fills an array with the part `index` of the parameter at a dotted path, cast to the array's type:
-# `read(path, index, out)`. Parameters that lie in files, in Orbax's or on devices are read alike.
+# `read(path, index, out)` fills `out` with the slice `index` of the parameter at a dotted path,
+# cast to `out.dtype`: a common interface for safetensors files, Orbax files and device arrays.
 Read = Callable[[str, Index, np.ndarray], None]
 
 
 class Entry(NamedTuple):
-    """One parameter. `name` holds `{}` where a stacked parameter's layer number goes."""
+    """One parameter: its path here, its published name, and how their layouts differ."""
 
-    path: str
-    name: str
-    kind: str  # "linear": [out, in] there, [in, out] here; "conv": the same, flattened; "same"
+    path: str  # dotted path of our parameter
+    name: str  # published name; `{}` stands for the layer number of a stacked parameter
+    # "same"; "linear": published as [out, in], ours is [in, out]; "conv": like "linear", but the
+    # input axes are published separately.
+    kind: str
 
 
 def _linear(path: str, name: str, *, bias: bool) -> list[Entry]:
@@ -50,9 +52,9 @@ def _norm(path: str, name: str, *, bias: bool) -> list[Entry]:
 
 
 def table(config: ModelConfig) -> list[Entry]:
-    """Every parameter of the model, with its published name."""
+    """Returns an entry for every parameter of the model."""
     tower, block = "visual.blocks", "visual.blocks.{}"
-    windows = bool(config.vision.window_size)  # Qwen2.5-VL's tower: other norms and MLPs
+    windows = bool(config.vision.window_size)  # Qwen2.5-VL's tower: different norms and MLPs
     mlp = ("gate_proj", "up_proj", "down_proj") if windows else ("fc1", "fc2")
     layers, layer = "decoder.layers", "model.layers.{}"
     entries = [
@@ -96,7 +98,7 @@ def _published_shape(entry: Entry, shape: tuple[int, ...], config: ModelConfig) 
 
 
 def published_name(name: str) -> str:
-    """The published (older) form of a tensor's name."""
+    """Converts a tensor's name from newer transformers to the published form."""
     for new, old in (("model.visual.", "visual."), ("model.language_model.", "model.")):
         if name.startswith(new):
             return old + name[len(new) :]
@@ -104,7 +106,7 @@ def published_name(name: str) -> str:
 
 
 def by_path(state: nnx.State) -> dict[str, nnx.Param]:
-    """The parameters keyed by dotted path."""
+    """Returns the parameters as a dictionary with dotted paths as keys."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
@@ -130,16 +132,21 @@ def _check(folder: pathlib.Path, tensors: Tensors, wanted: dict[str, tuple[int, 
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(
                 f"{folder}: the checkpoint {problem} {', '.join(names[:3])}{more}; "
-                "is this the folder whose config.json was read?"
+                "check that its weights and config.json belong to the same model"
             )
 
 
 def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) -> Read:
-    """Opens a checkpoint of the parameters of `state`; nothing but headers is read yet.
+    """Opens a safetensors checkpoint and checks names, shapes and dtypes; reads headers only.
+
+    Args:
+      folder: the checkpoint.
+      state: the model's parameters; arrays or shapes.
+      config: the model's configuration.
 
     Raises:
-      CheckpointError: naming the tensors that are missing, unknown, misshapen or quantised, or the
-        file that isn't there.
+      CheckpointError: if a file is missing or damaged, or a tensor is missing, unknown, quantised
+        or of another shape; the message names them.
     """
     folder = pathlib.Path(folder)
     leaves = by_path(state)
@@ -181,14 +188,19 @@ def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) ->
 
 
 def load(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) -> nnx.State:
-    """Reads a checkpoint into the form, dtypes and shardings of the abstract `state`.
+    """Reads a checkpoint into parameters with the dtypes and shardings of the abstract `state`.
 
-    Names and shapes are checked before anything is loaded. Then each device's part of a parameter
-    is read by itself, from the slices of the files that it needs and, with many processes, by the
-    one that the device belongs to; the host holds one part at a time.
+    Names and shapes are checked before anything is loaded. Each device's shard of a parameter is
+    then read separately, from the file slices that it needs, by the process that owns the device.
+    The host holds one shard at a time.
+
+    Args:
+      folder: the checkpoint.
+      state: shapes, dtypes and shardings of the parameters.
+      config: the model's configuration.
 
     Raises:
-      CheckpointError: as `reader`.
+      CheckpointError: see `reader`.
     """
     read = reader(folder, state, config)
     flat = [
@@ -216,12 +228,12 @@ def _placed(read: Read, path: str, leaf: nnx.Param) -> jax.Array:
     for group in holders.values():
         value = part(group[0][1])
         copies = [jax.device_put(value, device) for device, _ in group]
-        arrays += jax.block_until_ready(copies)  # before the next part takes memory
+        arrays += jax.block_until_ready(copies)  # frees this shard before the next is read
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that a CPU device can take as it is, which saves a copy."""
+    """Allocates an uninitialised array, aligned so that a CPU device can use it without a copy."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -229,13 +241,13 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def of_state(state: nnx.State) -> Read:
-    """Reads parameters from the devices, no more of them at a time than is asked for."""
+    """Returns a `Read` of parameters on devices; it transfers only the slices requested."""
     leaves = by_path(state)
 
     def read(path: str, index: Index, out: np.ndarray) -> None:
         whole = leaves[path].get_value()
         part = whole[index]
-        # An array remembers what was once brought to the host, and the parameter would.
+        # A jax.Array caches its host copy. A copy of the parameter keeps that memory temporary.
         part = jax.numpy.copy(part) if part is whole else part
         safetensors_files.copy(out, np.asarray(part))
 
@@ -245,10 +257,15 @@ def of_state(state: nnx.State) -> Read:
 def tensors_of(
     state: nnx.State, config: ModelConfig, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Published names and tensors, one at a time.
+    """Yields published names and tensors, one at a time.
+
+    Args:
+      state: the model's parameters.
+      config: the model's configuration.
+      dtype: dtype of the tensors.
 
     Raises:
-      ValueError: for parameters that have no published name.
+      ValueError: if a parameter has no published name.
     """
     read = of_state(state)
     for piece in _pieces(state, config, np.dtype(dtype)):
@@ -256,11 +273,11 @@ def tensors_of(
 
 
 class _Piece(NamedTuple):
-    """A published tensor and the part of a parameter that it is."""
+    """A published tensor and the slice of our parameter that it comes from."""
 
     entry: Entry
     index: Index
-    shape: tuple[int, ...]  # of that part
+    shape: tuple[int, ...]  # shape of the slice
     spec: Spec
 
 
@@ -293,15 +310,15 @@ def _published(read: Read, piece: _Piece) -> np.ndarray:
 
 
 def ahead(function: Callable, items: list) -> Iterator:
-    """`function` of each item in turn, the next computed while one is used."""
+    """Yields `function(item)` for each item, computing the next result in a background thread."""
     if not items:
         return
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(function, items[0])
+        pending = pool.submit(function, items[0])
         for item in items[1:]:
-            ready, coming = coming.result(), pool.submit(function, item)
+            ready, pending = pending.result(), pool.submit(function, item)
             yield ready
-        yield coming.result()
+        yield pending.result()
 
 
 def save(
@@ -315,16 +332,19 @@ def save(
     resume: bool = False,
     progress: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
-    """Writes config.json and safetensors under their published names, which transformers loads.
+    """Writes a checkpoint that transformers loads: config.json and safetensors files.
 
-    A tensor at a time is read and written; a file gets its name when it is whole.
+    Tensors are read and written one at a time. A file is renamed to its final name once complete.
 
     Args:
-      dtype: of the tensors written: float32, bfloat16 or float16.
-      shard_bytes: a new file is begun when one would grow past this.
-      read: where the parameters are, if `state` holds their shapes only.
-      resume: keep the files that an interrupted call with the same arguments finished.
-      progress: told of the bytes of each tensor when it is written.
+      folder: where to write.
+      state: the model's parameters; arrays, or shapes if `read` is given.
+      config: the model's configuration.
+      dtype: dtype of the written tensors: float32, bfloat16 or float16.
+      shard_bytes: maximum size of a file in bytes (a larger tensor gets a file of its own).
+      read: source of the parameters; by default the arrays of `state`.
+      resume: whether to keep files completed by an interrupted call with the same arguments.
+      progress: called with the number of bytes of each tensor after it is written.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -365,7 +385,7 @@ def save(
 
 
 def copy_processor(source: str | pathlib.Path, target: str | pathlib.Path) -> None:
-    """Copies tokenizer and preprocessor files, so that `target` is complete for transformers."""
+    """Copies tokenizer and preprocessor files, so that transformers can load `target`."""
     target = pathlib.Path(target)
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(pathlib.Path(source).iterdir()):

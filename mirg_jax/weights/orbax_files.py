@@ -1,7 +1,8 @@
-"""Parameters in Orbax's files, written and read by parts, so that a model is never held whole.
+"""Orbax checkpoints of parameters, written and read in chunks, so that memory use stays small.
 
-What is written is an ordinary Orbax checkpoint of a dictionary of arrays, in chunks of a layer or
-a few, each a file that gets its name when it is whole. Not compressed: weights hardly shrink.
+The result is an ordinary Orbax checkpoint of a dictionary of arrays. Each chunk of one or a few
+layers is a file, which is renamed to its final name once complete. Chunks are not compressed, since
+weights hardly shrink.
 """
 
 import itertools
@@ -29,17 +30,19 @@ def write(
     read: Read,
     progress: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
-    """Writes the parameters whose shapes and dtypes `state` holds, a chunk at a time.
+    """Writes a checkpoint of parameters, one chunk at a time.
 
-    What an interrupted call with the same arguments wrote is kept: call it again to go on.
+    An interrupted call can be continued by calling again with the same arguments; chunks already
+    written are kept.
 
     Args:
-      folder: is the checkpoint only when this returns; until then it is not to be read.
-      read: where the parameters come from.
-      progress: told of the bytes of each chunk when it is written.
+      folder: where to write; it is a complete checkpoint only when this function has returned.
+      state: shapes and dtypes of the parameters.
+      read: source of the parameters.
+      progress: called with the number of bytes of each chunk after it is written.
 
     Raises:
-      OSError: when the disk is full.
+      OSError: if the disk is full.
     """
     folder = pathlib.Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,10 +58,10 @@ def write(
 
 
 def reader(folder: str | pathlib.Path) -> Read:
-    """Reads a checkpoint of parameters, no more of one at a time than its chunks make necessary.
+    """Opens an Orbax checkpoint of parameters for reading, one chunk at a time.
 
-    What `write` wrote is read by a chunk; what a run saved by a whole (stacked) parameter, or by as
-    many of its rows as Orbax put together.
+    Checkpoints from `write` have chunks of one or a few layers. Checkpoints saved by a run have
+    larger ones: a whole stacked parameter, or as many of its rows as Orbax stored together.
     """
     folder = pathlib.Path(folder).absolute()
     ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(folder)
@@ -74,7 +77,7 @@ def reader(folder: str | pathlib.Path) -> Read:
         start, stop, _ = index[0].indices(size)
         first, last = start // rows * rows, min(-(-stop // rows) * rows, size)
         if (path, first, last) not in held:
-            held.clear()  # before the next takes memory
+            held.clear()  # frees the previous chunk before the next is read
             held[path, first, last] = store[first:last].read().result()
         part = held[path, first, last][start - first : stop - first]
         copy(out, part[(slice(None), *index[1:])])
@@ -83,14 +86,14 @@ def reader(folder: str | pathlib.Path) -> Read:
 
 
 class _Unread:
-    """A parameter that is still to be read."""
+    """Placeholder for a parameter that has not been read yet."""
 
     def __init__(self, path: str, leaf: Any):
         self.path, self.shape, self.dtype = path, leaf.shape, np.dtype(leaf.dtype)
 
 
 class _ChunkWriter(ocp.type_handlers.ArrayHandler):
-    """Writes an `_Unread`, chunk by chunk, as the array that it stands for."""
+    """Orbax type handler that reads an `_Unread` parameter and writes it as an array, in chunks."""
 
     def __init__(self, read: Read, progress: Callable[[int], object]):
         super().__init__()
@@ -126,9 +129,10 @@ class _ChunkWriter(ocp.type_handlers.ArrayHandler):
             create=True,
         ).result()
 
-        # An uncompressed chunk is a file of its numbers, the last filled up to the size of all.
-        # Written as such: tensorstore copies it once more, and on some machines fresh memory is
-        # what takes most of the time. For the same reason two chunks of memory serve in turn.
+        # In zarr, an uncompressed chunk is a file with the array's raw bytes; the last chunk is
+        # padded to full size. These files are written directly, because tensorstore would copy the
+        # data once more, and allocating memory takes most of the time on some machines. For the
+        # same reason two buffers are used alternately.
         memory = itertools.cycle([np.zeros((rows, *rest), value.dtype) for _ in range(2)])
 
         def chunk(number: int) -> np.ndarray:
@@ -155,7 +159,7 @@ class _ChunkWriter(ocp.type_handlers.ArrayHandler):
 
 
 def _nested(leaves: dict[str, Any]) -> dict:
-    """{"a.b": x} → {"a": {"b": x}}."""
+    """Converts dotted keys to nested dictionaries: {"a.b": x} → {"a": {"b": x}}."""
     tree: dict = {}
     for path, leaf in leaves.items():
         *parents, last = path.split(".")

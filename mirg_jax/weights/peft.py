@@ -1,4 +1,4 @@
-"""Our adapters → a PEFT adapter, which `peft.PeftModel.from_pretrained(base, folder)` loads."""
+"""Export of LoRA adapters in PEFT's format, for `peft.PeftModel.from_pretrained(base, folder)`."""
 
 import json
 import pathlib
@@ -14,14 +14,17 @@ from mirg_jax.weights import hf
 
 
 def _modules(lora: Lora) -> str:
-    """PEFT's pattern of the modules that have an adapter; both towers may use the same names."""
+    """Returns the regular expression by which PEFT finds the modules that have an adapter.
+
+    It includes the path, since decoder layers and vision blocks have layers of the same name.
+    """
     parts = {"language_model.layers": lora.targets, "visual.blocks": TOWER if lora.tower else ()}
     found = [rf"{stack}\.\d+\.\w+\.({'|'.join(names)})" for stack, names in parts.items() if names]
     return rf".*\.({'|'.join(found)})"
 
 
 def _newer_name(name: str) -> str:
-    """A published name as transformers has it in memory, where PEFT looks."""
+    """Converts a published tensor name to the name of the module in transformers, as PEFT needs."""
     if name.startswith("visual."):
         return f"model.{name}"
     return name.replace("model.", "model.language_model.", 1)
@@ -30,10 +33,14 @@ def _newer_name(name: str) -> str:
 def save(
     folder: str | pathlib.Path, adapters: nnx.State, lora: Lora, config: ModelConfig, base: str
 ) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, in float32.
+    """Writes adapter_config.json and adapter_model.safetensors (float32).
 
     Args:
-      base: what the adapters were trained on; a note to the reader.
+      folder: where to write.
+      adapters: values of the adapters.
+      lora: the settings that the adapters were created with.
+      config: configuration of the base model.
+      base: name of the base model, recorded as `base_model_name_or_path`.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written a piece at a time, so that no file is ever held whole."""
+"""Reading and writing of safetensors files in small pieces, so that memory use stays small."""
 
 import json
 import math
@@ -12,12 +12,15 @@ from safetensors import SafetensorError, safe_open
 
 from mirg_jax.errors import CheckpointError
 
-FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # numpy's names and the format's
+FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # NumPy's name: safetensors' name
 _BLOCK_BYTES = 2**23
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source`, in blocks that fit the cache when one is the other's transpose."""
+    """Copies `source` into `target` in blocks that fit the CPU cache.
+
+    This is faster than `target[...] = source` where one is a transposed view.
+    """
     if source.ndim > 2:
         for part, value in zip(target, source, strict=True):
             copy(part, value)
@@ -28,19 +31,23 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 class Tensors:
-    """The tensors of a folder: `model.safetensors`, or the shards that an index names.
+    """The tensors of a checkpoint folder: `model.safetensors`, or the shards listed in an index.
 
-    Files are opened for each piece and closed again: what is mapped of an open one counts as this
-    process's memory.
+    Files are opened for each read and closed again, because the mapped pages of an open file count
+    as this process's memory.
+
+    Attributes:
+      shapes: shapes of the tensors by (renamed) name.
+      dtypes: safetensors' dtype names by (renamed) name.
 
     Raises:
-      CheckpointError: naming the file that is missing or broken.
+      CheckpointError: if a file is missing or damaged; the message names it.
     """
 
     def __init__(self, folder: pathlib.Path, rename: Callable[[str], str]):
         self._where: dict[str, tuple[pathlib.Path, str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}  # as the format names them
+        self.dtypes: dict[str, str] = {}
         for file in _files(folder):
             try:
                 with safe_open(file, framework="numpy") as handle:
@@ -51,11 +58,15 @@ class Tensors:
                         self.dtypes[rename(name)] = view.get_dtype()
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"{file}: can't be read ({error}); fetch the checkpoint again"
+                    f"{file}: can't be read ({error}); download the checkpoint again"
                 ) from None
 
     def blocks(self, name: str, index: Sequence[slice]) -> Iterator[tuple[slice, np.ndarray]]:
-        """The part `index` of a tensor, by blocks of its rows, each with its place in that part."""
+        """Reads the slice `index` of a tensor in blocks of rows.
+
+        Yields:
+          Row range of each block within the slice, and the block.
+        """
         file, stored = self._where[name]
         ranges = [part.indices(size) for part, size in zip(index, self.shapes[name], strict=True)]
         start, stop, _ = ranges[0]
@@ -77,20 +88,20 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         paths = [folder / file for file in files]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{index}: not an index of shards ({error}); fetch the checkpoint again"
+            f"{index}: not an index of shards ({error}); download the checkpoint again"
         ) from None
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(
             f"{folder}: lacks {', '.join(missing[:3])}{more}, which {index.name} names; "
-            "fetch the checkpoint again"
+            "download the checkpoint again"
         )
     return paths
 
 
 class Spec(NamedTuple):
-    """A tensor to be written."""
+    """Name, shape and dtype of a tensor to write."""
 
     name: str
     shape: tuple[int, ...]
@@ -98,26 +109,27 @@ class Spec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Size of the tensor's data in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def header(specs: Sequence[Spec]) -> bytes:
-    """What a file of these tensors begins with."""
-    told, offset = {"__metadata__": {"format": "pt"}}, 0
+    """Returns the header of a safetensors file with these tensors, including its length field."""
+    entries, offset = {"__metadata__": {"format": "pt"}}, 0
     for spec in specs:
-        told[spec.name] = {
+        entries[spec.name] = {
             "dtype": FLOATS[spec.dtype.name],
             "shape": list(spec.shape),
             "data_offsets": [offset, offset + spec.nbytes],
         }
         offset += spec.nbytes
-    text = json.dumps(told, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def is_whole(path: pathlib.Path, specs: Sequence[Spec]) -> bool:
-    """Whether `path` is a finished file of these tensors, going by its header and its size."""
+    """Returns whether `path` is a complete file with these tensors, judged by header and size."""
     start = header(specs)
     try:
         size = path.stat().st_size
@@ -130,7 +142,13 @@ def is_whole(path: pathlib.Path, specs: Sequence[Spec]) -> bool:
 
 
 def write(path: pathlib.Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> None:
-    """Writes a file, a tensor at a time; it gets its name once it is whole."""
+    """Writes a safetensors file one tensor at a time; it is renamed to `path` once complete.
+
+    Args:
+      path: the file to write.
+      specs: names, shapes and dtypes of the tensors.
+      tensors: their values, in the same order.
+    """
     unfinished = path.with_name(f"{path.name}.unfinished")
     with open(unfinished, "wb") as file:
         file.write(header(specs))

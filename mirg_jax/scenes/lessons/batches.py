@@ -1,4 +1,4 @@
-"""Batches of conversations for pretraining the small base, with what each head should look at."""
+"""Batches of conversations for pretraining the small base model, with attention targets."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,20 +19,20 @@ SHAPES = Shapes(lengths=(LENGTH,), slots=(SLOTS,), patches=(PATCHES,))
 
 
 class Batch(NamedTuple):
-    """Rows of packed conversations and everything that the losses ask for."""
+    """Rows of packed conversations, with the targets of all losses."""
 
     text: Text
     images: Images
-    labels: Bool[np.ndarray, "B T"]
-    codes: Codes  # [B, patterns, T]
-    seen: Seen  # [B, S, …]
+    labels: Bool[np.ndarray, "B T"]  # tokens with a cross-entropy loss
+    codes: Codes  # targets of attention patterns, [B, patterns, T]
+    seen: Seen  # targets of the vision tower's probes, [B, S, …]
 
 
 class Conversation(NamedTuple):
-    """One conversation in tokens."""
+    """One tokenised conversation."""
 
     item: Item
-    labels: Bool[np.ndarray, " T"]
+    labels: Bool[np.ndarray, " T"]  # tokens with a cross-entropy loss
     codes: Codes
     pictures: Sequence[Picture]
 
@@ -40,7 +40,17 @@ class Conversation(NamedTuple):
 def batches(
     tokenizer: Tokenizer, pictures: Sequence[Picture], *, seed: int, rows: int, steps: int
 ) -> grain.DatasetIterator:
-    """`steps` batches, made ahead by a thread; each depends on the seed and its number alone."""
+    """Returns an iterator of `steps` batches, which a background thread prepares in advance.
+
+    Each batch depends only on the seed and its index.
+
+    Args:
+      tokenizer: the small tokenizer.
+      pictures: pictures to choose from.
+      seed: random seed.
+      rows: rows per batch.
+      steps: number of batches.
+    """
     annotate = Annotator(tokenizer)
 
     def make(step: int) -> Batch:
@@ -58,7 +68,18 @@ def make_batch(
     pictures: Sequence[Picture],
     rows: int,
 ) -> Batch:
-    """Rows of one conversation about two pictures, or of one about one picture and a look-up."""
+    """Creates a batch of random conversations.
+
+    A row holds either one conversation about two pictures, or one about a single picture followed
+    by a look-up in a list, if there is room.
+
+    Args:
+      rng: random number generator.
+      tokenizer: the small tokenizer.
+      annotate: computes the targets of the attention patterns.
+      pictures: pictures to choose from.
+      rows: number of rows.
+    """
     packed: list[list[Conversation]] = []
     for _ in range(rows):
         row, room = [], LENGTH
@@ -98,8 +119,8 @@ def _converse(
     annotate: Annotator,
     pictures: Sequence[Picture],
 ) -> Conversation:
-    """A conversation about these pictures; about a list where there are none."""
-    first = int(rng.integers(1, 5 - max(len(pictures), 1)))  # what the first picture is called
+    """Creates a conversation about the given pictures; without pictures, a look-up in a list."""
+    first = int(rng.integers(1, 5 - max(len(pictures), 1)))  # number of the first picture
     turns: list[Turn] = [look_up_in_list(rng)]
     if pictures:
         turns = single_image(rng, [picture.things for picture in pictures], first)

@@ -1,4 +1,4 @@
-"""The three losses of the small base: to see, to answer, and where some heads should look."""
+"""The three losses of the small base model: visual probes, responses, and attention patterns."""
 
 import functools
 from typing import Any
@@ -20,7 +20,7 @@ from mirg_jax.scenes.lessons.pictures import Seen
 from mirg_jax.types import Images
 
 BINS = GRID // STEP + 1
-# Of a probe: presence, colour, shape and box of each of two things.
+# Outputs of a probe: presence, colour, shape and box of each of two objects.
 PROBE_OUTPUTS = 2 * (1 + len(COLOURS) + len(SHAPES) + 4 * BINS)
 SEE_WEIGHT = 0.3
 
@@ -32,14 +32,17 @@ def probe_loss(
     real: Bool[Array, "B S"],
     seen: Seen,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """How well colour, shape and box of the things can be read off features, linearly.
+    """Computes the loss of a linear probe that predicts objects from visual features.
 
     Args:
-      covers: whether each of the two things reaches into each place.
-      real: whether there is a picture.
+      kernel: the probe's weights.
+      features: features at N places (patches or visual tokens) of each picture.
+      covers: whether each of the two objects overlaps each place.
+      real: whether the slot holds a picture.
+      seen: colour, shape and box of the objects.
 
     Returns:
-      The loss, and the share of boxes' coordinates within one step.
+      The loss, and the fraction of box coordinates predicted within one step.
     """
     out = (features @ kernel).reshape(*features.shape[:-1], 2, -1)
     present, out = out[..., 0], out[..., 1:]
@@ -54,20 +57,26 @@ def probe_loss(
         labels = jnp.broadcast_to(labels[:, :, None], logits.shape[:-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
-    told = cross_entropy(colour, seen.colour) + cross_entropy(shape, seen.shape)
-    told += cross_entropy(box, seen.bins).sum(-1)
+    object_loss = cross_entropy(colour, seen.colour) + cross_entropy(shape, seen.shape)
+    object_loss += cross_entropy(box, seen.bins).sum(-1)
     near = (jnp.abs(box.argmax(-1) - seen.bins[:, :, None]) <= 1).mean(-1)
     count = mask.sum()
-    return presence + (told * mask).sum() / count / 4, (near * mask).sum() / count
+    return presence + (object_loss * mask).sum() / count / 4, (near * mask).sum() / count
 
 
 def see(
     trained: dict[str, Any], images: Images, seen: Seen, *, graph: nnx.GraphDef
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Float[Array, "B V M"]]]:
-    """The loss of the vision tower: probes of its patches and of its visual tokens.
+    """Computes the vision tower's loss, by probes of its patches and of its visual tokens.
+
+    Args:
+      trained: parameters of the model and of the probes.
+      images: the pictures.
+      seen: the objects in them.
+      graph: the model's graph.
 
     Returns:
-      The loss; and its parts, and the visual tokens.
+      The loss; and a pair of metrics and visual tokens.
     """
     visual = nnx.merge(graph, trained["model"]).visual
     features = visual.features(images)
@@ -86,7 +95,10 @@ def see(
 def decode_with_patterns(
     model: Qwen2VL, batch: Batch, visual: Float[Array, "B V M"]
 ) -> tuple[Float[Array, "B T M"], Float[Array, " patterns"]]:
-    """The decoder's hidden states, and −log of the attention where each pattern wants it."""
+    """Computes the decoder's hidden states and the loss of each attention pattern.
+
+    A pattern's loss is the mean over its queries of −log of the attention weight on its keys.
+    """
     decoder, text = model.decoder, batch.text
     T = text.tokens.shape[1]
     visible = (text.segments[:, :, None] == text.segments[:, None, :]) & jnp.tril(
@@ -104,13 +116,13 @@ def decode_with_patterns(
             layer, head = HEADS[name]
             if layer != index:
                 continue
-            asking = batch.codes.queries[:, i]
-            wanted = asking[:, :, None] == batch.codes.keys[:, i, None, :]
-            wanted &= (asking != 0)[:, :, None] & visible & ~jnp.eye(T, dtype=bool)
-            asked = wanted.any(-1)
+            queries = batch.codes.queries[:, i]
+            wanted = queries[:, :, None] == batch.codes.keys[:, i, None, :]
+            wanted &= (queries != 0)[:, :, None] & visible & ~jnp.eye(T, dtype=bool)
+            has_target = wanted.any(-1)
             mass = (weights[:, head] * wanted).sum(-1) / total[:, head, :, 0]
-            value = jnp.where(asked, -jnp.log(mass + 1e-6), 0.0).sum()
-            losses[name] = value / jnp.maximum(asked.sum(), 1)
+            value = jnp.where(has_target, -jnp.log(mass + 1e-6), 0.0).sum()
+            losses[name] = value / jnp.maximum(has_target.sum(), 1)
         return (weights @ v / total)[:, :, None, None], None
 
     x = model.embed(text, visual)[:, None]
@@ -127,7 +139,17 @@ def everything(
     *,
     graph: nnx.GraphDef,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Cross-entropy of the responses, plus the tower's loss and the patterns', weighted."""
+    """Computes the total loss: cross-entropy of responses plus weighted probe and pattern losses.
+
+    Args:
+      trained: parameters of the model and of the probes.
+      batch: the conversations.
+      pattern_weight: weight of the pattern loss.
+      graph: the model's graph.
+
+    Returns:
+      The loss and a dictionary of metrics.
+    """
     model = nnx.merge(graph, trained["model"])
     see_loss, (numbers, visual) = see(trained, batch.images, batch.seen, graph=graph)
     hidden, patterns = decode_with_patterns(model, batch, visual)

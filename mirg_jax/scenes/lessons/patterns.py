@@ -1,8 +1,9 @@
-"""Where a head should look: targets for attention while the small base is pretrained.
+"""Targets for attention heads during the pretraining of the small base model.
 
-Look-ups by content come late in plain training of so small a model, if at all; a loss on a few
-heads makes them come in minutes. A pattern says, for query tokens, which earlier tokens a head
-should attend to: those whose key code equals the query's code (0: no say).
+With ordinary training, so small a model learns look-ups by content late, if at all; a loss on the
+attention of a few heads makes it learn them in minutes. A pattern specifies which earlier tokens a
+head should attend to from a query token: those whose key code equals the query's code. A query code
+of 0 means no target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,29 +27,33 @@ from mirg_jax.scenes.drawing import GRID, Thing
 HEADS: dict[str, tuple[int, int]] = {
     "previous": (0, 0),
     "before_previous": (0, 1),
-    "last_id": (0, 2),  # the id that a token belongs to
-    "image": (0, 3),  # the image that a visual token or a look-up belongs to
-    "match": (1, 0),  # a name looked up → the listed name like it, in that image
-    "first_thing": (1, 1),  # a listed thing → the visual tokens that it covers
-    "second_thing": (1, 1),
-    "copy_box": (1, 2),  # an answer's coordinate → the same in the list
-    "like": (1, 3),  # a listed name → earlier ones like it, or the start if there is none
-    "box_asked": (1, 3),  # the search for a thing at a box → that box in the question
-    "name_source": (2, 0),  # a name about to be written → where it comes from
-    "at_box": (2, 1),  # the search for a thing at a box → the listed box there
+    "last_id": (0, 2),  # token → the last object ID before it, which it belongs to
+    "image": (0, 3),  # visual token or look-up → the number of the image that it belongs to
+    "match": (1, 0),  # looked-up name → the same name listed for that image
+    "first_thing": (1, 1),  # first object of a list → the visual tokens that it covers
+    "second_thing": (1, 1),  # second object of a list → the visual tokens that it covers
+    "copy_box": (1, 2),  # coordinate in the answer → the same coordinate in the list
+    "like": (1, 3),  # listed name → the same name listed earlier, or the start if there is none
+    "box_asked": (1, 3),  # search for the object at a box → that box in the question
+    "name_source": (2, 0),  # token before a name → the occurrence that the name is copied from
+    "at_box": (2, 1),  # search for the object at a box → the listed box at that place
 }
 PATTERNS = tuple(HEADS)
 
 
 class Codes(NamedTuple):
-    """Codes of the patterns, in the order of `PATTERNS`."""
+    """Query and key codes of the patterns, in the order of `PATTERNS`."""
 
     queries: Int[np.ndarray, "*B patterns T"]
     keys: Int[np.ndarray, "*B patterns T"]
 
 
 class Annotator:
-    """Finds the patterns in tokenised conversations."""
+    """Computes the codes of the attention patterns for tokenised conversations.
+
+    Args:
+      tokenizer: the small tokenizer.
+    """
 
     def __init__(self, tokenizer):
         def one(text: str) -> int:
@@ -67,10 +72,11 @@ class Annotator:
     def __call__(
         self, tokens: Int[np.ndarray, " T"], scenes: Mapping[int, Sequence[Thing]]
     ) -> Codes:
-        """Codes of one conversation.
+        """Returns the codes of one conversation.
 
         Args:
-          scenes: the things of the images shown; empty where only lists are given.
+          tokens: the conversation's tokens.
+          scenes: objects of the images shown, by image number; empty if only a list is given.
         """
         T = len(tokens)
         queries, keys = np.zeros((2, len(PATTERNS), T), np.int32)
@@ -82,8 +88,8 @@ class Annotator:
             code[name][1][:] = positions + 1
 
         tokens = tokens.tolist()
-        looks: dict[tuple[int, int], tuple[int, int]] = {}  # of listed things: colour and shape
-        ends: dict[tuple[int, int], int] = {}  # of listed things: where the name ends
+        looks: dict[tuple[int, int], tuple[int, int]] = {}  # colour and shape of listed objects
+        ends: dict[tuple[int, int], int] = {}  # position where a listed object's name ends
         last_id = number = asked_name = asked_box = sought = None
         thinking = answering = False
         label, shown, seen_of_image = None, 0, 0
@@ -133,7 +139,7 @@ class Annotator:
                 elif tokens[t - 1] == self._colon:
                     sought = image, m
             elif token == self._name_start and thinking and tokens[t - 1] not in self._ids:
-                # A name about to be looked up: id, number and name are known; see what follows.
+                # A looked-up name begins. Its target is the ID that follows the name.
                 target = self._ids[tokens[t + 4]]
                 code["match"][0][t + 3] = _thing_code(*target)
                 if sought:
@@ -148,7 +154,7 @@ class Annotator:
         return Codes(queries, keys)
 
     def _listed(self, code, tokens, t, key, looks, ends, visual) -> None:
-        """An entry of the list that begins with its id at t."""
+        """Adds the codes of a list entry whose ID is at position t."""
         image, m = key
         look = tokens[t + 2], tokens[t + 3]
         end = t + 4
@@ -160,7 +166,7 @@ class Annotator:
         looks[key], ends[key] = look, end
         if visual:
             pattern = ("first_thing", "second_thing")[m - 1]
-            for i in (0, 1, 2, 5, 6, 7, 8):  # whatever comes next is to be seen in the image
+            for i in (0, 1, 2, 5, 6, 7, 8):  # tokens whose next token depends on the image
                 code[pattern][0][t + i] = image
 
 
@@ -169,7 +175,7 @@ def _thing_code(image: int, number: int) -> int:
 
 
 def _covers(thing: Thing, row: int, column: int) -> bool:
-    """Whether a thing reaches into a visual token, a quarter of the picture."""
+    """Returns whether an object overlaps the visual token (picture quarter) at (row, column)."""
     x1, y1, x2, y2 = thing.box
     half = GRID // 2
     return (

@@ -1,4 +1,4 @@
-"""Single pictures with all that there is to see in them, for the vision tower's own lesson."""
+"""Single pictures with dense labels, for pretraining the vision tower."""
 
 import dataclasses
 from typing import NamedTuple
@@ -23,21 +23,21 @@ from mirg_jax.scenes.drawing import (
     place,
 )
 
-PATCHES = (SIDE // PATCH) ** 2  # of a picture
+PATCHES = (SIDE // PATCH) ** 2  # per picture
 
 
 class Seen(NamedTuple):
-    """What there is to see in pictures, of two things each at most."""
+    """Dense labels of pictures with at most two objects each."""
 
-    covers: Bool[np.ndarray, "*B P 2"]  # whether the thing reaches into the patch
-    colour: Int[np.ndarray, "*B 2"]
-    shape: Int[np.ndarray, "*B 2"]
-    bins: Int[np.ndarray, "*B 2 4"]  # the box's coordinates in steps
+    covers: Bool[np.ndarray, "*B P 2"]  # whether the object overlaps the patch
+    colour: Int[np.ndarray, "*B 2"]  # index into `COLOURS`
+    shape: Int[np.ndarray, "*B 2"]  # index into `SHAPES`
+    bins: Int[np.ndarray, "*B 2 4"]  # box coordinates in units of `STEP`
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One picture as the model reads it."""
+    """One picture as patches, with its objects and labels."""
 
     patches: ImagePatches
     things: tuple[Thing, ...]
@@ -48,7 +48,7 @@ POSITIONS = patch_positions((SIDE // PATCH, SIDE // PATCH))  # (row, column) of 
 
 
 def see(things: tuple[Thing, ...]) -> Seen:
-    """The dense labels of a picture of these things."""
+    """Returns the dense labels of a picture with the given objects."""
     seen = Seen(
         np.zeros((PATCHES, 2), bool), *np.zeros((2, 2), np.int32), np.zeros((2, 4), np.int32)
     )
@@ -64,7 +64,7 @@ def see(things: tuple[Thing, ...]) -> Seen:
 
 
 def draw_picture(rng: np.random.Generator) -> Picture:
-    """One or two things; sometimes a close-up of one."""
+    """Draws a random picture of one or two objects, sometimes a close-up of one."""
     if rng.random() < 0.35:
         things = place(rng, choose_looks(rng, 1), sides=(260, 600))
     else:

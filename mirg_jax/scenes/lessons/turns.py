@@ -1,13 +1,13 @@
-"""What the small base learns before it meets a task: single images, and look-ups in lists.
+"""Conversations that the small base model is pretrained on: single images and look-ups in lists.
 
-Two kinds of conversation, in the very format of the trajectories:
+There are two kinds, both in the format of the trajectories:
 
-- `single_image`: a few turns, each showing one picture; a question about one of the pictures shown.
-  The response lists that picture's things and then looks one up.
-- `look_up_in_list`: no picture. The list of things of up to three images is given, and a terse
+- `single_image`: a few turns, each with one new picture and a question about one of the pictures
+  shown so far. The response lists that picture's objects and then looks one up.
+- `look_up_in_list`: no picture. The list of objects of up to three images is given, and a short
   command asks for one of them.
 
-No conversation holds a question of the seven tasks about several pictures.
+None of the conversations has a multi-image question of the seven tasks.
 """
 
 import dataclasses
@@ -35,19 +35,21 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A question, the start of the response that is given, and the rest, which is learned."""
+    """A turn of a conversation."""
 
     question: str
-    given: str
-    response: str
+    given: str  # beginning of the response, part of the prompt
+    response: str  # rest of the response, which is learned
 
     @property
     def prompt(self) -> str:
+        """The text without loss."""
         asked = f"<|im_start|>user\n{self.question}{END_OF_TURN}\n<|im_start|>assistant\n"
         return asked + self.given
 
     @property
     def learned(self) -> str:
+        """The text with loss."""
         return self.response + END_OF_TURN
 
 
@@ -64,7 +66,7 @@ def _conclude(thinking: str, target: tuple[int, int], thing: Thing) -> str:
 
 
 def _attribute(rng: np.random.Generator, things: Sequence[Thing], m: int) -> str | None:
-    """A name by colour alone or by shape alone that fits only thing m."""
+    """Returns a name by colour only or by shape only; None if other objects than m fit it too."""
     thing = things[m - 1]
     axis = int(rng.integers(2))
     if sum(other.look[axis] == thing.look[axis] for other in things) > 1:
@@ -75,7 +77,13 @@ def _attribute(rng: np.random.Generator, things: Sequence[Thing], m: int) -> str
 def single_image(
     rng: np.random.Generator, scenes: Sequence[Sequence[Thing]], first: int = 1
 ) -> list[Turn]:
-    """A conversation over these pictures, one a turn, counted from `first`."""
+    """Creates a conversation about pictures, one new picture per turn.
+
+    Args:
+      rng: random number generator.
+      scenes: objects of each picture.
+      first: number of the first picture.
+    """
     turns = []
     for shown in range(first, first + len(scenes)):
         n = shown if rng.random() < 0.6 else int(rng.integers(first, shown + 1))
@@ -108,12 +116,12 @@ def single_image(
 
 
 def look_up_in_list(rng: np.random.Generator) -> Turn:
-    """A list of things, given, and a command to look one of them up."""
+    """Creates a turn with a given list of objects and a command to look up one of them."""
     return _COMMANDS[int(rng.integers(len(_COMMANDS)))](rng)
 
 
 def _looks(rng: np.random.Generator, shared: Sequence[Look] = ()) -> list[list[Look]]:
-    """One or two looks for each of two or three images; those shared are in every image."""
+    """Chooses one or two looks for each of two or three images; all images have the shared ones."""
     groups = []
     for _ in range(int(rng.integers(2, 4))):
         count = 1 + int(rng.random() < 0.65) - len(shared)
@@ -131,13 +139,17 @@ def _turn(
     like: tuple[int, Look] | None = None,
     name: str = "",
 ) -> Turn:
-    """A turn about images that hold these looks.
+    """Creates a turn about images whose objects have the given looks.
 
     Args:
-      target: image and look of what is asked for; `like`, of what it is compared with.
-      command: `{where}` stands for the image, `{like}` for an id, `{box}` for the target's box.
-      said: what the look-up says in place of the image.
-      name: what is looked for; the target's name by default.
+      rng: random number generator.
+      groups: looks of each image's objects.
+      target: image and look of the object asked for.
+      command: the question; `{where}` stands for the image, `{like}` for the ID of the object
+        compared with, `{box}` for the target's box.
+      said: where the response's look-up takes place; by default the target's image.
+      like: image and look of the object that the target is compared with.
+      name: name that is looked up; by default the target's.
     """
     scenes = [place(rng, looks) for looks in groups]
 
@@ -165,7 +177,7 @@ def _choose(rng: np.random.Generator, groups: Sequence[Sequence[Look]]) -> tuple
 
 
 def _by_name(rng: np.random.Generator) -> Turn:
-    # What is asked for is often in the other images, too, so that the image counts.
+    # An object of that name is often in the other images too, so that the image matters.
     groups = _looks(rng, shared=choose_looks(rng, 1) if rng.random() < 0.5 else ())
     n, look = _choose(rng, groups)
     return _turn(rng, groups, (n, look), f"Look {{where}} for {named(' '.join(look))}.")
@@ -185,7 +197,7 @@ def _at_box(rng: np.random.Generator) -> Turn:
 
 
 def _alike(rng: np.random.Generator) -> Turn:
-    """The like of a thing of another image, in all or in colour or shape alone."""
+    """Asks for the object that has the look, only the colour, or only the shape of another one."""
     kind = rng.choice(["all", "colour", "shape"], p=[0.5, 0.25, 0.25])
     n, i = (int(k) for k in 1 + rng.choice(3, 2, replace=False))
     model, other = choose_looks(rng, 2)
