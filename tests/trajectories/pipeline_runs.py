@@ -30,7 +30,7 @@ def config(monkeypatch):
     """Makes configs whose stages all ask one server, without waiting."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
-    def make(url: str, **changes):
+    def make(url: str, timeout: float = 30.0, **changes):
         config = settings.trajectories()
         config.select.sft = 0
         config.concurrency = 16
@@ -38,7 +38,7 @@ def config(monkeypatch):
         for stage in config.stages.values():
             stage.base_url = url
             stage.key_variable = "OPENAI_API_KEY"
-            stage.timeout = 1.0
+            stage.timeout = timeout
             stage.update(requests_per_minute=0.0, tokens_per_minute=0.0)
         config.update_from_flattened_dict(changes)
         return config
@@ -90,12 +90,12 @@ def command(config_flags, folder, source, *flags):
     ]
 
 
-def flags_for(url):
+def flags_for(url, timeout=30.0):
     """Returns the flags of a config whose stages all ask one server."""
     flags = ["--config.select.sft=0", "--config.backoff=0.01", "--config.concurrency=16"]
     for stage in ("reasoning", "mapping", "reassembly"):
         flags.append(f"--config.stages.{stage}.base_url={url}")
         flags.append(f"--config.stages.{stage}.requests_per_minute=0.0")
         flags.append(f"--config.stages.{stage}.tokens_per_minute=0.0")
-        flags.append(f"--config.stages.{stage}.timeout=1.0")
+        flags.append(f"--config.stages.{stage}.timeout={timeout}")
     return flags

@@ -26,7 +26,7 @@ def test_killed_runs_go_on_and_pay_nothing_twice(server, config, tmp_path, count
     folder = tmp_path / "out"
     journal = folder / "replies.jsonl"
     config(fake.url)  # sets the key
-    all_flags = command(flags_for(fake.url), folder, source)
+    all_flags = command(flags_for(fake.url, timeout=1.0), folder, source)
 
     def answered():
         if not journal.exists():
@@ -141,10 +141,7 @@ def test_64_requests_at_a_time_are_kept_under_way(server, config, tmp_path):
     # between the first and the last fifth of the requests.
     source = write_questions(tmp_path / "data", 800, size=640)
     fake = server("--delay=1.0")
-    how = config(fake.url, concurrency=64, max_pixels=200_000)
-    for stage in how.stages.values():
-        stage.timeout = 60.0
-    run(how, tmp_path / "out", source)
+    run(config(fake.url, concurrency=64, max_pixels=200_000), tmp_path / "out", source)
     check_whole(tmp_path / "out", 800)
     came = np.array(fake.times())
     middle = came[len(came) // 5 : len(came) * 4 // 5]
@@ -156,10 +153,8 @@ def test_memory_does_not_grow_with_the_questions(server, config, tmp_path):
     source = write_questions(tmp_path / "data", 3000, size=96, detail=96)
     fake = server("--bad=0.1", "--delay=0.01")
     config(fake.url)
-    process = subprocess.Popen(
-        command(flags_for(fake.url), tmp_path / "out", source), stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    all_flags = command(flags_for(fake.url, timeout=1.0), tmp_path / "out", source)
+    process = subprocess.Popen(all_flags, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     seen = []
     while process.poll() is None:
         pages = int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1] or 0)

@@ -36,7 +36,7 @@ def test_good_answers_cost_three_requests_each(server, config, tmp_path):
 def test_a_fifth_of_bad_answers_loses_no_question(server, config, tmp_path):
     source = write_questions(tmp_path / "data", 210)
     fake = server("--bad=0.2")
-    run(config(fake.url), tmp_path / "out", source)
+    run(config(fake.url, timeout=1.0), tmp_path / "out", source)
     accepted, rejected = check_whole(tmp_path / "out", 210)
     assert len(accepted) > 190
     fates = collections.Counter(fate for _, fate in fake.requests())
@@ -54,7 +54,7 @@ def test_a_fifth_of_bad_answers_loses_no_question(server, config, tmp_path):
     asked = collections.Counter(key for key, _ in fake.requests())
     lost = collections.Counter(row["lost"] for row in journal if "lost" in row)
     assert all(asked[key] == lost[key] + 1 for key in answered)
-    run(config(fake.url), tmp_path / "out", source)
+    run(config(fake.url, timeout=1.0), tmp_path / "out", source)
     assert sum(asked.values()) == len(fake.requests())
 
 
@@ -98,7 +98,10 @@ def test_shards_merge(server, config, tmp_path):
     whole = tmp_path / "whole"
     for index in range(3):
         result = run(
-            config(fake.url), tmp_path / f"machine{index}", source, shard=build.Shard(index, 3)
+            config(fake.url, timeout=1.0),
+            tmp_path / f"machine{index}",
+            source,
+            shard=build.Shard(index, 3),
         )
         assert result.summary["questions"] == (17, 17, 16)[index]
     asked = len(fake.requests())
@@ -106,7 +109,7 @@ def test_shards_merge(server, config, tmp_path):
     for index in range(3):
         (journal,) = (tmp_path / f"machine{index}").glob("replies*.jsonl")
         journal.rename(whole / journal.name)
-    run(config(fake.url), whole, source)
+    run(config(fake.url, timeout=1.0), whole, source)
     check_whole(whole, 50)
     assert len(fake.requests()) == asked
 
