@@ -68,7 +68,7 @@ def main(_):
     runs = {}
     for name, path in named("predictions", _PREDICTIONS.value).items():
         responses = load_predictions(path, len(rows))
-        runs[name] = report.Run(responses, scoring.score(rows, responses, _PROTOCOL.value))
+        runs[name] = report.Responses(responses, scoring.score(rows, responses, _PROTOCOL.value))
     if not runs and not _TRAINING.value:
         raise ConfigError("nothing to report: give --predictions, --training or both")
     if _IMAGE_ROOT.value is not None and not pathlib.Path(_IMAGE_ROOT.value).is_dir():

@@ -49,9 +49,9 @@ def commands() -> dict[str, list[list[str]]]:
             text = text.replace(f"${name}", value)
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
             match = re.match(r"\s*(?:\w+=\S+ )*[\w./ =-]*\bpython3? scripts/(\w+)\.py( .*|$)", line)
-            if not match or "`" in line:
+            if not match or "`" in line or "…" in line:  # in prose, or cut short
                 continue
-            words = shlex.split(match[2].replace("…", ""))
+            words = shlex.split(match[2], comments=True)
             end = next((i for i, word in enumerate(words) if word in ENDS), len(words))
             found[match[1]].append(words[:end])
     return found

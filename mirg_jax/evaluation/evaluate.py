@@ -76,7 +76,7 @@ def run(
     read = [families.to_grammar(family, responses[row.index], row, size_of) for row in chosen]
     scores = scoring.score(chosen, read, protocol)
     if first:
-        found = report.Run(read, scores)
+        found = report.Responses(read, scores)
         write_results(output_dir, checkpoint, benchmark, found, chosen, image_root)
     return scores
 

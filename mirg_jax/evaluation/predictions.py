@@ -17,7 +17,7 @@ def write_results(
     folder: pathlib.Path,
     system: str,
     benchmark: str,
-    run: report.Run,
+    run: report.Responses,
     rows: Sequence[Row],
     image_root: str,
     **more: Any,

@@ -215,7 +215,7 @@ def run(
     scores = families.score(
         family, chosen, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
     )
-    found = report.Run(responses, scores)
+    found = report.Responses(responses, scores)
     write_results(
         output_dir, server.model, benchmark, found, chosen, image_root, family=family_name
     )

@@ -55,14 +55,15 @@ def write_results(
     scenes = folder / "scenes"
     rows = load_benchmark(scenes / "eval.json")
     runs = {
-        name: report.Run(
+        name: report.Responses(
             load_predictions(folder / name / "eval/predictions.jsonl", len(rows)), scores
         )
         for name, scores in chain.items()
     }
     training = {row.name: folder / row.name for row in table.rows if row.data}
     page = folder / "report.html"
-    report.write_report(page, table.title, rows, runs, scenes, training=training)
+    featured = "grpo" if "grpo" in chain else ""
+    report.write_report(page, table.title, rows, runs, scenes, training=training, featured=featured)
     tqdm.write("\n" + format_table(chain))
     print(f"\n{sum(minutes.values()):.1f} minutes; pictures and curves: {page}")
 

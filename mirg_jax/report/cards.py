@@ -19,7 +19,7 @@ _REWARDS = ("differ", "all equal")
 _MOST_GROUPS = 400
 
 
-class Run(NamedTuple):
+class Responses(NamedTuple):
     """One system's responses, None where missing, and their scores on the same rows."""
 
     responses: Sequence[str | None]
@@ -29,13 +29,22 @@ class Run(NamedTuple):
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def benchmark(rows: Sequence[Row], runs: Mapping[str, Run], image_root: str | pathlib.Path) -> View:
-    """The rows that all runs have a score of, with an answer for each run."""
+def benchmark(
+    rows: Sequence[Row],
+    runs: Mapping[str, Responses],
+    image_root: str | pathlib.Path,
+    featured: str = "",
+) -> View:
+    """Makes an example of each row that all runs have a score of, with an answer for each run.
+
+    Args:
+      featured: the run that the gallery shows; by default the last.
+    """
     by_row = {name: {row.index: row for row in run.scores.rows} for name, run in runs.items()}
     scored = sorted(set.intersection(*map(set, by_row.values()))) if runs else []
     places = {row.index: place for place, row in enumerate(rows)}
     several = len(runs) > 1
-    cards, last = [], next(reversed(runs), "")
+    cards, featured = [], featured or next(reversed(runs), "")
     for index in scored:
         place = places[index]
         row = rows[place]
@@ -62,8 +71,8 @@ def benchmark(rows: Sequence[Row], runs: Mapping[str, Run], image_root: str | pa
                 | {"Hits": (_RUNS[1 if len(hits) > 1 else 0 if True in hits else 2],)},
                 numbers={"row": index}
                 | {_order(name, several): result.iou for name, result in results.items()},
-                badge=_badge(said[last], results[last]),
-                drawn=len(runs) - 1,
+                badge=_badge(said[featured], results[featured]),
+                drawn=list(runs).index(featured),
             )
         )
     facets = {"Task": task_titles([rows[places[index]].task for index in scored])}
@@ -71,7 +80,7 @@ def benchmark(rows: Sequence[Row], runs: Mapping[str, Run], image_root: str | pa
     if several:
         facets["Hits"] = _RUNS
     orders = ["row", *(_order(name, several) for name in runs)]
-    spread = "Task", _facet(last, several)
+    spread = "Task", _facet(featured, several)
     return View("Examples", cards, facets, orders, differences=several, spread=spread)
 
 

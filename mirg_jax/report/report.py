@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mirg_jax.mig_bench import compare, scoring, tables
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.report import browser, cards
-from mirg_jax.report.cards import Run
+from mirg_jax.report.cards import Responses
 from mirg_jax.report.charts import chart, training_curves
 
 _MEANING = """<p>Hit rates in per cent: the share of boxes with an IoU of 0.5 or more. AVE is the
@@ -22,10 +22,11 @@ def write_report(
     path: str | pathlib.Path,
     title: str,
     rows: Sequence[Row],
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Responses],
     image_root: str | pathlib.Path | None = None,
     *,
     training: Mapping[str, str | pathlib.Path] | None = None,
+    featured: str = "",
 ) -> None:
     """Writes scores, curves, all rows and GRPO's groups as one self-contained HTML file.
 
@@ -38,6 +39,7 @@ def write_report(
         is replaced by the reason. Without it there are no pictures, and boxes are drawn on blank
         frames.
       training: folders of training runs, by name: their curves, and the groups that they sampled.
+      featured: the run that the gallery shows; by default the last.
 
     Raises:
       DataError: a training run's files can't be read.
@@ -53,7 +55,7 @@ def write_report(
         sections.append((f"From {before} to {after}", table + _CHANGE))
     if charts := [chart(name, lines) for name, lines in training_curves(training).items()]:
         sections.append(("Curves", f'<div class="charts">{"".join(charts)}</div>\n'))
-    views = [cards.benchmark(rows, runs, image_root or ""), cards.groups(training)]
+    views = [cards.benchmark(rows, runs, image_root or "", featured), cards.groups(training)]
     browser.write(path, title, sections, views, pictures=image_root is not None)
 
 

@@ -35,7 +35,7 @@ from mirg_jax.training.grpo_programs import (
 from mirg_jax.training.loop import Loop, Outcome, StepBatches
 from mirg_jax.training.optimizer import make_apply
 from mirg_jax.training.rollouts import Rollouts
-from mirg_jax.training.start import Run, start
+from mirg_jax.training.start import TrainingRun, start
 from mirg_jax.types import Rollout
 
 
@@ -67,7 +67,7 @@ def shorten(rollout: Rollout, longest: int, lengths: tuple[int, ...]) -> Rollout
     return jax.tree.map(lambda array: jax.lax.slice_in_dim(array, 0, length, axis=2), rollout)
 
 
-def copy_of_reference(run: Run) -> nnx.State | None:
+def copy_of_reference(run: TrainingRun) -> nnx.State | None:
     """Copies the initial values of the trained parameters, for the reference policy.
 
     A copy is needed because the policy's arrays are donated at every update. It has the dtypes that
@@ -91,7 +91,7 @@ class Trainer:
       run: the run.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: TrainingRun):
         settings = run.settings
         self.copies = copy_of_reference(run)
         self.run = run = run._replace(initial=None)

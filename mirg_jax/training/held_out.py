@@ -11,7 +11,7 @@ from mirg_jax.mig_bench import benchmark, scoring
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
-from mirg_jax.training.start import Run
+from mirg_jax.training.start import TrainingRun
 
 
 class HeldOut:
@@ -20,7 +20,7 @@ class HeldOut:
     The responses are written to WORKDIR/held_out/step_NNNNNN.jsonl.
     """
 
-    def __init__(self, run: Run, resident: Any):
+    def __init__(self, run: TrainingRun, resident: Any):
         """Prepares the questions and the sampler; without evaluation, nothing.
 
         Args:

@@ -23,7 +23,7 @@ from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sharding import processes
 from mirg_jax.training.held_out import HeldOut
 from mirg_jax.training.optimizer import make_schedule
-from mirg_jax.training.start import Run
+from mirg_jax.training.start import TrainingRun
 
 # Packs a step's items: returns, for each part and each of its rows, the indices of its items.
 Divide = Callable[[Sequence[Item]], list[list[list[int]]]]
@@ -64,7 +64,7 @@ class Outcome(NamedTuple):
 class Loop:
     """The remaining steps of a run."""
 
-    def __init__(self, run: Run, name: str, resident: Any = None):
+    def __init__(self, run: TrainingRun, name: str, resident: Any = None):
         """Opens the logs and prepares the evaluation.
 
         Args:

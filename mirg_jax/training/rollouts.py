@@ -19,7 +19,7 @@ from mirg_jax.sampling.tokens import stop_ids
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.sharding.memory import with_resident
 from mirg_jax.training.loop import Part, StepBatches
-from mirg_jax.training.start import Run
+from mirg_jax.training.start import TrainingRun
 from mirg_jax.types import Images, Rollout, Text
 
 
@@ -66,7 +66,7 @@ def see(params: nnx.State, images: Images, *, graph: nnx.GraphDef) -> Float[Arra
 class Rollouts:
     """Samples completions of a step's prompts with the current policy."""
 
-    def __init__(self, run: Run, forbidden: Bool[np.ndarray, " vocab"], resident: Any):
+    def __init__(self, run: TrainingRun, forbidden: Bool[np.ndarray, " vocab"], resident: Any):
         """Creates the sampler.
 
         Args:

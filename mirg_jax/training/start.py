@@ -26,7 +26,7 @@ from mirg_jax.sharding import processes
 from mirg_jax.training.optimizer import make_optimizer
 
 
-class Run(NamedTuple):
+class TrainingRun(NamedTuple):
     """A training run that is ready for its next step."""
 
     settings: Settings
@@ -61,7 +61,7 @@ def start(
     *,
     with_response: bool,
     keep: Callable[[Example], bool] = lambda _: True,
-) -> Run:
+) -> TrainingRun:
     """Prepares a run, and resumes it if `workdir` contains a checkpoint.
 
     Args:
@@ -106,7 +106,7 @@ def start(
         if first_step:
             print(f"resumed from step {first_step}", flush=True)
         print(f"{len(examples)} examples, {len(rejected)} rows left out", flush=True)
-    return Run(
+    return TrainingRun(
         settings=settings,
         workdir=workdir,
         mesh=mesh,

@@ -80,7 +80,8 @@ def responded(image=None, thinking="hm"):
 def write(tmp_path, rows, responses, image_root=None, title="A run", **options):
     rows = rows_of(rows)
     runs = {
-        name: report.Run(given, scoring.score(rows, given)) for name, given in responses.items()
+        name: report.Responses(given, scoring.score(rows, given))
+        for name, given in responses.items()
     }
     path = tmp_path / "out" / "report.html"
     report.write_report(path, title, rows, runs, image_root, **options)
@@ -119,7 +120,7 @@ def test_rows_are_named_by_their_number_in_the_file(tmp_path):
     some = rows_of([row(question=f"Question {n}?") for n in range(40)])[17::10]
     given = [None, responded(2), None]
     path = tmp_path / "report.html"
-    report.write_report(path, "", some, {"a": report.Run(given, scoring.score(some, given))})
+    report.write_report(path, "", some, {"a": report.Responses(given, scoring.score(some, given))})
     cards = examples(path)["cards"]
     assert [card["title"] for card in cards] == [f"Row {n}, Static" for n in (17, 27, 37)]
     assert [card["question"] for card in cards] == [[f"Question {n}?"] for n in (17, 27, 37)]
@@ -138,7 +139,7 @@ def test_inverted_outside_and_absurd_boxes_are_drawn_within_the_image(tmp_path):
     huge = f"({'9' * 200}.5, 0.2, 0.5, 0.7)"
     scores = scoring.score(rows, [None, None, huge], "authors")
     path = tmp_path / "report.html"
-    report.write_report(path, "", rows, {"a": report.Run([None, None, huge], scores)})
+    report.write_report(path, "", rows, {"a": report.Responses([None, None, huge], scores)})
     first, second, third = examples(path)["cards"]
     assert first["truth"] == [[1, *TRUE_SIDES]]
     assert second["truth"] == [[1, 0.5, 0.2, 0.5, 0.4]]

@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
     old[7], old[100] = NEAR, HIT
     new[100] = "no format, (0,0),(9,9)"
     runs = {
-        name: report.Run(given, scoring.score(rows, given))
+        name: report.Responses(given, scoring.score(rows, given))
         for name, given in {"old": old, "new": new}.items()
     }
     training = folder / "grpo"
@@ -173,7 +173,7 @@ def test_a_gallery_without_pictures_has_blank_frames(visit, folder, tmp_path):
         [{"task": "diff", "images": ["1.png"] * n, "question": "Where?", "answer": TRUTH}
          for n in (1, 2, 6)]
     )  # fmt: skip
-    runs = {"mine": report.Run([HIT] * 3, scoring.score(rows, [HIT] * 3))}
+    runs = {"mine": report.Responses([HIT] * 3, scoring.score(rows, [HIT] * 3))}
     report.write_report(tmp_path / "report.html", "", rows, runs)
     page = visit(tmp_path / "report.html")
     assert page.locator(".tile image").count() == 0
@@ -369,7 +369,7 @@ def test_what_models_and_files_say_stays_text(visit, tmp_path):
     named = GroundedObject((1, 1, 9, 9), 1, 1, ATTACK.replace("<", "").replace("|", ""))
     response = ATTACK + grammar.format_object(named) + "<bbox_id>" + ATTACK
     given = [response, trajectory((1, 1, 9, 9), thought=ATTACK)]
-    runs = {ATTACK: report.Run(given, scoring.score(rows, given))}
+    runs = {ATTACK: report.Responses(given, scoring.score(rows, given))}
     path = tmp_path / "report.html"
     report.write_report(path, ATTACK, rows, runs, tmp_path)
     page = visit(path)
@@ -394,7 +394,7 @@ def whole_benchmark(shared):
         trajectory(box.reshape(4).tolist(), 1, thought)
         for box, thought in zip(boxes, thoughts, strict=True)
     ]
-    return rows, {"mine": report.Run(responses, scoring.score(rows, responses))}
+    return rows, {"mine": report.Responses(responses, scoring.score(rows, responses))}
 
 
 def open_timed(visit, path, pictured):
