@@ -259,10 +259,8 @@ def dry_run(
 ) -> Estimate:
     """Estimates what `build` has still to ask for. Sends no request, and needs no key.
 
-    Chooses the questions as `build` does, and writes the selection.
-
-    Args:
-      As `build`.
+    Chooses the questions as `build` does, and writes the selection. The arguments are those of
+    `build`.
 
     Raises:
       UserError: for input that can't be used.

@@ -79,12 +79,11 @@ class Plan:
     async def run_stages(self, outcome: QuestionOutcome, ask: AskTeacher) -> None:
         """Takes a question through the stages.
 
+        What `ask` raises is passed on, except `GivenUp`, which rejects the question.
+
         Args:
           outcome: of the question; it is filled in.
           ask: returns the answer to a request.
-
-        Raises:
-          Whatever `ask` raises, except `GivenUp`, which rejects the question.
         """
         try:
             values = {"answer": prompts.answer_text(outcome.question)}
