@@ -35,7 +35,9 @@ def main(_):
     try:
         seeds = [int(seed) for seed in _SEEDS.value]
     except ValueError:
-        raise ConfigError(f"--seeds={','.join(_SEEDS.value)}: whole numbers") from None
+        raise ConfigError(
+            f"--seeds={','.join(_SEEDS.value)}: give integers separated by commas"
+        ) from None
     count = _N_EVAL.value or (70 if _QUICK.value else 770)
     table = rows.read(config.get_config(_BASE.value, count, _QUICK.value))
     demo.run(table, pathlib.Path(_WORKDIR.value), seeds)

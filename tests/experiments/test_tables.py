@@ -161,7 +161,7 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
 
 def test_table_as_a_user_runs_it(tmp_path):
     done = call("table", "--config=configs/table_3.py:tiny", f"--workdir={tmp_path}", "--seeds=x")
-    assert done.returncode == 2 and "--seeds=x: whole numbers" in done.stderr
+    assert done.returncode == 2 and "--seeds=x: give integers" in done.stderr
     done = call("table", "--config=configs/table_3.py:qwen2_vl_7b", f"--workdir={tmp_path}")
     assert done.returncode == 2 and "is not set" in done.stderr
     assert done.stderr.count("\n") == 1

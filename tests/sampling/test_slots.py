@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_results_are_rotated_to_their_first_token_and_put_into_their_rows():
         signals=Signals(jnp.array(False), jnp.array(False)),
     )
     before = np.full((PROMPTS, GROUP, LENGTH), 99)
-    kept = keep_results(Rollout(jnp.array(before), before > 0, before * 1.0), slots, state)
+    results = jax.tree.map(jnp.array, Rollout(before, before > 0, before * 1.0))
+    kept = keep_results(results, slots, state)
     expected = before.copy()
     expected[3], expected[1] = [6, 7, 8, 9], [9, 10, 11, 12]
     np.testing.assert_array_equal(kept.tokens, expected)

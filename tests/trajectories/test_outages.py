@@ -24,9 +24,7 @@ def test_a_server_that_is_down_ends_the_run_and_rejects_nothing(server, config, 
 def test_a_request_that_is_never_answered_is_given_up(server, config, tmp_path):
     source = write_questions(tmp_path / "data", 70)
     fake = server("--bad=0.3", "--flaws=500")
-    # One request at a time: of many, several may fail before the first is answered, which looks
-    # like an outage.
-    run(config(fake.url, retries=1, concurrency=1), tmp_path / "out", source)
+    run(config(fake.url, retries=1), tmp_path / "out", source)
     _, rejected = check_whole(tmp_path / "out", 70)
     assert rejected and all("HTTP 500" in row["reason"] for row in rejected)
     asked = len(fake.requests())
