@@ -102,10 +102,7 @@ def start(
     if first_step:
         state, frozen, data_state = checkpoints.restore(state, frozen)
         data.set_state(pipeline.position(data_state, *share))
-    if processes.is_first():
-        if first_step:
-            print(f"resumed from step {first_step}", flush=True)
-        print(f"{len(examples)} examples, {len(rejected)} rows left out", flush=True)
+    _say(first_step, len(examples), len(rejected))
     return TrainingRun(
         settings=settings,
         workdir=workdir,
@@ -143,6 +140,15 @@ def trainable(
     where = sharding.parameter_shardings(shapes, mesh)
     params = jax.jit(lambda: lora.init(shapes, settings.seed), out_shardings=where)()
     return graph, params, model.params
+
+
+def _say(first_step: int, examples: int, rejected: int) -> None:
+    """Prints, in one process, what the run starts with."""
+    if not processes.is_first():
+        return
+    if first_step:
+        print(f"resumed from step {first_step}", flush=True)
+    print(f"{examples} examples, {rejected} rows left out", flush=True)
 
 
 def _start_devices(settings: Settings) -> tuple[Mesh, Mesh]:
