@@ -33,7 +33,13 @@ class GroundedAnswer:
         """Parses a response to a question about the given images."""
         text = text.removesuffix(END_OF_TURN)
         response = parse_response(text, len(images))
-        return cls(text, tuple(response.objects), response.format_ok, tuple(images))
+        # An answer names an object by its id; the thoughts have its label.
+        labels = {(seen.image, seen.number): seen.label for seen in response.mentions}
+        objects = tuple(
+            dataclasses.replace(obj, label=obj.label or labels.get((obj.image, obj.number), ""))
+            for obj in response.objects
+        )
+        return cls(text, objects, response.format_ok, tuple(images))
 
     def boxes_in_pixels(self) -> list[tuple[int, tuple[float, float, float, float]]]:
         """Converts the boxes of the answer's objects to pixels.

@@ -12,7 +12,7 @@ import mirg_jax
 from configs import grpo_tiny
 from mirg_jax.data.images import load_image
 from mirg_jax.errors import CheckpointError, DataError
-from mirg_jax.grounding.grammar import GroundedObject
+from mirg_jax.grounding.grammar import GroundedObject, format_object
 from mirg_jax.runs.settings import read
 
 QUESTIONS = ["Where is the red circle?", "Where is the blue ring in image 2?"]
@@ -53,6 +53,11 @@ def test_what_was_said_is_typed_and_drawn(paths):
     answer = mirg_jax.GroundedAnswer.parse(SAID, pictures)
     assert answer.objects == (GroundedObject((250, 500, 750, 1000), 2, 1, "ring"),)
     assert answer.format_ok and answer.text.endswith("</answer>")
+    named = SAID.replace("One.", f"{format_object(answer.objects[0])}.").replace(
+        "<|object_ref_start|>ring<|object_ref_end|><|box_start|>(250,500),(750,1000)<|box_end|></answer>",
+        "<|box_start|>(250,500),(750,1000)<|box_end|></answer>",
+    )
+    assert mirg_jax.GroundedAnswer.parse(named, pictures).objects == answer.objects
     assert answer.boxes_in_pixels() == [(2, (10, 40, 30, 80))]
     drawn = np.asarray(answer.draw())
     red = (drawn == (255, 0, 0)).all(-1)
