@@ -10,7 +10,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import app, flags, logging
 
-from mirg_jax.errors import SaveError, UserError
+from mirg_jax.errors import ConfigError, SaveError, UserError
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -35,6 +35,19 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             _fail(error, at_once=together or isinstance(error, SaveError))
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def integers(flag: flags.FlagHolder) -> list[int]:
+    """Returns the values of a list flag as integers.
+
+    Raises:
+      ConfigError: if one isn't an integer.
+    """
+    try:
+        return [int(value) for value in flag.value]
+    except ValueError:
+        given = f"--{flag.name}={','.join(flag.value)}"
+        raise ConfigError(f"{given}: give integers separated by commas") from None
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

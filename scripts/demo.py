@@ -13,7 +13,6 @@ from absl import flags
 
 from configs import demo as config
 from mirg_jax import cli
-from mirg_jax.errors import ConfigError
 from mirg_jax.experiments import demo, rows
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder that everything is written to.")
@@ -32,12 +31,7 @@ _N_EVAL = flags.DEFINE_integer(
 
 
 def main(_):
-    try:
-        seeds = [int(seed) for seed in _SEEDS.value]
-    except ValueError:
-        raise ConfigError(
-            f"--seeds={','.join(_SEEDS.value)}: give integers separated by commas"
-        ) from None
+    seeds = cli.integers(_SEEDS)
     count = _N_EVAL.value or (70 if _QUICK.value else 770)
     table = rows.read(config.get_config(_BASE.value, count, _QUICK.value))
     demo.run(table, pathlib.Path(_WORKDIR.value), seeds)

@@ -13,7 +13,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
-from mirg_jax.errors import ConfigError
 from mirg_jax.experiments import figures, rows, tables
 from mirg_jax.sharding import processes
 
@@ -31,12 +30,7 @@ flags.mark_flag_as_required("config")
 
 def main(_):
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-    try:
-        seeds = [int(seed) for seed in _SEEDS.value]
-    except ValueError:
-        raise ConfigError(
-            f"--seeds={','.join(_SEEDS.value)}: give integers separated by commas"
-        ) from None
+    seeds = cli.integers(_SEEDS)
     workdir.mkdir(parents=True, exist_ok=True)
     table = rows.read(config)
     results = tables.run(table, workdir, seeds)
