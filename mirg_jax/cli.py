@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 # Set before transformers is imported: we use it only for tokenizers, and without this every binary
 # would warn that PyTorch is missing.
@@ -75,7 +76,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return found
 
 
-def _fail(reason: object, *, at_once: bool = False) -> None:
+def _fail(reason: object, *, at_once: bool = False) -> NoReturn:
     program = os.path.basename(sys.argv[0])
     print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
     if at_once:

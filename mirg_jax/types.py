@@ -26,10 +26,13 @@ class Text(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of all layers for a prompt that later tokens attend to."""
+    """Keys and values of all layers for a prompt that later tokens attend to.
 
-    keys: Float[Array, "layers B K T D"]
-    values: Float[Array, "layers B K T D"]
+    The layers are stacked for a scan over them, or separate for decoding.
+    """
+
+    keys: Float[Array, "layers B K T D"] | tuple[Float[Array, "B K T D"], ...]
+    values: Float[Array, "layers B K T D"] | tuple[Float[Array, "B K T D"], ...]
     segments: Int[Array, "B T"]
 
 

@@ -48,7 +48,7 @@ _BOX = re.compile(f"{_POINT},{_POINT}", re.ASCII)
 _ID = re.compile(r"\s*\[\s*(\d{1,4})\s*-\s*(\d{1,4})\s*\]\s*", re.ASCII)
 _ID_PART = re.compile(f"{re.escape(ID_START)}([^<]*){re.escape(ID_END)}")
 
-ORDINALS = (
+ORDINALS = tuple(
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 )
 _LAST = ("last", "final")
@@ -119,8 +119,9 @@ def format_object(obj: GroundedObject) -> str:
     """
     if _TOKEN.search(obj.label):
         raise ValueError(f"object name contains a token of the response format: {obj.label!r}")
-    known = obj.image is not None and obj.number is not None
-    identity = format_id(obj.image, obj.number) if known else ""
+    identity = ""
+    if obj.image is not None and obj.number is not None:
+        identity = format_id(obj.image, obj.number)
     name = f"{OBJECT_START}{obj.label}{OBJECT_END}" if obj.label else ""
     return identity + name + format_box(obj.box)
 
@@ -353,8 +354,9 @@ class _Scan:
 
     def _release(self) -> None:
         """Records a pending ID as bare and clears the pending ID and name."""
-        if self._identity not in (None, (None, None)):
-            self._found.append(self._identity)
+        match self._identity:
+            case (int(image), int(number)):
+                self._found.append((image, number))
         self._identity, self._label = None, ""
 
     def _no_image(self, problem: str) -> None:

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from mirg_jax.data.images import load_image
 from mirg_jax.grounding import boxes
@@ -92,6 +92,7 @@ def draw_boxes(
         scale = min(max(max(canvas.size) / 1000, 0.5), 4)
     line, margin = max(2, round(3 * scale)), max(2, round(4 * scale))
     font = ImageFont.load_default(size=max(12, round(20 * scale)))
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as it is whenever a size is given
     for drawing in drawings:
         x1, y1, x2, y2 = boxes.grid_to_pixels(drawing.box, canvas.width, canvas.height)
         left, right = sorted((x1, x2))
@@ -122,6 +123,6 @@ def _draw_caption(
     if upper < 0:
         upper = max(0, min(corner[1], height - plate_height))
     draw.rectangle((left, upper, left + plate_width, upper + plate_height), fill=drawing.colour)
-    red, green, blue = Image.new("RGB", (1, 1), drawing.colour).getpixel((0, 0))
+    red, green, blue, *_ = ImageColor.getrgb(drawing.colour)
     ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
     draw.text((left + margin, upper + margin / 2), text, fill=ink, font=font)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ from mirg_jax.sampling.tokens import decode, forbidden_ids, stop_ids
 from mirg_jax.sharding import processes
 from mirg_jax.sharding.memory import with_resident
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
+ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 T = TypeVar("T")
 
 _WINDOW = 8  # number of batches within which prompts are sorted by length
@@ -95,7 +94,7 @@ class Predictor:
     @classmethod
     def open(
         cls,
-        source: str | os.PathLike,
+        source: str | pathlib.Path,
         settings: Settings,
         *,
         image_root: str = "",
@@ -158,9 +157,10 @@ class Predictor:
         responses = {p.index: p for p in self._answer(examples, encode, self.model.params, ())}
         answers = []
         for n in range(len(questions)):
-            if responses[n].response is None:
+            response = responses[n].response
+            if response is None:
                 raise DataError(responses[n].error)
-            answers.append(GroundedAnswer.parse(responses[n].response, pictures))
+            answers.append(GroundedAnswer.parse(response, pictures))
         return answers[0] if isinstance(question, str) else answers
 
     def predict(
@@ -254,7 +254,7 @@ def sampling_options(settings: Settings, mesh: Mesh) -> ModelOptions:
 
 
 def load(
-    source: str | os.PathLike, *, settings: Settings | None = None, max_tokens: int = 0
+    source: str | pathlib.Path, *, settings: Settings | None = None, max_tokens: int = 0
 ) -> Predictor:
     """Loads a model for answering questions.
 
@@ -271,7 +271,7 @@ def load(
     return Predictor.open(source, settings or read_own_settings(source), max_tokens=max_tokens)
 
 
-def read_own_settings(source: str | os.PathLike) -> Settings:
+def read_own_settings(source: str | pathlib.Path) -> Settings:
     """Returns the settings that a run was trained with, or the defaults for any other model."""
     return run_settings.read(run_settings.of_model(source))
 

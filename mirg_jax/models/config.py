@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from typing import Any, Self
+from typing import Any
 
 from mirg_jax.errors import CheckpointError
 
@@ -115,7 +115,7 @@ class ModelConfig:
         return "qwen2_5_vl" if self.vision.window_size else "qwen2_vl"
 
     @classmethod
-    def from_hf(cls, raw: dict[str, Any]) -> Self:
+    def from_hf(cls, raw: dict[str, Any]) -> "ModelConfig":
         """Creates a configuration from the contents of a `config.json`.
 
         Args:
@@ -158,7 +158,7 @@ class ModelConfig:
         )
 
     @classmethod
-    def from_folder(cls, folder: str | pathlib.Path) -> Self:
+    def from_folder(cls, folder: str | pathlib.Path) -> "ModelConfig":
         """Reads `folder/config.json`.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.language import Cache, Decoder, DecoderLayer
@@ -95,7 +95,7 @@ class Qwen2VL(nnx.Module):
     def continue_prompts(
         self,
         tokens: Int[Array, "B G L"],
-        mask: Int[Array, "B G L"],
+        mask: Bool[Array, "B G L"],
         prompt: Text,
         prefix: KeyValues,
     ) -> Float[Array, "B G L M"]:

@@ -6,6 +6,7 @@ recomputed in the backward pass.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -14,7 +15,7 @@ def log_softmax(
     head: Float[Array, "M vocab"],
     *,
     temperature: float = 1.0,
-    forbidden: Bool[Array, " vocab"] | None = None,
+    forbidden: Bool[Array | np.ndarray, " vocab"] | None = None,
 ) -> Float[Array, "*N vocab"]:
     """Computes log π(· | hidden) of the distribution that is sampled from.
 
@@ -79,7 +80,7 @@ def token_logprobs(
     tokens: Int[Array, "B *N"],
     *,
     temperature: float = 1.0,
-    forbidden: Bool[Array, " vocab"] | None = None,
+    forbidden: Bool[Array | np.ndarray, " vocab"] | None = None,
     chunk: int = 1024,
 ) -> Float[Array, "B *N"]:
     """Computes log π(token | hidden) in float32.
@@ -110,7 +111,7 @@ def exact_kl(
     reference_head: Float[Array, "M vocab"],
     *,
     temperature: float = 1.0,
-    forbidden: Bool[Array, " vocab"] | None = None,
+    forbidden: Bool[Array | np.ndarray, " vocab"] | None = None,
     chunk: int = 1024,
 ) -> Float[Array, "B *N"]:
     """Computes KL(π ‖ π_ref) over the whole vocabulary at each token.

@@ -5,7 +5,9 @@ An answer has up to A boxes and a question up to A targets; `*B` is any batch sh
 add one, name it as "module:function" in the config's `rewards`.
 """
 
+import functools
 import importlib
+import operator
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -35,7 +37,7 @@ class Targets(NamedTuple):
 Reward = Callable[[Answers, Targets], Float[Array, "*B"]]
 
 
-def iou(a: Float[Array, "*B 4"], b: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
+def iou(a: Float[Array, "*#B 4"], b: Float[Array, "*#B 4"]) -> Float[Array, "*B"]:
     """Computes the intersection over union of boxes x1, y1, x2, y2.
 
     It is 0 if either box is empty or inverted.
@@ -157,4 +159,5 @@ def total(
     With weights of 1 the sum is equation 3.
     """
     parts = {name: reward(answers, targets) for name, (reward, _) in rewards.items()}
-    return sum(weight * parts[name] for name, (_, weight) in rewards.items()), parts
+    weighted = (weight * parts[name] for name, (_, weight) in rewards.items())
+    return functools.reduce(operator.add, weighted), parts

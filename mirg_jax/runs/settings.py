@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -279,7 +280,7 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
     return settings
 
 
-def of_model(source: str) -> ConfigDict:
+def of_model(source: str | pathlib.Path) -> ConfigDict:
     """Returns the config that a run was trained with, or the defaults for any other model."""
     config = defaults.inference()
     if saved := run_folder.find_run(source):

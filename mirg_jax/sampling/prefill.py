@@ -36,12 +36,12 @@ def _last_hidden(context: Context, prompts: Prompts) -> tuple[Float[Array, "B M"
     B, T = prompts.text.tokens.shape
     size = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * T <= _PREFILL_TOKENS))
     if size == B:
-        last, prefix = some(prompts)
+        last, (keys, values) = some(prompts)
     else:
         parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), prompts)
         parts = jax.lax.map(some, parts)
-        last, prefix = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), parts)
-    return last, KeyValues(*prefix, prompts.text.segments)
+        last, (keys, values) = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), parts)
+    return last, KeyValues(keys, values, prompts.text.segments)
 
 
 def prefill(context: Context, prompts: Prompts) -> Prefilled:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -49,7 +50,7 @@ def sample(
     prompt: Text,
     images: Images | Float[Array, "B V M"] | None,
     keys: Key[Array, "B G"],
-    forbidden: Bool[Array, " vocab"],
+    forbidden: Bool[np.ndarray, " vocab"],
     config: SamplingConfig,
     together: tuple[str, ...] = (),
 ) -> Rollout:
@@ -141,7 +142,7 @@ def _sample_refilling(context: Context) -> Rollout:
 def make_sampler(
     graph: nnx.GraphDef,
     mesh: jax.sharding.Mesh,
-    forbidden: Bool[Array, " vocab"],
+    forbidden: Bool[np.ndarray, " vocab"],
     config: SamplingConfig,
 ) -> Callable[..., Rollout]:
     """`sample(weights, prompt, images, keys)`, jitted, with the prompts divided over the mesh.

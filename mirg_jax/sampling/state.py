@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mirg_jax.models.language import Cache, DecoderLayer
@@ -51,7 +52,7 @@ class Context:
     layers: Sequence[DecoderLayer]
     prompts: Prompts
     keys: Key[Array, "B G"]
-    forbidden: Bool[Array, " vocab"]
+    forbidden: Bool[np.ndarray, " vocab"]
     config: SamplingConfig
     together: tuple[str, ...]
 

@@ -73,7 +73,7 @@ def sampling_mesh(mesh: Mesh, tensor: int) -> Mesh:
             f"sampling.tensor={tensor} doesn't divide the {mesh.devices.size} devices; "
             "set it to a divisor of that number"
         )
-    return make_mesh(-1, 1, tensor, devices=mesh.devices.reshape(-1))
+    return make_mesh(-1, 1, tensor, devices=list(mesh.devices.flat))
 
 
 def spec(
@@ -123,7 +123,7 @@ def constrain(x: jax.Array, *axes: Axis, rules: Rules = GATHERED) -> jax.Array:
 def parameter_shardings(state: nnx.State, mesh: Mesh, rules: Rules = RULES) -> nnx.State:
     """Returns the sharding of each parameter, from its `axes` metadata."""
 
-    def one(param: nnx.Param) -> nnx.Param:
+    def one(param: nnx.Param) -> nnx.Variable:
         axes = param.get_metadata().get("axes", ())
         axes = (None,) * (len(param.shape) - len(axes)) + tuple(axes)  # stacked layers lead
         return param.replace(NamedSharding(mesh, spec(axes, param.shape, mesh.shape, rules)))

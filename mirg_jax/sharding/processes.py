@@ -64,7 +64,7 @@ def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
         # By default JAX gives each task on a node one device, by the task's local index. A task
         # that is alone on its node should have all of the node's devices.
-        where = {"cluster_detection_method": "slurm"}
+        where: dict[str, Any] = {"cluster_detection_method": "slurm"}
         alone = env["SLURM_STEP_NUM_TASKS"] == env.get("SLURM_STEP_NUM_NODES")
         if alone and "JAX_LOCAL_DEVICE_IDS" not in env:
             where["local_device_ids"] = list(range(int(env.get("SLURM_GPUS_ON_NODE") or 1)))

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mirg_jax.chat.client import Client, Reply, Unanswerable, content, encode_image
 from mirg_jax.errors import DataError, UserError
@@ -10,6 +10,7 @@ from mirg_jax.trajectories.request import Request
 from mirg_jax.trajectories.settings import OpenAITeacherSettings
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Answers requests.
 

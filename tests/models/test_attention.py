@@ -13,7 +13,7 @@ B, K, G, R, T, P, D = 2, 2, 3, 2, 7, 5, 8
 def attend(q, k, v, *args, **kwargs):
     """`attention.attend` takes the heads and branches of keys and values as one axis."""
     k, v = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (k, v))
-    return attention.attend(q, k, v, *args, **kwargs)
+    return attention.attend(*map(jnp.asarray, (q, k, v, *args)), **kwargs)
 
 
 def reference(q, k, v, q_segments, k_segments, *, causal, prefix=None):
@@ -111,8 +111,8 @@ def test_one_query_sees_what_is_written(arrays):
         jnp.asarray(q_segments),
         jnp.asarray(k_segments),
         causal=False,
-        prefix_k=prefix[0],
-        prefix_v=prefix[1],
+        prefix_k=jnp.asarray(prefix[0]),
+        prefix_v=jnp.asarray(prefix[1]),
         prefix_segments=jnp.asarray(prefix[2]),
     )
     expected = reference(q, k, v, q_segments, k_segments, causal=False, prefix=prefix)

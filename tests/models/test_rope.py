@@ -1,5 +1,6 @@
 """Rotary positions against their definition, in float64 complex numbers."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ def test_mrope_angles(rng, section, theta):
     expected = np.stack(
         [positions[..., axis[i]] * theta ** (-i / half) for i in range(half)], axis=-1
     )
-    angles = rope.mrope_angles(positions, section, theta)
+    angles = rope.mrope_angles(jnp.asarray(positions), section, theta)
     np.testing.assert_allclose(angles, expected, rtol=3e-7)
 
 
@@ -33,7 +34,8 @@ def test_patch_angles(rng, head_dim):
     frequencies = [10000.0 ** (-i / quarter) for i in range(quarter)]
     rows, columns = positions[..., :1], positions[..., 1:]
     expected = np.concatenate([rows * frequencies, columns * frequencies], axis=-1)
-    np.testing.assert_allclose(rope.patch_angles(positions, head_dim), expected, rtol=3e-7)
+    angles = rope.patch_angles(jnp.asarray(positions), head_dim)
+    np.testing.assert_allclose(angles, expected, rtol=3e-7)
 
 
 def test_rotate_is_complex_multiplication(rng):
@@ -41,15 +43,16 @@ def test_rotate_is_complex_multiplication(rng):
     angles = rng.uniform(-10, 10, (3, 5, 4))
     turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[..., None, :]
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    np.testing.assert_allclose(rope.rotate(x, angles), expected, atol=1e-5)
+    turned = rope.rotate(jnp.asarray(x), jnp.asarray(angles))
+    np.testing.assert_allclose(turned, expected, atol=1e-5)
 
 
 def test_scores_depend_on_distance_alone(rng):
-    q, k = rng.standard_normal((2, 1, 1, 16)).astype(np.float32)
+    q, k = jnp.asarray(rng.standard_normal((2, 1, 1, 16)), jnp.float32)
 
     def score(q_at, k_at):
         turned = [
-            np.asarray(rope.rotate(x, rope.mrope_angles(np.array([at]), (2, 3, 3), 1e4)))
+            np.asarray(rope.rotate(x, rope.mrope_angles(jnp.array([at]), (2, 3, 3), 1e4)))
             for x, at in ((q, q_at), (k, k_at))
         ]
         return float((turned[0] * turned[1]).sum())

@@ -47,9 +47,9 @@ def test_token_logprobs(numbers, chunk, forbidden):
             jax.nn.log_softmax(logits), jnp.array(tokens)[..., None], -1
         ).sum()
 
-    for a, b in zip(
-        jax.grad(chunked, (0, 1))(hidden, head), jax.grad(whole, (0, 1))(hidden, head), strict=True
-    ):
+    given = jnp.array(hidden), jnp.array(head)
+    ours, theirs = (jax.grad(function, (0, 1))(*given) for function in (chunked, whole))
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 
 
@@ -60,6 +60,7 @@ def test_exact_kl(numbers):
     q = numpy_logprobs(other, head * 2, 1.0, FORBIDDEN)
     keep = ~FORBIDDEN
     expected = (np.exp(p[..., keep]) * (p[..., keep] - q[..., keep])).sum(-1)
+    hidden, head, other = (jnp.array(x) for x in (hidden, head, other))
     found, gradient = jax.value_and_grad(
         lambda h: exact_kl(h, head, other, head * 2, forbidden=FORBIDDEN, chunk=4).sum()
     )(hidden)

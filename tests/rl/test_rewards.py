@@ -65,7 +65,7 @@ def arrays(objects, size=4):
 
 def make(answers, targets, format_ok=True):
     a, t = arrays(answers), arrays(targets)
-    return Answers(*a, np.array(format_ok), np.array(9)), Targets(*t)
+    return jax.tree.map(jnp.asarray, (Answers(*a, format_ok, 9), Targets(*t)))
 
 
 @given(st.lists(st.integers(0, 12), min_size=8, max_size=8))
@@ -96,8 +96,7 @@ def test_several_objects_are_matched_one_to_one():
     rng = np.random.default_rng(0)
     cases = [(random_objects(rng, 0), random_objects(rng, 1)) for _ in range(400)]
     made = [make(*case) for case in cases]
-    answers = Answers(*map(np.stack, zip(*(a for a, _ in made), strict=True)))
-    targets = Targets(*map(np.stack, zip(*(t for _, t in made), strict=True)))
+    answers, targets = jax.tree.map(lambda *x: jnp.stack(x), *made)
     found = object_reward(answers, targets) + image_reward(answers, targets)
     # Ties may pair differently; the sum that the policy is rewarded with may not.
     np.testing.assert_allclose(found, [sum(greedy(*case)) for case in cases], atol=1e-5)
