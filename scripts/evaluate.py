@@ -9,13 +9,14 @@ by batch; run the same command again to continue an interrupted evaluation.
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
-from mirg_jax.mig_bench.tables import format_table
+from mirg_jax.mig_bench.tables import format_table, notes
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding import processes
 
@@ -64,6 +65,8 @@ def main(_):
     if not processes.is_first():
         return
     print(format_table({_CHECKPOINT.value: scores}))
+    for note in notes(scores):
+        print(note, file=sys.stderr)
     print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 
 

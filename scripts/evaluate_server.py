@@ -12,6 +12,7 @@ arrive; run the same command again to continue.
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -19,7 +20,7 @@ from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import server
 from mirg_jax.mig_bench import families
-from mirg_jax.mig_bench.tables import format_table
+from mirg_jax.mig_bench.tables import format_table, notes
 
 _FAMILY = flags.DEFINE_enum(
     "family",
@@ -127,6 +128,8 @@ def main(_):
         limit=_LIMIT.value,
     )
     print(format_table({_MODEL.value: scores}))
+    for note in notes(scores):
+        print(note, file=sys.stderr)
     print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 
 

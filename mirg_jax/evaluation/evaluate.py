@@ -1,4 +1,4 @@
-"""A model and a benchmark file → predictions, scores and a report in one folder."""
+"""Evaluation of a model on a benchmark: writes predictions, scores and a report to a folder."""
 
 import contextlib
 import dataclasses
@@ -29,15 +29,19 @@ def run(
     protocol: scoring.Protocol = "answer",
     limit: int = 0,
 ) -> scoring.Scores:
-    """Predicts what isn't predicted yet, scores everything, and writes the report.
+    """Answers the rows that have no prediction yet, scores all of them, and writes a report.
 
     Args:
-      settings: how images are read, prompts worded and devices divided.
-      checkpoint: what `mirg_jax.load` takes.
-      limit: evaluate only so many rows, spread evenly over the file; 0 for all.
+      settings: settings for images, prompts, batches and devices.
+      checkpoint: the model, as for `mirg_jax.load`.
+      benchmark: path of the benchmark file.
+      image_root: folder that the benchmark's image paths are relative to.
+      output_dir: folder of the results.
+      protocol: what is scored.
+      limit: number of rows to evaluate, evenly spread over the file; 0: all.
 
     Raises:
-      UserError: for a benchmark, checkpoint or setting that can't be used.
+      UserError: if the benchmark, the checkpoint or a setting can't be used.
     """
     rows = load_benchmark(benchmark)
     chosen = choose(rows, limit)
@@ -73,8 +77,9 @@ def run(
                 if kept:
                     kept.add(index, response)
 
-    read = [families.to_grammar(family, responses[row.index], row, size_of) for row in chosen]
-    scores = scoring.score(chosen, read, protocol)
+    said = [responses[row.index] for row in chosen]
+    read, unreadable = families.read_responses(family, chosen, said, size_of)
+    scores = scoring.score(chosen, read, protocol, unreadable=unreadable)
     if first:
         found = report.Responses(read, scores)
         write_results(output_dir, checkpoint, benchmark, found, chosen, image_root)
@@ -82,10 +87,15 @@ def run(
 
 
 def row_for(family: families.Family, row: Row, size_of: families.SizeOf) -> Row:
-    """The row with its question's boxes as the family has them.
+    """Rewrites the boxes in a row's question in the family's form.
 
-    Where an image can't be read the row stays as it is: it is rejected, with the reason, when its
+    A row whose image can't be read is returned unchanged; it is rejected, with the reason, when its
     images are loaded.
+
+    Args:
+      family: the family.
+      row: the row.
+      size_of: function from an image's path to its size as the model gets it.
     """
     try:
         question = prompts.rewrite(family, row.question, row.images, size_of)

@@ -1,4 +1,4 @@
-"""The folder of one system's responses: what they are of, a line each as they come, the scores."""
+"""The folder of an evaluation: its predictions, what they depend on, scores and report."""
 
 import fcntl
 import json
@@ -25,10 +25,13 @@ def write_results(
     """Writes scores.json and report.html.
 
     Args:
-      system: its name or path.
-      run: its responses and scores.
+      folder: the folder of the evaluation.
+      system: name or path of the model.
+      benchmark: path of the benchmark file.
+      run: the model's responses and scores.
       rows: the rows that it answered.
-      more: for scores.json.
+      image_root: folder that the benchmark's image paths are relative to.
+      more: additional fields of scores.json.
     """
     told = more | run.scores.to_json()
     (folder / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -38,21 +41,24 @@ def write_results(
 
 
 class Predictions:
-    """A folder's predictions.jsonl, open to this process alone.
+    """A folder's predictions.jsonl, locked by this process.
 
     Attributes:
-      responses: of every row of the benchmark, None where there is none yet.
+      responses: the response to every row of the benchmark, None where there is none yet.
     """
 
     def __init__(self, folder: pathlib.Path, what: dict, count: int):
-        """
+        """Opens the file, and creates the folder if necessary.
+
         Args:
-          what: the predictions are of: the model, the benchmark, how it was asked.
-          count: rows of the benchmark.
+          folder: the folder of the evaluation.
+          what: what the predictions depend on: the model, the benchmark, the settings.
+          count: number of rows of the benchmark.
 
         Raises:
-          ConfigError: the folder holds those of something else, or another process writes to it.
-          DataError: a line of the file is malformed.
+          ConfigError: if the folder has predictions of something else, or another process writes
+            to it.
+          DataError: if a line of the file is malformed.
         """
         _claim(folder, what)
         self._path = folder / "predictions.jsonl"
@@ -68,10 +74,15 @@ class Predictions:
             self.responses = load_predictions(self._path, count)
 
     def add(self, index: int, response: str, **more: Any) -> None:
-        """Keeps a row's response, with other keys of its line.
+        """Writes a row's response.
+
+        Args:
+          index: the row's number in the benchmark.
+          response: the response.
+          more: other fields of its line.
 
         Raises:
-          DataError: it can't be written.
+          DataError: if the file can't be written.
         """
         line = json.dumps({"index": index, "response": response, **more}) + "\n"
         try:
@@ -91,10 +102,10 @@ class Predictions:
 
 
 def _claim(folder: pathlib.Path, what: dict) -> None:
-    """Refuses to mix predictions of two models or benchmarks in one folder.
+    """Records in the folder what its predictions depend on.
 
     Raises:
-      ConfigError: it holds those of something else.
+      ConfigError: if the folder has predictions of something else.
     """
     path, text = folder / "run.json", json.dumps(what, indent=1) + "\n"
     if path.exists() and path.read_text() != text:
@@ -107,5 +118,5 @@ def _claim(folder: pathlib.Path, what: dict) -> None:
 
 
 def _drop_torn_line(path: pathlib.Path) -> None:
-    """Cuts what a killed run had begun to write behind the last whole line."""
+    """Removes the partial last line that a killed run may leave."""
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
