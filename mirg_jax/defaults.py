@@ -100,7 +100,7 @@ def _common() -> ConfigDict:
                 "every": 0,
                 "benchmark": "",  # file in MIG-Bench's format
                 "image_root": "",  # folder that the benchmark's image paths are relative to
-                "limit": 0,  # number of rows, evenly spread over the file; 0: all
+                "limit": 0,  # number of rows, drawn from all tasks in proportion; 0: all
             },
         }
     )

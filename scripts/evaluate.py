@@ -47,7 +47,10 @@ _PROTOCOL = flags.DEFINE_enum(
     "as in the evaluation of the benchmark's authors.",
 )
 _LIMIT = flags.DEFINE_integer(
-    "limit", 0, "Number of rows to evaluate, evenly spread over the file; 0: all."
+    "limit",
+    0,
+    "Number of rows to evaluate, drawn from all tasks in proportion; 0: all.",
+    lower_bound=0,
 )
 flags.mark_flag_as_required("config")
 

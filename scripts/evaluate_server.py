@@ -57,7 +57,10 @@ _PROTOCOL = flags.DEFINE_enum(
     "box in the response, as in the evaluation of the benchmark's authors.",
 )
 _LIMIT = flags.DEFINE_integer(
-    "limit", 0, "Number of rows to evaluate, evenly spread over the file; 0: all."
+    "limit",
+    0,
+    "Number of rows to evaluate, drawn from all tasks in proportion; 0: all.",
+    lower_bound=0,
 )
 _CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Maximum number of concurrent requests.")
 _RETRIES = flags.DEFINE_integer(

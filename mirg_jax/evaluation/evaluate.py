@@ -38,7 +38,7 @@ def run(
       image_root: folder that the benchmark's image paths are relative to.
       output_dir: folder of the results.
       protocol: what is scored.
-      limit: number of rows to evaluate, evenly spread over the file; 0: all.
+      limit: number of rows to evaluate, as in `benchmark.choose`; 0: all.
 
     Raises:
       UserError: if the benchmark, the checkpoint or a setting can't be used.

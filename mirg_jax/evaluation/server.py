@@ -205,7 +205,7 @@ def run(
       image_root: folder that the benchmark's image paths are relative to.
       output_dir: folder of the results.
       protocol: whose prompt to use, and what is scored.
-      limit: number of rows to evaluate, evenly spread over the file; 0: all.
+      limit: number of rows to evaluate, as in `benchmark.choose`; 0: all.
       progress: whether to show a progress bar.
 
     Raises:

@@ -1,6 +1,7 @@
 """Reading a benchmark file in MIG-Bench's format, and choosing rows of it."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -74,10 +75,36 @@ def _read_row(index: int, row: object) -> Row:
 
 
 def choose(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most `limit` of the rows, spread evenly over them; 0 for all."""
-    if 0 < limit < len(rows):
-        return [rows[i * len(rows) // limit] for i in range(limit)]
-    return list(rows)
+    """Draws some of the rows at random, in proportion to the tasks, and at least one of each.
+
+    The draw is the same in every process and for every model, and a larger limit adds rows to those
+    of a smaller one.
+
+    Args:
+      rows: the rows.
+      limit: number of rows to draw; 0: all.
+
+    Returns:
+      The rows drawn, in their order.
+    """
+    if not 0 < limit < len(rows):
+        return list(rows)
+    by_task: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=_draw_number):
+        by_task.setdefault(row.task, []).append(row)
+    # The k-th row of a task of n comes at k / n, so that each task is spread over the whole order.
+    order = [
+        (place / len(group), task, row.index)
+        for task, group in by_task.items()
+        for place, row in enumerate(group)
+    ]
+    drawn = {index for _, _, index in sorted(order)[:limit]}
+    return [row for row in rows if row.index in drawn]
+
+
+def _draw_number(row: Row) -> bytes:
+    """Returns a fixed random number of a row."""
+    return hashlib.sha256(f"{row.task} {row.index}".encode()).digest()
 
 
 def as_example(row: Row, source: str) -> Example:

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -141,7 +142,7 @@ def _answer(
 
 
 def groups_view(workdirs: Mapping[str, str | pathlib.Path]) -> View:
-    """Makes an example of each group that GRPO runs logged; of very many, evenly spaced ones.
+    """Makes an example of each group that GRPO runs logged; of very many, some from every time.
 
     Args:
       workdirs: folders of training runs by name; those without groups are skipped.
@@ -154,8 +155,10 @@ def groups_view(workdirs: Mapping[str, str | pathlib.Path]) -> View:
         files = sorted(pathlib.Path(workdir).glob("groups/step_*.jsonl"))
         root = _image_root(pathlib.Path(workdir)) if files else ""
         found += [(name, root, path, line) for path in files for line in _lines(path)]
-    spacing = max(1, math.ceil(len(found) / _MOST_GROUPS))
-    for name, root, path, line in found[::spacing]:
+    size = max(1, math.ceil(len(found) / _MOST_GROUPS))
+    draw = random.Random(0)  # every k-th group might be the same one of each step
+    chosen = [draw.choice(found[start : start + size]) for start in range(0, len(found), size)]
+    for name, root, path, line in chosen:
         try:
             cards.append(_group(name, root, int(path.stem.removeprefix("step_")), json.loads(line)))
         except (ValueError, KeyError, TypeError, IndexError) as error:
