@@ -146,7 +146,9 @@ def grpo() -> ConfigDict:
             "top_p": 1.0,
             "max_tokens": 1024,  # per completion; open
             "completion_lengths": (1024,),  # padded lengths of completions in the loss
-            "max_objects": 8,  # boxes per answer that the rewards consider; the rest are ignored
+            # Boxes per answer that can match a target; further ones are counted as surplus. A row
+            # with more targets is rejected.
+            "max_objects": 8,
             "beta": 0.04,  # weight of the KL penalty, the paper's λ; open
             "kl": "k3",  # estimator: "k1", "k2", "k3", or "exact" (over the whole vocabulary)
             "kl_clamp": 10.0,  # bound on the log-ratio inside the KL estimator

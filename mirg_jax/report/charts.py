@@ -163,7 +163,7 @@ def _polyline(
 
 
 def _thinned(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "m 2"]:
-    """Returns at most `_MOST_POINTS` points: the lowest and the highest of each block of neighbours.
+    """Returns at most `_MOST_POINTS` points: the lowest and highest of each block of neighbours.
 
     Taking every k-th point could hide peaks, and whatever repeats every k steps.
     """
