@@ -12,15 +12,15 @@ A checkpoint that we run ourselves (`evaluation/evaluate.py`) always gets our ow
 family only determines the coordinates of boxes in questions and answers.
 """
 
+import collections
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from mirg_jax.data.images import image_size, smart_resize
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding import boxes, grammar
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench import box_images, scoring
 from mirg_jax.mig_bench.benchmark import Row
 
 # Qwen2-VL's own limits of an image.
@@ -224,27 +224,14 @@ def sizes_given(image_root: str, max_pixels: int, min_pixels: int = MIN_PIXELS) 
 
 # Reading ------------------------------------------------------------------------------------------
 
-# Few digits, and white space only after another character, so that matching takes linear time.
-_N = r"(\d{1,5}(?:\.\d{1,20})?)"
-_FOUR = rf"\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*"
-_BOX = re.compile(
-    rf"<box>\s*{_N}\s+{_N}\s+{_N}\s+{_N}\s*</box>"
-    r"|(?:(?:<\|box_start\|>|<box>)\s*)?"
-    rf"(?:\(\s*{_N}\s*,\s*{_N}\s*\)\s*,\s*\(\s*{_N}\s*,\s*{_N}\s*\)"
-    rf"|\[\[{_FOUR}\]\]|\[{_FOUR}\]|\({_FOUR}\))"
-    # The authors' prompt has the opening token at the end too, and some models repeat it.
-    r"(?:\s*(?:<\|box_end\|>|<\|box_start\|>|</box>))?",
-    re.ASCII,
-)
-
 
 def to_grammar(
     family: Family, response: str | None, row: Row, size_of: SizeOf | None = None
 ) -> str | None:
     """Converts every box of a response to the format of our grammar; None stays None.
 
-    Pixels are those of the image that the words before the box name, or otherwise of the row's
-    target image. Numbers beyond the image's edge are set to the edge.
+    Pixels are those of the image that the response names for the box (see `box_images`), or
+    otherwise of the row's target image. Numbers beyond the image's edge are set to the edge.
 
     Args:
       family: the family of the model.
@@ -257,12 +244,11 @@ def to_grammar(
     """
     if response is None or family.numbers == "grammar":
         return response
-    image = row.target_image or len(row.images)
     pieces, end = [], 0
-    for match in _BOX.finditer(response):
-        before = response[end : match.start()]
-        image = grammar.find_image_index(before, len(row.images)) or image
-        values = [float(digits) for digits in match.groups() if digits]
+    numbers: collections.Counter[int] = collections.Counter()
+    for found in box_images.find_boxes(response, len(row.images)):
+        image = found.image or row.target_image or len(row.images)
+        values = list(found.values)
         if max(values) <= 1:
             values = [boxes.GRID * value for value in values]
         elif family.numbers == "pixels":
@@ -270,8 +256,13 @@ def to_grammar(
             scaled = zip(values, (width, height, width, height), strict=True)
             values = [min(boxes.GRID * value / side, boxes.GRID) for value, side in scaled]
         x1, y1, x2, y2 = map(round, values)
-        pieces += [before, f"{grammar.BOX_START}({x1},{y1}),({x2},{y2}){grammar.BOX_END}"]
-        end = match.end()
+        identity = ""
+        if found.in_field:  # where the grammar doesn't look for it
+            numbers[image] += 1
+            identity = grammar.format_id(image, numbers[image])
+        box = f"{identity}{grammar.BOX_START}({x1},{y1}),({x2},{y2}){grammar.BOX_END}"
+        pieces += [response[end : found.start], box]
+        end = found.end
     return "".join([*pieces, response[end:]])
 
 
