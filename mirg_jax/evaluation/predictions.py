@@ -94,6 +94,22 @@ class Predictions:
             ) from None
         self.responses[index] = response
 
+    def drop_empty(self) -> None:
+        """Removes empty responses, which earlier versions kept, so that they are asked for again."""
+        empty = {
+            n for n, text in enumerate(self.responses) if text is not None and not text.strip()
+        }
+        if not empty:
+            return
+        lines = self._path.read_text(encoding="utf-8").split("\n")
+        kept = [line for line in lines if line and json.loads(line)["index"] not in empty]
+        # In place: a renamed file would not be the one that is locked.
+        os.truncate(self._path, 0)
+        self._file.write("".join(line + "\n" for line in kept))
+        os.fsync(self._file.fileno())
+        for index in empty:
+            self.responses[index] = None
+
     def __enter__(self) -> "Predictions":
         return self
 

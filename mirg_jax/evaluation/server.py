@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
-from mirg_jax.chat.client import NO_CHOICE, Client, Retry, Unanswerable, content, data_url
+from mirg_jax.chat.client import Client, Retry, Unanswerable, content, data_url
+from mirg_jax.chat.completions import NO_CHOICE
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import load_image
 from mirg_jax.errors import DataError, UserError
@@ -177,6 +178,8 @@ class _Round:
             reply = await self._client.complete(body, key)
             if reply.problem == NO_CHOICE:
                 raise Retry(NO_CHOICE)
+            if not reply.text.strip():  # listed, and asked again when the server is set right
+                raise Unanswerable(reply.problem)
         except (Retry, Unanswerable) as error:
             self._log.write(json.dumps({"index": index, "reason": str(error)}) + "\n")
             raise
@@ -226,6 +229,7 @@ def run(
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:
         now = _Round(questions, client, server, kept, output_dir / "errors.jsonl")
+        kept.drop_empty()
         missing = [row for row in chosen if kept.responses[row.index] is None]
         asyncio.run(now.run(missing, progress=progress))
         _write_rejected(output_dir / "rejected.jsonl", now.rejected, benchmark)
