@@ -95,10 +95,9 @@ class Predictions:
         self.responses[index] = response
 
     def drop_empty(self) -> None:
-        """Removes empty responses, which earlier versions kept, so that they are asked for again."""
-        empty = {
-            n for n, text in enumerate(self.responses) if text is not None and not text.strip()
-        }
+        """Removes empty responses, which earlier versions kept, so that they are sent again."""
+        said = enumerate(self.responses)
+        empty = {n for n, text in said if text is not None and not text.strip()}
         if not empty:
             return
         lines = self._path.read_text(encoding="utf-8").split("\n")

@@ -17,16 +17,13 @@ from mirg_jax.chat.client import encode_image, retry_after
 from mirg_jax.chat.completions import Reply, ServerError, quote_words, read_completion
 from mirg_jax.errors import DataError
 
+FIELDS = "choices message content refusal usage finish_reason reasoning error type text".split()
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["choices", "message", "content", "refusal", "usage", "finish_reason", "reasoning"]
-                + ["error", "type", "text", "reasoning_details", "code"]
-            )
-            | st.text(max_size=3),
+            st.sampled_from(FIELDS) | st.text(max_size=3),
             inner,
             max_size=4,
         )

@@ -111,6 +111,10 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
     assert questions[-1] == ROW.question
     kept = json.loads((tmp_path / "pixels/predictions.jsonl").read_text())
     assert "[59, 62, 294, 277]" in kept["response"]  # as the model said it
+    with pytest.raises(ConfigError, match="another run"):
+        evaluate.run(
+            read(config), **given, image_root=str(tmp_path), output_dir=tmp_path / "pixels"
+        )
     # Of two answered rows, the image of one has gone since; then those of both.
     rows = [CONTENT, CONTENT | {"images": ["b.png", "a.png"]}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -124,7 +128,3 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match="no response can be scored; the first: .*a.png"):
         run("pixels", "two")
-    with pytest.raises(ConfigError, match="another run"):
-        evaluate.run(
-            read(config), **given, image_root=str(tmp_path), output_dir=tmp_path / "pixels"
-        )
