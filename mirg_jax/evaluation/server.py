@@ -14,13 +14,13 @@ from tqdm import tqdm
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
 from mirg_jax.chat.client import Client, Retry, Unanswerable, content, data_url
 from mirg_jax.chat.completions import NO_CHOICE
-from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import load_image
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.mig_bench.benchmark import Row, choose, load_benchmark
 from mirg_jax.report import report
+from mirg_jax.runs import facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,14 +225,21 @@ def run(
         "benchmark": benchmark,
         "max_pixels": server.max_pixels,
         "request": server.settings(family),
+        "benchmark_sha256": facts.hash_file(benchmark),
+        "prompt": {
+            "before": family.before,
+            "after": family.after,
+            "question_box": family.question_box,
+            "form": getattr(family.form, protocol),
+        },
     }
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:
         now = _Round(questions, client, server, kept, output_dir / "errors.jsonl")
         kept.drop_empty()
-        missing = [row for row in chosen if kept.responses[row.index] is None]
+        missing = kept.missing(chosen)
         asyncio.run(now.run(missing, progress=progress))
-        _write_rejected(output_dir / "rejected.jsonl", now.rejected, benchmark)
+        kept.write_rejected(now.rejected, benchmark)
     if now.asking.error:
         raise now.asking.error
     if now.asking.stopped:
@@ -243,7 +250,8 @@ def run(
         )
     responses = [kept.responses[row.index] for row in chosen]
     if all(response is None for response in responses):
-        raise UserError(f"no row has an answer; the first: {now.rejected[chosen[0].index]}")
+        reason = next(iter(now.rejected.values()), f"see {output_dir / 'rejected.jsonl'}")
+        raise UserError(f"no row has an answer; the first: {reason}")
     scores = families.score(
         family, chosen, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
     )
@@ -252,12 +260,3 @@ def run(
         output_dir, server.model, benchmark, found, chosen, image_root, family=family_name
     )
     return scores
-
-
-def _write_rejected(path: pathlib.Path, reasons: Mapping[int, str], benchmark: str) -> None:
-    """Writes the rows that got no response in this run, replacing those of the last run."""
-    lines = [
-        dataclasses.asdict(Rejected(f"{benchmark} row {index}", str(index), reason))
-        for index, reason in sorted(reasons.items())
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -50,6 +50,11 @@ class FoundBox(NamedTuple):
     in_field: bool
 
 
+def has_box(text: str) -> bool:
+    """Returns whether a text has a box in any family's form."""
+    return _BOX.search(text) is not None
+
+
 def find_boxes(text: str, num_images: int) -> Iterator[FoundBox]:
     """Yields the boxes of a response, with the image that it names for each.
 

@@ -22,6 +22,7 @@ import numpy as np
 from mirg_jax.data.mig_bench_rows import Fractions
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import boxes, tasks
+from mirg_jax.mig_bench import box_images
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.intervals import Interval, bootstrap, bootstrap_average
 from mirg_jax.mig_bench.parsing import ParsedAnswer, parse_answer, parse_authors, stretch_y
@@ -97,6 +98,7 @@ class Scores:
       strict: whether an IoU of exactly a threshold is below it.
       missing: number of scored rows without a response, which count as misses.
       unreadable: by row index, why a response can't be read; such a row has no response.
+      other_form: number of responses without a box in our format that have one in another format.
       overall: the scores over all rows.
       average: mean of the tasks' hit rates, the paper's AVE.
       average_interval: the same with its 95 % interval.
@@ -112,6 +114,7 @@ class Scores:
     strict: bool
     missing: int
     unreadable: dict[int, str]
+    other_form: int
     overall: Summary
     average: float
     average_interval: Interval
@@ -193,6 +196,11 @@ def score(
         strict=strict,
         missing=sum(response is None for _, response in scored),
         unreadable=dict(unreadable or {}),
+        other_form=sum(
+            box_images.has_box(response or "")
+            for (_, response), answer in zip(scored, parsed, strict=True)
+            if protocol == "answer" and answer.box is None
+        ),
         overall=_summarise(row_scores, above),
         average=_mean([summary.hit_rate for summary in summaries.values()]),
         average_interval=bootstrap_average(

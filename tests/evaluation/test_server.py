@@ -3,6 +3,7 @@
 import base64
 import collections
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -400,7 +401,7 @@ def test_a_limit_is_spread_over_the_tasks_and_can_grow(fake, tmp_path):
     assert len(up.requests()) == 20 and answered(folder) > set(first)
 
 
-def test_a_folder_is_one_models_and_one_processes(fake, tmp_path):
+def test_a_folder_is_one_models_and_one_processes(fake, tmp_path, monkeypatch):
     bench, folder = write_benchmark(tmp_path / "data", 4), tmp_path / "out"
     up = fake(answers_of("mirg", bench))
     ask("mirg", up.url, bench, folder)
@@ -408,7 +409,30 @@ def test_a_folder_is_one_models_and_one_processes(fake, tmp_path):
         ask("mirg", up.url, bench, folder, protocol="authors")  # other prompts
     with pytest.raises(ConfigError, match="predictions of another run"):
         ask("mirg", up.url, bench, folder, max_tokens=9)
+    copy = tmp_path / "data/other.json"
+    copy.write_bytes(bench.read_bytes())
+    assert ask("mirg", up.url, copy, folder).missing == 0  # the same content
+    rows = json.loads(bench.read_text())
+    rows[2]["question"] += "Look again."
+    copy.write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match="the benchmark's content has changed"):
+        ask("mirg", up.url, copy, folder)
     what = json.loads((folder / "run.json").read_text())
+    with monkeypatch.context() as patch:
+        family = dataclasses.replace(FAMILIES["mirg"], form=families.Form("", "Be brief."))
+        patch.setitem(FAMILIES, "mirg", family)
+        with pytest.raises(ConfigError, match='prompt.form was "", is "Be brief."'):
+            ask("mirg", up.url, bench, folder)
+    # A finished folder of an earlier version is scored, an unfinished one is not gone on with.
+    earlier = {name: what[name] for name in what if name not in ("benchmark_sha256", "prompt")}
+    (folder / "run.json").write_text(json.dumps(earlier))
+    assert ask("mirg", up.url, bench, folder).missing == 0
+    whole = (folder / "predictions.jsonl").read_text()
+    (folder / "predictions.jsonl").write_text(whole[: whole.index("\n") + 1])
+    with pytest.raises(ConfigError, match="without recording benchmark_sha256, prompt"):
+        ask("mirg", up.url, bench, folder)
+    (folder / "predictions.jsonl").write_text(whole)
+    (folder / "run.json").write_text(json.dumps(what))
     with server.Predictions(folder, what, 4):
         with pytest.raises(ConfigError, match="another process writes"):
             ask("mirg", up.url, bench, folder)
