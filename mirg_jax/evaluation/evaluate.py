@@ -112,7 +112,7 @@ def facts_of(settings: Settings, checkpoint: str, benchmark: str) -> dict[str, A
         "coordinates": settings.evaluation.coordinates,
         "weights": facts.hash_model(checkpoint),
         "benchmark_sha256": facts.hash_file(benchmark),
-        "prompt": dataclasses.asdict(settings.prompt),
+        **{f"prompt.{name}": text for name, text in dataclasses.asdict(settings.prompt).items()},
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
         "max_tokens": settings.evaluation.max_tokens,

@@ -226,12 +226,10 @@ def run(
         "max_pixels": server.max_pixels,
         "request": server.settings(family),
         "benchmark_sha256": facts.hash_file(benchmark),
-        "prompt": {
-            "before": family.before,
-            "after": family.after,
-            "question_box": family.question_box,
-            "form": getattr(family.form, protocol),
-        },
+        "prompt.before": family.before,
+        "prompt.after": family.after,
+        "prompt.question_box": family.question_box,
+        "prompt.form": getattr(family.form, protocol),
     }
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:

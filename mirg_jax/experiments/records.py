@@ -31,6 +31,24 @@ _NOT_COMPARED = (
     "logprob_chunk",
     "grpo.log_groups",
     "grpo.log_groups_every",
+    # Of trajectories:
+    "concurrency",
+    "retries",
+    "backoff",
+    "max_dollars",
+    "page_examples",
+)
+# The same in any part of a config.
+_NOT_COMPARED_FIELDS = (
+    "base_url",
+    "key_variable",
+    "timeout",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "prompt_price",
+    "completion_price",
+    "expected_tokens",
+    "tokens_per_image",
 )
 
 
@@ -75,8 +93,7 @@ def facts_of_row(row: TableRow, recipe: ConfigDict) -> dict[str, Any]:
       row: the row.
       recipe: its recipe, with the paths of its data and its start.
     """
-    return {
-        "recipe": compared(json.loads(recipe.to_json_best_effort())),
+    return facts_of_config(recipe) | {
         "train_json_sha256": facts.hash_file(recipe.data.train_json),
         "start": facts.hash_model(recipe.init_from or recipe.model.path),
     }
@@ -85,16 +102,21 @@ def facts_of_row(row: TableRow, recipe: ConfigDict) -> dict[str, Any]:
 def facts_of_run(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns what a run's folder itself tells of its settings."""
     path = workdir / "config.json"
-    return {"recipe": compared(json.loads(path.read_text()))} if path.exists() else {}
+    return _flat(json.loads(path.read_text())) if path.exists() else {}
 
 
-def compared(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the fields of a recipe that what is learned depends on, by dotted name."""
+def facts_of_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns the settings that results depend on, by dotted name."""
+    return _flat(json.loads(config.to_json_best_effort()))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens a config, so that a field which a record lacks is not compared."""
     fields: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if (full := prefix + name) in _NOT_COMPARED:
+    for name, value in config.items():
+        if (full := prefix + name) in _NOT_COMPARED or name in _NOT_COMPARED_FIELDS:
             continue
-        fields |= compared(value, f"{full}.") if isinstance(value, dict) else {full: value}
+        fields |= _flat(value, f"{full}.") if isinstance(value, dict) else {full: value}
     return fields
 
 

@@ -57,8 +57,8 @@ def prepare(table: Table, folder: pathlib.Path, seed: int, clock: Clock) -> Tabl
         annotator = annotator.copy_and_resolve_references()
         annotator.scenes.seed = seed
         is_made = (scenes / name / "summary.json").exists()
-        settings_now = {"annotator": json.loads(annotator.to_json_best_effort())}
-        records.check(scenes / name / "made_with.json", settings_now, made=is_made)
+        now = records.facts_of_config(annotator)
+        records.check(scenes / name / "made_with.json", now, made=is_made)
         if is_made:
             continue
         with clock.time(f"trajectories: {name}"):

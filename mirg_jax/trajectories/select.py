@@ -55,7 +55,7 @@ def prepare_questions(
         if excluded and found.get("exclude_sha256", excluded) != excluded:
             changes.append(f"the content of {settings.exclude} has changed")
         if not _are_same_files(found["files"], source):
-            changes.append("the input's files have changed")
+            changes.append("from other files than the input's")
         if changes:
             raise ConfigError(
                 f"{folder}: holds questions chosen otherwise ({'; '.join(changes)}); give another "

@@ -424,12 +424,13 @@ def test_a_folder_is_one_models_and_one_processes(fake, tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match='prompt.form was "", is "Be brief."'):
             ask("mirg", up.url, bench, folder)
     # A finished folder of an earlier version is scored, an unfinished one is not gone on with.
-    earlier = {name: what[name] for name in what if name not in ("benchmark_sha256", "prompt")}
+    earlier = ("family", "protocol", "benchmark", "max_pixels", "request")
+    earlier = {name: what[name] for name in earlier}
     (folder / "run.json").write_text(json.dumps(earlier))
     assert ask("mirg", up.url, bench, folder).missing == 0
     whole = (folder / "predictions.jsonl").read_text()
     (folder / "predictions.jsonl").write_text(whole[: whole.index("\n") + 1])
-    with pytest.raises(ConfigError, match="without recording benchmark_sha256, prompt"):
+    with pytest.raises(ConfigError, match="without recording benchmark_sha256, prompt.before"):
         ask("mirg", up.url, bench, folder)
     (folder / "predictions.jsonl").write_text(whole)
     (folder / "run.json").write_text(json.dumps(what))

@@ -166,7 +166,7 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
             experiments.run(rows.read(other), tmp_path, [4])
 
     refused("learning_rate was", **{"recipes.sft.optimizer.learning_rate": 0.5})
-    refused("recipe.grpo.beta was", **{"recipes.grpo.grpo.beta": 0.5})
+    refused("grpo.beta was", **{"recipes.grpo.grpo.beta": 0.5})
     refused("num_steps was 2, is 3", **{"recipes.grpo.num_steps": 3})
     refused("evaluation was 14, is 21", **{"scenes.evaluation": 21})
     refused("scenes.error was", **{"annotators.annotated.scenes.error": 0.9})
