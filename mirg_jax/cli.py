@@ -11,7 +11,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import app, flags, logging
 
-from mirg_jax.errors import ConfigError, SaveError, UserError
+from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
+
+_MOST_CHARACTERS = 2000  # of an error's line
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -78,7 +80,8 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 def _fail(reason: object, *, at_once: bool = False) -> NoReturn:
     program = os.path.basename(sys.argv[0])
-    print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    line = shorten(" ".join(str(reason).split()), _MOST_CHARACTERS)
+    print(f"{program}: {line}", file=sys.stderr, flush=True)
     if at_once:
         sys.stdout.flush()
         os._exit(2)

@@ -100,7 +100,7 @@ def _common() -> ConfigDict:
                 "every": 0,
                 "benchmark": "",  # file in MIG-Bench's format
                 "image_root": "",  # folder that the benchmark's image paths are relative to
-                "limit": 0,  # number of rows, evenly spread over the file; 0: all
+                "limit": 0,  # number of rows, drawn from all tasks in proportion; 0: all
             },
         }
     )
@@ -146,7 +146,9 @@ def grpo() -> ConfigDict:
             "top_p": 1.0,
             "max_tokens": 1024,  # per completion; open
             "completion_lengths": (1024,),  # padded lengths of completions in the loss
-            "max_objects": 8,  # boxes per answer that the rewards consider; the rest are ignored
+            # Boxes per answer that can match a target; further ones are counted as surplus. A row
+            # with more targets is rejected.
+            "max_objects": 8,
             "beta": 0.04,  # weight of the KL penalty, the paper's λ; open
             "kl": "k3",  # estimator: "k1", "k2", "k3", or "exact" (over the whole vocabulary)
             "kl_clamp": 10.0,  # bound on the log-ratio inside the KL estimator

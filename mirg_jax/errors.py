@@ -1,5 +1,23 @@
 """Errors caused by the user's input. Binaries print them as one line and exit with status 2."""
 
+import re
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]{1000,}")
+
+
+def shorten(text: str, most: int) -> str:
+    """Shortens a message that quotes data: leaves out base64, and the middle of what is longer.
+
+    Args:
+      text: the message.
+      most: maximum number of characters.
+    """
+    text = _BASE64.sub(lambda match: f"{match[0][:20]}…", text)
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
 
 class UserError(ValueError):
     """An error the user can fix; its one-line message says what is wrong, where, and what to do."""

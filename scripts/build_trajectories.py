@@ -71,6 +71,7 @@ def main(_):
     if result.stopped:
         print(f"stopped: {result.stopped}; run again to go on")
     print(json.dumps({name: result.summary[name] for name in ("accepted", "rejected")}))
+    outputs.check_some_accepted(result.summary, result.folder)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.models.layers import Precision
-from mirg_jax.runs import checkpoints, loading, run_folder
+from mirg_jax.runs import checkpoints, facts, loading, run_folder
 from mirg_jax.weights import hf, peft
 
 _DIRECTION = flags.DEFINE_enum(
@@ -70,20 +70,19 @@ def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
     job = {
         "direction": _DIRECTION.value,
         "source": str(weights.resolve()),
-        "modified": max(file.stat().st_mtime_ns for file in weights.iterdir()),
+        "weights": facts.hash_model(_SOURCE.value),
         "dtype": _DTYPE.value,
     }
-    text = json.dumps(job, indent=1) + "\n"
     if target.exists() and any(target.iterdir()):
         if not marker.exists():
             raise ConfigError(f"--target={target}: not empty; give another folder")
-        if marker.read_text() != text:
+        if changes := facts.describe_changes(json.loads(marker.read_text()), job):
             raise ConfigError(
                 f"--target={target}: another conversion was left unfinished here "
-                f"(see {marker.name}); delete the folder or give another one"
+                f"({'; '.join(changes)}); delete the folder or give another one"
             )
     target.mkdir(parents=True, exist_ok=True)
-    marker.write_text(text)
+    marker.write_text(json.dumps(job, indent=1) + "\n")
     return marker
 
 

@@ -9,13 +9,14 @@ by batch; run the same command again to continue an interrupted evaluation.
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
-from mirg_jax.mig_bench.tables import format_table
+from mirg_jax.mig_bench.tables import format_table, notes
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding import processes
 
@@ -46,7 +47,10 @@ _PROTOCOL = flags.DEFINE_enum(
     "as in the evaluation of the benchmark's authors.",
 )
 _LIMIT = flags.DEFINE_integer(
-    "limit", 0, "Number of rows to evaluate, evenly spread over the file; 0: all."
+    "limit",
+    0,
+    "Number of rows to evaluate, drawn from all tasks in proportion; 0: all.",
+    lower_bound=0,
 )
 flags.mark_flag_as_required("config")
 
@@ -64,6 +68,8 @@ def main(_):
     if not processes.is_first():
         return
     print(format_table({_CHECKPOINT.value: scores}))
+    for note in notes(scores):
+        print(note, file=sys.stderr)
     print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 
 

@@ -12,6 +12,7 @@ arrive; run the same command again to continue.
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -19,7 +20,7 @@ from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import server
 from mirg_jax.mig_bench import families
-from mirg_jax.mig_bench.tables import format_table
+from mirg_jax.mig_bench.tables import format_table, notes
 
 _FAMILY = flags.DEFINE_enum(
     "family",
@@ -56,7 +57,10 @@ _PROTOCOL = flags.DEFINE_enum(
     "box in the response, as in the evaluation of the benchmark's authors.",
 )
 _LIMIT = flags.DEFINE_integer(
-    "limit", 0, "Number of rows to evaluate, evenly spread over the file; 0: all."
+    "limit",
+    0,
+    "Number of rows to evaluate, drawn from all tasks in proportion; 0: all.",
+    lower_bound=0,
 )
 _CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Maximum number of concurrent requests.")
 _RETRIES = flags.DEFINE_integer(
@@ -127,6 +131,8 @@ def main(_):
         limit=_LIMIT.value,
     )
     print(format_table({_MODEL.value: scores}))
+    for note in notes(scores):
+        print(note, file=sys.stderr)
     print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 
 

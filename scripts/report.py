@@ -10,6 +10,7 @@ smaller.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
@@ -18,6 +19,7 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.mig_bench import scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.responses import load_predictions
+from mirg_jax.mig_bench.tables import notes
 from mirg_jax.report import report
 
 _BENCHMARK = flags.DEFINE_string(
@@ -69,6 +71,8 @@ def main(_):
     for name, path in named("predictions", _PREDICTIONS.value).items():
         responses = load_predictions(path, len(rows))
         runs[name] = report.Responses(responses, scoring.score(rows, responses, _PROTOCOL.value))
+        for note in notes(runs[name].scores):
+            print(f"{name}: {note}", file=sys.stderr)
     if not runs and not _TRAINING.value:
         raise ConfigError("nothing to report: give --predictions, --training or both")
     if _IMAGE_ROOT.value is not None and not pathlib.Path(_IMAGE_ROOT.value).is_dir():

@@ -9,6 +9,7 @@ boxes. Prints the paper's table; the output file also has all thresholds and row
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -17,7 +18,7 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.mig_bench import families, scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.responses import load_predictions
-from mirg_jax.mig_bench.tables import format_table
+from mirg_jax.mig_bench.tables import format_table, notes
 
 _BENCHMARK = flags.DEFINE_string(
     "benchmark", None, "Path of the benchmark, a JSON file in MIG-Bench's format.", required=True
@@ -93,6 +94,8 @@ def main(_):
         raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
 
     print(format_table({pathlib.Path(_PREDICTIONS.value).stem: scores}))
+    for note in notes(scores):
+        print(note, file=sys.stderr)
     print(
         f"{scores.protocol} protocol, {scores.overall.n} rows, {scores.missing} without a response;"
         f" hit rate over all rows {100 * interval.mean:.2f} %"

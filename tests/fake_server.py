@@ -130,6 +130,8 @@ class Server:
             "choices": [] if flaw == "empty" else [choice],
             "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
         }
+        if flaw.startswith("as "):
+            completion = self.dialect(flaw, said, completion)
         text = json.dumps(completion)
         if flaw == "malformed":
             text = text[: len(text) // 2]
@@ -147,6 +149,22 @@ class Server:
                 await writer.drain()
             return True
         return await self.send(writer, 200, text)
+
+    def dialect(self, flaw, said, completion):
+        """A completion as other servers write it."""
+        message = completion["choices"][0]["message"]
+        thoughts, _, rest = said.removeprefix("<think>").partition("</think>")
+        if flaw == "as reasoning":
+            message |= {"content": rest, "reasoning": thoughts}
+        elif flaw == "as thoughts alone":
+            message |= {"content": None, "reasoning": thoughts}
+        elif flaw == "as all reasoning":
+            message |= {"content": None, "reasoning_content": said}
+        elif flaw == "as parts":
+            message["content"] = [{"type": "text", "text": said}]
+        elif flaw == "as error":
+            return {"error": {"message": "the engine is dead", "code": 500}}
+        return completion
 
     async def send(self, writer, status, content, headers=None, kind="application/json") -> bool:
         data = (content if isinstance(content, str) else json.dumps(content)).encode()

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import dataclasses
 import email.utils
 import io
 import math
@@ -14,25 +13,9 @@ from typing import Any
 import openai
 from PIL import Image
 
+from mirg_jax.chat.completions import Reply, ServerError, quote_words, read_completion
 from mirg_jax.data.images import load_image, shrink
 from mirg_jax.errors import ConfigError, UserError
-from mirg_jax.grounding.grammar import ANSWER_START, THINK_END, THINK_START
-
-NO_CHOICE = "no choice in the answer"
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """An answer.
-
-    Attributes:
-      problem: why the text is incomplete or missing; "" if it is complete.
-    """
-
-    text: str
-    problem: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class Retry(Exception):
@@ -121,10 +104,16 @@ class Client:
             raise Retry(f"no connection ({cause})", paid=cause != "ConnectError") from None
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
-        except (openai.APIError, ValueError):
-            raise Retry("an answer that is not JSON", paid=True) from None
+        except (openai.APIError, ValueError) as error:
+            words = quote_words(str(getattr(error, "doc", "")), self._key)
+            said = f"an answer that is not JSON: {words}" if words else "an answer that is not JSON"
+            raise Retry(said, paid=True) from None
         try:
             return read_completion(answer, hide=self._key)
+        except ServerError as error:
+            if error.status is None:
+                raise Retry(str(error), paid=True) from None
+            raise self._error_of(error.status, str(error)) from None
         except ValueError as error:
             raise Retry(str(error), paid=True) from None
 
@@ -133,56 +122,34 @@ class Client:
         status = error.status_code
         # The library doesn't find the message in some servers' responses.
         words = error.response.text if error.message == f"Error code: {status}" else error.message
-        words = " ".join(words.replace(self._key, "[key]").split())[:300]
-        said = f"HTTP {status}: {words}"
+        said = f"HTTP {status}: {quote_words(words, self._key)}"
         quota = getattr(error, "code", None) == "insufficient_quota"
+        return self._error_of(status, said, error.response.headers, quota=quota)
+
+    def _error_of(
+        self,
+        status: int,
+        said: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        quota: bool = False,
+    ) -> Exception:
+        """Returns the exception to raise for an error.
+
+        Args:
+          status: the HTTP status.
+          said: the server's words.
+          headers: the response's headers.
+          quota: whether the account's quota is used up.
+        """
         if status in (401, 403, 404) or quota:
             return UserError(
                 f"{self._client.base_url.host} answers {said}; check "
                 f"{self._key_variable or 'the server'}, base_url and model, and run again to go on"
             )
         if status in (408, 409, 425, 429) or status >= 500:
-            return Retry(said, after=retry_after(error.response.headers))
+            return Retry(said, after=retry_after(headers or {}))
         return Unanswerable(said, by_server=True)
-
-
-def read_completion(answer: Any, hide: str = "") -> Reply:
-    """Reads the first choice of a chat completion's JSON.
-
-    Args:
-      hide: a text, such as the key, that is removed from the answer.
-
-    Raises:
-      ValueError: the JSON has another form.
-    """
-    try:
-        usage = answer.get("usage") or {}
-        tokens = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
-        if not isinstance(answer["choices"], list):
-            raise TypeError
-        if not answer["choices"]:
-            return Reply("", NO_CHOICE, *tokens)
-        choice = answer["choices"][0]
-        text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
-        finish = str(choice.get("finish_reason"))
-        thoughts = choice["message"].get("reasoning_content")
-        if not isinstance(text, str | None):
-            raise TypeError
-    except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
-        raise ValueError("an answer of another form than a chat completion") from None
-    problem = {
-        "length": "the answer was cut at max_tokens",
-        "content_filter": "the answer was filtered",
-    }.get(finish, "")
-    if refusal:
-        problem = "the model refused"
-    elif not text:
-        problem = problem or "an empty answer"
-    elif isinstance(thoughts, str) and text.lstrip().startswith(ANSWER_START):
-        # Some servers have a reasoning parser, which moves the think block out of the answer.
-        text = f"{THINK_START}{thoughts}{THINK_END}{text}"
-    text = text or str(refusal or "")
-    return Reply(text.replace(hide, "[key]") if hide else text, problem, *tokens)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -26,7 +26,7 @@ from mirg_jax.data.json_rows import (
     read_text,
     text_field,
 )
-from mirg_jax.errors import DataError
+from mirg_jax.errors import DataError, shorten
 from mirg_jax.grounding import tasks
 from mirg_jax.grounding.boxes import GRID, Box, fraction_to_grid, grid_to_fraction, is_valid
 from mirg_jax.grounding.grammar import (
@@ -79,11 +79,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row, or a turn of a row, that can't be used."""
+    """A row, or a turn of a row, that can't be used; long ids and reasons are shortened."""
 
     source: str
     id: str
     reason: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "id", shorten(self.id, 200))
+        object.__setattr__(self, "reason", shorten(self.reason, 500))
 
 
 def read_examples(path: str | pathlib.Path) -> tuple[list[Example], list[Rejected]]:

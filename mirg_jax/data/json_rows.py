@@ -5,6 +5,8 @@ from typing import Any
 
 from mirg_jax.errors import DataError
 
+_LONGEST_PATH = 4096  # of Linux
+
 
 def read_text(path: str | pathlib.Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark.
@@ -48,7 +50,22 @@ def images_field(row: dict[str, Any]) -> tuple[str, ...]:
     images = list_field(row, "images")
     if not all(isinstance(image, str) and image for image in images):
         raise DataError("'images' holds something that is not a path")
+    for image in images:
+        check_path(image)
     return tuple(images)
+
+
+def check_path(image: str) -> None:
+    """Checks that a text can be the path of an image, and is not the image itself.
+
+    Raises:
+      DataError: if it can't.
+    """
+    if image.startswith("data:") or len(image) > _LONGEST_PATH:
+        raise DataError(
+            f"an image is given in base64 ({quote(image[:40])}, {len(image)} characters) where a "
+            "path is needed; save it as a file"
+        )
 
 
 def four_numbers(values: Any, name: str, *, whole: bool = False) -> tuple[Any, Any, Any, Any]:

@@ -1,22 +1,28 @@
-"""A model and a benchmark file → predictions, scores and a report in one folder."""
+"""Evaluation of a model on a benchmark: writes predictions, scores and a report to a folder."""
 
 import contextlib
 import dataclasses
 import pathlib
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from mirg_jax.data.examples import Rejected
-from mirg_jax.data.pipeline import RejectedLog
-from mirg_jax.errors import DataError
+from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.mig_bench.benchmark import Row, as_example, choose, load_benchmark
 from mirg_jax.report import report
-from mirg_jax.runs import devices, run_folder
+from mirg_jax.runs import devices, facts, run_folder
 from mirg_jax.runs.settings import Settings
 from mirg_jax.sharding import processes
+
+
+class _Plan(NamedTuple):
+    """What the first process tells the others: the responses so far, and the rows to answer."""
+
+    responses: list[str | None]
+    missing: list[int]
 
 
 def run(
@@ -29,15 +35,19 @@ def run(
     protocol: scoring.Protocol = "answer",
     limit: int = 0,
 ) -> scoring.Scores:
-    """Predicts what isn't predicted yet, scores everything, and writes the report.
+    """Answers the rows that have no prediction yet, scores all of them, and writes a report.
 
     Args:
-      settings: how images are read, prompts worded and devices divided.
-      checkpoint: what `mirg_jax.load` takes.
-      limit: evaluate only so many rows, spread evenly over the file; 0 for all.
+      settings: settings for images, prompts, batches and devices.
+      checkpoint: the model, as for `mirg_jax.load`.
+      benchmark: path of the benchmark file.
+      image_root: folder that the benchmark's image paths are relative to.
+      output_dir: folder of the results.
+      protocol: what is scored.
+      limit: number of rows to evaluate, as in `benchmark.choose`; 0: all.
 
     Raises:
-      UserError: for a benchmark, checkpoint or setting that can't be used.
+      UserError: if the benchmark, the checkpoint or a setting can't be used.
     """
     rows = load_benchmark(benchmark)
     chosen = choose(rows, limit)
@@ -45,47 +55,81 @@ def run(
     data = settings.data
     size_of = families.sizes_given(image_root, data.max_pixels, data.min_pixels)
     devices.start(settings.devices)
-    saved = run_folder.find_run(checkpoint)
     first = processes.is_first()
-    what = {
-        "model": str(checkpoint),
-        "step": saved and saved.step,
-        "benchmark": benchmark,
-        "coordinates": settings.evaluation.coordinates,
-    }
-    with Predictions(output_dir, what, len(rows)) if first else contextlib.nullcontext() as kept:
-        responses = processes.gather(kept.responses if kept else None)[0]
-        open_rows = [
+    rejected: dict[int, str] = {}
+    with contextlib.ExitStack() as stack:
+        kept = plan = None
+        if first:
+            what = facts_of(settings, checkpoint, benchmark)
+            kept = stack.enter_context(Predictions(output_dir, what, len(rows)))
+            plan = _Plan(kept.responses, [row.index for row in kept.missing(chosen)])
+            stack.callback(kept.write_rejected, rejected, benchmark)
+        first_plan, *_ = processes.gather(plan)
+        responses, missing = _Plan(*first_plan)
+        still_open = set(missing)
+        questions = [
             (row.index, as_example(row_for(family, row, size_of), benchmark))
             for row in chosen
-            if responses[row.index] is None
+            if row.index in still_open
         ]
-        if open_rows:
+        if questions:
             predictor = Predictor.open(checkpoint, settings, image_root=image_root)
-            rejected = RejectedLog(output_dir / "rejected.jsonl", write=first)
-            answers = predictor.predict(open_rows)
-            of = {"total": len(open_rows), "unit": "row", "desc": "evaluate"}
+            answers = predictor.predict(questions)
+            of = {"total": len(questions), "unit": "row", "desc": "evaluate"}
             for index, response, error in tqdm(answers, **of, disable=not first):
                 if response is None:
-                    rejected.add(Rejected(f"{benchmark} row {index}", str(index), error))
+                    rejected[index] = error
                     continue
                 responses[index] = response
                 if kept:
                     kept.add(index, response)
 
-    read = [families.to_grammar(family, responses[row.index], row, size_of) for row in chosen]
-    scores = scoring.score(chosen, read, protocol)
+    said = [responses[row.index] for row in chosen]
+    if all(response is None for response in said):
+        reason = next(iter(rejected.values()), f"see {output_dir / 'rejected.jsonl'}")
+        raise UserError(f"no row has an answer; the first: {reason}")
+    read, unreadable = families.read_responses(family, chosen, said, size_of)
+    scores = scoring.score(chosen, read, protocol, unreadable=unreadable)
     if first:
         found = report.Responses(read, scores)
         write_results(output_dir, checkpoint, benchmark, found, chosen, image_root)
     return scores
 
 
-def row_for(family: families.Family, row: Row, size_of: families.SizeOf) -> Row:
-    """The row with its question's boxes as the family has them.
+def facts_of(settings: Settings, checkpoint: str, benchmark: str) -> dict[str, Any]:
+    """Returns what a model's answers depend on, for run.json.
 
-    Where an image can't be read the row stays as it is: it is rejected, with the reason, when its
+    Args:
+      settings: the settings of the evaluation.
+      checkpoint: the model.
+      benchmark: path of the benchmark file.
+    """
+    data, saved = settings.data, run_folder.find_run(checkpoint)
+    return {
+        "model": str(checkpoint),
+        "step": saved and saved.step,
+        "benchmark": benchmark,
+        "coordinates": settings.evaluation.coordinates,
+        "weights": facts.hash_model(checkpoint),
+        "benchmark_sha256": facts.hash_file(benchmark),
+        **{f"prompt.{name}": text for name, text in dataclasses.asdict(settings.prompt).items()},
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "max_tokens": settings.evaluation.max_tokens,
+        "compute_dtype": str(settings.model.precision.compute),
+    }
+
+
+def row_for(family: families.Family, row: Row, size_of: families.SizeOf) -> Row:
+    """Rewrites the boxes in a row's question in the family's form.
+
+    A row whose image can't be read is returned unchanged; it is rejected, with the reason, when its
     images are loaded.
+
+    Args:
+      family: the family.
+      row: the row.
+      size_of: function from an image's path to its size as the model gets it.
     """
     try:
         question = prompts.rewrite(family, row.question, row.images, size_of)

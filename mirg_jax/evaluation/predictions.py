@@ -1,16 +1,26 @@
-"""The folder of one system's responses: what they are of, a line each as they come, the scores."""
+"""The folder of an evaluation: its predictions, what they depend on, scores and report."""
 
+import dataclasses
 import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mirg_jax.data.examples import Rejected
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
+from mirg_jax.runs import facts as recorded_facts
+
+# Where a model and a benchmark lie counts only where their content was not recorded.
+_CONTENT_OF = {"model": "weights", "step": "weights", "benchmark": "benchmark_sha256"}
+_CHANGED = {
+    "weights": "the model's weights have changed",
+    "benchmark_sha256": "the benchmark's content has changed",
+}
 
 
 def write_results(
@@ -25,10 +35,13 @@ def write_results(
     """Writes scores.json and report.html.
 
     Args:
-      system: its name or path.
-      run: its responses and scores.
+      folder: the folder of the evaluation.
+      system: name or path of the model.
+      benchmark: path of the benchmark file.
+      run: the model's responses and scores.
       rows: the rows that it answered.
-      more: for scores.json.
+      image_root: folder that the benchmark's image paths are relative to.
+      more: additional fields of scores.json.
     """
     told = more | run.scores.to_json()
     (folder / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -38,23 +51,28 @@ def write_results(
 
 
 class Predictions:
-    """A folder's predictions.jsonl, open to this process alone.
+    """A folder's predictions.jsonl, locked by this process.
 
     Attributes:
-      responses: of every row of the benchmark, None where there is none yet.
+      responses: the response to every row of the benchmark, None where there is none yet.
+      unrecorded: names of the facts that the folder, made by an earlier version, doesn't record.
     """
 
-    def __init__(self, folder: pathlib.Path, what: dict, count: int):
-        """
+    def __init__(self, folder: pathlib.Path, facts: Mapping[str, Any], count: int):
+        """Opens the file, and creates the folder if necessary.
+
         Args:
-          what: the predictions are of: the model, the benchmark, how it was asked.
-          count: rows of the benchmark.
+          folder: the folder of the evaluation.
+          facts: what the predictions depend on, as recorded in run.json.
+          count: number of rows of the benchmark.
 
         Raises:
-          ConfigError: the folder holds those of something else, or another process writes to it.
-          DataError: a line of the file is malformed.
+          ConfigError: if the folder has predictions of something else, or another process writes
+            to it.
+          DataError: if a line of the file is malformed.
         """
-        _claim(folder, what)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._facts = folder, facts
         self._path = folder / "predictions.jsonl"
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)
         try:
@@ -64,14 +82,50 @@ class Predictions:
             raise ConfigError(f"{self._path}: another process writes to it; wait for it") from None
         _drop_torn_line(self._path)
         self.responses: list[str | None] = [None] * count
-        if self._path.stat().st_size:
-            self.responses = load_predictions(self._path, count)
+        has_some = self._path.stat().st_size > 0
+        try:
+            self.unrecorded = _claim(folder, facts, has_some)
+            if has_some:
+                self.responses = load_predictions(self._path, count)
+        except (ConfigError, DataError):
+            self._file.close()
+            raise
 
-    def add(self, index: int, response: str, **more: Any) -> None:
-        """Keeps a row's response, with other keys of its line.
+    def missing(self, rows: Sequence[Row]) -> list[Row]:
+        """Returns the rows that are still to be answered.
+
+        A folder of an earlier version can be scored if it is complete; rows that were rejected then
+        are not missing.
 
         Raises:
-          DataError: it can't be written.
+          ConfigError: if rows are missing in a folder that doesn't record what its predictions
+            depend on.
+        """
+        found = [row for row in rows if self.responses[row.index] is None]
+        if not self.unrecorded:
+            return found
+        rejected = _read_rejected(self._folder / "rejected.jsonl")
+        if left := [row for row in found if str(row.index) not in rejected]:
+            now = self._folder / "run.now.json"
+            now.write_text(json.dumps(self._facts, indent=1) + "\n")
+            raise ConfigError(
+                f"{self._folder}: an earlier version made it without recording "
+                f"{', '.join(self.unrecorded)}, so {len(left)} rows that have no prediction may "
+                f"not fit; give another --output_dir, or, if nothing of that has changed, rename "
+                f"{now.name} to run.json and run again"
+            )
+        return []
+
+    def add(self, index: int, response: str, **more: Any) -> None:
+        """Writes a row's response.
+
+        Args:
+          index: the row's number in the benchmark.
+          response: the response.
+          more: other fields of its line.
+
+        Raises:
+          DataError: if the file can't be written.
         """
         line = json.dumps({"index": index, "response": response, **more}) + "\n"
         try:
@@ -83,6 +137,37 @@ class Predictions:
             ) from None
         self.responses[index] = response
 
+    def drop_empty(self) -> None:
+        """Removes empty responses, which earlier versions kept, so that they are sent again."""
+        said = enumerate(self.responses)
+        empty = {n for n, text in said if text is not None and not text.strip()}
+        if not empty:
+            return
+        lines = self._path.read_text(encoding="utf-8").split("\n")
+        kept = [line for line in lines if line and json.loads(line)["index"] not in empty]
+        # In place: a renamed file would not be the one that is locked.
+        os.truncate(self._path, 0)
+        self._file.write("".join(line + "\n" for line in kept))
+        os.fsync(self._file.fileno())
+        for index in empty:
+            self.responses[index] = None
+
+    def write_rejected(self, reasons: Mapping[int, str], benchmark: str) -> None:
+        """Writes rejected.jsonl: the rows that got no response in this run, and no others.
+
+        Args:
+          reasons: why each row got none, by its index.
+          benchmark: path of the benchmark file.
+        """
+        if self.unrecorded and not reasons:
+            return  # a finished folder of an earlier version keeps its list
+        lines = [
+            dataclasses.asdict(Rejected(f"{benchmark} row {index}", str(index), reason))
+            for index, reason in sorted(reasons.items())
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (self._folder / "rejected.jsonl").write_text(text)
+
     def __enter__(self) -> "Predictions":
         return self
 
@@ -90,22 +175,67 @@ class Predictions:
         self._file.close()
 
 
-def _claim(folder: pathlib.Path, what: dict) -> None:
-    """Refuses to mix predictions of two models or benchmarks in one folder.
+def _claim(folder: pathlib.Path, facts: Mapping[str, Any], has_some: bool) -> tuple[str, ...]:
+    """Records in the folder what its predictions depend on, or compares it with the record.
+
+    Args:
+      folder: the folder of the evaluation.
+      facts: what the predictions depend on.
+      has_some: whether the folder has predictions.
+
+    Returns:
+      The names of facts that the folder's record lacks.
 
     Raises:
-      ConfigError: it holds those of something else.
+      ConfigError: if the folder has predictions of something else.
     """
-    path, text = folder / "run.json", json.dumps(what, indent=1) + "\n"
-    if path.exists() and path.read_text() != text:
+    path = folder / "run.json"
+    facts = json.loads(json.dumps(facts))  # with JSON's types
+    if not has_some:
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+        return ()
+    try:
+        found = json.loads(path.read_text())
+        changes = _changes(found, facts)
+    except (OSError, ValueError, AttributeError, TypeError):
         raise ConfigError(
-            f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
-            "or delete it"
+            f"{path}: doesn't tell what the predictions beside it depend on; give another "
+            "--output_dir, or delete it"
+        ) from None
+    if changes:
+        raise ConfigError(
+            f"{folder}: holds predictions of another run ({'; '.join(changes)}); give another "
+            "--output_dir, or delete it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    return tuple(name for name in facts if name not in found)
+
+
+def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Describes how recorded facts differ from the wanted ones.
+
+    Where a model or a benchmark lies is compared only if its content can't be.
+    """
+    names = []
+    for name in wanted:
+        content = _CONTENT_OF.get(name, name)
+        is_known = bool(found.get(content) and wanted.get(content))
+        if name in _CHANGED:
+            names += [name] * is_known
+        elif name not in _CONTENT_OF or not is_known:
+            names.append(name)
+    changed = [name for name in names if name in _CHANGED and found[name] != wanted[name]]
+    others = {name: wanted[name] for name in names if name not in _CHANGED}
+    return [_CHANGED[name] for name in changed] + recorded_facts.describe_changes(found, others)
+
+
+def _read_rejected(path: pathlib.Path) -> set[str]:
+    """Reads the ids of a folder's rejected rows."""
+    if not path.exists():
+        return set()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["id"] for line in lines if line.strip()}
 
 
 def _drop_torn_line(path: pathlib.Path) -> None:
-    """Cuts what a killed run had begun to write behind the last whole line."""
+    """Removes the partial last line that a killed run may leave."""
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

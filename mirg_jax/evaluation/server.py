@@ -1,4 +1,4 @@
-"""A model behind a server and a benchmark file → predictions, scores and a report in one folder."""
+"""Evaluation of a model behind a server: writes predictions, scores and a report to a folder."""
 
 import asyncio
 import dataclasses
@@ -12,28 +12,33 @@ from typing import Any
 from tqdm import tqdm
 
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
-from mirg_jax.chat.client import NO_CHOICE, Client, Retry, Unanswerable, content, data_url
-from mirg_jax.data.examples import Rejected
+from mirg_jax.chat.client import Client, Retry, Unanswerable, content, data_url
+from mirg_jax.chat.completions import NO_CHOICE
 from mirg_jax.data.images import load_image
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.mig_bench.benchmark import Row, choose, load_benchmark
 from mirg_jax.report import report
+from mirg_jax.runs import facts
 
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """Who is asked, and how.
+    """The server and the settings of requests.
 
     Attributes:
-      model: its name on the server.
-      base_url, key_variable, timeout: as a `Client` takes them.
-      concurrency, retries, backoff: as `Asking` takes them.
-      requests_per_minute: 0 for no limit.
-      max_tokens: of an answer; 0 for the family's.
-      max_pixels: of an image as it is sent.
-      extra_body: more fields of a request; None for the family's.
+      model: the model's name on the server.
+      base_url: as in `Client`.
+      key_variable: as in `Client`.
+      timeout: as in `Client`.
+      concurrency: as in `Asking`.
+      retries: as in `Asking`.
+      backoff: as in `Asking`.
+      requests_per_minute: maximum rate of requests; 0: no limit.
+      max_tokens: maximum length of an answer; 0: the family's.
+      max_pixels: upper limit on the pixels of an image as it is sent.
+      extra_body: additional fields of a request; None: the family's.
     """
 
     model: str
@@ -49,12 +54,16 @@ class Server:
     extra_body: Mapping[str, Any] | None = None
 
     def client(self) -> Client:
-        """Raises ConfigError for want of a key."""
+        """Creates a client.
+
+        Raises:
+          ConfigError: if the environment has no key.
+        """
         how = {"base_url": self.base_url, "key_variable": self.key_variable}
         return Client(self.model, **how, timeout=self.timeout)
 
     def settings(self, family: families.Family) -> dict[str, Any]:
-        """A request's fields but the question."""
+        """Returns the fields of a request except the question."""
         return {
             "model": self.model,
             "temperature": 0,
@@ -64,7 +73,14 @@ class Server:
 
 
 class Questions:
-    """Makes requests of a benchmark's rows."""
+    """Makes requests from a benchmark's rows.
+
+    Args:
+      family: the family of the model.
+      protocol: whose prompt to use.
+      server: the settings of requests.
+      image_root: folder that the benchmark's image paths are relative to.
+    """
 
     def __init__(
         self,
@@ -77,7 +93,7 @@ class Questions:
         self._max_pixels = server.max_pixels
         self._size_of = families.sizes_given(image_root, server.max_pixels)
         self._settings = server.settings(family)
-        # Rows that follow each other often share their images.
+        # Consecutive rows often share images.
         self._url = functools.lru_cache(8 * server.concurrency)(self._encode)
 
     def _encode(self, path: str) -> str:
@@ -85,10 +101,10 @@ class Questions:
         return data_url(prompts.picture(self._family, image, self._protocol, self._max_pixels))
 
     def request(self, row: Row) -> tuple[dict[str, Any], str]:
-        """A row's request, and the key that it is known by. Reads images.
+        """Reads a row's images, and returns its request and a key that identifies it.
 
         Raises:
-          DataError: one can't be read.
+          DataError: if an image can't be read.
         """
         parts = prompts.message(self._family, row, self._protocol, self._size_of)
         what = json.dumps([row.index, parts, self._max_pixels, self._settings], sort_keys=True)
@@ -98,7 +114,12 @@ class Questions:
 
 
 class _Round:
-    """Asks what has no response yet."""
+    """Sends the requests of the rows that have no response yet.
+
+    Attributes:
+      asking: sends and repeats the requests.
+      rejected: the reason for each row that got no response.
+    """
 
     def __init__(
         self,
@@ -116,6 +137,7 @@ class _Round:
         self.rejected: dict[int, str] = {}
 
     async def run(self, rows: Sequence[Row], *, progress: bool) -> None:
+        """Sends the requests of these rows, several at a time."""
         waiting = iter(rows)
         with (
             tqdm(total=len(rows), unit="row", desc="evaluate", disable=not progress) as bar,
@@ -127,7 +149,7 @@ class _Round:
                     try:
                         await self._row(row)
                     except GivenUp:
-                        pass  # or held, and listed once it is certain
+                        pass  # it is in `rejected`, or held until the server's state is known
                     except Stopped:
                         return
                     bar.update()
@@ -140,6 +162,7 @@ class _Round:
             await self._client.close()
 
     async def _row(self, row: Row) -> None:
+        """Sends a row's request until it is answered or given up."""
         give_up = functools.partial(self.rejected.__setitem__, row.index)
         try:
             body, key = await asyncio.to_thread(self._questions.request, row)
@@ -149,15 +172,18 @@ class _Round:
         await self.asking.ask(self._line, once, give_up)
 
     async def _once(self, index: int, body: dict[str, Any], key: str) -> None:
+        """Sends a request once, and writes its response or the error."""
         await self.asking.wait(self._line.pace.wait())
         try:
             reply = await self._client.complete(body, key)
             if reply.problem == NO_CHOICE:
                 raise Retry(NO_CHOICE)
+            if not reply.text.strip():  # listed, and asked again when the server is set right
+                raise Unanswerable(reply.problem)
         except (Retry, Unanswerable) as error:
             self._log.write(json.dumps({"index": index, "reason": str(error)}) + "\n")
             raise
-        # What was cut or refused is an answer too, and would come again.
+        # An answer that was cut or refused counts too, since it would be the same again.
         more = {"problem": reply.problem} if reply.problem else {}
         self._kept.add(index, reply.text, **more)
 
@@ -173,16 +199,21 @@ def run(
     limit: int = 0,
     progress: bool = True,
 ) -> scoring.Scores:
-    """Asks what has no response yet, scores everything, and writes the report.
+    """Sends the rows that have no response yet, scores all of them, and writes a report.
 
     Args:
-      family_name: one of `families.FAMILIES`.
-      protocol: of the prompts and the scores.
-      limit: ask only so many rows, spread evenly over the file; 0 for all.
+      family_name: a key of `families.FAMILIES`.
+      server: the server and the settings of requests.
+      benchmark: path of the benchmark file.
+      image_root: folder that the benchmark's image paths are relative to.
+      output_dir: folder of the results.
+      protocol: whose prompt to use, and what is scored.
+      limit: number of rows to evaluate, as in `benchmark.choose`; 0: all.
+      progress: whether to show a progress bar.
 
     Raises:
-      UserError: for a benchmark or setting that can't be used, or a server that doesn't answer;
-        what was answered is kept then.
+      UserError: if the benchmark or a setting can't be used, or the server doesn't answer; the
+        responses received until then are kept.
     """
     family = families.FAMILIES[family_name]
     rows = load_benchmark(benchmark)
@@ -194,13 +225,19 @@ def run(
         "benchmark": benchmark,
         "max_pixels": server.max_pixels,
         "request": server.settings(family),
+        "benchmark_sha256": facts.hash_file(benchmark),
+        "prompt.before": family.before,
+        "prompt.after": family.after,
+        "prompt.question_box": family.question_box,
+        "prompt.form": getattr(family.form, protocol),
     }
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:
         now = _Round(questions, client, server, kept, output_dir / "errors.jsonl")
-        missing = [row for row in chosen if kept.responses[row.index] is None]
+        kept.drop_empty()
+        missing = kept.missing(chosen)
         asyncio.run(now.run(missing, progress=progress))
-        _write_rejected(output_dir / "rejected.jsonl", now.rejected, benchmark)
+        kept.write_rejected(now.rejected, benchmark)
     if now.asking.error:
         raise now.asking.error
     if now.asking.stopped:
@@ -211,7 +248,8 @@ def run(
         )
     responses = [kept.responses[row.index] for row in chosen]
     if all(response is None for response in responses):
-        raise UserError(f"no row has an answer; the first: {now.rejected[chosen[0].index]}")
+        reason = next(iter(now.rejected.values()), f"see {output_dir / 'rejected.jsonl'}")
+        raise UserError(f"no row has an answer; the first: {reason}")
     scores = families.score(
         family, chosen, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
     )
@@ -220,12 +258,3 @@ def run(
         output_dir, server.model, benchmark, found, chosen, image_root, family=family_name
     )
     return scores
-
-
-def _write_rejected(path: pathlib.Path, reasons: Mapping[int, str], benchmark: str) -> None:
-    """Lists the rows that this run got no answer to, instead of those of the run before."""
-    lines = [
-        dataclasses.asdict(Rejected(f"{benchmark} row {index}", str(index), reason))
-        for index, reason in sorted(reasons.items())
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

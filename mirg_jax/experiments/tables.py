@@ -1,6 +1,7 @@
 """A table of experiments: every row is trained and evaluated, for every seed.
 
-What is there already isn't done again, so an interrupted table goes on where it stopped.
+What is there already isn't done again, so an interrupted table goes on where it stopped. A file
+`made_with.json` beside each part says what it was made with; other settings are refused.
 """
 
 import json
@@ -12,10 +13,11 @@ from contextlib import contextmanager
 import jax
 
 from mirg_jax.evaluation import evaluate
+from mirg_jax.experiments import records
 from mirg_jax.experiments.figures import Results, to_json
 from mirg_jax.experiments.rows import Table, TableData, TableRow
 from mirg_jax.mig_bench import scoring
-from mirg_jax.runs import run_folder, settings
+from mirg_jax.runs import devices, run_folder, settings
 from mirg_jax.scenes.scene_tasks import write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
@@ -41,14 +43,24 @@ def prepare(table: Table, folder: pathlib.Path, seed: int, clock: Clock) -> Tabl
     if table.data is not None:
         return table.data
     scenes, seed = folder / "scenes", table.first_seed + seed
-    if not (scenes / "eval.json").exists():
+    is_made = (scenes / "eval.json").exists()
+    records.check(
+        scenes / "made_with.json",
+        {"seed": seed, **table.scenes},
+        made=is_made,
+        of_earlier=lambda: records.facts_of_scenes(scenes),
+    )
+    if not is_made:
         with clock.time("scenes"):
             write_dataset(scenes, seed=seed, **table.scenes)
     for name, annotator in table.annotators.items():
-        if (scenes / name / "summary.json").exists():
-            continue
         annotator = annotator.copy_and_resolve_references()
         annotator.scenes.seed = seed
+        is_made = (scenes / name / "summary.json").exists()
+        now = records.facts_of_config(annotator)
+        records.check(scenes / name / "made_with.json", now, made=is_made)
+        if is_made:
+            continue
         with clock.time(f"trajectories: {name}"):
             build.build(
                 trajectory_settings.read(annotator),
@@ -80,7 +92,15 @@ def run_row(
             recipe.data.train_json = str(trajectories / f"{row.data}.jsonl")
         if row.start:
             recipe.init_from = str(folder / row.start)
+        devices.start(settings.read(recipe).devices)
         found = run_folder.find_run(workdir)
+        records.check(
+            workdir / "made_with.json",
+            records.facts_of_row(row, recipe),
+            made=found is not None,
+            write=jax.process_index() == 0,
+            of_earlier=lambda: records.facts_of_run(workdir),
+        )
         if found is None or found.step < recipe.num_steps:
             stage = settings.read(recipe).stage
             train = {"sft": sft.train, "grpo": grpo.train}[stage]

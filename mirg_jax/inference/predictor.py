@@ -17,6 +17,7 @@ from mirg_jax import sharding
 from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_rows, sizes
 from mirg_jax.data.examples import Example
 from mirg_jax.data.images import load_image, to_rgb
+from mirg_jax.data.json_rows import check_path
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import DataError
@@ -291,6 +292,7 @@ def _open_image(image: ImageLike) -> Image.Image:
                 "[height, width, 3] of uint8"
             )
         return to_rgb(Image.fromarray(image))
+    check_path(str(image))
     path = pathlib.Path(image).resolve()
     return load_image(path.parent, path.name)
 

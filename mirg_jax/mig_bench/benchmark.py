@@ -1,6 +1,7 @@
-"""The rows of a MIG-Bench file."""
+"""Reading a benchmark file in MIG-Bench's format, and choosing rows of it."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -13,16 +14,18 @@ from mirg_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One question of the benchmark with its answer.
+    """A question of the benchmark with its answer.
 
     Attributes:
       index: the row's number in its file, from 0. Predictions, scores, comparisons and reports all
-        name the row by it, whichever rows were chosen.
+        use it, whichever rows were chosen.
+      task: the task's name, as in `grounding.tasks`.
       images: paths as in the file, relative to the image root.
-      answer: x1, y1, x2, y2 as in the file, in fractions of the image; of some rows it is inverted,
-        and nothing can hit it.
-      target_image: the image, from 1, that the answer lies in; None where the file doesn't say
-        (`data.mig_bench_rows` has the rule).
+      question: the question as in the file.
+      answer: x1, y1, x2, y2 as in the file, in fractions of the image. In some rows it is inverted,
+        so that no prediction can hit it.
+      target_image: number, from 1, of the image that contains the answer; None if the file doesn't
+        say (see `data.mig_bench_rows`).
     """
 
     index: int
@@ -34,10 +37,13 @@ class Row:
 
 
 def load_benchmark(path: str | pathlib.Path) -> list[Row]:
-    """Reads the rows of a file, impossible answers included.
+    """Reads the rows of a file, including those whose answer can't be hit.
+
+    Args:
+      path: a JSON file with a list of rows.
 
     Raises:
-      DataError: the file is missing, cut or empty, or a row lacks what scoring needs.
+      DataError: if the file is missing, cut or empty, or a row lacks what scoring needs.
     """
     text = read_text(path)
     try:
@@ -69,14 +75,45 @@ def _read_row(index: int, row: object) -> Row:
 
 
 def choose(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most `limit` of the rows, spread evenly over them; 0 for all."""
-    if 0 < limit < len(rows):
-        return [rows[i * len(rows) // limit] for i in range(limit)]
-    return list(rows)
+    """Draws some of the rows at random, in proportion to the tasks, and at least one of each.
+
+    The draw is the same in every process and for every model, and a larger limit adds rows to those
+    of a smaller one.
+
+    Args:
+      rows: the rows.
+      limit: number of rows to draw; 0: all.
+
+    Returns:
+      The rows drawn, in their order.
+    """
+    if not 0 < limit < len(rows):
+        return list(rows)
+    by_task: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=_draw_number):
+        by_task.setdefault(row.task, []).append(row)
+    # The k-th row of a task of n comes at k / n, so that each task is spread over the whole order.
+    order = [
+        (place / len(group), task, row.index)
+        for task, group in by_task.items()
+        for place, row in enumerate(group)
+    ]
+    drawn = {index for _, _, index in sorted(order)[:limit]}
+    return [row for row in rows if row.index in drawn]
+
+
+def _draw_number(row: Row) -> bytes:
+    """Returns a fixed random number of a row."""
+    return hashlib.sha256(f"{row.task} {row.index}".encode()).digest()
 
 
 def as_example(row: Row, source: str) -> Example:
-    """A row as a question to be answered, without its answer; `source` is the benchmark's name."""
+    """Converts a row to an example without its answer.
+
+    Args:
+      row: the row.
+      source: the benchmark's name, for error messages.
+    """
     return Example(
         id=str(row.index),
         task=row.task,

@@ -1,4 +1,4 @@
-"""What changed between two runs on the same rows."""
+"""Comparison of two runs on the same rows."""
 
 import dataclasses
 import json
@@ -15,23 +15,34 @@ from mirg_jax.mig_bench.intervals import Interval, mcnemar, paired_bootstrap
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Of a set of rows; rates are fractions of 1."""
+    """The change of the scores on a set of rows; rates are fractions of 1.
+
+    Attributes:
+      n: number of rows.
+      before: hit rate of the first run.
+      after: hit rate of the second run.
+      difference: of the hit rates, with its interval over redrawn pairs of rows.
+      gained: indices of rows that were missed before and are hit after.
+      lost: indices of rows that were hit before and are missed after.
+      p: p-value of the exact McNemar test.
+      mean_iou: difference of the mean IoUs.
+    """
 
     n: int
     before: float
     after: float
-    difference: Interval  # of the hit rates, paired
-    gained: tuple[int, ...]  # rows missed before and hit after
+    difference: Interval
+    gained: tuple[int, ...]
     lost: tuple[int, ...]
-    p: float  # exact McNemar test
-    mean_iou: float  # difference of the means
+    p: float
+    mean_iou: float
 
 
 def read_scores(path: str | pathlib.Path) -> dict[str, Any]:
-    """Reads a scores.json, as `scoring.Scores.to_json` gives it.
+    """Reads a scores.json, the result of `scoring.Scores.to_json`.
 
     Raises:
-      DataError: it is missing or something else.
+      DataError: if the file is missing or contains something else.
     """
     try:
         scores = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -48,14 +59,17 @@ def read_scores(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
-    """By task, and "all": what `after` hits that `before` missed, and the other way.
+    """Compares two runs.
 
     Args:
-      before: scores as `read_scores` gives them.
-      after: the same of another run.
+      before: the first run's scores, from `read_scores`.
+      after: the second run's scores.
+
+    Returns:
+      The change by task, and under "all" the change over all rows.
 
     Raises:
-      DataError: they weren't scored alike, or not on the same rows.
+      DataError: if the two were scored by different rules, or on different rows.
     """
     for what in ("protocol", "strict"):
         if before[what] != after[what]:
@@ -63,21 +77,30 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
                 f"the two were scored by another {what} ({before[what]} and {after[what]}); "
                 "score both alike with scripts/score.py"
             )
-    rows = [{row["index"]: row for row in run["rows"]} for run in (before, after)]
-    names = [{index: row["task"] for index, row in run.items()} for run in rows]
-    if names[0] != names[1]:
+    rows_before, rows_after = (
+        {row["index"]: row for row in run["rows"]} for run in (before, after)
+    )
+    task_of, other_task_of = (
+        {index: row["task"] for index, row in rows.items()} for rows in (rows_before, rows_after)
+    )
+    if task_of != other_task_of:
         raise DataError(
-            f"the two were not scored on the same rows ({len(rows[0])} and {len(rows[1])}, of "
-            "which some differ in task or index)"
+            f"the two were not scored on the same rows ({len(rows_before)} and {len(rows_after)}, "
+            "of which some differ in task or index)"
         )
-    indices = sorted(rows[0])
-    known = [name for name in tasks.MIG_BENCH_TASKS if name in names[0].values()]
-    others = sorted(set(names[0].values()) - set(known))
-    groups = {name: [i for i in indices if names[0][i] == name] for name in (*known, *others)}
-    return {name: _change(*rows, group) for name, group in (groups | {"all": indices}).items()}
+    indices = sorted(rows_before)
+    known = [name for name in tasks.MIG_BENCH_TASKS if name in task_of.values()]
+    others = sorted(set(task_of.values()) - set(known))
+    groups = {name: [i for i in indices if task_of[i] == name] for name in (*known, *others)}
+    return {
+        name: _change(rows_before, rows_after, group)
+        for name, group in (groups | {"all": indices}).items()
+    }
 
 
 def _change(before: dict[int, Any], after: dict[int, Any], indices: Sequence[int]) -> Change:
+    """Compares the rows at some indices."""
+
     def of(run, field: str) -> np.ndarray:
         return np.array([run[index][field] for index in indices])
 
@@ -112,7 +135,7 @@ _COLUMNS: dict[str, Callable[[Change], str]] = {
 
 
 def table_cells(changes: dict[str, Change]) -> list[list[str]]:
-    """A header and a line a task; rates in per cent."""
+    """Returns the comparison as a header and one line per task, with rates in per cent."""
     lines = [["task", *_COLUMNS]]
     for name, change in changes.items():
         title = tasks.MIG_BENCH_TASKS[name].short if name in tasks.MIG_BENCH_TASKS else name

@@ -1,27 +1,26 @@
 """Families of models: how each is asked MIG-Bench's questions, and what its answers mean.
 
-A question goes with its images. Which words go with the images, how the question's own boxes are
-written and what is said of the answer's form is the family's (`prompts.py` does it), and so is what
-the numbers of its answers mean.
+A family determines the words beside each image, how boxes in the question are written, the request
+for an answer format (all used by `prompts.py`), and the unit of the coordinates in answers.
 
-Under the protocol `authors` all is as in the published evaluation (Migician's `eval/`), slips
-included, and the response is read by `parsing.parse_authors` as it is. Under `answer` the slips are
-mended, and every box of the response is brought into the form and onto the grid of
-`grounding/grammar.py` before it is scored.
+Under the protocol `authors` everything is as in the published evaluation (Migician's `eval/`),
+including its mistakes, and `parsing.parse_authors` reads the response unchanged. Under `answer` the
+mistakes are corrected, and every box of a response is converted to the format and grid of
+`grounding/grammar.py` before scoring.
 
-A checkpoint that we run ourselves (`evaluation/evaluate.py`) gets our own prompt whatever its
-family; the family says there how the question's boxes are written and what the answer's mean.
+A checkpoint that we run ourselves (`evaluation/evaluate.py`) always gets our own prompt; there the
+family only determines the coordinates of boxes in questions and answers.
 """
 
+import collections
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mirg_jax.data.images import image_size, smart_resize
-from mirg_jax.errors import ConfigError
+from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding import boxes, grammar
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench import box_images, scoring
 from mirg_jax.mig_bench.benchmark import Row
 
 # Qwen2-VL's own limits of an image.
@@ -31,7 +30,12 @@ MAX_PIXELS = 12_845_056
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What is said of the answer's form: by the authors, and without their slips."""
+    """The request for an answer format, appended to the question.
+
+    Attributes:
+      authors: as the benchmark's authors write it.
+      answer: the same without their mistakes.
+    """
 
     authors: str
     answer: str
@@ -39,23 +43,25 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Models that are asked and answer in one way.
+    """Models that get the same prompt and answer in the same coordinates.
 
     Attributes:
-      title: as in tables.
-      model: one of them, as Hugging Face's hub names it.
-      form: put behind the question.
-      before, after: each image; `{n}` counts from 1.
-      question_box: how a box of the question is written. kept: as in the file, on the grid between
-        Qwen2-VL's tokens. list: `[x1,y1,x2,y2]` on the grid. fractions: the same in fractions of
-        the image. pixels: the same in pixels of the image as the model gets it. removed: not at
-        all, since it is drawn in the image.
-      numbers: what those of an answer mean. grammar: our own form, read as it is. grid: 0..1000,
-        or fractions where none is over 1. pixels: of the image as the model gets it.
-      scale_y: the authors' correction for their own model.
-      authors_side: longest side that the authors make an image smaller to; 0 for any.
-      max_tokens: of an answer.
-      extra_body: of a request. Boxes are special tokens of Qwen's, which vLLM would leave out.
+      title: the family's name in tables.
+      model: name of an example on the Hugging Face hub.
+      form: the request for an answer format, after the question.
+      before: text before each image; `{n}` is its number from 1.
+      after: text after each image.
+      question_box: how a box in the question is written. kept: as in the file, on the grid between
+        Qwen2-VL's tokens. list: `[x1,y1,x2,y2]` on the grid. fractions: a list in fractions of the
+        image. pixels: a list in pixels of the image as the model gets it. removed: not at all,
+        since the box is drawn in the image.
+      numbers: unit of the coordinates in an answer. grammar: our own format, read as it is. grid:
+        0..1000, or fractions where no number is over 1. pixels: of the image as the model gets it.
+      scale_y: whether to apply the authors' correction for their own model.
+      authors_side: longest side that the authors shrink an image to; 0: they don't.
+      max_tokens: maximum length of an answer in tokens.
+      extra_body: additional fields of a request. Boxes of Qwen's models consist of special tokens,
+        which vLLM leaves out by default.
     """
 
     title: str
@@ -72,7 +78,7 @@ class Family:
 
 
 _QWEN_FORM = Form(
-    # The last token is the authors' slip, and so is the spelling.
+    # The last token and the spelling are mistakes of the authors.
     "Format:<|box_start|>(x1,y1),(x2,y2)<|box_start|>. Don't generate addtional words.",
     "Format: <|box_start|>(x1,y1),(x2,y2)<|box_end|>. Don't generate additional words.",
 )
@@ -170,7 +176,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-# The family that a setting `evaluation.coordinates` means.
+# The family for each value of `config.evaluation.coordinates`.
 _OF_COORDINATES = {"grid": "mirg", "pixels": "qwen2_5_vl"}
 
 Size = tuple[int, int]  # width, height
@@ -178,18 +184,13 @@ SizeOf = Callable[[str], Size]  # the size of an image, by its path, as the mode
 
 
 def of_coordinates(coordinates: str) -> Family:
-    """The family whose boxes are what `config.evaluation.coordinates` says.
+    """Returns the family whose boxes have the coordinates of `config.evaluation.coordinates`.
 
     Args:
-      coordinates: "grid": ours, trained on the grid of the data, whichever model they started
-        from. "pixels": published Qwen2.5-VL, taught pixels of the image as it gets it.
-
-    Raises:
-      ConfigError: it is something else.
+      coordinates: "grid" for models trained here, which use the data's grid whatever model they
+        started from; "pixels" for the published Qwen2.5-VL models, which use pixels of the image
+        as they get it.
     """
-    if coordinates not in _OF_COORDINATES:
-        known = ", ".join(_OF_COORDINATES)
-        raise ConfigError(f"evaluation.coordinates={coordinates!r} is none of {known}")
     return FAMILIES[_OF_COORDINATES[coordinates]]
 
 
@@ -197,18 +198,22 @@ def of_coordinates(coordinates: str) -> Family:
 
 
 def size_given(size: Size, max_pixels: int, min_pixels: int = MIN_PIXELS) -> Size:
-    """Width and height of an image of some size as a model of Qwen's gets it."""
-    height, width = smart_resize(size[1], size[0], min_pixels, max_pixels)
+    """Returns the width and height to which Qwen's processor resizes an image."""
+    width, height = size
+    height, width = smart_resize(height, width, min_pixels, max_pixels)
     return width, height
 
 
 def sizes_given(image_root: str, max_pixels: int, min_pixels: int = MIN_PIXELS) -> SizeOf:
-    """A function from an image's path to its width and height as a model of Qwen's gets it.
+    """Returns a function from an image's path to its width and height as Qwen's models get it.
 
-    Each call reads the head of the image's file.
+    Each call of that function reads the header of the image's file, and raises DataError if the
+    image can't be read.
 
-    Raises (when called):
-      DataError: the image can't be read.
+    Args:
+      image_root: folder that image paths are relative to.
+      max_pixels: upper limit on the pixels after resizing.
+      min_pixels: lower limit on the pixels after resizing.
     """
 
     def size_of(path: str) -> Size:
@@ -219,42 +224,31 @@ def sizes_given(image_root: str, max_pixels: int, min_pixels: int = MIN_PIXELS) 
 
 # Reading ------------------------------------------------------------------------------------------
 
-# No more digits than a coordinate has, and white space only behind something: linear in the text.
-_N = r"(\d{1,5}(?:\.\d{1,20})?)"
-_FOUR = rf"\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*"
-_BOX = re.compile(
-    rf"<box>\s*{_N}\s+{_N}\s+{_N}\s+{_N}\s*</box>"
-    r"|(?:(?:<\|box_start\|>|<box>)\s*)?"
-    rf"(?:\(\s*{_N}\s*,\s*{_N}\s*\)\s*,\s*\(\s*{_N}\s*,\s*{_N}\s*\)"
-    rf"|\[\[{_FOUR}\]\]|\[{_FOUR}\]|\({_FOUR}\))"
-    # Some end as they began, as the authors' prompt has it.
-    r"(?:\s*(?:<\|box_end\|>|<\|box_start\|>|</box>))?",
-    re.ASCII,
-)
-
 
 def to_grammar(
     family: Family, response: str | None, row: Row, size_of: SizeOf | None = None
 ) -> str | None:
-    """A response with every box of it as our grammar has boxes; None stays None.
+    """Converts every box of a response to the format of our grammar; None stays None.
 
-    Pixels are those of the image that the words before a box name, or else of the row's target
-    image. Numbers past the image's edge are set to it.
+    Pixels are those of the image that the response names for the box (see `box_images`), or
+    otherwise of the row's target image. Numbers beyond the image's edge are set to the edge.
 
     Args:
-      size_of: needed where the family's numbers are pixels.
+      family: the family of the model.
+      response: the model's response.
+      row: the row that it answers.
+      size_of: function from an image's path to its size; required if the family answers in pixels.
 
     Raises:
-      DataError: of `size_of`.
+      DataError: if `size_of` does.
     """
     if response is None or family.numbers == "grammar":
         return response
-    image = row.target_image or len(row.images)
     pieces, end = [], 0
-    for match in _BOX.finditer(response):
-        before = response[end : match.start()]
-        image = grammar.find_image_index(before, len(row.images)) or image
-        values = [float(digits) for digits in match.groups() if digits]
+    numbers: collections.Counter[int] = collections.Counter()
+    for found in box_images.find_boxes(response, len(row.images)):
+        image = found.image or row.target_image or len(row.images)
+        values = list(found.values)
         if max(values) <= 1:
             values = [boxes.GRID * value for value in values]
         elif family.numbers == "pixels":
@@ -262,9 +256,55 @@ def to_grammar(
             scaled = zip(values, (width, height, width, height), strict=True)
             values = [min(boxes.GRID * value / side, boxes.GRID) for value, side in scaled]
         x1, y1, x2, y2 = map(round, values)
-        pieces += [before, f"{grammar.BOX_START}({x1},{y1}),({x2},{y2}){grammar.BOX_END}"]
-        end = match.end()
+        identity = ""
+        if found.in_field:  # where the grammar doesn't look for it
+            numbers[image] += 1
+            identity = grammar.format_id(image, numbers[image])
+        box = f"{identity}{grammar.BOX_START}({x1},{y1}),({x2},{y2}){grammar.BOX_END}"
+        pieces += [response[end : found.start], box]
+        end = found.end
     return "".join([*pieces, response[end:]])
+
+
+class ReadResponses(NamedTuple):
+    """Responses in the format of our grammar.
+
+    Attributes:
+      responses: one for each row; None if there is none or it can't be read.
+      unreadable: by row index, why a response can't be read.
+    """
+
+    responses: list[str | None]
+    unreadable: dict[int, str]
+
+
+def read_responses(
+    family: Family,
+    rows: Sequence[Row],
+    responses: Sequence[str | None],
+    size_of: SizeOf | None = None,
+) -> ReadResponses:
+    """Converts responses as `to_grammar` does; one whose image can't be read becomes None.
+
+    Args:
+      family: the family of the model.
+      rows: the rows.
+      responses: the responses to these rows, in the same order.
+      size_of: as in `to_grammar`.
+
+    Raises:
+      DataError: if no response at all can be read because of its image.
+    """
+    read, unreadable = [], {}
+    for row, response in zip(rows, responses, strict=True):
+        try:
+            read.append(to_grammar(family, response, row, size_of))
+        except DataError as error:
+            read.append(None)
+            unreadable[row.index] = str(error)
+    if unreadable and all(response is None for response in read):
+        raise DataError(f"no response can be scored; the first: {next(iter(unreadable.values()))}")
+    return ReadResponses(read, unreadable)
 
 
 def score(
@@ -278,22 +318,23 @@ def score(
     skip_impossible: bool = False,
     strict: bool = False,
 ) -> scoring.Scores:
-    """Scores responses as the models of a family gave them.
+    """Scores the unconverted responses of a family's model.
 
     Args:
-      rows: as `scoring.score` takes them.
-      responses: the same.
-      protocol: the same.
-      skip_impossible: the same.
-      strict: the same.
-      image_root: folder of the rows' images, whose sizes count where the family's numbers are
-        pixels.
-      max_pixels: of an image as the model got it.
+      family: the family of the model.
+      rows: as in `scoring.score`.
+      responses: as in `scoring.score`.
+      protocol: as in `scoring.score`.
+      image_root: folder that image paths are relative to; required if the family answers in pixels.
+      max_pixels: upper limit on the pixels of an image as the model got it.
+      skip_impossible: as in `scoring.score`.
+      strict: as in `scoring.score`.
 
     Raises:
-      ConfigError: the family needs an image root.
-      DataError: an image can't be read, or every row was left out.
+      ConfigError: if the image root is required and missing.
+      DataError: if no image can be read, or no row is left to score.
     """
+    unreadable: dict[int, str] = {}
     if protocol == "answer":
         if family.numbers == "pixels" and not image_root:
             raise ConfigError(
@@ -301,10 +342,7 @@ def score(
                 "be looked up"
             )
         size_of = sizes_given(image_root, max_pixels)
-        responses = [
-            to_grammar(family, response, row, size_of)
-            for row, response in zip(rows, responses, strict=True)
-        ]
+        responses, unreadable = read_responses(family, rows, responses, size_of)
     return scoring.score(
         rows,
         responses,
@@ -312,4 +350,5 @@ def score(
         skip_impossible=skip_impossible,
         scale_y=family.scale_y,
         strict=strict,
+        unreadable=unreadable,
     )

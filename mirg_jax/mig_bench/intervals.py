@@ -1,4 +1,4 @@
-"""How far a hit rate is to be trusted: bootstrap intervals, and a test for two runs.
+"""Uncertainty of hit rates: bootstrap intervals, and a significance test for two runs.
 
 Rows are redrawn with replacement (Efron 1979); 95 % intervals are the 2.5th and 97.5th percentile.
 """
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(hits: Bool[np.ndarray, " n"], seed: int = 0, samples: int = SAMPLES) -> Interval:
-    """Hit rate of one run."""
+    """Computes a run's hit rate with its interval."""
     values = np.asarray(hits, np.float64)
     return _interval(values.mean(), _redrawn_means(values, np.random.default_rng(seed), samples))
 
@@ -30,7 +30,10 @@ def bootstrap(hits: Bool[np.ndarray, " n"], seed: int = 0, samples: int = SAMPLE
 def bootstrap_average(
     groups: Sequence[Bool[np.ndarray, " n"]], seed: int = 0, samples: int = SAMPLES
 ) -> Interval:
-    """Mean of the groups' hit rates, rows redrawn within each: the paper's AVE over tasks."""
+    """Computes the mean of several groups' hit rates, the paper's AVE over tasks.
+
+    Rows are redrawn within each group.
+    """
     rng = np.random.default_rng(seed)
     groups = [np.asarray(group, np.float64) for group in groups]
     redrawn = np.mean([_redrawn_means(group, rng, samples) for group in groups], axis=0)
@@ -43,7 +46,11 @@ def paired_bootstrap(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> Interval:
-    """Hit rate of run A less that of run B on the same rows, redrawn together."""
+    """Computes the hit rate of run A minus that of run B on the same rows, redrawn in pairs.
+
+    Raises:
+      ValueError: if the runs have different numbers of rows.
+    """
     a, b = np.asarray(hits_a, np.float64), np.asarray(hits_b, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired runs score the same rows, got {a.shape} and {b.shape}")
@@ -52,8 +59,15 @@ def paired_bootstrap(
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """The chance of so uneven a split, or a more uneven one, if a changed row were as likely won as
-    lost (exact McNemar test, two-sided)."""
+    """Computes the p-value of the exact two-sided McNemar test.
+
+    It is the probability of a split at least as uneven, if a changed row is gained or lost with
+    equal probability.
+
+    Args:
+      gained: number of rows hit by the second run only.
+      lost: number of rows hit by the first run only.
+    """
     changed = gained + lost
     ways = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
     return min(1.0, 2 * ways / 2**changed)

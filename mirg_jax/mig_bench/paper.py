@@ -1,4 +1,4 @@
-"""The figures of the paper's tables, in per cent of MIG-Bench (Acc@0.5), to stand beside ours.
+"""The figures of the paper's tables: Acc@0.5 on MIG-Bench in per cent, for comparison with ours.
 
 AVE is the mean of the ten tasks; Spontaneous that of Static, Robust and Common, Referential that of
 the other seven. The figures don't always agree with each other: see docs/evaluation.md.

@@ -1,13 +1,14 @@
-"""The box of a response: as the benchmark's authors find it, and as the answer block has it."""
+"""Finding the box of a response, by the rule of the benchmark's authors or in the answer block."""
 
 import math
 import re
+from typing import NamedTuple
 
 from mirg_jax.data.mig_bench_rows import Fractions
 from mirg_jax.grounding import boxes, grammar
 
 _INT, _FLOAT = r"(\d+)", r"(\d+\.\d+)"
-# The authors' patterns in the authors' order. That only some allow blanks is theirs too.
+# The authors' patterns, in their order; only some of them allow spaces.
 _AUTHORS_PATTERNS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -22,7 +23,7 @@ _AUTHORS_PATTERNS = tuple(
 
 
 def parse_authors(text: str, scale_y: bool = False) -> Fractions | None:
-    """The box that the benchmark's authors read from a response, None without one.
+    """Finds the box that the benchmark's authors would read from a response; None if there is none.
 
     The first pattern that occurs anywhere decides. If it occurs once, values from 1 up are grid
     coordinates and divided by 1000; if it occurs several times, values above 1 are, and the first
@@ -30,8 +31,8 @@ def parse_authors(text: str, scale_y: bool = False) -> Fractions | None:
 
     Args:
       text: the response.
-      scale_y: also stretch y as they do for their own model, Migician, which they do only when
-        the pattern occurs once.
+      scale_y: whether to apply the correction for their own model, Migician; they do so only if the
+        pattern occurs once.
     """
     for pattern in _AUTHORS_PATTERNS:
         matches = pattern.findall(text)
@@ -47,22 +48,37 @@ def parse_authors(text: str, scale_y: bool = False) -> Fractions | None:
     return None
 
 
-def parse_answer(
-    text: str, num_images: int | None = None
-) -> tuple[Fractions | None, int | None, bool]:
-    """The first object of `<answer>`: its box, its image, and whether the format is right.
+class ParsedAnswer(NamedTuple):
+    """What a protocol reads from a response.
 
-    Without an answer block, the first box of the text after the thoughts. The box is None where
-    there is no valid one; the image, from 1, is None where the response names none.
+    Attributes:
+      box: the box that is scored; None if there is no valid one.
+      image: number, from 1, of the image that the response names; None if it names none.
+      format_ok: whether the format is right; None if the protocol doesn't check it.
+    """
+
+    box: Fractions | None
+    image: int | None
+    format_ok: bool | None
+
+
+def parse_answer(text: str, num_images: int | None = None) -> ParsedAnswer:
+    """Finds the first object of the answer block.
+
+    Without an answer block it is the first box after the thoughts.
+
+    Args:
+      text: the response.
+      num_images: number of images of the question.
     """
     response = grammar.parse_response(text, num_images)
     if not response.objects:
-        return None, None, response.format_ok
+        return ParsedAnswer(None, None, response.format_ok)
     first = response.objects[0]
-    return boxes.grid_to_fraction(first.box), first.image, response.format_ok
+    return ParsedAnswer(boxes.grid_to_fraction(first.box), first.image, response.format_ok)
 
 
 def stretch_y(box: Fractions) -> Fractions:
-    """The authors' correction for Migician: y1 by 1.05 and y2 by 1.10, at most 0.999."""
+    """Applies the authors' correction for Migician: y1 × 1.05 and y2 × 1.10, at most 0.999."""
     x1, y1, x2, y2 = box
     return x1, round(min(y1 * 1.05, 0.999), 3), x2, round(min(y2 * 1.10, 0.999), 3)

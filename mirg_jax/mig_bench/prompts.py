@@ -1,4 +1,4 @@
-"""MIG-Bench's questions as families of models are asked them: words, boxes and pictures."""
+"""MIG-Bench's questions as prompts for each family of models: text, boxes and images."""
 
 import re
 from collections.abc import Sequence
@@ -28,13 +28,16 @@ _TAGS = {
 def message(
     family: Family, row: Row, protocol: Protocol, size_of: SizeOf | None = None
 ) -> list[Part]:
-    """A row's question as a message: texts, and images by their path, in order.
+    """Returns a row's question as the parts of a message: texts, and images by their path.
 
     Args:
-      size_of: needed where the family's numbers are pixels.
+      family: the family of the model.
+      row: the row.
+      protocol: whose prompt to use.
+      size_of: function from an image's path to its size; required if the family uses pixels.
 
     Raises:
-      DataError: of `size_of`.
+      DataError: if `size_of` does.
     """
     question = row.question.replace(IMAGE_MARK, "")
     if protocol == "authors":
@@ -59,15 +62,17 @@ def rewrite(
     *,
     authors: bool = False,
 ) -> str:
-    """A question with its boxes and tags as the family has them.
+    """Rewrites the boxes and tags of a question in the family's form.
 
     Args:
+      family: the family of the model.
+      question: the question as in the benchmark.
       images: the paths of the question's images.
-      size_of: needed where the family writes pixels.
-      authors: as the benchmark's authors do it, slips included.
+      size_of: function from an image's path to its size; required if the family uses pixels.
+      authors: whether to do it as the benchmark's authors do, including their mistakes.
 
     Raises:
-      DataError: of `size_of`.
+      DataError: if `size_of` does.
     """
     match family.question_box:
         case "pixels" if not authors:
@@ -83,7 +88,7 @@ def rewrite(
 
 
 def _boxes_in_pixels(question: str, images: Sequence[str], size_of: SizeOf) -> str:
-    """Pixels of the image that the words before a box name last, or else of the first."""
+    """Converts boxes to pixels of the image that the text before them names last, or the first."""
 
     def pixels(match: re.Match) -> str:
         image = grammar.find_image_index(question[: match.start()], len(images)) or 1
@@ -95,8 +100,10 @@ def _boxes_in_pixels(question: str, images: Sequence[str], size_of: SizeOf) -> s
 
 
 def _boxes_in_fractions(question: str, authors: bool) -> str:
+    """Converts boxes to fractions of the image."""
+
     def fractions(match: re.Match) -> str:
-        # The authors put "0." before the digits, which makes 0.58 of 58.
+        # The authors put "0." before the digits, so that 58 becomes 0.58.
         said = [f"0.{n}" if authors else f"{int(n) / boxes.GRID:g}" for n in match.groups()]
         return f"[{','.join(said)}]"
 
@@ -104,21 +111,28 @@ def _boxes_in_fractions(question: str, authors: bool) -> str:
 
 
 def _without_boxes(question: str) -> str:
-    """Without its boxes and the brackets that they stand in."""
+    """Removes boxes together with the brackets around them."""
     return re.sub(rf"\({_TAGGED_BOX.pattern}\)", "", question)
 
 
 def _other_tags(question: str) -> str:
+    """Replaces Qwen2-VL's tokens by plain tags."""
     for tag, other in _TAGS.items():
         question = question.replace(tag, other)
     return question
 
 
 def picture(family: Family, image: Image.Image, protocol: Protocol, max_pixels: int) -> Image.Image:
-    """An image as it is sent.
+    """Returns an image in the size in which it is sent.
 
-    One whose pixels are counted gets the size that the model's own processor would give it, which
-    then leaves it as it is.
+    For families with pixel coordinates it is the size that the model's own processor would resize
+    it to, so that the processor doesn't change it.
+
+    Args:
+      family: the family of the model.
+      image: the image as stored.
+      protocol: whose rule to use.
+      max_pixels: upper limit on its pixels.
     """
     size = image.size
     if family.numbers == "pixels":

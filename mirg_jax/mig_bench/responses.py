@@ -1,4 +1,4 @@
-"""Files of responses: a line of JSON for each answered row of the benchmark."""
+"""Reading files of predictions, which have a line of JSON for each answered row."""
 
 import json
 import pathlib
@@ -8,18 +8,18 @@ from mirg_jax.errors import DataError
 
 
 def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
-    """Reads responses, one line of JSON each: `{"index": i, "response": "…"}`, in any order.
+    """Reads a file of predictions, one line of JSON each: `{"index": i, "response": "…"}`.
 
     Args:
-      path: the JSONL file. Other keys on a line are ignored, and so are blank lines.
-      count: rows in the benchmark; an index runs from 0 to `count - 1`.
+      path: the JSONL file. Its lines may be in any order; other keys and blank lines are ignored.
+      count: number of rows in the benchmark; an index is from 0 to `count - 1`.
 
     Returns:
       A response for every row of the benchmark, None where the file has none.
 
     Raises:
-      DataError: the file is missing or holds no prediction, or a line is malformed, repeats an
-        index, or has one out of range.
+      DataError: if the file is missing or contains no prediction, or a line is malformed, repeats
+        an index, or has an index out of range.
     """
     responses: list[str | None] = [None] * count
     for number, line in enumerate(read_text(path).split("\n"), start=1):

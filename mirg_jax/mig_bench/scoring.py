@@ -1,16 +1,14 @@
-"""MIG-Bench scores of a system's responses, by the benchmark authors' rule or by the answer.
+"""Scoring of a system's responses on MIG-Bench, by one of two protocols.
 
-Two protocols, named in every result:
+* `authors`: exactly the published evaluation. The first box found anywhere in the response by a
+  fixed list of patterns is scored. The image is not checked.
+* `answer`: for models that think first. The box of `<answer>` is scored, never one of the thoughts;
+  the image index and the format are scored too. Without an answer block the first box after the
+  thoughts is scored, so that plain grounding models don't get zero.
 
-* `authors`: the published evaluation to the letter. The first box found anywhere in the response
-  by a fixed list of patterns counts. The image is not looked at.
-* `answer`: for models that think first. The box of `<answer>` counts, never one of the thoughts,
-  and the image index and the format are scored beside it. Without an answer block the first box
-  after the thoughts counts, so that plain grounding models are not scored at zero.
-
-In both, a box with an intersection over union of 0.5 or more is a hit, or, `strict`, of more than
-0.5: the authors' code has the first, the paper's words the second. The benchmark's boxes are
-fractions of the image, 0 to 1, origin top left; images count from 1.
+In both, an intersection over union of 0.5 or more is a hit, as in the authors' code; with `strict`
+only more than 0.5, as in the paper's text. The benchmark's boxes are fractions of the image from 0
+to 1, with the origin at the top left; images count from 1.
 """
 
 import dataclasses
@@ -24,9 +22,10 @@ import numpy as np
 from mirg_jax.data.mig_bench_rows import Fractions
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import boxes, tasks
+from mirg_jax.mig_bench import box_images
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.intervals import Interval, bootstrap, bootstrap_average
-from mirg_jax.mig_bench.parsing import parse_answer, parse_authors, stretch_y
+from mirg_jax.mig_bench.parsing import ParsedAnswer, parse_answer, parse_authors, stretch_y
 
 Protocol = Literal["answer", "authors"]
 
@@ -36,54 +35,96 @@ THRESHOLDS = (0.3, 0.5, 0.7, 0.75)
 
 @dataclasses.dataclass(frozen=True)
 class RowScore:
-    """One scored row of the benchmark."""
+    """The score of one row.
 
-    index: int  # the row's, in its file
+    Attributes:
+      index: the row's number in its file.
+      task: the row's task.
+      box: the predicted box; None if there is none.
+      iou: intersection over union with the row's answer.
+      hit: whether the IoU is high enough.
+      image: number of the predicted image, from 1; None if there is none.
+      target_image: number of the image that contains the answer; None if it is unknown.
+      format_ok: whether the format is right; None if the protocol doesn't check it.
+    """
+
+    index: int
     task: str
-    box: Fractions | None  # predicted
+    box: Fractions | None
     iou: float
     hit: bool
-    image: int | None  # predicted, from 1
+    image: int | None
     target_image: int | None
-    format_ok: bool | None  # None: not looked at by the protocol
+    format_ok: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Figures of a set of rows; shares are 0 to 1."""
+    """The scores of a set of rows, as fractions of 1.
+
+    Attributes:
+      n: number of rows.
+      accuracy: fraction of rows at or (strict) above each IoU threshold.
+      interval: the hit rate with its 95 % interval.
+      mean_iou: mean of the rows' IoUs.
+      image_n: number of rows whose target image is known.
+      image_accuracy: fraction of those where the right image is named; None if there are none or
+        the protocol doesn't check it.
+      format_rate: fraction of rows with the right format; None if the protocol doesn't check it.
+    """
 
     n: int
-    accuracy: dict[float, float]  # IoU threshold -> share of rows at or (strict) above it
-    interval: Interval  # 95 % of the hit rate
+    accuracy: dict[float, float]
+    interval: Interval
     mean_iou: float
-    image_n: int  # rows whose target image is known
-    image_accuracy: float | None  # of those; naming no image counts as wrong
+    image_n: int
+    image_accuracy: float | None
     format_rate: float | None
 
     @property
     def hit_rate(self) -> float:
+        """The fraction of rows that are hit."""
         return self.accuracy[HIT]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """A run's scores; `average`, `spontaneous` and `referential` are means of task hit rates."""
+    """The scores of a run.
+
+    Attributes:
+      protocol: as given to `score`, like the next three.
+      skip_impossible: whether rows with an inverted answer were left out.
+      scale_y: whether the authors' correction for Migician was applied.
+      strict: whether an IoU of exactly a threshold is below it.
+      missing: number of scored rows without a response, which count as misses.
+      unreadable: by row index, why a response can't be read; such a row has no response.
+      other_form: number of responses without a box in our format that have one in another format.
+      overall: the scores over all rows.
+      average: mean of the tasks' hit rates, the paper's AVE.
+      average_interval: the same with its 95 % interval.
+      spontaneous: mean hit rate of the tasks of this group; None if there are none.
+      referential: mean hit rate of the tasks of this group; None if there are none.
+      tasks: the scores by task.
+      rows: the scores by row.
+    """
 
     protocol: Protocol
     skip_impossible: bool
     scale_y: bool
     strict: bool
-    missing: int  # scored rows without a response, counted as misses
-    overall: Summary  # all rows as one set
-    average: float  # the paper's AVE
-    average_interval: Interval  # its 95 %
-    spontaneous: float | None  # None: no task of the group present
+    missing: int
+    unreadable: dict[int, str]
+    other_form: int
+    overall: Summary
+    average: float
+    average_interval: Interval
+    spontaneous: float | None
     referential: float | None
     tasks: dict[str, Summary]
     rows: tuple[RowScore, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers, for `json.dump`."""
+        """Returns the scores as dictionaries, lists and numbers, for `json.dump`."""
         return dataclasses.asdict(self)
 
 
@@ -94,20 +135,22 @@ def score(
     skip_impossible: bool = False,
     scale_y: bool = False,
     strict: bool = False,
+    unreadable: Mapping[int, str] | None = None,
 ) -> Scores:
-    """Scores one response a row.
+    """Scores one response per row.
 
     Args:
-      rows: of a benchmark, all or some.
-      responses: one for each of these rows; None, a missing one, is a miss.
-      protocol: see the module.
-      skip_impossible: leave out rows whose own answer is inverted, which nothing can hit.
-      scale_y: stretch y as the authors do for their own model, Migician.
-      strict: a hit is an IoU above 0.5, not from 0.5 up; so for the other thresholds.
+      rows: all or some rows of a benchmark.
+      responses: the responses to these rows, in the same order; None counts as a miss.
+      protocol: what is scored; see the module.
+      skip_impossible: whether to leave out rows whose answer is inverted, which can't be hit.
+      scale_y: whether to apply the authors' correction for their own model, Migician.
+      strict: whether an IoU must exceed a threshold; by default it may be equal.
+      unreadable: by row index, why a response can't be read and is None.
 
     Raises:
-      DataError: every row was left out.
-      ValueError: there are more or fewer responses than rows, or no such protocol.
+      DataError: if no row is left to score.
+      ValueError: if the numbers of rows and responses differ, or the protocol is unknown.
     """
     if protocol not in ("answer", "authors"):
         raise ValueError(f"unknown protocol {protocol!r}: 'answer' or 'authors'")
@@ -122,14 +165,23 @@ def score(
     parsed = [
         _parse(response or "", len(row.images), protocol, scale_y) for row, response in scored
     ]
-    predicted = np.array([box or (0, 0, 0, 0) for box, _, _ in parsed], np.float64)
+    predicted = np.array([answer.box or (0, 0, 0, 0) for answer in parsed], np.float64)
     truth = np.array([row.answer for row, _ in scored], np.float64)
     with np.errstate(over="ignore"):  # an area of hundreds of digits: the IoU is 0 all the same
         ious = boxes.iou(predicted, truth).tolist()
     above = operator.gt if strict else operator.ge
     row_scores = tuple(
-        RowScore(row.index, row.task, box, iou, above(iou, HIT), image, row.target_image, format_ok)
-        for (row, _), (box, image, format_ok), iou in zip(scored, parsed, ious, strict=True)
+        RowScore(
+            index=row.index,
+            task=row.task,
+            box=answer.box,
+            iou=iou,
+            hit=above(iou, HIT),
+            image=answer.image,
+            target_image=row.target_image,
+            format_ok=answer.format_ok,
+        )
+        for (row, _), answer, iou in zip(scored, parsed, ious, strict=True)
     )
 
     by_task: dict[str, list[RowScore]] = {name: [] for name in tasks.MIG_BENCH_TASKS}
@@ -143,6 +195,12 @@ def score(
         scale_y=scale_y,
         strict=strict,
         missing=sum(response is None for _, response in scored),
+        unreadable=dict(unreadable or {}),
+        other_form=sum(
+            box_images.has_box(response or "")
+            for (_, response), answer in zip(scored, parsed, strict=True)
+            if protocol == "answer" and answer.box is None
+        ),
         overall=_summarise(row_scores, above),
         average=_mean([summary.hit_rate for summary in summaries.values()]),
         average_interval=bootstrap_average(
@@ -160,19 +218,19 @@ def _is_possible(row: Row) -> bool:
     return x1 < x2 and y1 < y2
 
 
-def _parse(
-    response: str, num_images: int, protocol: Protocol, scale_y: bool
-) -> tuple[Fractions | None, int | None, bool | None]:
-    """The box, its image and whether the format is right, as far as the protocol looks at them."""
+def _parse(response: str, num_images: int, protocol: Protocol, scale_y: bool) -> ParsedAnswer:
+    """Reads a response by a protocol."""
     if protocol == "authors":
-        return parse_authors(response, scale_y), None, None
-    box, image, format_ok = parse_answer(response, num_images)
-    return stretch_y(box) if box and scale_y else box, image, format_ok
+        return ParsedAnswer(parse_authors(response, scale_y), None, None)
+    answer = parse_answer(response, num_images)
+    if answer.box and scale_y:
+        answer = answer._replace(box=stretch_y(answer.box))
+    return answer
 
 
 def _summarise(rows: Sequence[RowScore], above: Callable[[float, float], bool]) -> Summary:
     located = [row for row in rows if row.target_image is not None]
-    judged = rows[0].format_ok is not None  # the protocol looks at image and format
+    judged = rows[0].format_ok is not None  # whether the protocol checks image and format
     return Summary(
         n=len(rows),
         accuracy={level: _mean([above(row.iou, level) for row in rows]) for level in THRESHOLDS},

@@ -1,4 +1,4 @@
-"""Scores of several runs as a table."""
+"""Tables of the scores of several runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,9 +7,9 @@ from mirg_jax.mig_bench.scoring import Scores
 
 
 def table_cells(named_scores: Mapping[str, Scores]) -> list[list[str]]:
-    """A header and one line a run: hit rates in per cent, by task under the paper's short names.
+    """Returns a header and one line per run, with hit rates in per cent.
 
-    "95%" is the interval of AVE.
+    Columns of tasks have the paper's short names; "95%" is the interval of AVE.
     """
     columns = {name: task.short for name, task in tasks.MIG_BENCH_TASKS.items()}
     for scores in named_scores.values():
@@ -39,12 +39,31 @@ def table_cells(named_scores: Mapping[str, Scores]) -> list[list[str]]:
 
 
 def format_table(named_scores: Mapping[str, Scores]) -> str:
-    """`table_cells` as plain text."""
+    """Returns `table_cells` as plain text."""
     return aligned(table_cells(named_scores), left=2)
 
 
+def notes(scores: Scores) -> list[str]:
+    """Returns lines to print below the table, about what makes the scores lower."""
+    lines = []
+    if scores.unreadable:
+        first = next(iter(scores.unreadable.values()))
+        lines.append(
+            f"{len(scores.unreadable)} responses in pixels can't be scored and count as misses; "
+            f"the first: {first}"
+        )
+    if 2 * scores.other_form > scores.overall.n:
+        lines.append(
+            f"{scores.other_form} of {scores.overall.n} responses have a box in another form than "
+            "that of models trained here, which was not read: name the model's --family "
+            "(scripts/score.py, scripts/evaluate_server.py), or set "
+            "config.evaluation.coordinates=pixels for a published Qwen2.5-VL"
+        )
+    return lines
+
+
 def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
-    """Cells as plain text in columns, the first `left` of them aligned to the left."""
+    """Returns cells as plain text in columns, the first `left` of them aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

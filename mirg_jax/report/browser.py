@@ -1,8 +1,8 @@
-"""Examples in one HTML page: a gallery first, then all of them to choose, sort, open and look at.
+"""An HTML page of examples: a gallery, then a browser of all examples with filters and sorting.
 
-The page stands alone: pictures are inside it, nothing is loaded from elsewhere. All that it shows
-comes from models and data files. So examples travel as JSON, and its script puts them on the
-screen as text, never as HTML; and no script runs but the one whose hash the page names.
+The page is self-contained: pictures are embedded and nothing is loaded from elsewhere. Its content
+comes from models and data files and is not trusted. So examples are passed as JSON, and the page's
+script shows them as text, never as HTML; no script runs except the one whose hash the page names.
 """
 
 import base64
@@ -17,7 +17,7 @@ import pathlib
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mirg_jax.grounding import tasks
 from mirg_jax.grounding.grammar import GroundedObject
@@ -28,18 +28,25 @@ Fractions = tuple[float, float, float, float]
 _GALLERY = 12  # examples
 
 
+class PlacedBox(NamedTuple):
+    """A box, in fractions of the image's sides, and the number of its image, from 1."""
+
+    image: int
+    box: Fractions
+
+
 @dataclass(frozen=True)
 class Answer:
-    """One text about an example.
+    """An answer to an example's question.
 
     Attributes:
-      name: whose it is.
+      name: name of its author.
       mark: its result in a few characters, for the list.
       said: its result in words.
-      good: None for neither good nor bad.
-      text: None where there is none.
-      box: the one that counts, with its image.
-      objects: with image and number; known besides those of the text, and drawn with them.
+      good: whether it is good; None if it is neither good nor bad.
+      text: its text; None if there is none.
+      box: the box that is scored.
+      objects: objects with image and number that are drawn in addition to those of the text.
     """
 
     name: str
@@ -47,7 +54,7 @@ class Answer:
     said: str
     good: bool | None
     text: str | None
-    box: tuple[int, Fractions] | None = None
+    box: PlacedBox | None = None
     objects: Sequence[GroundedObject] = ()
 
 
@@ -56,19 +63,23 @@ class Card:
     """An example.
 
     Attributes:
-      images: paths in `root`.
-      truth: the true boxes with their images, from 1.
-      facets: by facet of the view, what holds of this example.
-      numbers: by order of the view, where this example comes.
+      title: its heading.
+      question: its question.
+      root: folder that image paths are relative to.
+      images: paths of its images.
+      truth: the true boxes.
+      answers: the answers to its question.
+      facets: values of this example by facet of the view.
+      numbers: values of this example by sort order of the view.
       badge: its result in a few words, for the gallery.
-      drawn: which answer's box the gallery draws.
+      drawn: index of the answer whose box the gallery draws.
     """
 
     title: str
     question: str
     root: str | pathlib.Path
     images: Sequence[str]
-    truth: Sequence[tuple[int, Fractions]]
+    truth: Sequence[PlacedBox]
     answers: Sequence[Answer]
     facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -81,10 +92,12 @@ class View:
     """Examples of one kind.
 
     Attributes:
-      facets: by what they can be chosen, each with its values in order.
-      orders: by what they can be sorted; the first as they come.
-      differences: whether they can be sorted by one order less another, too.
-      spread: the two facets that a gallery covers: what examples are of, and their result.
+      name: heading of the view.
+      cards: the examples.
+      facets: what they can be filtered by, each with its values in order.
+      orders: what they can be sorted by; the first is their order in `cards`.
+      differences: whether they can be sorted by the difference of two orders too.
+      spread: the two facets over which a gallery is spread: subject and result.
     """
 
     name: str
@@ -103,14 +116,16 @@ def write(
     *,
     pictures: bool = True,
 ) -> None:
-    """Writes the page; it takes its name once it is whole.
+    """Writes the page under a temporary name and renames it when it is complete.
 
     The page begins with a gallery of the first view that has examples.
 
     Args:
-      path: its folder is made.
-      sections: heading and HTML of what stands between the gallery and all examples.
-      pictures: False: boxes are drawn on blank frames, and no image is read.
+      path: the file to write; its folder is created.
+      title: heading of the page.
+      sections: headings and HTML of the sections between the gallery and the browser.
+      views: the examples.
+      pictures: whether images are read; if not, boxes are drawn on blank frames.
     """
     images = list(
         dict.fromkeys((str(c.root), p) for view in views for c in view.cards for p in c.images)
@@ -119,7 +134,7 @@ def write(
     numbers = {image: number for number, image in enumerate(images)}
     views = [view for view in views if view.cards]
     chosen = gallery(views[0]) if views else []
-    # The gallery's pictures come before the script, so that it can show them at once.
+    # The gallery's pictures precede the script, so that it can show them immediately.
     early = {
         numbers[str(card.root), path]
         for card in (views[0].cards[number] for number in chosen)
@@ -151,7 +166,7 @@ def write(
             for number, (heading, body) in enumerate(sections)
         ),
         gallery="".join(_picture(number, made[number]) for number in sorted(early)),
-        # A "<" could end the element. JSON has it in texts only, where this means the same.
+        # "<" could end the element. In JSON it occurs only inside strings, where it can be escaped.
         data=json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
             "<", "\\u003c"
         ),
@@ -169,13 +184,27 @@ def write(
     part.replace(path)
 
 
-def gallery(view: View, most: int = _GALLERY) -> list[int]:
-    """Numbers of at most `most` of a view's cards, spread over its two facets of `spread`.
+class _GalleryPlace(NamedTuple):
+    """The place of a card in the gallery: indices of its subject and result, and its number."""
 
-    Subjects (the first facet's values) take turns, and each subject's turns go to its results (the
-    second's values) one after another, beginning with the first result for every other subject.
-    Within a subject and result, the first cards are taken. The cards are ordered by subject, result
-    and number.
+    subject: int
+    result: int
+    card: int
+
+
+def gallery(view: View, most: int = _GALLERY) -> list[int]:
+    """Chooses cards for the gallery, spread over the two facets in `spread`.
+
+    Subjects (values of the first facet) take turns. A subject's turns go through its results
+    (values of the second facet) one after another, and neighbouring subjects begin with different
+    results. Within a subject and result, the first cards are taken.
+
+    Args:
+      view: the view.
+      most: maximum number of cards.
+
+    Returns:
+      The numbers of the chosen cards, ordered by subject, result and number.
     """
     if view.spread is None:
         return []
@@ -183,13 +212,13 @@ def gallery(view: View, most: int = _GALLERY) -> list[int]:
     places = []
     for number, card in enumerate(view.cards):
         subject, result = (card.facets[name][0] for name in view.spread)
-        places.append((subjects.index(subject), results.index(result), number))
+        places.append(_GalleryPlace(subjects.index(subject), results.index(result), number))
     places.sort()
     waiting = [
-        [list(group) for _, group in itertools.groupby(of_subject, key=lambda place: place[1])]
-        for _, of_subject in itertools.groupby(places, key=lambda place: place[0])
+        [list(group) for _, group in itertools.groupby(of_subject, key=lambda place: place.result)]
+        for _, of_subject in itertools.groupby(places, key=lambda place: place.subject)
     ]
-    chosen: list[tuple[int, int, int]] = []
+    chosen: list[_GalleryPlace] = []
     turn = 0
     while len(chosen) < min(most, len(places)):
         for number, groups in enumerate(waiting):
@@ -197,11 +226,11 @@ def gallery(view: View, most: int = _GALLERY) -> list[int]:
             if groups and len(chosen) < most:
                 chosen.append(groups[(turn + number) % len(groups)].pop(0))
         turn += 1
-    return [number for _, _, number in sorted(chosen)]
+    return [place.card for place in sorted(chosen)]
 
 
 def table(cells: Sequence[Sequence[Any]]) -> str:
-    """A header and lines as an HTML table."""
+    """Returns a header and lines as an HTML table."""
 
     def line(values: Sequence[Any], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{html.escape(str(v))}</{tag}>' for v in values)}</tr>\n"
@@ -212,32 +241,34 @@ def table(cells: Sequence[Sequence[Any]]) -> str:
 
 
 def task_title(name: str) -> str:
+    """Returns the short title of a task; a task that is not of the benchmark keeps its name."""
     return tasks.MIG_BENCH_TASKS[name].short if name in tasks.MIG_BENCH_TASKS else name
 
 
 def task_titles(names: Sequence[str]) -> list[str]:
-    """Titles of the tasks that occur, in the order of the paper."""
+    """Returns the titles of the tasks that occur, in the order of the paper."""
     present = dict.fromkeys(names)
     known = [name for name in tasks.MIG_BENCH_TASKS if name in present]
     return [task_title(name) for name in dict.fromkeys([*known, *present])]
 
 
 def _hash(text: str) -> str:
-    """Of an inline style or script, as a Content-Security-Policy names it."""
+    """Returns the hash of an inline style or script for a Content-Security-Policy."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _picture(number: int, thumbnail: thumbnails.Thumbnail) -> str:
-    """A picture's data as an element that the script reads; empty if there is no picture."""
+    """Returns an element with a picture's data for the script; empty if there is no picture."""
     if not thumbnail.data:
         return ""
     return f'<script type="text/plain" id="picture-{number}">{thumbnail.data}</script>\n'
 
 
 def _tile(view: View, number: int) -> dict[str, Any]:
-    """An example of the gallery: which it is, and what is said of it there."""
+    """Returns the JSON of an example in the gallery."""
     card = view.cards[number]
-    subject = card.facets[view.spread[0]][0]
+    facet, _ = view.spread
+    subject, *_ = card.facets[facet]
     return {"card": number, "subject": subject, "badge": card.badge, "drawn": card.drawn}
 
 
@@ -254,14 +285,14 @@ def _view(view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]
 
 def _card(card: Card, view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     count = len(card.images)
-    usual = card.truth[0][0] if card.truth else 1
+    usual = card.truth[0].image if card.truth else 1
     asked = _spans(spans.read(card.question, count))
     return {
         "title": card.title,
         "question": asked["pieces"],
         "asked": asked["places"],
         "images": [pictures[str(card.root), path] for path in card.images],
-        "truth": [_box(image, box) for image, box in card.truth],
+        "truth": [_box(true.image, true.box) for true in card.truth],
         "answers": [_answer(answer, count, usual) for answer in card.answers],
         "facets": [
             [values.index(value) for value in card.facets.get(name, ())]
@@ -274,7 +305,7 @@ def _card(card: Card, view: View, pictures: Mapping[tuple[str, str], int]) -> di
 def _answer(answer: Answer, count: int, usual: int) -> dict[str, Any]:
     made = {"name": answer.name, "mark": answer.mark, "said": answer.said, "good": answer.good}
     if answer.box:
-        made["box"] = _box(*answer.box)
+        made["box"] = _box(answer.box.image, answer.box.box)
     if answer.text is None:
         return made
     return made | _spans(spans.read(answer.text, count, usual, answer.objects))
@@ -289,11 +320,15 @@ def _spans(found: spans.Spans) -> dict[str, Any]:
 
 
 def _box(image: int, box: Fractions) -> list[float]:
-    """Image, left, top, width and height, within the image; the corners may be in any order."""
+    """Returns image, left, top, width and height of a box, clipped to the image.
+
+    The box's corners may be in any order.
+    """
     x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) if value == value else 0.0 for value in box)
     sides = min(x1, x2), min(y1, y2), abs(x2 - x1), abs(y2 - y1)
     return [image, *(round(value, 4) for value in sides)]
 
 
 def _finite(value: float) -> float | None:
+    """Rounds a number for JSON, which has no NaN or infinity."""
     return round(float(value), 4) if math.isfinite(value) else None

@@ -1,8 +1,9 @@
-"""Benchmark rows with systems' responses, and GRPO's groups, as examples to look through."""
+"""Examples for the report: benchmark rows with systems' responses, and GRPO's groups."""
 
 import json
 import math
 import pathlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +12,16 @@ from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.mig_bench import scoring
 from mirg_jax.mig_bench.benchmark import Row
-from mirg_jax.report.browser import Answer, Card, View, task_title, task_titles
+from mirg_jax.report.browser import Answer, Card, PlacedBox, View, task_title, task_titles
 
 _RESULTS = ("hit", "miss", "wrong image", "bad format", "no response")
 _RUNS = ("all hit", "they differ", "all miss")
 _REWARDS = ("differ", "all equal")
-_MOST_GROUPS = 400
+_MOST_GROUPS = 400  # in a report
 
 
 class Responses(NamedTuple):
-    """One system's responses, None where missing, and their scores on the same rows."""
+    """A system's responses and scores on the same rows; a missing response is None."""
 
     responses: Sequence[str | None]
     scores: scoring.Scores
@@ -29,16 +30,19 @@ class Responses(NamedTuple):
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def benchmark(
+def benchmark_view(
     rows: Sequence[Row],
     runs: Mapping[str, Responses],
     image_root: str | pathlib.Path,
     featured: str = "",
 ) -> View:
-    """Makes an example of each row that all runs have a score of, with an answer for each run.
+    """Makes an example of each row that all runs have a score for, with an answer for each run.
 
     Args:
-      featured: the run that the gallery shows; by default the last.
+      rows: the benchmark's rows.
+      runs: the runs by name.
+      image_root: folder that image paths are relative to.
+      featured: name of the run that the gallery shows; by default the last.
     """
     by_row = {name: {row.index: row for row in run.scores.rows} for name, run in runs.items()}
     scored = sorted(set.intersection(*map(set, by_row.values()))) if runs else []
@@ -61,7 +65,7 @@ def benchmark(
                 question=row.question,
                 root=image_root,
                 images=row.images,
-                truth=[(target or 1, row.answer)],
+                truth=[PlacedBox(target or 1, row.answer)],
                 answers=[
                     _answer(name, runs[name].responses[place], result, said[name], row)
                     for name, result in results.items()
@@ -85,7 +89,9 @@ def benchmark(
 
 
 def _badge(said: Sequence[str], result: scoring.RowScore) -> str:
-    return ", ".join([said[0], f"IoU {result.iou:.2f}", *said[1:]])
+    """Formats a result for the gallery."""
+    outcome, *problems = said
+    return ", ".join([outcome, f"IoU {result.iou:.2f}", *problems])
 
 
 def _facet(run: str, several: bool) -> str:
@@ -97,6 +103,7 @@ def _order(run: str, several: bool) -> str:
 
 
 def _results(response: str | None, result: scoring.RowScore) -> list[str]:
+    """Returns "hit" or "miss", and what is wrong with the response."""
     judged = response is not None and result.format_ok is not None
     checks = {
         "hit": result.hit,
@@ -116,50 +123,55 @@ def _answer(
     row: Row,
 ) -> Answer:
     target, count = result.target_image, len(row.images)
-    words = [said[0], f"IoU {result.iou:.2f}"]
+    outcome, *problems = said
+    words = [outcome, f"IoU {result.iou:.2f}"]
     if result.image:
         words.append(f"image {result.image}" + (f" (target {target})" if target else ""))
     named = result.image if result.image and 1 <= result.image <= count else None
     return Answer(
         name=name,
         mark=f"{'✓' if result.hit else '✗'} {result.iou:.2f}",
-        said=", ".join([*words, *said[1:]]),
+        said=", ".join([*words, *problems]),
         good=result.hit,
         text=response,
-        box=(named or target or 1, result.box) if result.box else None,
+        box=PlacedBox(named or target or 1, result.box) if result.box else None,
     )
 
 
 # Groups -------------------------------------------------------------------------------------------
 
 
-def groups(workdirs: Mapping[str, str | pathlib.Path]) -> View:
-    """The groups that GRPO runs wrote down; runs without any are passed over.
+def groups_view(workdirs: Mapping[str, str | pathlib.Path]) -> View:
+    """Makes an example of each group that GRPO runs logged; of very many, some from every time.
 
-    Of very many, some are shown, evenly spaced.
+    Args:
+      workdirs: folders of training runs by name; those without groups are skipped.
 
     Raises:
-      DataError: a file of groups can't be read.
+      DataError: if a file of groups can't be read.
     """
     several, cards, found = len(workdirs) > 1, [], []
     for name, workdir in workdirs.items():
         files = sorted(pathlib.Path(workdir).glob("groups/step_*.jsonl"))
         root = _image_root(pathlib.Path(workdir)) if files else ""
         found += [(name, root, path, line) for path in files for line in _lines(path)]
-    spacing = max(1, math.ceil(len(found) / _MOST_GROUPS))
-    for name, root, path, line in found[::spacing]:
+    size = max(1, math.ceil(len(found) / _MOST_GROUPS))
+    draw = random.Random(0)  # every k-th group might be the same one of each step
+    chosen = [draw.choice(found[start : start + size]) for start in range(0, len(found), size)]
+    for name, root, path, line in chosen:
         try:
             cards.append(_group(name, root, int(path.stem.removeprefix("step_")), json.loads(line)))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"{path}: not a group of GRPO ({error!r}); delete the file") from error
     facets = {"Run": list(workdirs)} if several else {}
-    named = [card.facets["Task"][0] for card in cards]
-    facets |= {"Task": list(dict.fromkeys(named)), "Rewards": _REWARDS}
+    titles = dict.fromkeys(title for card in cards for title in card.facets["Task"])
+    facets |= {"Task": list(titles), "Rewards": _REWARDS}
     orders = ["step", "mean reward", "spread of rewards"]
     return View("GRPO groups", cards, facets, orders, spread=("Task", "Rewards"))
 
 
 def _lines(path: pathlib.Path) -> list[str]:
+    """Reads the lines of a file that are not blank."""
     try:
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
@@ -167,6 +179,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def _image_root(workdir: pathlib.Path) -> str:
+    """Reads the image root from the config of a run."""
     path = workdir / "config.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["data"]["image_root"])
@@ -177,11 +190,12 @@ def _image_root(workdir: pathlib.Path) -> str:
 def _group(run: str, root: str, step: int, group: dict[str, Any]) -> Card:
     completions = sorted(group["completions"], key=lambda each: -each["reward"])
     rewards = [each["reward"] for each in completions]
-    spread = rewards[0] - rewards[-1]
+    best, worst = rewards[0], rewards[-1]
+    spread = best - worst
     title = task_title(group["task"])
     images = group["images"]
-    truth = [(image or 1, grid_to_fraction(box)) for image, *box in group["targets"]]
-    usual = truth[0][0] if truth else 1
+    truth = [PlacedBox(image or 1, grid_to_fraction(box)) for image, *box in group["targets"]]
+    usual = truth[0].image if truth else 1
     return Card(
         title=f"Step {step}, {title}, {group['id']}",
         question=group["question"],
@@ -198,7 +212,7 @@ def _group(run: str, root: str, step: int, group: dict[str, Any]) -> Card:
             "mean reward": math.fsum(rewards) / len(rewards),
             "spread of rewards": spread,
         },
-        badge=f"rewards {rewards[-1]:.2f} to {rewards[0]:.2f}",
+        badge=f"rewards {worst:.2f} to {best:.2f}",
     )
 
 
@@ -209,12 +223,15 @@ def _completion(place: int, completion: dict[str, Any], num_images: int, usual: 
     words = [f"reward {reward:.2f}", *(f"{name} {value:.2f}" for name, value in rest.items())]
     if advantage is not None:
         words.insert(1, f"advantage {advantage:+.2f}")
-    objects = parse_response(text, num_images).objects
+    box = None
+    if objects := parse_response(text, num_images).objects:
+        first = objects[0]
+        box = PlacedBox(first.image or usual, grid_to_fraction(first.box))
     return Answer(
         name=f"#{place}",
         mark=f"{reward:.2f}",
         said=", ".join(words),
         good=None if not advantage else advantage > 0,
         text=text,
-        box=(objects[0].image or usual, grid_to_fraction(objects[0].box)) if objects else None,
+        box=box,
     )

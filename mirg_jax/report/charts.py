@@ -1,4 +1,4 @@
-"""Training curves as charts that a page or a notebook can hold, each smoothed over its raw line."""
+"""Training curves as HTML charts for a page or a notebook, with raw and smoothed lines."""
 
 import html
 import math
@@ -16,10 +16,10 @@ Points = Sequence[tuple[float, float]]  # (step, value)
 _MOST_POINTS = 500
 _COLOURS = ("#1f77b4", "#e0700a", "#1a9a6c", "#8a5cc4", "#c83c78", "#8c6d31")
 _WIDTH, _HEIGHT = 340, 180
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 332, 10, 160  # of the axes
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 332, 10, 160  # ends of the axes
 _THIN = 'stroke-width="1" stroke-opacity="0.5"'
 _THICK = 'stroke-width="2.2" stroke-linejoin="round"'
-_ALONE = 'stroke-width="1.5"'  # of a line too short to be smoothed
+_ALONE = 'stroke-width="1.5"'  # for a line too short to be smoothed
 _KEY = "thick: centred moving average; thin: each value"
 _SHOWN = (
     "loss",
@@ -36,10 +36,16 @@ _SHOWN = (
 def training_curves(
     workdirs: Mapping[str, str | pathlib.Path],
 ) -> dict[str, dict[str, Points]]:
-    """The curves of training runs, by chart and in it by run; runs of one kind share charts.
+    """Reads the curves of training runs; runs of the same kind share charts.
+
+    Args:
+      workdirs: folders of the runs by name.
+
+    Returns:
+      The points by chart and run.
 
     Raises:
-      DataError: a folder has no metrics.jsonl that can be read.
+      DataError: if a folder has no readable metrics.jsonl.
     """
     charts: dict[str, dict[str, Points]] = {}
     for run, workdir in workdirs.items():
@@ -64,20 +70,19 @@ def training_curves(
 
 
 def smooth(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
-    """Centred moving average: the mean of each value and its window // 2 neighbours on each side.
+    """Computes a centred moving average.
 
-    Only the finite values within the window are averaged: fewer at both ends and around gaps. It is
-    NaN where there are none.
+    Only the finite values within the window are averaged, so there are fewer at both ends and
+    around gaps. The result is NaN where there are none.
 
     Args:
-      window: number of values, odd. It may be larger than the number of all values.
+      values: the values.
+      window: number of values to average, odd; it may exceed the number of values.
     """
     if not len(values):
         return values
     finite = np.isfinite(values)
-    scale = (
-        np.abs(values[finite]).max(initial=0.0) or 1.0
-    )  # so that sums of large values are finite
+    scale = np.abs(values[finite]).max(initial=0.0) or 1.0  # keeps sums of large values finite
     half, ones = window // 2, np.ones(window)
     sums, counts = (
         np.convolve(each, ones)[half : half + len(values)]
@@ -87,19 +92,23 @@ def smooth(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " 
 
 
 def smoothing_window(count: int) -> int:
-    """The window for a line of so many points: about a tenth of them, at most 101, odd.
+    """Returns the window for a line of `count` points: about a tenth of them, at most 101, odd.
 
-    It is 1, no smoothing, for fewer than 20 points.
+    For fewer than 20 points it is 1, which means no smoothing.
     """
     return 2 * min(count // 20, 50) + 1
 
 
 def chart(title: str, lines: Mapping[str, Points]) -> str:
-    """A line chart as HTML, with the ends of both axes, and each line's last value as text.
+    """Returns a line chart as HTML, with the ends of both axes and each line's last value as text.
 
-    A line of 20 points or more is drawn twice: its values thin and pale, and over them, thick,
-    their moving average. Styled by attributes, not by a page. Values that are not finite are
-    counted, not drawn.
+    A line of 20 points or more is drawn twice: its values thin and pale, and over them their moving
+    average as a thick line. The chart needs no style sheet. Values that are not finite are counted
+    in the legend.
+
+    Args:
+      title: heading of the chart.
+      lines: the points of each line by name.
     """
     curves = {name: _Curve(points) for name, points in lines.items()}
     shapes = [f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" fill="none" stroke="#888"/>']
@@ -141,8 +150,8 @@ def _polyline(
     colour: str,
     stroke: str,
 ) -> str:
-    """Points as a line in a chart whose axes run from `low` to `high`; very many are thinned."""
-    points = points[:: max(1, math.ceil(len(points) / _MOST_POINTS))]
+    """Returns an SVG line in a chart whose axes range from `low` to `high`."""
+    points = _thinned(points)
     # Halved, since the span of two large numbers may not be finite.
     span = np.where(high > low, high / 2 - low / 2, 1.0)
     across, up = ((points / 2 - low / 2) / span).T
@@ -153,8 +162,30 @@ def _polyline(
     return f'<polyline points="{corners}" fill="none" stroke="{colour}" {stroke}/>'
 
 
+def _thinned(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "m 2"]:
+    """Returns at most `_MOST_POINTS` points: the lowest and highest of each block of neighbours.
+
+    Taking every k-th point could hide peaks, and whatever repeats every k steps.
+    """
+    size = 2 * math.ceil(len(points) / _MOST_POINTS)
+    if size <= 2:
+        return points
+    kept: list[int] = []
+    for start in range(0, len(points), size):
+        values = points[start : start + size, 1]
+        kept += sorted({start + int(values.argmin()), start + int(values.argmax())})
+    return points[kept]
+
+
 class _Curve:
-    """A line's finite points, and its smoothed ones, with how many points each is the mean of."""
+    """A line of a chart.
+
+    Attributes:
+      values: its finite points.
+      missing: number of points that are not finite.
+      window: number of points that each smoothed value is the mean of.
+      smoothed: the points of the moving average.
+    """
 
     def __init__(self, points: Points):
         placed = np.array([(x, y) for x, y in points if math.isfinite(x)], np.float64)
@@ -168,7 +199,7 @@ class _Curve:
 
 
 def _tick(value: float) -> str:
-    """A value as short as the room beside the axis."""
+    """Formats a value to fit beside the axis."""
     text = f"{value:.3g}"
     return text if len(text) <= 7 else f"{value:.1e}"
 
@@ -178,10 +209,12 @@ def _colour(number: int) -> str:
 
 
 def _last(name: str, curve: _Curve) -> str:
+    """Returns a line's name with its last value, for the legend."""
     text = name
     if len(curve.values):
         step, value = curve.values[-1]
         text += f": {value:.4g} at {step:g}"
     if curve.window > 1:
-        text += f"; smoothed over {curve.window} points: {curve.smoothed[-1][1]:.4g}"
+        _, smoothed = curve.smoothed[-1]
+        text += f"; smoothed over {curve.window} points: {smoothed:.4g}"
     return text + (f" ({curve.missing} values not finite)" if curve.missing else "")

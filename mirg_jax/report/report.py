@@ -1,4 +1,4 @@
-"""Results as one HTML file: the scores, the training's curves, and every example."""
+"""A report of results as one HTML file: scores, training curves and all examples."""
 
 import itertools
 import pathlib
@@ -31,18 +31,17 @@ def write_report(
     """Writes scores, curves, all rows and GRPO's groups as one self-contained HTML file.
 
     Args:
-      path: the file to write; its folder is made.
+      path: the file to write; its folder is created.
       title: heading of the report.
       rows: the benchmark's rows.
-      runs: by name, all of the same rows; each is compared with the one before.
-      image_root: folder that the rows' image paths are relative to. A picture that can't be read
-        is replaced by the reason. Without it there are no pictures, and boxes are drawn on blank
-        frames.
-      training: folders of training runs, by name: their curves, and the groups that they sampled.
-      featured: the run that the gallery shows; by default the last.
+      runs: the runs by name, all of the same rows; each is compared with the previous one.
+      image_root: folder that the rows' image paths are relative to. An image that can't be read is
+        replaced by the reason. None: no images are shown, and boxes are drawn on blank frames.
+      training: folders of training runs by name, whose curves and sampled groups are shown.
+      featured: name of the run that the gallery shows; by default the last.
 
     Raises:
-      DataError: a training run's files can't be read.
+      DataError: if a training run's files can't be read.
     """
     training = training or {}
     sections = []
@@ -55,10 +54,13 @@ def write_report(
         sections.append((f"From {before} to {after}", table + _CHANGE))
     if charts := [chart(name, lines) for name, lines in training_curves(training).items()]:
         sections.append(("Curves", f'<div class="charts">{"".join(charts)}</div>\n'))
-    views = [cards.benchmark(rows, runs, image_root or "", featured), cards.groups(training)]
+    views = [
+        cards.benchmark_view(rows, runs, image_root or "", featured),
+        cards.groups_view(training),
+    ]
     browser.write(path, title, sections, views, pictures=image_root is not None)
 
 
 def score_table(named_scores: Mapping[str, scoring.Scores]) -> str:
-    """`tables.table_cells` as an HTML table."""
+    """Returns `tables.table_cells` as an HTML table."""
     return browser.table(tables.table_cells(named_scores))

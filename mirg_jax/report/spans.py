@@ -1,4 +1,4 @@
-"""A model's text in pieces, so that a page can give each object the colour of its box."""
+"""Splitting a model's text into pieces, so that a page can colour each object like its box."""
 
 import re
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import NamedTuple
 from mirg_jax.grounding import boxes, grammar
 from mirg_jax.grounding.grammar import GroundedObject
 
-# The parts of an object, by the name that pages know them by.
+# The tokens around each part of an object; pages use the same names of parts.
 TOKENS = {
     "id": (grammar.ID_START, grammar.ID_END),
     "name": (grammar.OBJECT_START, grammar.OBJECT_END),
     "box": (grammar.BOX_START, grammar.BOX_END),
 }
-# No quantifier crosses a "<", which keeps the search linear in the text whatever a model wrote.
+# No quantifier matches across a "<", so that matching takes linear time for any text.
 _PARTS = re.compile(
     "|".join(
         f"{re.escape(start)}(?P<{kind}>[^<]*){re.escape(end)}"
@@ -24,15 +24,15 @@ _WORD = re.compile(r"\w")
 
 
 class Piece(NamedTuple):
-    """A part of an object: what stands between its tokens, and which object of the text it is."""
+    """A part of an object: its kind, the text between its tokens, and the object's number."""
 
-    kind: str  # of TOKENS
+    kind: str  # a key of TOKENS
     content: str
     object: int
 
 
 class Place(NamedTuple):
-    """A box of an object, in fractions of an image's sides; images count from 1."""
+    """A box of an object in fractions of the image's sides; images count from 1."""
 
     object: int
     image: int
@@ -40,10 +40,10 @@ class Place(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """A text as prose and parts of objects, the names of its objects, and their boxes.
+    """A text split into prose and parts of objects, with the objects' names and boxes.
 
-    An object is what goes by one id; and a box without an id is the object that has that box
-    already, or a new one.
+    Parts with the same ID belong to the same object. A box without an ID belongs to the object that
+    already has this box, or to a new one.
     """
 
     pieces: list[str | Piece]
@@ -54,13 +54,13 @@ class Spans(NamedTuple):
 def read(
     text: str, num_images: int, image: int = 1, objects: Sequence[GroundedObject] = ()
 ) -> Spans:
-    """Finds the objects of a text, as `grammar` reads them.
+    """Splits a text into prose and parts of objects, by the same rules as `grammar`.
 
     Args:
       text: any string.
-      num_images: number of images of the prompt.
-      image: where a box is put whose image the text doesn't say.
-      objects: known besides the text's own; each with image and number.
+      num_images: number of images in the prompt.
+      image: image of the boxes for which the text names none.
+      objects: objects with image and number that are known in addition to those of the text.
     """
     scan = _Scan(num_images, image)
     for known in objects:
@@ -76,20 +76,21 @@ def read(
 
 
 class _Scan:
-    """One pass over a text. Parts wait for the id or box that says whose they are."""
+    """Scans a text once. Parts wait for the ID or box that determines their object."""
 
     def __init__(self, num_images: int, image: int):
         self.spans = Spans([], [], [])
         self._num_images = num_images
         self._default = image
-        self._said: int | None = None  # the image that the wording named last
-        self._numbers: dict[tuple[int | None, int | None], int] = {}  # id → object
-        self._boxes: dict[tuple[int, tuple[float, ...]], int] = {}  # box → object
+        self._said: int | None = None  # image named last in the text so far
+        self._numbers: dict[tuple[int | None, int | None], int] = {}  # object by ID
+        self._boxes: dict[tuple[int, tuple[float, ...]], int] = {}  # object by image and box
         self._places: set[Place] = set()
         self._waiting: list[int] = []  # pieces whose object is not known yet
         self._id: tuple[int, int] | None = None
 
     def prose(self, text: str) -> None:
+        """Adds the text between two parts."""
         if _WORD.search(text):
             self.release()
             self._said = grammar.find_image_index(text, self._num_images) or self._said
@@ -97,6 +98,7 @@ class _Scan:
             self.spans.pieces.append(text)
 
     def part(self, kind: str, content: str) -> None:
+        """Adds a part."""
         if kind == "id" and self._id:
             self.release()
         self._waiting.append(len(self.spans.pieces))
@@ -107,19 +109,19 @@ class _Scan:
             start, end = TOKENS["box"]
             found, _ = grammar.find_objects(f"{start}{content}{end}")
             if found:
-                image = self._id[0] if self._id else self._said
+                image, _ = self._id or (self._said, None)
                 self._settle(self.place(self._id, image, found[0].box))
             else:
                 self.release()
 
     def release(self) -> None:
-        """Ends the wait: a bare id is a later mention, anything else belongs to no object."""
+        """Ends the wait: a bare ID is a later mention; other parts belong to no object."""
         if self._id:
             self._settle(self.number(self._id, ""))
         self._waiting, self._id = [], None
 
     def number(self, identity: tuple[int | None, int | None] | None, name: str) -> int:
-        """The object of an id, a new one where there is none."""
+        """Returns the number of the object with an ID, adding an object if there is none."""
         if identity in self._numbers:
             return self._numbers[identity]
         self.spans.names.append(name)
@@ -134,7 +136,11 @@ class _Scan:
         box: boxes.Box,
         name: str = "",
     ) -> int:
-        """Puts a box into its image, if there is such an image; the object that it is of."""
+        """Adds a box, if its image exists.
+
+        Returns:
+          The number of its object.
+        """
         if image is None:
             image = self._default
         if not 1 <= image <= self._num_images:
@@ -151,7 +157,7 @@ class _Scan:
         return number
 
     def _settle(self, number: int) -> None:
-        """What waited is of this object."""
+        """Assigns the waiting parts to an object."""
         for i in self._waiting:
             piece = self.spans.pieces[i]
             self.spans.pieces[i] = piece._replace(object=number)

@@ -1,4 +1,4 @@
-"""Pictures small enough that a page can hold those of a whole benchmark."""
+"""Thumbnails, small enough for a page with all images of a benchmark."""
 
 import base64
 import io
@@ -15,15 +15,15 @@ from tqdm import tqdm
 from mirg_jax.data.images import load_image
 from mirg_jax.errors import DataError
 
-SIDE = 480  # pixels, longest
+SIDE = 480  # longest side in pixels
 _LEAST_SIDE = 32
-_MOST_BYTES = 24_000  # of a picture, however few there are
-_BUDGET = 64_000_000  # characters of all together
-_MANY = 200  # for which a progress bar is shown
+_MOST_BYTES = 24_000  # per picture, however few there are
+_BUDGET = 64_000_000  # characters in total
+_MANY = 200  # number of pictures from which a progress bar is shown
 
 
 class Thumbnail(NamedTuple):
-    """A picture's size, and its WebP file in base64 or the reason why there is none."""
+    """A picture's size, and its WebP file in base64 or the reason why it can't be shown."""
 
     width: int
     height: int
@@ -37,10 +37,12 @@ BLANK = Thumbnail(4, 3)
 def make(
     images: Sequence[tuple[str | pathlib.Path, str]], budget: int = _BUDGET
 ) -> list[Thumbnail]:
-    """A thumbnail for each (root, path), which together have at most `budget` characters.
+    """Makes thumbnails of images; the more there are, the smaller is each.
 
-    The more pictures there are, the smaller is each. Pictures of scenes and photos keep within
-    their share; one that can't, at 32 pixels, may exceed it.
+    Args:
+      images: root and path of each image.
+      budget: maximum number of characters of all thumbnails. An image that is too large even at
+        32 pixels may exceed its share, which photos and scenes don't.
     """
     share = min(_MOST_BYTES, budget // 4 * 3 // max(1, len(images)))
 
@@ -64,13 +66,18 @@ def make(
 
 
 def encode(image: Image.Image, most: int) -> Thumbnail:
-    """A thumbnail as large as `most` bytes allow, roughly, and SIDE."""
-    # Most photos take a ninth of a byte a pixel.
+    """Makes a thumbnail.
+
+    Args:
+      image: the image, which is changed.
+      most: maximum number of bytes; the thumbnail is roughly as large as it allows, up to SIDE.
+    """
+    # Most photos take a ninth of a byte per pixel.
     side = min(SIDE, max(_LEAST_SIDE, int(math.sqrt(most * 9 * 4 / 3))))
     while True:
         image.thumbnail((side, side), reducing_gap=2)
         buffer = io.BytesIO()
-        # A small picture is shown enlarged: at low quality its colours would run.
+        # A small picture is shown enlarged, where low quality would be visible.
         image.save(buffer, "WEBP", quality=90 if max(image.size) <= 112 else 70, method=2)
         size = buffer.tell()
         if size <= most or side <= _LEAST_SIDE:

@@ -1,8 +1,9 @@
 """Rule-based rewards (equations 1–3) on arrays of static shape.
 
-An answer has up to A boxes and a question up to A targets; `*B` is any batch shape, usually
-[prompts, group]. A reward is a pure function `(answers, targets) -> [*B]` with values in 0–1. To
-add one, name it as "module:function" in the config's `rewards`.
+Arrays hold up to A boxes of an answer and up to A targets of a question; an answer may have more
+boxes, which `count` includes. `*B` is any batch shape, usually [prompts, group]. A reward is a pure
+function `(answers, targets) -> [*B]` with values in 0–1. To add one, name it as "module:function"
+in the config's `rewards`.
 """
 
 import functools
@@ -24,6 +25,7 @@ class Answers(NamedTuple):
     valid: Bool[Array, "*B A"]  # False for padding
     format_ok: Bool[Array, "*B"]  # whether the completion has the required format
     lengths: Int[Array, "*B"]  # number of tokens in the completion
+    count: Int[Array, "*B"]  # number of boxes in the answer, including those beyond the first A
 
 
 class Targets(NamedTuple):
@@ -87,9 +89,9 @@ def _per_object(
 ) -> Float[Array, "*B"]:
     """Averages credit over the larger of the numbers of answers and targets.
 
-    A surplus object thus costs as much as a missing one.
+    A surplus object thus costs as much as a missing one, also beyond the first A.
     """
-    count = jnp.maximum(answers.valid.sum(-1), targets.valid.sum(-1))
+    count = jnp.maximum(answers.count, targets.valid.sum(-1))
     return credit.sum(-1) / jnp.maximum(count, 1)
 
 

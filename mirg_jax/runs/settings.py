@@ -345,6 +345,8 @@ def _check_grpo(settings: Settings, grpo: GrpoSettings) -> None:
             f"prompts_per_micro_batch={settings.micro_batch} and divide "
             f"batch_size={settings.batch_size}"
         )
+    if grpo.max_objects < 1:
+        raise ConfigError("grpo.max_objects must be at least 1: rewards are of boxes")
     if grpo.group < 2:
         raise ConfigError("grpo.group must be at least 2: advantages compare completions")
     if grpo.completion_lengths[-1] < grpo.max_tokens:

@@ -22,6 +22,20 @@ def _fill(objects, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return boxes, images, valid
 
 
+def why_unusable(example: Example, size: int) -> str:
+    """Returns why an example can't be rewarded, or "" if it can.
+
+    Args:
+      example: the example.
+      size: maximum number of targets.
+    """
+    if not example.targets:
+        return "the row has no target box to reward"
+    if (count := len(example.targets)) > size:
+        return f"{count} targets are more than grpo.max_objects={size}; raise it or remove the row"
+    return ""
+
+
 def answer_arrays(
     texts: Sequence[str], examples: Sequence[Example], mask: Bool[np.ndarray, "B G L"], size: int
 ) -> Answers:
@@ -31,7 +45,7 @@ def answer_arrays(
       texts: B·G completions, grouped by prompt.
       examples: the B examples.
       mask: the completions' tokens.
-      size: maximum number of boxes per answer; further ones are ignored.
+      size: maximum number of boxes per answer in the arrays; further ones are only counted.
     """
     B, G, _ = mask.shape
     parsed = [parse_response(text, len(examples[i // G].images)) for i, text in enumerate(texts)]
@@ -42,6 +56,7 @@ def answer_arrays(
         valid=np.stack(valid).reshape(B, G, size),
         format_ok=np.array([p.format_ok for p in parsed]).reshape(B, G),
         lengths=mask.sum(-1).astype(np.int32),
+        count=np.array([len(p.objects) for p in parsed], np.int32).reshape(B, G),
     )
 
 
@@ -49,9 +64,9 @@ def target_arrays(examples: Sequence[Example], group: int, size: int) -> Targets
     """Returns the targets of each example, repeated for the completions of its group.
 
     Args:
-      examples: the examples.
+      examples: the examples, which have at most `size` targets each (see `why_unusable`).
       group: completions per prompt.
-      size: maximum number of targets per example; further ones are ignored.
+      size: number of targets per example in the arrays.
     """
     arrays = zip(*(_fill(example.targets, size) for example in examples), strict=True)
     return Targets(*(np.repeat(np.stack(a)[:, None], group, axis=1) for a in arrays))

@@ -23,7 +23,7 @@ from mirg_jax.runs.train_state import TrainState, split_trainable
 from mirg_jax.sampling.tokens import decode, forbidden_ids
 from mirg_jax.sharding.memory import with_resident
 from mirg_jax.training import groups, rollouts
-from mirg_jax.training.answers import answer_arrays, target_arrays
+from mirg_jax.training.answers import answer_arrays, target_arrays, why_unusable
 from mirg_jax.training.grpo_programs import (
     Experience,
     PolicyOptions,
@@ -228,7 +228,8 @@ def train(settings: Settings, workdir: pathlib.Path) -> None:
     Raises:
       UserError: if a setting, the data or a checkpoint can't be used.
     """
-    run = start(settings, workdir, with_response=False, keep=lambda example: bool(example.targets))
+    refuse = functools.partial(why_unusable, size=settings.grpo.max_objects)
+    run = start(settings, workdir, with_response=False, refuse=refuse)
     trainer = Trainer(run)
     run = trainer.run
     loop = Loop(run, "grpo", resident=trainer.copies)

@@ -1,13 +1,17 @@
 """Evaluation of the policy on held-out questions during training, with greedy decoding."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
 
 from mirg_jax.data.examples import Rejected
+from mirg_jax.data.images import image_size
+from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import benchmark, scoring
+from mirg_jax.runs import facts
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
@@ -35,6 +39,8 @@ class HeldOut:
         self._questions = [
             (row.index, benchmark.as_example(row, settings.benchmark)) for row in self._rows
         ]
+        _check_images(self._rows, settings.image_root)
+        self._claim_questions()
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),
             run.settings.model.precision.compute,
@@ -50,6 +56,29 @@ class HeldOut:
             batch_size=settings.batch_size,
             max_tokens=settings.max_tokens,
         )
+
+    def _claim_questions(self) -> None:
+        """Records what held-out accuracies depend on; those of all steps are compared.
+
+        Raises:
+          ConfigError: if the run was evaluated on other questions before.
+        """
+        run, settings = self._run, self._settings
+        path = run.workdir / "held_out/questions.json"
+        now = {
+            "benchmark_sha256": facts.hash_file(settings.benchmark),
+            "limit": settings.limit,
+            "max_tokens": settings.max_tokens,
+        }
+        if run.first_step and path.exists():
+            if changes := facts.describe_changes(json.loads(path.read_text()), now):
+                raise ConfigError(
+                    f"{run.workdir}: its held-out accuracies are of other questions "
+                    f"({'; '.join(changes)}); keep config.evaluation, or give another --workdir"
+                )
+        elif run.is_first:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(now, indent=1) + "\n")
 
     def due(self, step: int) -> bool:
         """Returns whether to evaluate after `step` steps."""
@@ -98,3 +127,20 @@ class HeldOut:
             if response is not None
         ]
         (folder / f"step_{step:06d}.jsonl").write_text("".join(lines))
+
+
+def _check_images(rows: Sequence[benchmark.Row], image_root: str) -> None:
+    """Checks that the images of some row can be read, so that not every row will be a miss.
+
+    Raises:
+      DataError: if those of no row can; the message has the first reason.
+    """
+    first = None
+    for row in rows:
+        try:
+            for path in row.images:
+                image_size(image_root, path)
+            return
+        except DataError as error:
+            first = first or error
+    raise DataError(f"no held-out row can be used; the first: {first}; set evaluation.image_root")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mirg_jax import sharding
 from mirg_jax.data import pipeline
-from mirg_jax.data.examples import Example, read_examples
+from mirg_jax.data.examples import Example, Rejected, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
@@ -60,7 +60,7 @@ def start(
     workdir: pathlib.Path,
     *,
     with_response: bool,
-    keep: Callable[[Example], bool] = lambda _: True,
+    refuse: Callable[[Example], str] = lambda _: "",
 ) -> TrainingRun:
     """Prepares a run, and resumes it if `workdir` contains a checkpoint.
 
@@ -68,7 +68,7 @@ def start(
       settings: the run's settings.
       workdir: the run's folder.
       with_response: whether examples are encoded with their response (SFT).
-      keep: returns whether this kind of training can use an example.
+      refuse: returns why this kind of training can't use an example, or "" if it can.
 
     Raises:
       UserError: if a setting, the data or a checkpoint can't be used.
@@ -93,7 +93,7 @@ def start(
     layout = state_shardings(params, optimizer, mesh)
     state = _first_state(params, optimizer, layout, settings.seed)
 
-    kept = [example for example in examples if keep(example)]
+    kept = _usable(examples, refuse, rejected)
     image_root = settings.data.image_root
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
     data = _open_data(settings, kept, preparer, rejected, share)
@@ -124,6 +124,19 @@ def start(
         checkpoints=checkpoints,
         first_step=first_step,
     )
+
+
+def _usable(
+    examples: Sequence[Example], refuse: Callable[[Example], str], rejected: RejectedLog
+) -> list[Example]:
+    """Returns the examples that this kind of training can use, and lists the others."""
+    kept = []
+    for example in examples:
+        if reason := refuse(example):
+            rejected.add(Rejected(example.source, example.id, reason), told=True)
+        else:
+            kept.append(example)
+    return kept
 
 
 def trainable(

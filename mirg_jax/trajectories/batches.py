@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mirg_jax.chat.client import read_completion
+from mirg_jax.chat.completions import read_completion
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import DataError
 from mirg_jax.trajectories.journal import Journal, record_reply

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
+from mirg_jax.runs import facts
 from mirg_jax.trajectories import checks, outputs, page, prompts, select
 from mirg_jax.trajectories.batches import BatchFiles, exchange_files
 from mirg_jax.trajectories.estimate import Estimate, estimate
@@ -88,6 +89,32 @@ def _in_process_teacher(
     return ModelTeacher(settings, image_root)
 
 
+def _check_models(settings: TrajectorySettings, record: pathlib.Path) -> None:
+    """Checks that models in this process are those that answered before under the same names.
+
+    Args:
+      settings: the settings.
+      record: file with the hash of each model by its name.
+
+    Raises:
+      ConfigError: if one has changed.
+    """
+    teachers = [stage.teacher for stage in settings.stages.values()]
+    models = {each.model for each in teachers if isinstance(each, ModelTeacherSettings)}
+    if not models:
+        return
+    hashes = {model: facts.hash_model(model) for model in sorted(models)}
+    found = json.loads(record.read_text()) if record.exists() else {}
+    for model, now in hashes.items():
+        if now and found.get(model, now) != now:
+            raise ConfigError(
+                f"{record.parent}: has answers of {model} as it was before its weights changed; "
+                "give another --output_dir, or delete it"
+            )
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(found | hashes, indent=1) + "\n")
+
+
 def make_plan(settings: TrajectorySettings) -> Plan:
     """Reads the prompts, and makes the plan of the stages.
 
@@ -130,10 +157,12 @@ class BuildResult(NamedTuple):
     Attributes:
       summary: as in summary.json.
       stopped: why the run ended before all requests were sent; "" if it didn't.
+      folder: the folder of the outputs.
     """
 
     summary: dict
     stopped: str
+    folder: pathlib.Path
 
 
 def build(
@@ -162,6 +191,7 @@ def build(
         was answered so far are written first.
     """
     questions = _questions(settings, source, image_root, output_dir, shard)
+    _check_models(settings, output_dir / "models.json")
     teachers = make_teachers(settings, image_root)
     plan = make_plan(settings)
     journal = _open_journal(output_dir, shard, retry_failed)
@@ -173,7 +203,7 @@ def build(
         journal.close()
     if pipeline.error:
         raise pipeline.error
-    return BuildResult(summary, pipeline.stopped)
+    return BuildResult(summary, pipeline.stopped, _output_folder(output_dir, shard))
 
 
 class BatchResult(NamedTuple):
@@ -239,7 +269,7 @@ def _write_outputs(
 
     Returns: the summary.
     """
-    folder = output_dir / f"shard-{shard.name}" if shard else output_dir
+    folder = _output_folder(output_dir, shard)
     folder.mkdir(parents=True, exist_ok=True)
     sample = page.Sample(settings.page_examples, len({question.task for question in questions}))
     for outcome in outputs.write_outcomes(replay(questions, plan, journal), folder):
@@ -247,6 +277,10 @@ def _write_outputs(
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     page.write_trajectory_page(folder / "report.html", summary, sample.outcomes, image_root)
     return summary
+
+
+def _output_folder(output_dir: pathlib.Path, shard: Shard | None) -> pathlib.Path:
+    return output_dir / f"shard-{shard.name}" if shard else output_dir
 
 
 def dry_run(

@@ -20,7 +20,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from mirg_jax.chat.asking import GivenUp
-from mirg_jax.chat.client import Reply
+from mirg_jax.chat.completions import Reply
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.trajectories.limits import Costs
 from mirg_jax.trajectories.request import Request
@@ -51,7 +51,8 @@ class Journal:
           name: of the file to write, such as "replies.jsonl"; all files named replies*.jsonl are
             read.
           write: False opens the journal for reading only.
-          retry_failed: ignores "failed" lines, so that those requests are sent again.
+          retry_failed: ignores "failed" lines and empty answers, so that those requests are sent
+            again.
 
         Raises:
           ConfigError: another process writes to this file.
@@ -107,7 +108,9 @@ class Journal:
                 elif kind in ("lost", "reply"):
                     self._unanswered[key] -= self._unanswered[key] > 0
                     self.dollars += dollars
-                if kind == "reply" or (kind == "failed" and not retry_failed):
+                # An empty answer is a failure too: it may be the server's setting, mended since.
+                failed = kind == "failed" or (kind == "reply" and not str(row.get("text")).strip())
+                if kind in ("reply", "failed") and not (failed and retry_failed):
                     self._places[key] = _Place(descriptor, start, len(line))
                 start += len(line)
         return start

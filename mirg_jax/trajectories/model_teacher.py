@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from mirg_jax.chat.client import Reply, Unanswerable
+from mirg_jax.chat.client import Unanswerable
+from mirg_jax.chat.completions import Reply
 from mirg_jax.data.examples import Example
 from mirg_jax.grounding.grammar import END_OF_TURN
 from mirg_jax.inference.predictor import Prediction, Predictor

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from mirg_jax.data.examples import Example, Rejected, to_line
 from mirg_jax.data.pipeline import response_of
+from mirg_jax.errors import DataError
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.trajectories.checks import match_targets
 from mirg_jax.trajectories.ingest import reason_kind
@@ -143,6 +144,27 @@ def complete_file(path: pathlib.Path) -> Iterator[TextIO]:
     with open(part, "w", encoding="utf-8") as file:
         yield file
     part.rename(path)
+
+
+def check_some_accepted(summary: dict[str, Any], folder: pathlib.Path) -> None:
+    """Checks that not every question was rejected.
+
+    Args:
+      summary: as in summary.json.
+      folder: the folder of the outputs.
+
+    Raises:
+      DataError: if all were; the message has the first reason.
+    """
+    if summary["accepted"] or summary["unfinished"] or not summary["rejected"]:
+        return
+    path = folder / "rejected.jsonl"
+    with open(path, encoding="utf-8") as file:
+        first = json.loads(file.readline())
+    raise DataError(
+        f"no question was accepted, {summary['rejected']} were rejected; the first: "
+        f"{first['reason']}; all reasons are in {path}"
+    )
 
 
 def yield_table(summary: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ def _card(outcome: QuestionOutcome, image_root: str | pathlib.Path) -> browser.C
         root=image_root,
         images=question.images,
         truth=[
-            (target.image, grid_to_fraction(target.box))
+            browser.PlacedBox(target.image, grid_to_fraction(target.box))
             for target in question.targets
             if target.image
         ],

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from mirg_jax.chat.asking import GivenUp, Stopped
-from mirg_jax.chat.client import Reply
+from mirg_jax.chat.completions import Reply
 from mirg_jax.data.examples import Example
 from mirg_jax.grounding.grammar import GroundedObject
 from mirg_jax.trajectories import checks, prompts

@@ -3,7 +3,8 @@
 import functools
 import re
 
-from mirg_jax.chat.client import Reply, Unanswerable
+from mirg_jax.chat.client import Unanswerable
+from mirg_jax.chat.completions import Reply
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.grammar import (
     OBJECT_END,

@@ -20,6 +20,7 @@ from mirg_jax.data.examples import Example, Rejected, read_examples, write_traje
 from mirg_jax.data.images import resolve_image
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.mig_bench.benchmark import load_benchmark
+from mirg_jax.runs import facts
 from mirg_jax.trajectories import ingest
 from mirg_jax.trajectories.settings import SelectionSettings
 
@@ -41,17 +42,24 @@ def prepare_questions(
     """Returns the questions for SFT: selects and writes them, or reads an earlier selection.
 
     Raises:
-      DataError: a file can't be read.
+      DataError: a file can't be read, or no question can be used.
       ConfigError: the folder holds a selection from other files or with other settings.
     """
     how = json.loads(json.dumps(dataclasses.asdict(settings)))  # with JSON's types
+    excluded = ""
+    if settings.exclude and pathlib.Path(settings.exclude).exists():
+        excluded = facts.hash_file(settings.exclude)
     manifest = folder / "manifest.json"
-    if manifest.exists():
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        if found["how"] != how or not _are_same_files(found["files"], source):
+    if found := _read_manifest(manifest):
+        changes = facts.describe_changes(found, {"how": how})
+        if excluded and found.get("exclude_sha256", excluded) != excluded:
+            changes.append(f"the content of {settings.exclude} has changed")
+        if not _are_same_files(found["files"], source):
+            changes.append("from other files than the input's")
+        if changes:
             raise ConfigError(
-                f"{folder}: holds questions chosen otherwise or from other files than the input's; "
-                "give another --output_dir or delete it"
+                f"{folder}: holds questions chosen otherwise ({'; '.join(changes)}); give another "
+                "--output_dir or delete it"
             )
         return read_examples(folder / "questions.jsonl")[0]
 
@@ -63,9 +71,15 @@ def prepare_questions(
     write_trajectories(folder / "rl.jsonl", selection.rl)
     with open(folder / "rejected.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in selection.left_out)
+    if not selection.sft:
+        first = f"; the first: {selection.left_out[0].reason}" if selection.left_out else ""
+        raise DataError(
+            f"no question can be used, {len(selection.left_out)} were left out{first}; all reasons "
+            f"are in {folder / 'rejected.jsonl'}"
+        )
     # Written last and renamed: without a manifest, the selection is made again.
     part = manifest.with_suffix(".part")
-    content = _manifest(how, ingested.files, selection)
+    content = {"exclude_sha256": excluded} | _manifest(how, ingested.files, selection)
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     part.rename(manifest)
     return selection.sft
@@ -97,6 +111,14 @@ def _manifest(
             for name, examples in sets.items()
         },
     }
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any] | None:
+    """Reads an earlier selection's manifest; None if there is none, or nothing was selected."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["sft"] else None
 
 
 def _are_same_files(found: list[dict], source: ingest.Source) -> bool:

@@ -4,7 +4,8 @@ import asyncio
 import functools
 from typing import Any, Protocol, runtime_checkable
 
-from mirg_jax.chat.client import Client, Reply, Unanswerable, content, encode_image
+from mirg_jax.chat.client import Client, Unanswerable, content, encode_image
+from mirg_jax.chat.completions import Reply
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.trajectories.request import Request
 from mirg_jax.trajectories.settings import OpenAITeacherSettings

@@ -4,6 +4,8 @@ import base64
 import datetime
 import email.utils
 import io
+import json
+import re
 
 import numpy as np
 import pytest
@@ -11,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mirg_jax.chat.client import Reply, encode_image, read_completion, retry_after
+from mirg_jax.chat.client import encode_image, retry_after
+from mirg_jax.chat.completions import Reply, ServerError, quote_words, read_completion
 from mirg_jax.errors import DataError
 
+FIELDS = "choices message content refusal usage finish_reason reasoning error type text".split()
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["choices", "message", "content", "refusal", "usage", "finish_reason"])
-            | st.text(max_size=3),
+            st.sampled_from(FIELDS) | st.text(max_size=3),
             inner,
             max_size=4,
         )
@@ -51,6 +54,99 @@ def test_completions():
     assert refused == Reply("no", "the model refused")
     assert read_completion(completion(content="")).problem == "an empty answer"
     assert read_completion(completion(content="my sk-1!"), hide="sk-1").text == "my [key]!"
+
+
+ANSWER = "<answer>Image-1: (1,2),(3,4)</answer>"
+WHOLE = f"<think>I look.</think>{ANSWER}"
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": ANSWER, "reasoning": "I look."}, WHOLE),
+        ({"content": ANSWER, "reasoning_content": "I look."}, WHOLE),
+        ({"content": ANSWER, "thinking": "I look."}, WHOLE),
+        ({"content": ANSWER, "reasoning": None, "reasoning_content": "I look."}, WHOLE),
+        ({"content": ANSWER, "reasoning_details": [{"text": "I "}, {"text": "look."}]}, WHOLE),
+        # All of it taken for thoughts, with and without the tags around them.
+        ({"content": None, "reasoning": WHOLE}, WHOLE),
+        ({"content": "\n", "reasoning": WHOLE.removeprefix("<think>")}, WHOLE),
+        ({"reasoning_content": ANSWER}, ANSWER),
+        # Content as parts.
+        ({"content": [{"type": "text", "text": "(1,2),"}, {"type": "text", "text": "(3,4)"}]},
+         "(1,2),(3,4)"),
+        ({"content": ["(1,2),", "(3,4)"]}, "(1,2),(3,4)"),
+        ({"content": [{"type": "output_text", "text": "(1,2)"}]}, "(1,2)"),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "I look."}]},
+                      {"type": "text", "text": ANSWER}]}, WHOLE),
+    ],
+)  # fmt: skip
+def test_dialects_that_say_the_same(message, text):
+    for answer in (
+        {"choices": [{"message": message, "finish_reason": "stop"}]},
+        json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}),  # as text/plain
+    ):
+        assert read_completion(answer) == Reply(text)
+
+
+def test_the_text_of_another_endpoint_is_read():
+    answer = {"choices": [{"text": "(1,2),(3,4)", "finish_reason": "stop"}]}
+    assert read_completion(answer) == Reply("(1,2),(3,4)")
+
+
+def test_thoughts_without_an_answer_are_no_answer():
+    def reply(finish, **message):
+        return read_completion({"choices": [{"message": message, "finish_reason": finish}]})
+
+    taken = reply("stop", content=None, reasoning="The dog is at (1,2),(3,4).")
+    assert taken.text == "" and "took all of it for reasoning ('The dog is at" in taken.problem
+    cut = reply("length", content=None, reasoning="The dog is at (1,2),(3,4)")
+    assert cut == Reply("<think>The dog is at (1,2),(3,4)", "the answer was cut at max_tokens")
+    filtered = reply("content_filter", content=None, reasoning="The dog")
+    assert filtered == Reply("", "the answer was filtered")
+
+
+PAGE = "<html><head><title>502</title><style>b {}</style></head><b>No such\nhost</b></html>"
+LONG = "data:image/jpeg;base64," + 100_000 * "QUJD"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "status"),
+    [
+        ({"error": {"message": "out of memory", "code": 500}}, "out of memory", 500),
+        ({"error": {"message": "no such model", "code": "404"}}, "no such model", 404),
+        ({"error": "overloaded"}, "overloaded", None),
+        ({"object": "error", "message": "too long", "code": 400}, "too long", 400),
+        ({"detail": [{"msg": "field required"}]}, "field required", None),
+        ({"choices": [{"error": {"message": "upstream", "code": 429}}]}, "upstream", 429),
+        ({"choices": [], "error": {"message": "no"}}, "no", None),
+    ],
+)
+def test_an_error_inside_a_success_is_passed_on(answer, words, status):
+    with pytest.raises(ServerError) as error:
+        read_completion(answer)
+    assert words in str(error.value) and error.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (PAGE, "502 No such host"),
+        ({"choices": [{"message": {"content": [{"type": "video"}]}}]}, '"type": "video"'),
+        ({"result": "(1,2)"}, '{"result": "(1,2)"}'),
+        ({"result": LONG}, "data:image/jpeg;base64,…"),
+        (f"cannot read {LONG}", "cannot read data:image/jpeg;base64,…"),
+    ],
+)
+def test_what_is_no_completion_is_quoted(answer, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        read_completion(answer)
+    assert len(str(error.value)) < 400
+
+
+def test_words_are_short_and_without_the_key():
+    assert quote_words("a <b>bad</b> key sk-1\n", "sk-1") == "a bad key [key]"
+    assert len(quote_words("x y " * 10_000)) == 300
 
 
 def test_retry_after():

@@ -3,6 +3,7 @@
 import base64
 import collections
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -332,6 +333,44 @@ def test_an_answer_that_was_cut_or_refused_is_an_answer(fake, tmp_path):
         assert line["response"] == ("I can't do that." if refused else said[line["index"]])
 
 
+def test_dialects_of_servers_are_read(fake, tmp_path):
+    bench = write_benchmark(tmp_path / "data", 40)
+    said = answers_of("mirg", bench)
+    plain = ask("mirg", fake(said).url, bench, tmp_path / "plain")
+    odd = fake(said, "--bad=1", "--flaws=as reasoning,as all reasoning,as parts")
+    scores = ask("mirg", odd.url, bench, tmp_path / "odd")
+    assert scores == plain and scores.overall.format_rate > 0.8
+    # Errors inside a success, and pages, are asked again; the server's words are in the log.
+    flaky = fake(said, "--bad=0.5", "--flaws=as error,text")
+    assert ask("mirg", flaky.url, bench, tmp_path / "flaky") == plain
+    reasons = {line["reason"] for line in lines(tmp_path / "flaky/errors.jsonl")}
+    assert reasons == {
+        "an error in the answer: the engine is dead", "not a chat completion: a proxy's page"
+    }  # fmt: skip
+    dead = fake(said, "--bad=1", "--flaws=as error")
+    with pytest.raises(UserError, match="no request is answered .*the engine is dead"):
+        ask("mirg", dead.url, bench, tmp_path / "dead", retries=1)
+
+
+def test_an_empty_answer_is_not_kept(fake, tmp_path):
+    bench, folder = write_benchmark(tmp_path / "data", 20), tmp_path / "out"
+    said = answers_of("mirg", bench)
+    with pytest.raises(UserError, match="no row has an answer; .*took all of it for reasoning"):
+        parsing = fake(said, "--bad=1", "--flaws=as thoughts alone")
+        ask("mirg", parsing.url, bench, folder)
+    assert not (folder / "scores.json").exists() and answered(folder) == set()
+    # As an earlier version left it; the lines around stay.
+    file = folder / "predictions.jsonl"
+    kept = [{"index": 2, "response": said[2]}, {"index": 5, "response": "", "problem": "empty"}]
+    kept.append({"index": 7, "response": said[7]})
+    file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    up = fake(said)
+    assert ask("mirg", up.url, bench, folder).missing == 0
+    assert len(up.requests()) == 18 and (folder / "rejected.jsonl").read_text() == ""
+    assert sorted(line["index"] for line in lines(file)) == list(range(20))
+    assert {line["index"]: line["response"] for line in lines(file)} == dict(enumerate(said))
+
+
 def test_unreadable_images_are_rejected(fake, tmp_path):
     bench, folder = write_benchmark(tmp_path / "data", 24), tmp_path / "out"
     (tmp_path / "data/images/3.jpg").write_bytes(b"no picture")
@@ -347,22 +386,22 @@ def test_unreadable_images_are_rejected(fake, tmp_path):
         ask("mirg", up.url, bench, tmp_path / "other")
 
 
-def test_a_limit_is_spread_over_the_file_and_can_grow(fake, tmp_path):
+def test_a_limit_is_spread_over_the_tasks_and_can_grow(fake, tmp_path):
     bench, folder = write_benchmark(tmp_path / "data", 60), tmp_path / "out"
     up = fake(answers_of("mirg", bench))
-    scores = ask("mirg", up.url, bench, folder, limit=6)
-    assert scores.overall.n == 6 and scores.missing == 0
-    assert answered(folder) == {0, 10, 20, 30, 40, 50}
+    scores = ask("mirg", up.url, bench, folder, limit=10)
+    assert scores.overall.n == len(scores.tasks) == 10 and scores.missing == 0
+    first = [row.index for row in scores.rows]
+    assert answered(folder) == set(first)
     written = json.loads((folder / "scores.json").read_text())
-    assert [row["index"] for row in written["rows"]] == [0, 10, 20, 30, 40, 50]
-    assert [row.index for row in scores.rows] == [0, 10, 20, 30, 40, 50]
+    assert [row["index"] for row in written["rows"]] == first
     cards = page_data(folder / "report.html")["views"][0]["cards"]
-    assert [card["title"].split(",")[0] for card in cards] == [f"Row {10 * n}" for n in range(6)]
-    assert ask("mirg", up.url, bench, folder, limit=12).missing == 0
-    assert len(up.requests()) == 12 and answered(folder) == set(range(0, 60, 5))
+    assert [card["title"].split(",")[0] for card in cards] == [f"Row {n}" for n in first]
+    assert ask("mirg", up.url, bench, folder, limit=20).missing == 0
+    assert len(up.requests()) == 20 and answered(folder) > set(first)
 
 
-def test_a_folder_is_one_models_and_one_processes(fake, tmp_path):
+def test_a_folder_is_one_models_and_one_processes(fake, tmp_path, monkeypatch):
     bench, folder = write_benchmark(tmp_path / "data", 4), tmp_path / "out"
     up = fake(answers_of("mirg", bench))
     ask("mirg", up.url, bench, folder)
@@ -370,7 +409,31 @@ def test_a_folder_is_one_models_and_one_processes(fake, tmp_path):
         ask("mirg", up.url, bench, folder, protocol="authors")  # other prompts
     with pytest.raises(ConfigError, match="predictions of another run"):
         ask("mirg", up.url, bench, folder, max_tokens=9)
+    copy = tmp_path / "data/other.json"
+    copy.write_bytes(bench.read_bytes())
+    assert ask("mirg", up.url, copy, folder).missing == 0  # the same content
+    rows = json.loads(bench.read_text())
+    rows[2]["question"] += "Look again."
+    copy.write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match="the benchmark's content has changed"):
+        ask("mirg", up.url, copy, folder)
     what = json.loads((folder / "run.json").read_text())
+    with monkeypatch.context() as patch:
+        family = dataclasses.replace(FAMILIES["mirg"], form=families.Form("", "Be brief."))
+        patch.setitem(FAMILIES, "mirg", family)
+        with pytest.raises(ConfigError, match='prompt.form was "", is "Be brief."'):
+            ask("mirg", up.url, bench, folder)
+    # A finished folder of an earlier version is scored, an unfinished one is not gone on with.
+    earlier = ("family", "protocol", "benchmark", "max_pixels", "request")
+    earlier = {name: what[name] for name in earlier}
+    (folder / "run.json").write_text(json.dumps(earlier))
+    assert ask("mirg", up.url, bench, folder).missing == 0
+    whole = (folder / "predictions.jsonl").read_text()
+    (folder / "predictions.jsonl").write_text(whole[: whole.index("\n") + 1])
+    with pytest.raises(ConfigError, match="without recording benchmark_sha256, prompt.before"):
+        ask("mirg", up.url, bench, folder)
+    (folder / "predictions.jsonl").write_text(whole)
+    (folder / "run.json").write_text(json.dumps(what))
     with server.Predictions(folder, what, 4):
         with pytest.raises(ConfigError, match="another process writes"):
             ask("mirg", up.url, bench, folder)

@@ -158,6 +158,33 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
     again = experiments.run(table_of, tmp_path, [4])
     assert again == first
 
+    # Nothing is kept that was made with other settings.
+    def refused(message, **changes):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict(changes)
+        with pytest.raises(ConfigError, match=message):
+            experiments.run(rows.read(other), tmp_path, [4])
+
+    refused("learning_rate was", **{"recipes.sft.optimizer.learning_rate": 0.5})
+    refused("grpo.beta was", **{"recipes.grpo.grpo.beta": 0.5})
+    refused("num_steps was 2, is 3", **{"recipes.grpo.num_steps": 3})
+    refused("evaluation was 14, is 21", **{"scenes.evaluation": 21})
+    refused("scenes.error was", **{"annotators.annotated.scenes.error": 0.9})
+    same = config.copy_and_resolve_references()
+    same.update_from_flattened_dict({"recipes.sft.checkpoint.every": 7})
+    assert experiments.run(rows.read(same), tmp_path, [4]) == first
+    data = run / "scenes/rl.json"
+    whole = data.read_text()
+    data.write_text(whole.replace("Where", "And where"))
+    refused("train_json_sha256 was")
+    data.write_text(whole)
+    # As an earlier version left it, too.
+    for record in run.rglob("made_with.json"):
+        record.unlink()
+    assert experiments.run(table_of, tmp_path, [4]) == first
+    refused("learning_rate was", **{"recipes.sft.optimizer.learning_rate": 0.5})
+    refused("evaluation was 14, is 21", **{"scenes.evaluation": 21})
+
 
 def test_table_as_a_user_runs_it(tmp_path):
     done = call("table", "--config=configs/table_3.py:tiny", f"--workdir={tmp_path}", "--seeds=x")

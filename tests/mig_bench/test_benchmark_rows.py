@@ -1,9 +1,10 @@
 """A benchmark's rows: read, chosen from, asked; and files that are no benchmark."""
 
+import collections
 import json
 
 import pytest
-from bench_rows import file_row
+from bench_rows import file_row, rows_of
 
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import DataError
@@ -37,11 +38,53 @@ def test_target_images_of_the_benchmark(rows):
     assert known["group_grounding"][:1] == [1]
 
 
-def test_some_rows_are_chosen_evenly_and_keep_their_numbers(rows):
+def made_up(tasks):
+    return rows_of([file_row(task=task) for task in tasks])
+
+
+ROUND = ["diff", "region", "multi_view", "reasoning", "refer_grounding", "common_object", "t7"]
+
+
+@pytest.mark.parametrize("count", [7, 70, 105, 110, 154, 385])
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        ROUND * 110,  # goes round the tasks, as scenes do: every 7th row is of one task
+        [task for task in ROUND for _ in range(110)],  # task by task
+        ["diff", "region"] * 385,
+        [task for pair in zip(ROUND * 55, ROUND * 55, strict=True) for task in pair],
+    ],
+)
+def test_some_rows_are_of_all_tasks_in_proportion(tasks, count):
+    rows = made_up(tasks)
+    chosen = benchmark.choose(rows, count)
+    assert len(chosen) == count and len({row.index for row in chosen}) == count
+    assert [row.index for row in chosen] == sorted(row.index for row in chosen)
+    drawn = collections.Counter(row.task for row in chosen)
+    assert drawn.keys() == set(tasks)
+    for task, number in drawn.items():
+        assert abs(number - count * tasks.count(task) / len(tasks)) <= 1
+    # Not by their place within a task either: every 2nd, 5th or 10th of them may be alike.
+    places = [[row.index for row in rows if row.task == "diff"].index(row.index)
+              for row in chosen if row.task == "diff"]  # fmt: skip
+    if len(places) >= 15:
+        assert len({b - a for a, b in zip(places, places[1:], strict=False)}) > 3
+
+
+def test_a_larger_limit_adds_rows_and_small_tasks_are_drawn_too():
+    rows = made_up(["diff"] * 300 + ["region"] * 30 + ["multi_view"] * 3)
+    drawn = [{row.index for row in benchmark.choose(rows, count)} for count in range(1, 334)]
+    assert all(a < b for a, b in zip(drawn, drawn[1:], strict=False))
+    tasks = collections.Counter(row.task for row in benchmark.choose(rows, 40))
+    assert tasks == {"diff": 35, "region": 4, "multi_view": 1}
     assert benchmark.choose(rows, 0) == benchmark.choose(rows, 5000) == rows
-    assert [row.index for row in benchmark.choose(rows, 5)] == [0, 859, 1718, 2577, 3436]
-    assert [row.index for row in benchmark.choose(rows[10:], 2)] == [10, 2152]
-    assert benchmark.choose(rows[:3], 3) == rows[:3]
+
+
+def test_some_rows_of_the_benchmark(rows):
+    chosen = benchmark.choose(rows, 430)
+    tasks = collections.Counter(row.task for row in chosen)
+    whole = collections.Counter(row.task for row in rows)
+    assert all(abs(tasks[task] - count / 10) <= 2 for task, count in whole.items())
 
 
 def test_a_row_is_asked_without_its_answer(rows):

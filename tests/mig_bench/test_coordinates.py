@@ -8,10 +8,10 @@ from bench_rows import rows_of
 from PIL import Image
 
 from mirg_jax import defaults
-from mirg_jax.errors import ConfigError
+from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.evaluation import evaluate
 from mirg_jax.inference.predictor import Prediction, Predictor
-from mirg_jax.mig_bench import families, prompts, scoring
+from mirg_jax.mig_bench import families, prompts, scoring, tables
 from mirg_jax.runs.settings import read
 
 SIZES = {"a.png": (560, 280), "b.png": (280, 840)}
@@ -90,7 +90,8 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
     def answer(self, examples):
         for index, example in examples:
             questions.append(example.question)
-            assert self._preparer(example).images[0].grid == (308 // 14, 588 // 14)
+            grids = [image.grid for image in self._preparer(example).images]
+            assert (308 // 14, 588 // 14) in grids
             yield Prediction(index, "<think>t</think><answer>[59, 62, 294, 277]</answer>")
 
     monkeypatch.setattr(Predictor, "predict", answer)
@@ -114,3 +115,16 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
         evaluate.run(
             read(config), **given, image_root=str(tmp_path), output_dir=tmp_path / "pixels"
         )
+    # Of two answered rows, the image of one has gone since; then those of both.
+    rows = [CONTENT, CONTENT | {"images": ["b.png", "a.png"]}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert run("pixels", "two").missing == 0
+    monkeypatch.setattr(Predictor, "open", None)
+    (tmp_path / "b.png").unlink()
+    scores = run("pixels", "two")
+    assert (scores.missing, scores.rows[0].hit, scores.rows[1].hit) == (1, True, False)
+    assert "b.png" in scores.unreadable[1] and "1 responses in pixels" in tables.notes(scores)[0]
+    assert "b.png" in json.loads((tmp_path / "two/scores.json").read_text())["unreadable"]["1"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match="no response can be scored; the first: .*a.png"):
+        run("pixels", "two")

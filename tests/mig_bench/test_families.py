@@ -233,6 +233,10 @@ def box(*corners):
     return "<|box_start|>({},{}),({},{})<|box_end|>".format(*corners)
 
 
+def numbered(image, number, *corners):
+    return grammar.format_id(image, number) + box(*corners)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -257,6 +261,42 @@ def box(*corners):
          "In the first image: " + box(100, 50, 200, 100) + ", " + box(200, 100, 400, 200)),
         ("qwen2_5_vl", "[20, 5, 104, 51]", box(200, 100, 1000, 1000)),
         ("qwen2_5_vl", "in Image-9 [20, 5, 40, 10]", "in Image-9 " + box(200, 100, 400, 200)),
+        # The image named beside the box: by a field before or behind it, as a number or in words,
+        ("qwen2_5_vl", '{"image": 1, "bbox_2d": [20, 5, 40, 10]}',
+         '{"image": 1, "bbox_2d": ' + numbered(1, 1, 100, 50, 200, 100) + "}"),
+        ("qwen2_5_vl", '{"bbox_2d": [20, 5, 40, 10], "image_index": 1}',
+         '{"bbox_2d": ' + numbered(1, 1, 100, 50, 200, 100) + ', "image_index": 1}'),
+        ("qwen2_5_vl", "{'bbox_2d': [20, 5, 40, 10], 'img_idx': '1', 'label': 'a dog'}",
+         "{'bbox_2d': " + numbered(1, 1, 100, 50, 200, 100)
+         + ", 'img_idx': '1', 'label': 'a dog'}"),
+        ("qwen2_5_vl", '{"image": "Image-1", "bbox_2d": [20, 5, 40, 10]}',
+         '{"image": "Image-1", "bbox_2d": ' + numbered(1, 1, 100, 50, 200, 100) + "}"),
+        ("qwen2_5_vl", '{"bbox_2d": [20, 5, 40, 10], "label": "the dog in image 1"}',
+         '{"bbox_2d": ' + numbered(1, 1, 100, 50, 200, 100) + ', "label": "the dog in image 1"}'),
+        # around a list of boxes, and in an object whose end was cut,
+        ("qwen2_5_vl", '{"image": 1, "objects": [{"bbox_2d": [20, 5, 40, 10]}, {"bbox_2d": '
+         "[40, 10, 80, 20]",
+         '{"image": 1, "objects": [{"bbox_2d": ' + numbered(1, 1, 100, 50, 200, 100)
+         + '}, {"bbox_2d": ' + numbered(1, 2, 200, 100, 400, 200)),
+        # each box its own, and from 0 where one is 0,
+        ("qwen2_5_vl", '[{"bbox_2d": [20, 5, 40, 10], "image": 2}, {"bbox_2d": [20, 5, 40, 10], '
+         '"image": 1}]',
+         '[{"bbox_2d": ' + numbered(2, 1, 200, 100, 400, 200) + ', "image": 2}, {"bbox_2d": '
+         + numbered(1, 1, 100, 50, 200, 100) + ', "image": 1}]'),
+        ("qwen2_5_vl", '{"image_id": 0, "bbox_2d": [20, 5, 40, 10]}',
+         '{"image_id": 0, "bbox_2d": ' + numbered(1, 1, 100, 50, 200, 100) + "}"),
+        # and words behind the box; of other families too.
+        ("qwen2_5_vl", "It is at [20, 5, 40, 10] in the first image.",
+         "It is at " + numbered(1, 1, 100, 50, 200, 100) + " in the first image."),
+        ("qwen2_vl", "(1,2),(3,4) in image 1, and in image 2 (5,6),(7,8)",
+         numbered(1, 1, 1, 2, 3, 4) + " in image 1, and in image 2 " + box(5, 6, 7, 8)),
+        ("internvl2", '{"image": 2, "box": [[1, 2, 3, 4]]}',
+         '{"image": 2, "box": ' + numbered(2, 1, 1, 2, 3, 4) + "}"),
+        # An image that isn't there, and the number of something else, name none.
+        ("qwen2_5_vl", '{"image": 7, "bbox_2d": [20, 5, 40, 10]}',
+         '{"image": 7, "bbox_2d": ' + box(200, 100, 400, 200) + "}"),
+        ("qwen2_5_vl", "In this image: 1 dog at [20, 5, 40, 10]",
+         "In this image: 1 dog at " + box(200, 100, 400, 200)),
         *((name, "1 2 3 4 or (1,2) or [1, 2, 3] or [-1, 2, 3, 4]", None) for name in FAMILIES),
         *((name, "", None) for name in FAMILIES),
     ],
@@ -271,7 +311,8 @@ def test_boxes_are_brought_into_our_form(name, text, expected):
 def test_reading_takes_time_in_proportion_to_the_text():
     (item,) = rows_of([file_row(question="Where is it?")])
     pieces = ["<box>", "<|box_start|>", "(1,", "[[1, ", "[1,2,3,", "1 ", " ", "(" * 9, "Image 1 "]
-    pieces += ["9" * 50, "(1,2),(3,4)", "1.", "<box>1 2 3"]
+    pieces += ["9" * 50, "(1,2),(3,4)", "1.", "<box>1 2 3", "{", '{"image": 2, ', '"image": 2, ']
+    pieces += ['{"bbox": [1,2,3,4], "image": 1}', '"bbox": [1,2,3,4], "image": 1 ', "}{[1,2,3,4]"]
     for family in FAMILIES.values():
         for piece in pieces:
             start = time.process_time()
@@ -301,6 +342,33 @@ def test_a_family_with_pixels_needs_the_images(tmp_path):
     Image.new("RGB", (300, 1)).save(tmp_path / "1.jpg")
     with pytest.raises(DataError, match="narrower than"):
         image_size(tmp_path, "1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        ('{{"image": {image}, "bbox_2d": [{box}]}}', True),
+        ('{{"bbox_2d": [{box}], "label": "the dog in image {image}"}}', True),
+        ("In image {image}: [{box}]", True),
+        ("[{box}]", False),
+    ],
+)
+def test_a_box_in_the_wrong_image_is_measured_there(form, named, tmp_path):
+    """Images of several sizes: the right pixels are another place of the wrong image."""
+    for n, size in enumerate([(280, 280), (840, 560)]):
+        Image.new("RGB", size).save(tmp_path / f"{n}.jpg")
+    (item,) = rows_of([file_row(question="Where is it in the second image?")])
+    assert item.target_image == 2
+    pixels = "84, 112, 420, 336"  # the answer, in the second image
+    family = FAMILIES["qwen2_5_vl"]
+
+    def score(image):
+        text = form.format(image=image, box=pixels)
+        return families.score(family, [item], [text], image_root=str(tmp_path)).rows[0]
+
+    right, wrong = score(2), score(1)
+    assert right.iou == pytest.approx(1) and (wrong.iou < 0.5) == named
+    assert (right.image, wrong.image) == ((2, 1) if named else (None, None))
 
 
 def test_thoughts_do_not_count_for_a_reasoning_family(benchmark):

@@ -48,6 +48,28 @@ def test_authors_protocol_equals_an_independent_reading_on_every_row(benchmark, 
     assert scores.overall.image_accuracy is scores.overall.format_rate is None
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        '[{{"bbox_2d": [{}, {}, {}, {}], "label": "dog"}}]',
+        "<box>[[{},{},{},{}]]</box>",
+        "({},{}),({},{})",  # special tokens were left out
+    ],
+)
+def test_answers_in_another_family_s_form_are_pointed_out(form):
+    rows = rows_of([file_row() for _ in range(5)])
+    other = [form.format(100, 200, 500, 600)] * 4
+    ours = grammar.format_response("t", grammar.format_box((100, 200, 500, 600)))
+    scores = scoring.score(rows, [*other, ours])
+    assert (scores.other_form, scores.overall.hit_rate) == (4, 0.2)
+    (note,) = tables.notes(scores)
+    assert "4 of 5 responses" in note and "--family" in note and "coordinates=pixels" in note
+    for fine in ([ours] * 5, [None] * 5, ["I see no dog."] * 5, [*other[:2], ours, ours, ours]):
+        assert tables.notes(scoring.score(rows, fine)) == []
+    # The authors' rule reads all forms.
+    assert tables.notes(scoring.score(rows, [*other, ours], "authors")) == []
+
+
 # The answer protocol ------------------------------------------------------------------------------
 
 THOUGHT = "I see <bbox_id>[1-1]</bbox_id><|object_ref_start|>a dog<|object_ref_end|>"

@@ -55,6 +55,11 @@ def test_odd_values_break_nothing(points):
 def test_long_runs_are_thinned():
     raw, smoothed = lines(chart("x", {"a": [(step, step**2) for step in range(5000)]}))
     assert 250 < len(raw) <= 500 and 250 < len(smoothed) <= 500
+    # What recurs every ten steps, and a single peak, are drawn.
+    (raw, _) = lines(chart("x", {"a": [(step, -(step % 10 == 7)) for step in range(5000)]}))
+    assert len({y for _, y in raw}) == 2
+    (raw, _) = lines(chart("x", {"a": [(step, step == 4321) for step in range(5000)]}))
+    assert len({y for _, y in raw}) == 2
 
 
 @pytest.mark.parametrize("window", [1, 3, 11, 101])

@@ -1,5 +1,6 @@
 """What a report holds: every row once, its boxes, each picture once, nothing unescaped."""
 
+import collections
 import html.parser
 import json
 import re
@@ -13,6 +14,7 @@ from mirg_jax.errors import DataError
 from mirg_jax.grounding import grammar
 from mirg_jax.mig_bench import scoring
 from mirg_jax.report import browser, report
+from mirg_jax.report.cards import groups_view
 
 ATTACK = (
     "<script>alert(1)</script><img src=x onerror='alert(2)'>\"' $title & \ud800 </svg></article>"
@@ -352,6 +354,21 @@ def test_curves_and_groups_of_training_runs(tmp_path, image_root, training):
         "mean reward": 1.25,
         "spread of rewards": 1.5,
     }
+
+
+def test_of_many_groups_all_kinds_are_shown(tmp_path, training, monkeypatch):
+    """Each step logged four groups, of four tasks in the same order."""
+    folder = training["grpo"] / "groups"
+    group = json.loads((folder / "step_000021.jsonl").read_text())
+    tasks = ("diff", "region", "multi_view", "reasoning")
+    text = "".join(json.dumps(group | {"task": task}) + "\n" for task in tasks)
+    for step in range(1, 41):
+        (folder / f"step_{step:06d}.jsonl").write_text(text)
+    monkeypatch.setattr("mirg_jax.report.cards._MOST_GROUPS", 40)
+    cards = groups_view({"grpo": training["grpo"]}).cards
+    assert len(cards) == 40 and len({card.numbers["step"] for card in cards}) == 40
+    shown = collections.Counter(title for card in cards for title in card.facets["Task"])
+    assert len(shown) == 4 and min(shown.values()) >= 4
 
 
 def test_groups_of_earlier_runs_have_no_advantages(tmp_path, image_root, training):

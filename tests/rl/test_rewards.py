@@ -1,5 +1,6 @@
 """Rewards against plain Python in float64."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirg_jax.data.examples import Example, Target
 from mirg_jax.rl import rewards
 from mirg_jax.rl.rewards import Answers, Targets
+from mirg_jax.training.answers import answer_arrays, target_arrays, why_unusable
 
 iou = jax.jit(rewards.iou)
 object_reward = jax.jit(rewards.object_reward)
@@ -28,8 +31,8 @@ def iou_by_counting(a, b) -> float:
     return len(a & b) / len(a | b) if a and b else 0.0
 
 
-def greedy(answers, targets):
-    """The matching in plain Python: best pair first, by IoU + right image."""
+def greedy(answers, targets, more=0):
+    """The matching in plain Python: best pair first, by IoU + right image; `more` can't match."""
     left_a, left_t = dict(enumerate(answers)), dict(enumerate(targets))
     pairs = []
     while left_a and left_t:
@@ -41,7 +44,7 @@ def greedy(answers, targets):
         i, j = max(itertools.product(left_a, left_t), key=merit)
         (box, image), (true_box, true_image) = left_a.pop(i), left_t.pop(j)
         pairs.append((iou64(box, true_box), float(image == true_image or true_image == 0)))
-    count = max(len(answers), len(targets), 1)
+    count = max(len(answers) + more, len(targets), 1)
     return sum(p[0] for p in pairs) / count, sum(p[1] for p in pairs) / count
 
 
@@ -63,9 +66,10 @@ def arrays(objects, size=4):
     return boxes, images, valid
 
 
-def make(answers, targets, format_ok=True):
+def make(answers, targets, format_ok=True, more=0):
     a, t = arrays(answers), arrays(targets)
-    return jax.tree.map(jnp.asarray, (Answers(*a, format_ok, 9), Targets(*t)))
+    made = Answers(*a, format_ok, lengths=9, count=len(answers) + more), Targets(*t)
+    return jax.tree.map(jnp.asarray, made)
 
 
 @given(st.lists(st.integers(0, 12), min_size=8, max_size=8))
@@ -94,8 +98,12 @@ def random_objects(rng, fewest):
 
 def test_several_objects_are_matched_one_to_one():
     rng = np.random.default_rng(0)
-    cases = [(random_objects(rng, 0), random_objects(rng, 1)) for _ in range(400)]
-    made = [make(*case) for case in cases]
+    cases = []
+    for _ in range(400):
+        answers, targets = random_objects(rng, 0), random_objects(rng, 1)
+        cases.append((answers, targets, int(len(answers) == 4) * int(rng.integers(0, 5))))
+    assert 20 < sum(more > 0 for *_, more in cases) < 300  # answers of more boxes than arrays hold
+    made = [make(answers, targets, more=more) for answers, targets, more in cases]
     answers, targets = jax.tree.map(lambda *x: jnp.stack(x), *made)
     found = object_reward(answers, targets) + image_reward(answers, targets)
     # Ties may pair differently; the sum that the policy is rewarded with may not.
@@ -123,6 +131,50 @@ def test_no_answer_earns_nothing_and_extra_boxes_cost():
     assert float(object_reward(a, t)) == pytest.approx(0.5)
 
 
+BOX = "<|box_start|>({},{}),({},{})<|box_end|>"
+
+
+def parsed(count_right, count_wrong, targets, size=8):
+    """The arrays of an answer of right boxes, then wrong ones, to a question of several targets."""
+    true = [(10 * n, 0, 10 * n + 9, 900) for n in range(targets)]
+    said = [*true[:count_right], *((0, 910 + n, 5, 990) for n in range(count_wrong))]
+    text = "<think>t</think><answer>" + "".join(BOX.format(*box) for box in said) + "</answer>"
+    example = Example("a", "region", ("a.png",), "Where?", tuple(Target(box, 1) for box in true))
+    mask = np.ones((1, 1, 3), bool)
+    assert not why_unusable(example, size)
+    answers = answer_arrays([text], [example], mask, size)
+    return answers, target_arrays([example], 1, size), example
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "targets", "reward"),
+    [
+        (8, 0, 8, 1),
+        (7, 0, 8, 7 / 8),  # one too few
+        (8, 1, 8, 8 / 9),  # one too many, behind the eight that the arrays hold
+        (8, 50, 8, 8 / 58),
+        (1, 1, 1, 1 / 2),
+        (1, 30, 1, 1 / 31),
+        (0, 30, 2, 0),
+    ],
+)
+def test_boxes_beyond_the_arrays_are_counted(right, wrong, targets, reward):
+    answers, truth, _ = parsed(right, wrong, targets)
+    assert float(object_reward(answers, truth)[0, 0]) == pytest.approx(reward, abs=1e-5)
+    gated = rewards.gated_object_reward(answers, truth)
+    # The image is never named, so every image reward is 0.
+    assert float(image_reward(answers, truth)[0, 0]) == float(gated[0, 0]) == 0
+    named = answers._replace(images=np.ones_like(answers.images))
+    assert float(image_reward(named, truth)[0, 0]) == pytest.approx(reward, abs=1e-5)
+    assert float(rewards.gated_object_reward(named, truth)[0, 0]) == pytest.approx(reward, abs=1e-5)
+
+
+def test_rows_of_more_targets_than_the_arrays_hold_are_refused():
+    example = parsed(8, 0, 8)[2]
+    assert "8 targets are more than grpo.max_objects=7" in why_unusable(example, 7)
+    assert "no target" in why_unusable(dataclasses.replace(example, targets=()), 8)
+
+
 def test_unknown_target_image_accepts_any():
     a, t = make([((0.1, 0.1, 0.5, 0.5), 3)], [((0.1, 0.1, 0.5, 0.5), 0)])
     assert float(image_reward(a, t)) == 1
@@ -133,7 +185,10 @@ def test_batched_equals_single():
     boxes = np.sort(rng.random((3, 5, 4, 2, 2)), axis=-2).reshape(3, 5, 4, 4)
     images, valid = rng.integers(1, 4, (3, 5, 4)), rng.random((3, 5, 4)) < 0.7
     answers = Answers(
-        *map(jnp.array, (boxes, images, valid)), jnp.ones((3, 5), bool), jnp.ones((3, 5), int)
+        *map(jnp.array, (boxes, images, valid)),
+        jnp.ones((3, 5), bool),
+        jnp.ones((3, 5), int),
+        jnp.array(valid.sum(-1)),
     )
     targets = Targets(*map(jnp.array, (boxes[:, ::-1], images[:, ::-1], valid[:, ::-1])))
     together = object_reward(answers, targets)

@@ -112,6 +112,39 @@ def test_rows_that_cannot_be_read_count_as_misses_and_are_listed(recipe, scenes,
     assert [answer["index"] for answer in answers] == [0, 2]
 
 
+def test_accuracies_of_other_questions_are_not_compared(recipe, scenes, tmp_path, monkeypatch):
+    """`RUN/best` is the best of all steps, so they must have been asked the same."""
+    monkeypatch.setattr(
+        "mirg_jax.training.held_out.HeldOut.evaluate", lambda *args: {"eval_acc": 0.5}
+    )
+    benchmark = tmp_path / "eval.json"
+    benchmark.write_bytes((scenes / "eval.json").read_bytes())
+    options = held_out(scenes, **{"evaluation.benchmark": str(benchmark), "evaluation.limit": 14})
+    train(recipe("sft", num_steps=2, **options), tmp_path / "run")
+    for change, message in (
+        ({"evaluation.limit": 7}, "limit was 14, is 7"),
+        ({"evaluation.max_tokens": 9}, "max_tokens was 40, is 9"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(recipe("sft", num_steps=4, **options | change), tmp_path / "run")
+    rows = json.loads(benchmark.read_text())
+    benchmark.write_text(json.dumps(rows[::-1]))
+    with pytest.raises(ConfigError, match="benchmark_sha256 was"):
+        train(recipe("sft", num_steps=4, **options), tmp_path / "run")
+    benchmark.write_text(json.dumps(rows))
+    benchmark.write_bytes((scenes / "eval.json").read_bytes())
+    (tmp_path / "run/held_out/questions.json").unlink()  # as an earlier version left it
+    train(recipe("sft", num_steps=4, **options), tmp_path / "run")
+    assert steps(tmp_path / "run")[-1] == 4
+
+
+def test_a_wrong_image_root_is_said_before_training(recipe, scenes, tmp_path):
+    options = held_out(scenes, **{"evaluation.image_root": str(tmp_path)})
+    with pytest.raises(DataError, match="no held-out row can be used; the first: .*eval_0"):
+        train(recipe("sft", num_steps=2, **options), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
 def test_what_is_missing_is_said(recipe, tmp_path):
     with pytest.raises(ConfigError, match="evaluation.benchmark"):
         train(recipe("sft", **{"evaluation.every": 1}), tmp_path / "run")

@@ -101,6 +101,23 @@ def test_grpo_logs_what_it_sampled(recipe, tmp_path):
     assert set(group["completions"][0]) == parts
 
 
+def test_rows_that_cannot_be_rewarded_are_listed(recipe, scenes, tmp_path):
+    """More targets than the rewards' arrays hold, or none."""
+    rows = [json.loads(line) for line in (scenes / "sft.jsonl").open()][:8]
+    (target,) = rows[2]["targets"]
+    rows[2]["targets"] = [target] * 3
+    rows[5]["targets"] = [target] * 2
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"num_steps": 1, "grpo.max_objects": 2, "data.train_json": str(data)}
+    train(recipe("grpo", **changes), tmp_path / "run")
+    (listed,) = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
+    assert listed["id"] == rows[2]["id"] and listed["source"] == "rows.jsonl row 2"
+    assert "3 targets are more than grpo.max_objects=2" in listed["reason"]
+    with pytest.raises(ConfigError, match="max_objects must be at least 1"):
+        read(recipe("grpo", **{"grpo.max_objects": 0}))
+
+
 def test_how_prompts_are_sampled_changes_nothing(recipe, tmp_path, monkeypatch):
     """All of a step's prompts at once and in one slot, on visual tokens that are computed once."""
     options = {"num_steps": 2, "freeze": ("visual",)}

@@ -1,11 +1,15 @@
 """scripts/build_trajectories.py as a user runs it."""
 
+import json
 import subprocess
 
 import pipeline_runs
 import pytest
 from asking import write_questions
 from pipeline_runs import command, flags_for
+
+from mirg_jax.errors import DataError
+from mirg_jax.trajectories import outputs
 
 config = pipeline_runs.config
 
@@ -27,6 +31,36 @@ def test_the_binary_refuses_in_one_line(config, tmp_path, flags, message):
     ended = subprocess.run(flags, capture_output=True, text=True)
     assert ended.returncode == 2 and message in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", ["images", "task"])
+def test_no_usable_question_is_an_error(config, tmp_path, wrong):
+    source = write_questions(tmp_path / "data", 7)
+    if wrong == "images":
+        (tmp_path / "data/images").rename(tmp_path / "data/elsewhere")
+    else:
+        source.write_text(source.read_text().replace('"id": "', '"id": "gg_reg_'))
+    config("")
+    flags = command(flags_for("http://127.0.0.1:9/v1"), tmp_path / "out", source)
+    ended = subprocess.run([*flags, "--dry_run"], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    reason = "no such file" if wrong == "images" else "captioning"
+    assert "no question can be used, 7 were left out; the first: " in ended.stderr
+    assert reason in ended.stderr
+    if wrong == "images":  # with the images in place nothing is left of it
+        (tmp_path / "data/elsewhere").rename(tmp_path / "data/images")
+        ended = subprocess.run([*flags, "--dry_run"], capture_output=True, text=True)
+        assert ended.returncode == 0 and "7 questions" in ended.stdout
+
+
+def test_no_accepted_question_is_an_error(tmp_path):
+    summary = {"accepted": 0, "rejected": 2, "unfinished": 0}
+    rows = [{"source": "a", "id": "a", "reason": f"reasoning: {n}"} for n in (1, 2)]
+    (tmp_path / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="no question was accepted, 2 were .* first: reasoning: 1"):
+        outputs.check_some_accepted(summary, tmp_path)
+    for fine in ({"accepted": 1}, {"unfinished": 1}, {"rejected": 0}):
+        outputs.check_some_accepted(summary | fine, tmp_path)
 
 
 def test_the_binary_says_what_is_left(config, tmp_path, monkeypatch):

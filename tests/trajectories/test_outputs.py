@@ -6,7 +6,7 @@ import pytest
 from conftest import page_data
 from PIL import Image
 
-from mirg_jax.chat.client import Reply
+from mirg_jax.chat.completions import Reply
 from mirg_jax.data.examples import Example, Target, read_examples
 from mirg_jax.grounding.grammar import (
     GroundedObject,

@@ -1,0 +1,201 @@
+"""Reading chat completions in the dialects of different servers."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, THINK_END, THINK_START
+
+NO_CHOICE = "no choice in the answer"
+_MOST_WORDS = 300  # characters that are quoted of a server's words
+_BASE64 = re.compile(r"(base64,|\b)[A-Za-z0-9+/=_-]{200,}")
+_NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^<>]{1,200}>", re.DOTALL | re.IGNORECASE)
+# The fields of a message, or the types of its parts, that hold a model's thoughts.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_PART_TEXTS = ("text", "output_text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """An answer.
+
+    Attributes:
+      problem: why the text is incomplete or missing; "" if it is complete.
+    """
+
+    text: str
+    problem: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ServerError(ValueError):
+    """An error that a server reports inside a successful response.
+
+    Attributes:
+      status: the HTTP status that it amounts to, if the server says.
+    """
+
+    def __init__(self, words: str, status: int | None):
+        super().__init__(words)
+        self.status = status
+
+
+def quote_words(text: str, hide: str = "") -> str:
+    """Shortens a server's words for a line: no markup, no base64, a few hundred characters.
+
+    Args:
+      text: the words.
+      hide: a text, such as the key, that is removed.
+    """
+    text = text[:20_000].replace(hide, "[key]") if hide else text[:20_000]
+    text = _NOT_SHOWN.sub(" ", text)
+    return " ".join(_BASE64.sub(r"\1…", text).split())[:_MOST_WORDS]
+
+
+def read_completion(answer: Any, hide: str = "") -> Reply:
+    """Reads the first choice of a chat completion.
+
+    Thoughts that the server separated from the answer are put before it again. If the server took
+    the whole response for thoughts, an answer block in them counts as the answer.
+
+    Args:
+      answer: the response's JSON, or its text if it was not declared as JSON.
+      hide: a text, such as the key, that is removed from the answer.
+
+    Raises:
+      ServerError: if the response is an error message.
+      ValueError: if it has another form; the message quotes it.
+    """
+    if isinstance(answer, str):
+        try:
+            answer = json.loads(answer)
+        except (ValueError, RecursionError):
+            raise ValueError(f"not a chat completion: {quote_words(answer, hide)}") from None
+    if error := _find_error(answer):
+        words = quote_words(_words_of(error), hide)
+        raise ServerError(f"an error in the answer: {words}", _status_of(error))
+    try:
+        usage = answer.get("usage") or {}
+        tokens = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
+        if not isinstance(answer["choices"], list):
+            raise TypeError
+        if not answer["choices"]:
+            return Reply("", NO_CHOICE, *tokens)
+        choice = answer["choices"][0]
+        message = choice.get("message")
+        if message is None and isinstance(choice["text"], str):
+            message = {"content": choice["text"]}
+        text, parts_thoughts = _read_content(message.get("content"))
+        thoughts = _find_thoughts(message) or parts_thoughts
+        refusal, finish = message.get("refusal"), str(choice.get("finish_reason"))
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
+        words = quote_words(_dump(answer), hide)
+        raise ValueError(f"an answer of another form than a chat completion: {words}") from None
+    text, problem = _put_together(text, thoughts, str(refusal or ""), finish)
+    return Reply(text.replace(hide, "[key]") if hide else text, problem, *tokens)
+
+
+def _put_together(text: str, thoughts: str, refusal: str, finish: str) -> tuple[str, str]:
+    """Returns a reply's whole text and its problem."""
+    problem = {
+        "length": "the answer was cut at max_tokens",
+        "content_filter": "the answer was filtered",
+    }.get(finish, "")
+    if refusal:
+        return text or refusal, "the model refused"
+    if text.strip():
+        if thoughts and text.lstrip().startswith(ANSWER_START):
+            text = f"{THINK_START}{thoughts}{THINK_END}{text}"
+        return text, problem
+    if ANSWER_START in thoughts and thoughts.rstrip().endswith(ANSWER_END):
+        begins = THINK_START in thoughts or THINK_END not in thoughts
+        return thoughts if begins else f"{THINK_START}{thoughts}", problem
+    if thoughts and finish == "length":
+        return f"{THINK_START}{thoughts}", problem
+    if thoughts and not problem:
+        return "", (
+            "an empty answer: the server took all of it for reasoning "
+            f"({quote_words(thoughts)[:80]!r}); start it without a reasoning parser"
+        )
+    return "", problem or "an empty answer"
+
+
+def _read_content(content: Any) -> tuple[str, str]:
+    """Returns the text and the thoughts of a message's content, a text or a list of parts.
+
+    Raises:
+      TypeError: if it has another form.
+    """
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise TypeError
+    texts, thoughts = [], []
+    for part in content:
+        kind = "text" if isinstance(part, str) else part.get("type", "text")
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in _PART_TEXTS and isinstance(part["text"], str):
+            texts.append(part["text"])
+        elif kind in _THOUGHTS:
+            said = part.get(kind, part.get("text"))
+            thoughts.append(said if isinstance(said, str) else _read_content(said)[0])
+        else:
+            raise TypeError
+    return "".join(texts), "".join(thoughts)
+
+
+def _find_thoughts(message: Mapping[str, Any]) -> str:
+    """Returns the thoughts in a message's own fields."""
+    for name in _THOUGHTS:
+        if isinstance(message.get(name), str) and message[name]:
+            return message[name]
+    details = message.get("reasoning_details")
+    if not isinstance(details, list):
+        return ""
+    return "".join(
+        each["text"]
+        for each in details
+        if isinstance(each, dict) and isinstance(each.get("text"), str)
+    )
+
+
+def _find_error(answer: Any) -> Any:
+    """Returns the error that a response holds in place of a choice; None if it holds none."""
+    if not isinstance(answer, dict):
+        return None
+    choices = answer.get("choices")
+    if isinstance(choices, list) and choices:
+        first = choices[0]
+        return first.get("error") if isinstance(first, dict) else None
+    if choices is None:
+        if answer.get("object") == "error":
+            return answer
+        named = (answer.get(name) for name in ("error", "detail", "message"))
+        return next(filter(None, named), None)
+    return answer.get("error")
+
+
+def _words_of(error: Any) -> str:
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return error["message"]
+    return error if isinstance(error, str) else _dump(error)
+
+
+def _status_of(error: Any) -> int | None:
+    """Returns the HTTP status in an error's code, if it is one."""
+    for name in ("code", "status", "status_code"):
+        code = error.get(name) if isinstance(error, dict) else None
+        if str(code).isdecimal() and 400 <= int(str(code)[:4]) < 600:
+            return int(code)
+    return None
+
+
+def _dump(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return repr(type(value))

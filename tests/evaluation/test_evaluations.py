@@ -1,0 +1,195 @@
+"""Folders of evaluations: what their answers depend on, resuming, and runs without an answer."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from bench_rows import file_row
+from PIL import Image
+from safetensors.numpy import save_file
+
+from mirg_jax import defaults
+from mirg_jax.data.images import load_image
+from mirg_jax.errors import ConfigError, DataError, UserError
+from mirg_jax.evaluation import evaluate
+from mirg_jax.inference.predictor import Prediction, Predictor
+from mirg_jax.runs.settings import read
+
+HIT = "<think>t</think><answer><|box_start|>(100,200),(500,600)<|box_end|></answer>"
+EARLIER = ("model", "step", "benchmark", "coordinates")  # what run.json held once
+
+
+class Asked:
+    """Stands in for a model: answers rows whose images can be read, and notes what it was asked."""
+
+    def __init__(self):
+        self.rows, self.root = [], ""
+
+    def open(self, checkpoint, settings, *, image_root):
+        self.root, self.long_enough = image_root, settings.evaluation.max_tokens >= 20
+        return self
+
+    def predict(self, examples):
+        for index, example in examples:
+            self.rows.append(index)
+            try:
+                for path in example.images:
+                    load_image(self.root, path)
+            except DataError as error:
+                yield Prediction(index, None, str(error))
+            else:
+                yield Prediction(index, HIT if self.long_enough else HIT[:20])
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    asked = Asked()
+    monkeypatch.setattr(Predictor, "open", asked.open)
+    return asked
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with a benchmark of six rows, its images, and the files of a model."""
+    for n in range(2):
+        Image.new("RGB", (60, 40)).save(tmp_path / f"{n}.jpg")
+    write(tmp_path / "rows.json", [file_row(task=task) for task in ("diff", "region") * 3])
+    (tmp_path / "model").mkdir()
+    write(tmp_path / "model/config.json", {"model_type": "qwen2_vl"})
+    write(tmp_path / "model/tokenizer.json", {"model": 1})
+    save_file(tensors(), tmp_path / "model/model.safetensors")
+    return tmp_path
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def tensors(**changes):
+    return {"a": np.zeros((9, 300), np.float32), "b": np.ones(4000, np.float32)} | changes
+
+
+def run(data, folder="out", model="model", bench="rows.json", root=None, limit=0, **changes):
+    config = defaults.inference()
+    config.evaluation.max_tokens = 40
+    config.update_from_flattened_dict(changes)
+    return evaluate.run(
+        read(config),
+        checkpoint=str(data / model),
+        benchmark=str(data / bench),
+        image_root=str(root or data),
+        output_dir=data / folder,
+        limit=limit,
+    )
+
+
+def edit_rows(data):
+    rows = json.loads((data / "rows.json").read_text())
+    rows[3]["question"] += " Look again."
+    write(data / "rows.json", rows)
+
+
+def retrain(data):
+    last = np.zeros((9, 300), np.float32)
+    last[8, 299] = 1  # as if a token had been added
+    save_file(tensors(a=last), data / "model/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "words"),
+    [
+        ({"evaluation.max_tokens": 8}, None, "max_tokens was 8, is 40"),
+        ({"data.max_pixels": 50176}, None, "max_pixels was 50176, is 401408"),
+        ({"data.min_pixels": 784}, None, "min_pixels was 784"),
+        ({"prompt.instruction": "Be brief."}, None, 'prompt.instruction was "Be brief.", is ""'),
+        ({"prompt.image_label": ""}, None, "prompt.image_label"),
+        ({"model.compute_dtype": "float32"}, None, 'compute_dtype was "float32", is "bfloat16"'),
+        ({"evaluation.coordinates": "pixels"}, None, 'coordinates was "pixels"'),
+        ({}, edit_rows, "the benchmark's content has changed"),
+        ({}, retrain, "the model's weights have changed"),
+        ({}, lambda data: write(data / "model/tokenizer.json", {}), "weights have changed"),
+    ],
+)
+def test_answers_of_other_settings_are_not_kept(asked, data, before, change, words):
+    first = run(data, limit=2, **before)
+    cut = {"evaluation.max_tokens", "evaluation.coordinates"} & before.keys()
+    assert first.overall.hit_rate == (0 if cut else 1)
+    if change:
+        change(data)
+    record = (data / "out/run.json").read_text()
+    with pytest.raises(ConfigError, match="another run") as error:
+        run(data)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert len(asked.rows) == 2 and (data / "out/run.json").read_text() == record
+    assert run(data, folder="other").overall.hit_rate == 1 and len(asked.rows) == 8
+    if not change:  # with the settings of before it goes on
+        assert run(data, **before).missing == 0 and len(asked.rows) == 12
+
+
+def test_the_same_content_elsewhere_is_the_same(asked, data):
+    run(data, limit=2)
+    shutil.copytree(data / "model", data / "moved")
+    shutil.copy(data / "rows.json", data / "renamed.json")
+    changes = {"evaluation.batch_size": 3, "cpu_devices": 0, "data.threads": 1}
+    assert run(data, model="moved", bench="renamed.json", **changes).missing == 0
+    assert sorted(asked.rows) == list(range(6))
+
+
+def test_a_folder_without_predictions_can_be_used_for_anything(asked, data):
+    with pytest.raises(UserError):
+        run(data, root=data / "nowhere")
+    edit_rows(data)
+    assert run(data, **{"evaluation.max_tokens": 50}).missing == 0
+
+
+def of_an_earlier_version(folder):
+    found = json.loads((folder / "run.json").read_text())
+    write(folder / "run.json", {name: found[name] for name in EARLIER})
+
+
+def test_a_finished_folder_of_an_earlier_version_is_scored(asked, data):
+    scores = run(data)
+    of_an_earlier_version(data / "out")
+    assert run(data) == scores and len(asked.rows) == 6
+    with pytest.raises(ConfigError, match='coordinates was "grid", is "pixels"'):
+        run(data, **{"evaluation.coordinates": "pixels"})
+    # Complete, too, if what is missing was rejected.
+    lines = (data / "out/predictions.jsonl").read_text().splitlines(keepends=True)
+    (data / "out/predictions.jsonl").write_text("".join(lines[:-1]))
+    left = str(json.loads(lines[-1])["index"])
+    write(data / "out/rejected.jsonl", {"source": "x", "id": left, "reason": "no such file"})
+    assert run(data).missing == 1 and len(asked.rows) == 6
+    assert json.loads((data / "out/rejected.jsonl").read_text())["id"] == left
+
+
+def test_an_unfinished_folder_of_an_earlier_version_says_what_to_do(asked, data):
+    run(data, limit=2)
+    of_an_earlier_version(data / "out")
+    with pytest.raises(ConfigError, match="without recording weights, benchmark_sha256, prompt"):
+        run(data)
+    (data / "out/run.now.json").rename(data / "out/run.json")
+    assert run(data).missing == 0 and sorted(asked.rows) == list(range(6))
+
+
+def test_where_no_row_can_be_answered_it_fails_with_the_first_reason(asked, data):
+    with pytest.raises(
+        UserError, match="no row has an answer; the first: .*nowhere/0.jpg.*no such"
+    ):
+        run(data, root=data / "nowhere")
+    assert not (data / "out/scores.json").exists()
+    assert len((data / "out/rejected.jsonl").read_text().splitlines()) == 6
+    assert run(data).missing == 0  # with the right folder, nothing is left of it
+    assert (data / "out/rejected.jsonl").read_text() == ""
+
+
+def test_rejected_rows_are_those_of_the_last_run(asked, data):
+    rows = json.loads((data / "rows.json").read_text())
+    rows[1]["images"] = ["2.jpg"]
+    rows[4]["images"] = ["3.jpg"]
+    write(data / "rows.json", rows)
+    assert run(data).missing == 2
+    Image.new("RGB", (60, 40)).save(data / "2.jpg")
+    assert run(data).missing == 1
+    (line,) = (data / "out/rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "4"

@@ -1,0 +1,82 @@
+"""Hashes of models and files."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mirg_jax.errors import DataError
+from mirg_jax.runs import facts
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save(folder)
+    return folder
+
+
+def save(folder, **changes):
+    tensors = {"a": np.zeros((500, 30), np.float32), "b": np.ones(3, np.float32)} | changes
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_a_copy_is_the_same_model(model, tmp_path):
+    before = facts.hash_model(model)
+    shutil.copytree(model, tmp_path / "copy")
+    os.utime(tmp_path / "copy/model.safetensors", (0, 0))
+    (tmp_path / "copy/README.md").write_text("words")
+    assert facts.hash_model(tmp_path / "copy") == before
+    assert facts.hash_model(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("place", [(0, 0), (250, 0), (499, 29)])
+def test_each_tensor_counts(model, place):
+    before = facts.hash_model(model)
+    changed = np.zeros((500, 30), np.float32)
+    changed[place] = 1e-3
+    save(model, a=changed)
+    assert facts.hash_model(model) != before
+    save(model)
+    assert facts.hash_model(model) == before
+    save(model, b=np.full(3, 1.1, np.float32))
+    assert facts.hash_model(model) != before
+
+
+def test_a_run_is_another_model_when_it_was_trained_anew(model, tmp_path):
+    run = tmp_path / "run"
+    params = run / "checkpoints/7/params/d"
+    params.mkdir(parents=True)
+    shutil.copytree(model, run / "model")
+    (params / "0123abcd").write_bytes(b"x" * 50_000)
+    before = facts.hash_model(run)
+    assert before == facts.hash_model(run / "checkpoints/7") is not None
+    (params / "0123abcd").rename(params / "4567abcd")  # Orbax's names are random
+    assert facts.hash_model(run) != before
+    # Adapters are of their base.
+    (params / "4567abcd").rename(params / "0123abcd")
+    lora = {"rank": 4, "alpha": 8, "targets": ["q_proj"], "tower": False}
+    record = {"base": str(model), "param_dtype": "float32", "lora": lora}
+    (run / "lora.json").write_text(json.dumps(record))
+    adapters = facts.hash_model(run)
+    assert adapters != before
+    save(model, b=np.zeros(3, np.float32))
+    assert facts.hash_model(run) != adapters
+
+
+def test_changes_in_words():
+    found = {"a": 1, "b": {"c": [1, 2], "d": 3}, "gone": 5}
+    wanted = {"a": 2, "b": {"c": [1, 2], "e": 4}, "new": 6}
+    told = facts.describe_changes(found, wanted)
+    assert sorted(told) == ["a was 1, is 2", "b.d was 3, is null", "b.e was null, is 4"]
+    assert facts.describe_changes({"a": "x" * 999}, {"a": 1})[0].endswith("..., is 1")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match="none.json: cannot be read"):
+        facts.hash_file(tmp_path / "none.json")
