@@ -28,6 +28,7 @@ from mirg_jax.runs import devices, loading
 from mirg_jax.runs import settings as run_settings
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.settings import Settings
+from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.tokens import decode, forbidden_ids, stop_ids
 from mirg_jax.sharding import processes
@@ -116,8 +117,8 @@ class Predictor:
         """
         mesh = devices.sampling_mesh(settings.devices, devices.start(settings.devices))
         options = sampling_options(settings, mesh)
+        tokenizer = load_tokenizer(loading.model_folder(source))
         model = loading.load_model(source, mesh, options)
-        tokenizer = loading.load_tokenizer(model.folder)
         return cls(
             model,
             tokenizer,

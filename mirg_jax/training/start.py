@@ -21,6 +21,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs import adapters, devices, loading, run_folder
 from mirg_jax.runs.checkpoints import Checkpoints, write_model_folder
 from mirg_jax.runs.settings import Settings, check_rows
+from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.runs.train_state import TrainState, init_state, split_trainable, state_shardings
 from mirg_jax.sharding import processes
 from mirg_jax.training.optimizer import make_optimizer
@@ -84,8 +85,8 @@ def start(
         rejected.add(row, told=True)
 
     options = settings.model.options(mesh.devices.flat[0].platform)
+    tokenizer = load_tokenizer(loading.model_folder(source))
     model = loading.load_model(source, mesh, options)
-    tokenizer = loading.load_tokenizer(model.folder)
     if processes.is_first():
         write_model_folder(workdir, model, settings.text)
     graph, params, frozen = trainable(model, settings, mesh)
