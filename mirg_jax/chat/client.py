@@ -14,7 +14,7 @@ from typing import Any
 import openai
 from PIL import Image
 
-from mirg_jax.data.images import load_image, shrink
+from mirg_jax.data.images import Root, load_image, shrink
 from mirg_jax.errors import ConfigError, UserError
 from mirg_jax.grounding.grammar import ANSWER_START, THINK_END, THINK_START
 
@@ -240,7 +240,7 @@ def content(parts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def encode_image(root: str, path: str, max_pixels: int) -> str:
+def encode_image(root: Root, path: str, max_pixels: int) -> str:
     """Reads an image, shrinks it to at most `max_pixels`, and returns it as a data URL.
 
     Raises:

@@ -7,6 +7,7 @@ import pathlib
 from tqdm import tqdm
 
 from mirg_jax.data.examples import Rejected
+from mirg_jax.data.images import Root
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.errors import DataError
 from mirg_jax.evaluation.predictions import Predictions, write_results
@@ -24,7 +25,7 @@ def run(
     *,
     checkpoint: str,
     benchmark: str,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     protocol: scoring.Protocol = "answer",
     limit: int = 0,
@@ -43,7 +44,8 @@ def run(
     chosen = choose(rows, limit)
     family = families.of_coordinates(settings.evaluation.coordinates)
     data = settings.data
-    size_of = families.sizes_given(image_root, data.max_pixels, data.min_pixels)
+    root = data.root(image_root)
+    size_of = families.sizes_given(root, data.max_pixels, data.min_pixels)
     devices.start(settings.devices)
     saved = run_folder.find_run(checkpoint)
     first = processes.is_first()
@@ -52,6 +54,7 @@ def run(
         "step": saved and saved.step,
         "benchmark": benchmark,
         "coordinates": settings.evaluation.coordinates,
+        **({"apply_exif": True} if root.apply_exif else {}),
     }
     with Predictions(output_dir, what, len(rows)) if first else contextlib.nullcontext() as kept:
         responses = processes.gather(kept.responses if kept else None)[0]
@@ -61,7 +64,7 @@ def run(
             if responses[row.index] is None
         ]
         if open_rows:
-            predictor = Predictor.open(checkpoint, settings, image_root=image_root)
+            predictor = Predictor.open(checkpoint, settings, image_root=root)
             rejected = RejectedLog(output_dir / "rejected.jsonl", write=first)
             answers = predictor.predict(open_rows)
             of = {"total": len(open_rows), "unit": "row", "desc": "evaluate"}
@@ -75,9 +78,11 @@ def run(
 
     read = [families.to_grammar(family, responses[row.index], row, size_of) for row in chosen]
     scores = scoring.score(chosen, read, protocol)
+    if first and root.rotated:
+        print(f"{len(root.rotated)} images have an EXIF orientation (data.apply_exif)", flush=True)
     if first:
         found = report.Responses(read, scores)
-        write_results(output_dir, checkpoint, benchmark, found, chosen, image_root)
+        write_results(output_dir, checkpoint, benchmark, found, chosen, root)
     return scores
 
 

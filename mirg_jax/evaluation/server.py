@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
 from mirg_jax.chat.client import NO_CHOICE, Client, Retry, Unanswerable, content, data_url
 from mirg_jax.data.examples import Rejected
-from mirg_jax.data.images import load_image
+from mirg_jax.data.images import ImageRoot, Root, load_image
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.mig_bench import families, prompts, scoring
@@ -71,7 +71,7 @@ class Questions:
         family: families.Family,
         protocol: scoring.Protocol,
         server: Server,
-        image_root: str,
+        image_root: Root,
     ):
         self._family, self._protocol, self._root = family, protocol, image_root
         self._max_pixels = server.max_pixels
@@ -167,7 +167,7 @@ def run(
     server: Server,
     *,
     benchmark: str,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     protocol: scoring.Protocol = "answer",
     limit: int = 0,
@@ -194,6 +194,7 @@ def run(
         "benchmark": benchmark,
         "max_pixels": server.max_pixels,
         "request": server.settings(family),
+        **({"apply_exif": True} if ImageRoot.of(image_root).apply_exif else {}),
     }
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:

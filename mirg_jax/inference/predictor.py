@@ -17,7 +17,7 @@ from PIL import Image
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_rows, sizes
 from mirg_jax.data.examples import Example
-from mirg_jax.data.images import load_image, to_rgb
+from mirg_jax.data.images import ImageRoot, Root, load_image, to_rgb
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import DataError
@@ -99,7 +99,7 @@ class Predictor:
         source: str | os.PathLike,
         settings: Settings,
         *,
-        image_root: str = "",
+        image_root: Root = "",
         max_tokens: int = 0,
         temperature: float = 0.0,
     ) -> "Predictor":
@@ -108,7 +108,8 @@ class Predictor:
         Args:
           source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
           settings: settings for images, prompts, batches and the mesh.
-          image_root: folder that image paths in examples are relative to.
+          image_root: folder that image paths in examples are relative to; if it doesn't say how
+            images are read, `settings` do.
           max_tokens: maximum length of a response; 0: that of `settings.evaluation`.
           temperature: sampling temperature; 0 is greedy decoding.
 
@@ -152,7 +153,8 @@ class Predictor:
           DataError: if an image or a question can't be used.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        pictures = [_open_image(image) for image in images]
+        upright = ImageRoot.of(self._preparer.image_root).apply_exif
+        pictures = [_open_image(image, upright) for image in images]
         names = tuple(f"image {n}" for n in range(1, len(pictures) + 1))
         examples = [(n, Example("question", "", names, q, ())) for n, q in enumerate(questions)]
         encode = functools.partial(self._preparer.encode, images=pictures)
@@ -277,8 +279,12 @@ def read_own_settings(source: str | os.PathLike) -> Settings:
     return run_settings.read(run_settings.of_model(source))
 
 
-def _open_image(image: ImageLike) -> Image.Image:
+def _open_image(image: ImageLike, upright: bool) -> Image.Image:
     """Converts an image, or reads it from a file, as 8-bit RGB.
+
+    Args:
+      image: the image, or the file's path.
+      upright: whether a file's EXIF orientation is applied.
 
     Raises:
       DataError: if it can't be read.
@@ -293,7 +299,7 @@ def _open_image(image: ImageLike) -> Image.Image:
             )
         return to_rgb(Image.fromarray(image))
     path = pathlib.Path(image).resolve()
-    return load_image(path.parent, path.name)
+    return load_image(ImageRoot(path.parent, apply_exif=upright), path.name)
 
 
 def _of_all_processes(predictions: list[Prediction]) -> Iterator[Prediction]:

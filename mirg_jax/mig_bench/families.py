@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from mirg_jax.data.images import image_size, smart_resize
+from mirg_jax.data.images import Root, image_size, smart_resize
 from mirg_jax.errors import ConfigError
 from mirg_jax.grounding import boxes, grammar
 from mirg_jax.mig_bench import scoring
@@ -202,7 +202,7 @@ def size_given(size: Size, max_pixels: int, min_pixels: int = MIN_PIXELS) -> Siz
     return width, height
 
 
-def sizes_given(image_root: str, max_pixels: int, min_pixels: int = MIN_PIXELS) -> SizeOf:
+def sizes_given(image_root: Root, max_pixels: int, min_pixels: int = MIN_PIXELS) -> SizeOf:
     """A function from an image's path to its width and height as a model of Qwen's gets it.
 
     Each call reads the head of the image's file.
@@ -273,7 +273,7 @@ def score(
     responses: Sequence[str | None],
     protocol: scoring.Protocol = "answer",
     *,
-    image_root: str = "",
+    image_root: Root = "",
     max_pixels: int = MAX_PIXELS,
     skip_impossible: bool = False,
     strict: bool = False,

@@ -24,6 +24,7 @@ from mirg_jax.runs.settings import Settings, check_rows
 from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.runs.train_state import TrainState, init_state, split_trainable, state_shardings
 from mirg_jax.sharding import processes
+from mirg_jax.training import usable
 from mirg_jax.training.optimizer import make_optimizer
 
 
@@ -46,6 +47,7 @@ class TrainingRun(NamedTuple):
     data: grain.DatasetIterator
     share: sharding.Share  # the share of the data that this process reads
     rejected: RejectedLog
+    rotated: set[str]  # images with an EXIF orientation that this process has met
     benchmark: Sequence[Row]  # held-out rows; empty without evaluation
     checkpoints: Checkpoints
     first_step: int  # number of steps taken before
@@ -79,6 +81,7 @@ def start(
     evaluation = settings.evaluation
     benchmark = load_benchmark(evaluation.benchmark) if evaluation.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
+    usable.check(settings.data, examples, bad_rows, keep)
     source = _claim_source(settings, workdir)
     rejected = RejectedLog(workdir / "rejected.jsonl", write=processes.is_first())
     for row in bad_rows:
@@ -95,7 +98,7 @@ def start(
     state = _first_state(params, optimizer, layout, settings.seed)
 
     kept = [example for example in examples if keep(example)]
-    image_root = settings.data.image_root
+    image_root = settings.data.root(settings.data.image_root)
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
     data = _open_data(settings, kept, preparer, rejected, share)
     checkpoints = Checkpoints(workdir, settings.checkpoint)
@@ -121,6 +124,7 @@ def start(
         data=data,
         share=share,
         rejected=rejected,
+        rotated=image_root.rotated,
         benchmark=benchmark,
         checkpoints=checkpoints,
         first_step=first_step,

@@ -5,6 +5,7 @@ import functools
 from typing import Any, Protocol
 
 from mirg_jax.chat.client import Client, Reply, Unanswerable, content, encode_image
+from mirg_jax.data.images import Root
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.trajectories.request import Request
 from mirg_jax.trajectories.settings import OpenAITeacherSettings
@@ -40,7 +41,7 @@ class Teacher(Protocol):
 class EncodedImages:
     """Images as data URLs; the latest are kept, for the next stages of their questions."""
 
-    def __init__(self, root: str, kept: int):
+    def __init__(self, root: Root, kept: int):
         """
         Args:
           root: folder that the images' paths are relative to.
