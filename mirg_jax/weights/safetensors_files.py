@@ -110,16 +110,16 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         raise CheckpointError(
             f"{index}: not an index of shards ({error}); download the checkpoint again"
         ) from None
-    if single.exists() and single not in paths:
-        raise CheckpointError(
-            f"{folder}: holds {single.name} beside the shards of {index.name}, and libraries "
-            "differ in which they read; delete those that are not meant"
-        )
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise CheckpointError(
             f"{folder}: lacks {some(missing)}, which {index.name} names; "
             "download the checkpoint again"
+        )
+    if single.exists() and single not in paths:
+        raise CheckpointError(
+            f"{folder}: holds {single.name} beside the shards of {index.name}, and libraries "
+            "differ in which they read; delete those that are not meant"
         )
     return paths
 
@@ -157,7 +157,7 @@ def _not_safetensors(folder: pathlib.Path) -> str:
             f"{folder}: holds {some(others)} and no model.safetensors; give the checkpoint in "
             "Hugging Face's safetensors, named model.safetensors or by an index"
         )
-    return f"{folder / 'model.safetensors'}: no such file; download the checkpoint again"
+    return f"{folder / 'model.safetensors'}: can't be read (no such file); download it again"
 
 
 def some(names: Sequence[str]) -> str:

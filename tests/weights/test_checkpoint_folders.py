@@ -250,17 +250,28 @@ def test_tokens_beyond_the_embedding(folder, refused):
     )
 
 
-def test_tokenizers_of_other_models(folder, refused):
-    path = folder / "tokenizer.json"
-    text = path.read_text()
-    path.write_text(text.replace("<|vision_start|>", "<|seeing|>"))
-    assert "no token <|vision_start|>" in refused(folder)
-    path.write_text(
-        text.replace("<|image_pad|>", "x")
-        .replace("<|video_pad|>", "<|image_pad|>")
-        .replace('"x"', '"<|video_pad|>"')
-    )
-    assert "config.json says image_token_id=" in refused(folder)
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ({"<|vision_start|>": "<|seeing|>"}, "no token <|vision_start|>"),
+        ({"<|im_end|>": "<|end_of_turn|>"}, "no token <|im_end|>"),
+        (
+            {"<|image_pad|>": "<|other|>", "<|video_pad|>": "<|image_pad|>"},
+            "no token <|video_pad|>",
+        ),
+        (
+            {"<|image_pad|>": "<|x|>", "<|video_pad|>": "<|image_pad|>", "<|x|>": "<|video_pad|>"},
+            "config.json says image_token_id=",
+        ),
+    ],
+)
+def test_tokenizers_of_other_models(folder, refused, names, message):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        for old, new in names.items():
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
+    assert message in refused(folder)
 
 
 def test_code_in_a_folder_is_not_run(folder, tmp_path):
