@@ -1,6 +1,7 @@
 """The shared entry point of every binary: parses flags and reports user errors in one line."""
 
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -11,6 +12,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from absl import app, flags, logging
 
+from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
 
 _MOST_CHARACTERS = 2000  # of an error's line
@@ -51,6 +53,24 @@ def integers(flag: flags.FlagHolder) -> list[int]:
     except ValueError:
         given = f"--{flag.name}={','.join(flag.value)}"
         raise ConfigError(f"{given}: give integers separated by commas") from None
+
+
+def image_flags() -> Callable[[str], ImageRoot]:
+    """Defines --follow_links and --apply_exif.
+
+    Returns:
+      The function that makes an image root of a folder, once the flags are parsed.
+    """
+    follow_links = flags.DEFINE_bool(
+        "follow_links", False, "Whether links below the image root may lead to files elsewhere."
+    )
+    apply_exif = flags.DEFINE_bool(
+        "apply_exif",
+        False,
+        "Whether images are turned as their EXIF orientation says; by default they are read as "
+        "stored, which is what the boxes of published data sets are relative to.",
+    )
+    return lambda folder: ImageRoot(pathlib.Path(folder), follow_links.value, apply_exif.value)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

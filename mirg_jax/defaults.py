@@ -45,8 +45,12 @@ def _common() -> ConfigDict:
                 "attention": "auto",
             },
             "data": {
-                "train_json": "",  # MGrounding-630k JSON, MIG-Bench JSON or trajectory JSONL
+                "train_json": "",  # MGrounding-630k, MIG-Bench or trajectories, JSON or JSON lines
                 "image_root": "",  # folder that image paths in the data are relative to
+                "follow_links": False,  # whether links below it may lead to files elsewhere
+                # Whether images are turned as their EXIF orientation says; False: read as stored,
+                # which is what boxes of published data sets are relative to.
+                "apply_exif": False,
                 "min_pixels": 3136,  # images are resized to between min_pixels and max_pixels
                 "max_pixels": 401408,  # open
                 # Padded sizes of arrays (mirg_jax/data/batching.py): tokens per row, image slots

@@ -27,6 +27,7 @@ _INPUT = flags.DEFINE_list(
 _IMAGE_ROOT = flags.DEFINE_string(
     "image_root", None, "Folder that the images' paths are relative to.", required=True
 )
+_IMAGES = cli.image_flags()
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder of the results.", required=True)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only estimate the requests that are left and their price; send none."
@@ -49,7 +50,7 @@ flags.mark_flag_as_required("config")
 def main(_):
     what = {
         "source": _INPUT.value,
-        "image_root": _IMAGE_ROOT.value,
+        "image_root": _IMAGES(_IMAGE_ROOT.value),
         "output_dir": pathlib.Path(_OUTPUT_DIR.value),
         "shard": build.Shard.parse(_SHARD.value) if _SHARD.value is not None else None,
     }

@@ -49,9 +49,10 @@ _TARGET = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype",
-    "bfloat16",
+    None,
     ["bfloat16", "float16", "float32"],
-    "Dtype of the written weights; an import with float16 stores float32.",
+    "Dtype of the written weights; by default the source's for an import, and bfloat16 for an "
+    "export. An import stores float16 as float32.",
 )
 _ADAPTER = flags.DEFINE_bool(
     "adapter",
@@ -60,7 +61,7 @@ _ADAPTER = flags.DEFINE_bool(
 )
 
 
-def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
+def _begin(target: pathlib.Path, weights: pathlib.Path, dtype: str) -> pathlib.Path:
     """Writes a marker file that describes this conversion into the target folder.
 
     Raises:
@@ -71,7 +72,7 @@ def _begin(target: pathlib.Path, weights: pathlib.Path) -> pathlib.Path:
         "direction": _DIRECTION.value,
         "source": str(weights.resolve()),
         "weights": facts.hash_model(_SOURCE.value),
-        "dtype": _DTYPE.value,
+        "dtype": dtype,
     }
     if target.exists() and any(target.iterdir()):
         if not marker.exists():
@@ -102,18 +103,19 @@ def main(_):
     if _ADAPTER.value:
         _export_adapter(target)
         return
+    export = _DIRECTION.value == "export"
+    dtype = _DTYPE.value or ("bfloat16" if export else loading.stored_dtype(_SOURCE.value))
     # float16 is only written to files; imports store float32 instead.
-    params = "float32" if _DTYPE.value == "float16" else _DTYPE.value
+    params = "float32" if dtype == "float16" else dtype
     model, read = loading.open_model(
         _SOURCE.value, precision=Precision(jnp.float32, jnp.dtype(params))
     )
-    export = _DIRECTION.value == "export"
     saved = run_folder.find_run(_SOURCE.value)
     weights = saved.folder / "params" if saved else model.folder
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    nbytes = count * jnp.dtype(_DTYPE.value if export else params).itemsize
+    nbytes = count * jnp.dtype(dtype if export else params).itemsize
 
-    marker = _begin(target, weights)
+    marker = _begin(target, weights, dtype)
     try:
         with tqdm(total=nbytes, unit="B", unit_scale=True, desc=_DIRECTION.value) as bar:
             if export:
@@ -121,7 +123,7 @@ def main(_):
                     target,
                     model.params,
                     model.config,
-                    dtype=_DTYPE.value,
+                    dtype=dtype,
                     read=read,
                     resume=True,
                     progress=bar.update,
@@ -136,7 +138,7 @@ def main(_):
             f"{target}: {error.strerror or error}; free disk space and run the same command again"
         ) from None
     marker.unlink()
-    print(f"{_SOURCE.value} → {target} ({_DTYPE.value})")
+    print(f"{_SOURCE.value} → {target} ({dtype if export else params})")
 
 
 if __name__ == "__main__":

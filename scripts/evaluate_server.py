@@ -46,6 +46,7 @@ _BENCHMARK = flags.DEFINE_string(
 _IMAGE_ROOT = flags.DEFINE_string(
     "image_root", None, "Folder that the benchmark's image paths are relative to.", required=True
 )
+_IMAGES = cli.image_flags()
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder where the results are written.", required=True
 )
@@ -125,7 +126,7 @@ def main(_):
             extra_body=_extra_body(),
         ),
         benchmark=_BENCHMARK.value,
-        image_root=_IMAGE_ROOT.value,
+        image_root=_IMAGES(_IMAGE_ROOT.value),
         output_dir=pathlib.Path(_OUTPUT_DIR.value),
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,

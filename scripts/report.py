@@ -41,6 +41,7 @@ _IMAGE_ROOT = flags.DEFINE_string(
     None,
     "Folder that the benchmark's image paths are relative to; by default images are not shown.",
 )
+_IMAGES = cli.image_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "Path of the HTML file to write.", required=True)
 _TITLE = flags.DEFINE_string(
     "title", "", "Heading of the report; by default the benchmark's file name."
@@ -84,7 +85,7 @@ def main(_):
             _TITLE.value or pathlib.Path(_BENCHMARK.value).name,
             rows,
             runs,
-            _IMAGE_ROOT.value,
+            None if _IMAGE_ROOT.value is None else _IMAGES(_IMAGE_ROOT.value),
             training=named("training", _TRAINING.value),
         )
     except OSError as error:

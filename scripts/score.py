@@ -47,6 +47,7 @@ _IMAGE_ROOT = flags.DEFINE_string(
     "",
     "Folder that image paths are relative to; needed for families that answer in pixels.",
 )
+_IMAGES = cli.image_flags()
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     families.MAX_PIXELS,
@@ -81,7 +82,8 @@ def main(_):
     if _FAMILY.value is None:
         scores = scoring.score(rows, responses, **how, scale_y=_MIGICIAN_SCALING.value)
     else:
-        images = {"image_root": _IMAGE_ROOT.value, "max_pixels": _MAX_PIXELS.value}
+        root = _IMAGES(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else ""
+        images = {"image_root": root, "max_pixels": _MAX_PIXELS.value}
         family = families.FAMILIES[_FAMILY.value]
         scores = families.score(family, rows, responses, **how, **images)
     interval = scores.overall.interval

@@ -37,7 +37,7 @@ ALLOWED = {
     "experiments": {
         "evaluation", "mig_bench", "report", "runs", "scenes", "training", "trajectories",
     },
-    "cli": set(),
+    "cli": {"data"},
 }  # fmt: skip
 ANYWHERE = {"types", "errors"}
 

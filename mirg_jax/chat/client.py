@@ -14,7 +14,7 @@ import openai
 from PIL import Image
 
 from mirg_jax.chat.completions import Reply, ServerError, quote_words, read_completion
-from mirg_jax.data.images import load_image, shrink
+from mirg_jax.data.images import Root, load_image, shrink
 from mirg_jax.errors import ConfigError, UserError
 
 
@@ -55,19 +55,22 @@ class Client:
           timeout: seconds, for a whole answer.
 
         Raises:
-          ConfigError: the environment variable is not set.
+          ConfigError: the environment variable is not set, or the server's address or a proxy can't
+            be used.
         """
         self._key_variable, self._timeout = key_variable, timeout
-        self._key = os.environ.get(key_variable, "") if key_variable else "none"
+        self._key = os.environ.get(key_variable, "").strip() if key_variable else "none"
         if not self._key:
             raise ConfigError(
                 f"the environment variable {key_variable} is not set: put the key for {model} "
                 'there, or name another variable as key_variable ("" for a server without keys)'
             )
-        # Without the library's retries: `Asking` repeats requests, within the limits.
-        self._client = openai.AsyncOpenAI(
-            api_key=self._key, base_url=base_url or None, max_retries=0, timeout=timeout
-        )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError(
+                f"the environment variable {key_variable} holds characters that no key has; "
+                "put the key alone there"
+            )
+        self._client = _connect(self._key, base_url, timeout)
 
     @property
     def base_url(self) -> str:
@@ -152,6 +155,31 @@ class Client:
         return Unanswerable(said, by_server=True)
 
 
+def _connect(key: str, base_url: str, timeout: float) -> openai.AsyncOpenAI:
+    """Returns the library's client; it sends nothing yet.
+
+    Raises:
+      ConfigError: the server's address or a proxy can't be used.
+    """
+    try:
+        # Without the library's retries: `Asking` repeats requests, within the limits.
+        client = openai.AsyncOpenAI(
+            api_key=key, base_url=base_url or None, max_retries=0, timeout=timeout
+        )
+        problem = ""
+        if client.base_url.scheme not in ("http", "https") or not client.base_url.host:
+            problem = "it has the form http://HOST:PORT/v1"
+    except Exception as error:  # of the libraries below, for addresses and proxies
+        problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if problem:
+        where = f"base_url={base_url}" if base_url else "the server's address (OPENAI_BASE_URL)"
+        raise ConfigError(
+            f"{where} or a proxy can't be used: {problem}; correct it, or the proxies in the "
+            "environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)"
+        )
+    return client
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Returns the seconds that the header Retry-After asks to wait, given as a number or a date."""
     value = headers.get("retry-after", "")
@@ -179,7 +207,7 @@ def content(parts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def encode_image(root: str, path: str, max_pixels: int) -> str:
+def encode_image(root: Root, path: str, max_pixels: int) -> str:
     """Reads an image, shrinks it to at most `max_pixels`, and returns it as a data URL.
 
     Raises:

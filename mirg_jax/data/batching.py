@@ -40,15 +40,18 @@ class Shapes:
           DataError: if it exceeds one.
         """
         largest = max((len(image.patches) for image in images), default=0)
-        for what, size, limits, field in (
-            ("tokens", len(encoded.tokens), self.lengths, "lengths"),
-            ("images", len(images), self.slots, "slots"),
-            ("patches in an image", largest, self.patches, "patches"),
+        words = len(encoded.tokens) - sum(len(image.patches) // 4 for image in images)
+        smaller = "lower data.max_pixels"
+        shorter = smaller if words < self.lengths[-1] else "shorten the row's text"
+        for what, size, limits, field, otherwise in (
+            ("tokens", len(encoded.tokens), self.lengths, "lengths", shorter),
+            ("images", len(images), self.slots, "slots", "leave the row out"),
+            ("patches in an image", largest, self.patches, "patches", smaller),
         ):
             if size > limits[-1]:
                 raise DataError(
                     f"{size} {what} are more than the limit of {limits[-1]}; "
-                    f"raise data.shapes.{field} or lower data.max_pixels"
+                    f"raise data.shapes.{field} or {otherwise}"
                 )
 
 

@@ -1,12 +1,13 @@
 """Questions about several images with their answers, and the three file formats that hold them.
 
-- MGrounding-630k: a JSON list of rows `{id, images, conversations: [{from, value}], type}`, boxes
-  on the grid inside the answers' text, several turns a row.
-- MIG-Bench: a JSON list of rows `{task, images, question, answer, additional_info, need_format}`,
-  one box a row in fractions.
-- Trajectories: JSON lines `{id, task, images, question, targets: [{image, box, label}], response}`.
+- MGrounding-630k: rows `{id, images, conversations: [{from, value}], type}`, boxes on the grid
+  inside the answers' text, several turns a row; `conversation_rows` has its other forms.
+- MIG-Bench: rows `{task, images, question, answer, additional_info, need_format}`, one box a row in
+  fractions.
+- Trajectories: rows `{id, task, images, question, targets: [{image, box, label}], response}`.
 
-Rows count from 0. A row that can't be used is rejected with a reason; it never stops the others.
+A file is a JSON list or JSON lines, and is recognised by its content. Rows count from 0. A row that
+can't be used is rejected with a reason; it never stops the others.
 """
 
 import json
@@ -16,14 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mirg_jax.data import mig_bench_rows
+from mirg_jax.data import conversation_rows, mig_bench_rows
+from mirg_jax.data.conversation_rows import IMAGE_MARK
 from mirg_jax.data.json_rows import (
     four_numbers,
     images_field,
     kind_of,
     list_field,
     quote,
-    read_text,
+    read_rows,
     text_field,
 )
 from mirg_jax.errors import DataError, shorten
@@ -37,8 +39,6 @@ from mirg_jax.grounding.grammar import (
     format_box,
     format_object,
 )
-
-IMAGE_MARK = "<image>"
 
 # MIG-Bench's authors append a note on the format to the questions of the other tasks.
 _NO_FORMAT_NOTE = ("group_grounding", "object_tracking")
@@ -191,42 +191,28 @@ _ReadRow = Callable[[dict[str, Any], int, str], Iterator[Example | Rejected]]
 
 def _load(path: pathlib.Path) -> tuple[list[Any], _ReadRow]:
     """The rows of a file and what reads them."""
-    text = read_text(path)
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; get or make it again")
-
-    if path.suffix == ".jsonl":
-        # Not splitlines(): it also splits at characters that JSON allows inside a string.
-        lines = enumerate(text.split("\n"), start=1)
-        return [_parse(path, line, n) for n, line in lines if line.strip()], _read_trajectory
-
-    rows = _parse(path, text)
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: holds {kind_of(rows)} where a list of rows is needed")
-    if not rows:
-        raise DataError(f"{path}: the list of rows is empty; get or make the file again")
+    rows = read_rows(path)
     for row in rows:
-        if isinstance(row, dict) and "conversations" in row:
-            return rows, _read_mgrounding
-        if isinstance(row, dict) and {"question", "answer"} <= row.keys():
-            return rows, _read_mig_bench
+        if isinstance(row, dict) and (read_row := _reader_of(row)):
+            return rows, read_row
+    fields = ""
+    if isinstance(rows[0], dict):
+        fields = f"; the fields of the first are {quote([*rows[0]])}"
     raise DataError(
-        f'{path}: no row has "conversations" (MGrounding-630k) or "question" and "answer" '
-        "(MIG-Bench); give such a file, or trajectories named .jsonl"
+        f'{path}: no row has "conversations" or "messages" (MGrounding-630k), "question" and '
+        f'"answer" (MIG-Bench) or "question" and "targets" (trajectories){fields}'
     )
 
 
-def _parse(path: pathlib.Path, text: str, first_line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line, column = error.lineno + first_line - 1, error.colno
-        raise DataError(
-            f"{path}: not valid JSON at line {line}, column {column} ({error.msg}); "
-            "the file may be cut, get or make it again"
-        ) from None
-    except (ValueError, RecursionError) as error:  # numbers too long, nesting too deep
-        raise DataError(f"{path}: not usable JSON from line {first_line} on ({error})") from None
+def _reader_of(row: dict[str, Any]) -> _ReadRow | None:
+    """What reads rows with such fields; None if they are of no known format."""
+    if not row.keys().isdisjoint(conversation_rows.NAMES):
+        return _read_conversation
+    if {"question", "answer"} <= row.keys() and "targets" not in row:
+        return _read_mig_bench
+    if "question" in row and not row.keys().isdisjoint(("targets", "response")):
+        return _read_trajectory
+    return None
 
 
 def _write_json(path: str | pathlib.Path, rows: list[dict[str, Any]]) -> None:
@@ -265,23 +251,23 @@ def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Ex
     yield Example(name, fields.task, fields.images, question, (target,), None, source)
 
 
-def _read_mgrounding(row: dict[str, Any], index: int, source: str) -> Iterator[Example | Rejected]:
+def _read_conversation(
+    row: dict[str, Any], index: int, source: str
+) -> Iterator[Example | Rejected]:
     """An example a turn. The second turn of row "x" is "x#2"."""
-    images, name, task = images_field(row), _id(row), tasks.task_of_mgrounding(row)
+    images, turns = conversation_rows.read_fields(row)
+    task = tasks.task_of_mgrounding(row | {"images": [*images]})
+    # Chat data often have no ids.
+    name = _id(row) if "id" in row or "messages" not in row else f"{task}_{index:05d}"
     if any(map(_CAPTIONING.search, (name, source, str(row.get("type"))))):
         raise DataError("gg_reg is captioning, not grounding")
-    turns = list_field(row, "conversations")
-    if not all(isinstance(turn, dict) for turn in turns):
-        raise DataError("a turn of the conversation is not an object")
-    if [turn.get("from") for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
-        raise DataError("the conversation is not human and gpt in turn")
-    asked = "".join(str(turn.get("value")) for turn in turns[::2])
-    _question(asked, len(images))  # the images belong to the row, so the marks do as well
+    # The images belong to the row, so the marks do as well.
+    _check_marks(sum(asked.count_marks() for asked, _ in turns), len(images))
 
-    for n, (human, gpt) in enumerate(zip(turns[::2], turns[1::2], strict=True), start=1):
+    for n, (asked, answered) in enumerate(turns, start=1):
         turn = name if n == 1 else f"{name}#{n}"
         try:
-            question, answer = text_field(human, "value"), text_field(gpt, "value")
+            question, answer = asked.text(), answered.text()
             targets = _targets(answer, question, len(images))
             yield Example(turn, task, images, question, targets, None, source)
         except DataError as error:
@@ -323,9 +309,13 @@ def _id(row: dict[str, Any]) -> str:
 
 
 def _question(text: str, num_images: int) -> str:
-    if (marks := text.count(IMAGE_MARK)) > num_images:
-        raise DataError(f"the question has {marks} {IMAGE_MARK} marks for {num_images} images")
+    _check_marks(text.count(IMAGE_MARK), num_images)
     return text
+
+
+def _check_marks(marks: int, num_images: int) -> None:
+    if marks > num_images:
+        raise DataError(f"the question has {marks} {IMAGE_MARK} marks for {num_images} images")
 
 
 def _inside(box: tuple[Any, Any, Any, Any], top: int) -> tuple[Any, Any, Any, Any]:

@@ -4,10 +4,11 @@ Normalisation, and the second frame of the temporal patch, are left to the devic
 per patch are transferred instead of 1176 floats.
 """
 
+import logging
 import math
 import os
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,7 +24,17 @@ MAX_ASPECT_RATIO = 200
 # Limit on a file's pixels before resizing: more than any photo in the data sets, 200 MB decoded.
 MAX_FILE_PIXELS = 64_000_000
 # Pillow's other formats are rare, and some run external programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# By EXIF orientation: how an image as stored becomes upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Folders that the paths in the published files begin with.
 _DATASET_FOLDERS = ("MGrounding-630k", "MIG-Bench")
 
@@ -41,11 +52,51 @@ class ImagePatches:
     grid: tuple[int, int]
 
 
-def resolve_image(root: str | pathlib.Path, path: str) -> pathlib.Path:
+@dataclass(frozen=True)
+class ImageRoot:
+    """A data set's folder of images, and how its images are read.
+
+    Attributes:
+      path: the folder.
+      follow_links: whether links below it may lead to files elsewhere.
+      apply_exif: whether images are turned as their EXIF orientation says; by default they are read
+        as stored, since that is what the boxes of published data sets are relative to.
+      rotated: paths of the images met so far that have such an orientation.
+    """
+
+    path: pathlib.Path
+    follow_links: bool = False
+    apply_exif: bool = False
+    rotated: set[str] = field(default_factory=set, compare=False)
+
+    @classmethod
+    def of(cls, root: "str | pathlib.Path | ImageRoot") -> "ImageRoot":
+        """Returns `root` itself, or a folder with the default way of reading."""
+        return root if isinstance(root, ImageRoot) else cls(pathlib.Path(root))
+
+    def met(self, path: str) -> None:
+        """Counts an image with an EXIF orientation, and warns of the first."""
+        if not self.rotated:
+            how = "turned upright" if self.apply_exif else "read as stored"
+            logging.warning(
+                "image %r has an EXIF orientation and is %s, as all such images are: set "
+                "apply_exif if boxes are relative to the upright image",
+                path,
+                how,
+            )
+        self.rotated.add(path)
+
+
+Root = str | pathlib.Path | ImageRoot
+
+
+def resolve_image(root: Root, path: str) -> pathlib.Path:
     """Resolves an image path of a data set; the file need not exist.
 
     Paths in the published files begin with the data set's folder; `root` may be that folder or its
-    parent.
+    parent. A path may be absolute, and links may be followed, as long as the file lies below the
+    root. Where the root is in a snapshot of the Hugging Face cache, whose files are links, it may
+    also lie in that repository's store.
 
     Args:
       root: the image root.
@@ -54,35 +105,70 @@ def resolve_image(root: str | pathlib.Path, path: str) -> pathlib.Path:
     Raises:
       DataError: if the path is invalid or leads out of the root.
     """
-    root, relative = pathlib.Path(root), pathlib.PurePosixPath(path)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise DataError(
-            f"image {path!r}: the path leaves the image root; make it relative to {str(root)!r}"
-        )
-    found = root / relative
+    root, relative = ImageRoot.of(root), pathlib.PurePosixPath(path)
+    folder = root.path
+    found = folder / relative  # an absolute path stands for itself
     try:
         if relative.parts[:1] and relative.parts[0] in _DATASET_FOLDERS and not found.exists():
-            found = root.joinpath(*relative.parts[1:])
-        inside = found.resolve().is_relative_to(root.resolve())
+            found = folder.joinpath(*relative.parts[1:])
+        file, real = found.resolve(), folder.resolve()
+        if file.is_relative_to(real):
+            return found
+        named_inside = any(_is_named_in(found, each) for each in (folder, real))
+        if named_inside and (root.follow_links or _is_in_store(file, real)):
+            return found
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a null byte
         raise DataError(f"image {path!r}: not a usable path ({error}); correct the row") from None
-    if not inside:
+    if named_inside:
         raise DataError(
-            f"image {path!r}: a link leads out of the image root; copy the file into {str(root)!r}"
+            f"image {path!r}: a link leads out of the image root; copy the file into "
+            f"{str(folder)!r}, or set follow_links to allow such links"
         )
-    return found
+    raise DataError(
+        f"image {path!r}: the path leaves the image root; make it relative to {str(folder)!r}"
+    )
 
 
-def image_size(root: str | pathlib.Path, path: str) -> tuple[int, int]:
-    """Reads the width and height of an image as stored, without decoding it.
+def _is_named_in(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Returns whether a path begins with a folder's, links aside."""
+    return pathlib.Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
+
+
+def _is_in_store(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Returns whether a file lies in the store of the snapshot that a folder is in.
+
+    The Hugging Face cache has REPOSITORY/snapshots/REVISION/…, with links into REPOSITORY/blobs.
+    """
+    for each in (folder, *folder.parents):
+        blobs = each.parent.parent / "blobs"
+        if each.parent.name == "snapshots" and blobs.is_dir():
+            return file.is_relative_to(blobs.resolve())
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation by which an image is still to be turned; 1 for none."""
+    try:
+        # Pillow itself turns TIFFs.
+        found = 1 if image.format == "TIFF" else image.getexif().get(0x0112)
+    except Exception:  # damaged metadata don't make an image unreadable
+        return 1
+    return found if found in _UPRIGHT else 1
+
+
+def image_size(root: Root, path: str) -> tuple[int, int]:
+    """Reads the width and height of an image as `load_image` has it, without decoding it.
 
     Raises:
       DataError: if the file is missing, not an image, or too narrow.
     """
+    root = ImageRoot.of(root)
     file = resolve_image(root, path)
     try:
         with Image.open(file, formats=_FORMATS) as image:
             size = image.size
+            if root.apply_exif and _orientation(image) >= 5:
+                size = size[::-1]
         if max(size) > MAX_ASPECT_RATIO * min(size):
             raise ValueError(f"it is narrower than 1:{MAX_ASPECT_RATIO}")
         return size
@@ -93,11 +179,11 @@ def image_size(root: str | pathlib.Path, path: str) -> tuple[int, int]:
         ) from None
 
 
-def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
+def load_image(root: Root, path: str) -> Image.Image:
     """Reads an image as 8-bit RGB.
 
     Transparent images are composited on white, and 16-bit grey is scaled to 8 bits. The EXIF
-    orientation is not applied, since boxes are relative to the image as stored.
+    orientation is applied only if the root says so; images that have one are counted there.
 
     Args:
       root: the image root.
@@ -106,6 +192,7 @@ def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
     Raises:
       DataError: if the file is missing, not an image, damaged, too large or too narrow.
     """
+    root = ImageRoot.of(root)
     file = resolve_image(root, path)
 
     def unusable(what: str, remedy: str) -> DataError:
@@ -125,7 +212,11 @@ def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
                 raise unusable(
                     f"{width}x{height} is narrower than 1:{MAX_ASPECT_RATIO}", "crop it or pad it"
                 )
-            return to_rgb(image)
+            rgb, orientation = to_rgb(image), _orientation(image)
+            if orientation == 1:
+                return rgb
+            root.met(path)
+            return rgb.transpose(_UPRIGHT[orientation]) if root.apply_exif else rgb
     except DataError:
         raise
     except FileNotFoundError:
@@ -133,7 +224,8 @@ def load_image(root: str | pathlib.Path, path: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise unusable(f"it has more than {MAX_FILE_PIXELS} pixels", "make it smaller") from None
     except Image.UnidentifiedImageError:
-        raise unusable("not an image of a known format", again) from None
+        what = f"not an image of a known format ({', '.join(_FORMATS)})"
+        raise unusable(what, f"convert it, or {again}") from None
     except Exception as error:  # Pillow's decoders raise many exception types on damaged files
         what = " ".join(str(error).split()) or type(error).__name__
         raise unusable(f"cannot be read ({what})", again) from None

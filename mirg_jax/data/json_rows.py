@@ -1,11 +1,15 @@
-"""Text files and the fields of JSON rows; whatever is wrong with one is said in a line."""
+"""Text files, JSON rows and their fields; whatever is wrong with one is said in a line."""
 
+import json
 import pathlib
+import re
 from typing import Any
 
 from mirg_jax.errors import DataError
 
 _LONGEST_PATH = 4096  # of Linux
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"\s*")
 
 
 def read_text(path: str | pathlib.Path) -> str:
@@ -20,6 +24,44 @@ def read_text(path: str | pathlib.Path) -> str:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def read_rows(path: str | pathlib.Path) -> list[Any]:
+    """The rows of a file: a JSON list, or JSON lines; what it is called doesn't matter.
+
+    Raises:
+      DataError: the file is missing, empty, cut or holds something else.
+    """
+    text = read_text(path)
+    values, at = [], _SPACE.match(text).end()
+    while at < len(text):
+        value, at = _decode(path, text, at)
+        values.append(value)
+        at = _SPACE.match(text, at).end()
+    if not values:
+        raise DataError(f"{path}: the file is empty; get or make it again")
+    if len(values) > 1 or isinstance(values[0], dict):
+        return values
+    (rows,) = values
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds {kind_of(rows)} where a list of rows is needed")
+    if not rows:
+        raise DataError(f"{path}: the list of rows is empty; get or make the file again")
+    return rows
+
+
+def _decode(path: str | pathlib.Path, text: str, at: int) -> tuple[Any, int]:
+    """One JSON value of a text from `at` on, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "the file may be cut, get or make it again"
+        ) from None
+    except (ValueError, RecursionError) as error:  # numbers too long, nesting too deep
+        line = text.count("\n", 0, at) + 1
+        raise DataError(f"{path}: not usable JSON from line {line} on ({error})") from None
 
 
 def text_field(row: dict[str, Any], name: str) -> str:
@@ -46,7 +88,14 @@ def list_field(row: dict[str, Any], name: str) -> list[Any]:
 
 
 def images_field(row: dict[str, Any]) -> tuple[str, ...]:
-    """The paths in the field "images". Raises DataError if it holds anything else."""
+    """The paths in the field "images", or in "image", which may be one.
+
+    Raises:
+      DataError: it holds anything else.
+    """
+    if row.get("images") is None and isinstance(row.get("image"), str | list):
+        single = row["image"]
+        row = {"images": [single] if isinstance(single, str) else single}
     images = list_field(row, "images")
     if not all(isinstance(image, str) and image for image in images):
         raise DataError("'images' holds something that is not a path")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mirg_jax.data.batching import Item, Shapes
 from mirg_jax.data.examples import Example, Rejected
-from mirg_jax.data.images import load_image, patchify
+from mirg_jax.data.images import Root, load_image, patchify
 from mirg_jax.data.prompts import PromptStyle, Tokenizer, encode
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, GroundedObject, format_answer
@@ -92,7 +92,7 @@ class Preparer:
     """Callable that reads and encodes one example, run by the pipeline's threads.
 
     Attributes:
-      image_root: folder that image paths are relative to.
+      image_root: folder that image paths are relative to, and how images are read.
       tokenizer: the model's tokenizer.
       style: the text around questions.
       shapes: the allowed array sizes.
@@ -101,7 +101,7 @@ class Preparer:
       with_response: whether the response is encoded too (SFT), or only the prompt.
     """
 
-    image_root: str
+    image_root: Root
     tokenizer: Tokenizer
     style: PromptStyle
     shapes: Shapes
@@ -166,7 +166,7 @@ def batches(
       DataError: if no example can be used.
     """
     if not examples:
-        raise DataError("the data set is empty; check data.train_json and rejected.jsonl")
+        raise DataError("the data set is empty; rejected.jsonl has the reasons")
     state = {"bad_in_a_row": 0}
 
     def load(index: int) -> tuple[Example, Item] | None:

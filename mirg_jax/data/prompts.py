@@ -33,6 +33,8 @@ class Tokenizer(Protocol):
 
     def convert_tokens_to_ids(self, token: str) -> int: ...
 
+    def get_vocab(self) -> dict[str, int]: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptStyle:

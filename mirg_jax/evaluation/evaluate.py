@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from mirg_jax.data.images import Root
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.inference.predictor import Predictor
@@ -30,7 +31,7 @@ def run(
     *,
     checkpoint: str,
     benchmark: str,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     protocol: scoring.Protocol = "answer",
     limit: int = 0,
@@ -53,7 +54,8 @@ def run(
     chosen = choose(rows, limit)
     family = families.of_coordinates(settings.evaluation.coordinates)
     data = settings.data
-    size_of = families.sizes_given(image_root, data.max_pixels, data.min_pixels)
+    root = data.root(image_root)
+    size_of = families.sizes_given(root, data.max_pixels, data.min_pixels)
     devices.start(settings.devices)
     first = processes.is_first()
     rejected: dict[int, str] = {}
@@ -73,7 +75,7 @@ def run(
             if row.index in still_open
         ]
         if questions:
-            predictor = Predictor.open(checkpoint, settings, image_root=image_root)
+            predictor = Predictor.open(checkpoint, settings, image_root=root)
             answers = predictor.predict(questions)
             of = {"total": len(questions), "unit": "row", "desc": "evaluate"}
             for index, response, error in tqdm(answers, **of, disable=not first):
@@ -90,9 +92,11 @@ def run(
         raise UserError(f"no row has an answer; the first: {reason}")
     read, unreadable = families.read_responses(family, chosen, said, size_of)
     scores = scoring.score(chosen, read, protocol, unreadable=unreadable)
+    if first and root.rotated:
+        print(f"{len(root.rotated)} images have an EXIF orientation (data.apply_exif)", flush=True)
     if first:
         found = report.Responses(read, scores)
-        write_results(output_dir, checkpoint, benchmark, found, chosen, image_root)
+        write_results(output_dir, checkpoint, benchmark, found, chosen, root)
     return scores
 
 
@@ -115,6 +119,7 @@ def facts_of(settings: Settings, checkpoint: str, benchmark: str) -> dict[str, A
         **{f"prompt.{name}": text for name, text in dataclasses.asdict(settings.prompt).items()},
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
+        **({"apply_exif": True} if data.apply_exif else {}),
         "max_tokens": settings.evaluation.max_tokens,
         "compute_dtype": str(settings.model.precision.compute),
     }

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mirg_jax.data.examples import Rejected
+from mirg_jax.data.images import Root
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.responses import load_predictions
@@ -29,7 +30,7 @@ def write_results(
     benchmark: str,
     run: report.Responses,
     rows: Sequence[Row],
-    image_root: str,
+    image_root: Root,
     **more: Any,
 ) -> None:
     """Writes scores.json and report.html.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
 from mirg_jax.chat.client import Client, Retry, Unanswerable, content, data_url
 from mirg_jax.chat.completions import NO_CHOICE
-from mirg_jax.data.images import load_image
+from mirg_jax.data.images import ImageRoot, Root, load_image
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.mig_bench import families, prompts, scoring
@@ -87,7 +87,7 @@ class Questions:
         family: families.Family,
         protocol: scoring.Protocol,
         server: Server,
-        image_root: str,
+        image_root: Root,
     ):
         self._family, self._protocol, self._root = family, protocol, image_root
         self._max_pixels = server.max_pixels
@@ -193,7 +193,7 @@ def run(
     server: Server,
     *,
     benchmark: str,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     protocol: scoring.Protocol = "answer",
     limit: int = 0,
@@ -230,6 +230,7 @@ def run(
         "prompt.after": family.after,
         "prompt.question_box": family.question_box,
         "prompt.form": getattr(family.form, protocol),
+        **({"apply_exif": True} if ImageRoot.of(image_root).apply_exif else {}),
     }
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:

@@ -16,7 +16,7 @@ from PIL import Image
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_rows, sizes
 from mirg_jax.data.examples import Example
-from mirg_jax.data.images import load_image, to_rgb
+from mirg_jax.data.images import ImageRoot, Root, load_image, to_rgb
 from mirg_jax.data.json_rows import check_path
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import Tokenizer
@@ -28,6 +28,7 @@ from mirg_jax.runs import devices, loading
 from mirg_jax.runs import settings as run_settings
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.settings import Settings
+from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.tokens import decode, forbidden_ids, stop_ids
 from mirg_jax.sharding import processes
@@ -98,7 +99,7 @@ class Predictor:
         source: str | pathlib.Path,
         settings: Settings,
         *,
-        image_root: str = "",
+        image_root: Root = "",
         max_tokens: int = 0,
         temperature: float = 0.0,
     ) -> "Predictor":
@@ -107,7 +108,8 @@ class Predictor:
         Args:
           source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
           settings: settings for images, prompts, batches and the mesh.
-          image_root: folder that image paths in examples are relative to.
+          image_root: folder that image paths in examples are relative to; if it doesn't say how
+            images are read, `settings` do.
           max_tokens: maximum length of a response; 0: that of `settings.evaluation`.
           temperature: sampling temperature; 0 is greedy decoding.
 
@@ -116,8 +118,8 @@ class Predictor:
         """
         mesh = devices.sampling_mesh(settings.devices, devices.start(settings.devices))
         options = sampling_options(settings, mesh)
+        tokenizer = load_tokenizer(loading.model_folder(source))
         model = loading.load_model(source, mesh, options)
-        tokenizer = loading.load_tokenizer(model.folder)
         return cls(
             model,
             tokenizer,
@@ -151,7 +153,8 @@ class Predictor:
           DataError: if an image or a question can't be used.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        pictures = [_open_image(image) for image in images]
+        upright = ImageRoot.of(self._preparer.image_root).apply_exif
+        pictures = [_open_image(image, upright) for image in images]
         names = tuple(f"image {n}" for n in range(1, len(pictures) + 1))
         examples = [(n, Example("question", "", names, q, ())) for n, q in enumerate(questions)]
         encode = functools.partial(self._preparer.encode, images=pictures)
@@ -277,8 +280,12 @@ def read_own_settings(source: str | pathlib.Path) -> Settings:
     return run_settings.read(run_settings.of_model(source))
 
 
-def _open_image(image: ImageLike) -> Image.Image:
+def _open_image(image: ImageLike, upright: bool) -> Image.Image:
     """Converts an image, or reads it from a file, as 8-bit RGB.
+
+    Args:
+      image: the image, or the file's path.
+      upright: whether a file's EXIF orientation is applied.
 
     Raises:
       DataError: if it can't be read.
@@ -294,7 +301,7 @@ def _open_image(image: ImageLike) -> Image.Image:
         return to_rgb(Image.fromarray(image))
     check_path(str(image))
     path = pathlib.Path(image).resolve()
-    return load_image(path.parent, path.name)
+    return load_image(ImageRoot(path.parent, apply_exif=upright), path.name)
 
 
 def _of_all_processes(predictions: list[Prediction]) -> Iterator[Prediction]:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 
 from mirg_jax.data.examples import Example
-from mirg_jax.data.json_rows import kind_of, quote, read_text
+from mirg_jax.data.json_rows import kind_of, quote, read_rows
 from mirg_jax.data.mig_bench_rows import Fractions, read_fields
 from mirg_jax.errors import DataError
 
@@ -40,20 +39,13 @@ def load_benchmark(path: str | pathlib.Path) -> list[Row]:
     """Reads the rows of a file, including those whose answer can't be hit.
 
     Args:
-      path: a JSON file with a list of rows.
+      path: a JSON list of rows, or JSON lines.
 
     Raises:
       DataError: if the file is missing, cut or empty, or a row lacks what scoring needs.
     """
-    text = read_text(path)
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); is the file cut?") from error
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: expected a non-empty list of MIG-Bench rows")
     found = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(read_rows(path)):
         try:
             found.append(_read_row(index, row))
         except DataError as error:

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from mirg_jax.data.images import image_size, smart_resize
+from mirg_jax.data.images import Root, image_size, smart_resize
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding import boxes, grammar
 from mirg_jax.mig_bench import box_images, scoring
@@ -204,7 +204,7 @@ def size_given(size: Size, max_pixels: int, min_pixels: int = MIN_PIXELS) -> Siz
     return width, height
 
 
-def sizes_given(image_root: str, max_pixels: int, min_pixels: int = MIN_PIXELS) -> SizeOf:
+def sizes_given(image_root: Root, max_pixels: int, min_pixels: int = MIN_PIXELS) -> SizeOf:
     """Returns a function from an image's path to its width and height as Qwen's models get it.
 
     Each call of that function reads the header of the image's file, and raises DataError if the
@@ -313,7 +313,7 @@ def score(
     responses: Sequence[str | None],
     protocol: scoring.Protocol = "answer",
     *,
-    image_root: str = "",
+    image_root: Root = "",
     max_pixels: int = MAX_PIXELS,
     skip_impossible: bool = False,
     strict: bool = False,

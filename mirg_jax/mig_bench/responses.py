@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
 
-from mirg_jax.data.json_rows import read_text
+from mirg_jax.data.json_rows import read_rows, read_text
 from mirg_jax.errors import DataError
 
 
@@ -11,7 +14,8 @@ def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
     """Reads a file of predictions, one line of JSON each: `{"index": i, "response": "…"}`.
 
     Args:
-      path: the JSONL file. Its lines may be in any order; other keys and blank lines are ignored.
+      path: the JSONL file, or a JSON list of the same objects. They may be in any order; other keys
+        and blank lines are ignored.
       count: number of rows in the benchmark; an index is from 0 to `count - 1`.
 
     Returns:
@@ -22,14 +26,7 @@ def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
         an index, or has an index out of range.
     """
     responses: list[str | None] = [None] * count
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not valid JSON ({error})") from error
+    for where, entry in _entries(path):
         match entry:
             case {"index": int(index), "response": str(response)} if not isinstance(index, bool):
                 pass
@@ -43,3 +40,19 @@ def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
     if count and all(response is None for response in responses):
         raise DataError(f"{path}: holds no predictions")
     return responses
+
+
+def _entries(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """Yields each entry of a file of responses, after the place where it stands."""
+    text = read_text(path)
+    if re.match(r"\s*\[\s*\{", text):
+        for number, entry in enumerate(read_rows(path)):
+            yield f"{path} entry {number}", entry
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path} line {number}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {number}: not valid JSON ({error})") from error

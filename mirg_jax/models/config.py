@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from mirg_jax.errors import CheckpointError
+from mirg_jax.models import unsupported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +124,15 @@ class ModelConfig:
             with `text_config`.
 
         Raises:
-          ValueError: if the model type is another, the sizes are inconsistent, or a feature is
-            not supported (sliding windows).
+          ValueError: if the model type is another, the sizes are inconsistent, or a field asks for
+            another computation (a `CheckpointError` then; see `unsupported.check`).
           KeyError: if a field is missing.
         """
         if raw.get("model_type") not in ARCHITECTURES:
             names = " or ".join(ARCHITECTURES)
             raise ValueError(f"model_type {raw.get('model_type')!r} is not {names}")
+        unsupported.check(raw)
         text = raw.get("text_config") or raw
-        if text.get("use_sliding_window"):
-            raise ValueError("use_sliding_window is not supported")
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         vision = raw["vision_config"]
         ids = ("image", "video", "vision_start", "vision_end")
@@ -167,6 +167,8 @@ class ModelConfig:
         path = pathlib.Path(folder) / "config.json"
         try:
             return cls.from_hf(json.loads(path.read_text()))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
         except KeyError as error:
             problem = f"lacks the field {error}"
         except OSError as error:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.grounding import tasks
 from mirg_jax.grounding.grammar import GroundedObject
 from mirg_jax.report import spans, thumbnails
@@ -77,7 +78,7 @@ class Card:
 
     title: str
     question: str
-    root: str | pathlib.Path
+    root: Root
     images: Sequence[str]
     truth: Sequence[PlacedBox]
     answers: Sequence[Answer]
@@ -127,16 +128,15 @@ def write(
       views: the examples.
       pictures: whether images are read; if not, boxes are drawn on blank frames.
     """
-    images = list(
-        dict.fromkeys((str(c.root), p) for view in views for c in view.cards for p in c.images)
-    )
+    shown = [card for view in views for card in view.cards]
+    images = list(dict.fromkeys((ImageRoot.of(c.root), p) for c in shown for p in c.images))
     made = thumbnails.make(images) if pictures else [thumbnails.BLANK] * len(images)
     numbers = {image: number for number, image in enumerate(images)}
     views = [view for view in views if view.cards]
     chosen = gallery(views[0]) if views else []
     # The gallery's pictures precede the script, so that it can show them immediately.
     early = {
-        numbers[str(card.root), path]
+        numbers[ImageRoot.of(card.root), path]
         for card in (views[0].cards[number] for number in chosen)
         for path in card.images
     }
@@ -272,7 +272,7 @@ def _tile(view: View, number: int) -> dict[str, Any]:
     return {"card": number, "subject": subject, "badge": card.badge, "drawn": card.drawn}
 
 
-def _view(view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def _view(view: View, pictures: Mapping[tuple[ImageRoot, str], int]) -> dict[str, Any]:
     return {
         "name": view.name,
         "facets": [[name, list(values)] for name, values in view.facets.items()],
@@ -283,7 +283,7 @@ def _view(view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]
     }
 
 
-def _card(card: Card, view: View, pictures: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def _card(card: Card, view: View, pictures: Mapping[tuple[ImageRoot, str], int]) -> dict[str, Any]:
     count = len(card.images)
     usual = card.truth[0].image if card.truth else 1
     asked = _spans(spans.read(card.question, count))
@@ -291,7 +291,7 @@ def _card(card: Card, view: View, pictures: Mapping[tuple[str, str], int]) -> di
         "title": card.title,
         "question": asked["pieces"],
         "asked": asked["places"],
-        "images": [pictures[str(card.root), path] for path in card.images],
+        "images": [pictures[ImageRoot.of(card.root), path] for path in card.images],
         "truth": [_box(true.image, true.box) for true in card.truth],
         "answers": [_answer(answer, count, usual) for answer in card.answers],
         "facets": [

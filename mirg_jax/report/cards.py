@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.grounding.grammar import parse_response
@@ -33,7 +34,7 @@ class Responses(NamedTuple):
 def benchmark_view(
     rows: Sequence[Row],
     runs: Mapping[str, Responses],
-    image_root: str | pathlib.Path,
+    image_root: Root,
     featured: str = "",
 ) -> View:
     """Makes an example of each row that all runs have a score for, with an answer for each run.
@@ -178,16 +179,18 @@ def _lines(path: pathlib.Path) -> list[str]:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _image_root(workdir: pathlib.Path) -> str:
+def _image_root(workdir: pathlib.Path) -> ImageRoot:
     """Reads the image root from the config of a run."""
     path = workdir / "config.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["data"]["image_root"])
+        data = json.loads(path.read_text(encoding="utf-8"))["data"]
+        how = {name: bool(data.get(name)) for name in ("follow_links", "apply_exif")}
+        return ImageRoot(pathlib.Path(data["image_root"]), **how)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: doesn't tell the image root ({error!r})") from error
 
 
-def _group(run: str, root: str, step: int, group: dict[str, Any]) -> Card:
+def _group(run: str, root: Root, step: int, group: dict[str, Any]) -> Card:
     completions = sorted(group["completions"], key=lambda each: -each["reward"])
     rewards = [each["reward"] for each in completions]
     best, worst = rewards[0], rewards[-1]

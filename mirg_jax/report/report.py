@@ -4,6 +4,7 @@ import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from mirg_jax.data.images import Root
 from mirg_jax.mig_bench import compare, scoring, tables
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.report import browser, cards
@@ -23,7 +24,7 @@ def write_report(
     title: str,
     rows: Sequence[Row],
     runs: Mapping[str, Responses],
-    image_root: str | pathlib.Path | None = None,
+    image_root: Root | None = None,
     *,
     training: Mapping[str, str | pathlib.Path] | None = None,
     featured: str = "",

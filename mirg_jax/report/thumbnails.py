@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from mirg_jax.data.images import load_image
+from mirg_jax.data.images import Root, load_image
 from mirg_jax.errors import DataError
 
 SIDE = 480  # longest side in pixels
@@ -34,9 +33,7 @@ class Thumbnail(NamedTuple):
 BLANK = Thumbnail(4, 3)
 
 
-def make(
-    images: Sequence[tuple[str | pathlib.Path, str]], budget: int = _BUDGET
-) -> list[Thumbnail]:
+def make(images: Sequence[tuple[Root, str]], budget: int = _BUDGET) -> list[Thumbnail]:
     """Makes thumbnails of images; the more there are, the smaller is each.
 
     Args:
@@ -46,7 +43,7 @@ def make(
     """
     share = min(_MOST_BYTES, budget // 4 * 3 // max(1, len(images)))
 
-    def one(image: tuple[str | pathlib.Path, str]) -> Thumbnail:
+    def one(image: tuple[Root, str]) -> Thumbnail:
         try:
             return encode(load_image(*image), share)
         except DataError as error:

@@ -19,8 +19,18 @@ def start(devices: DeviceSettings) -> Mesh:
     """
     if devices.cpu_devices not in (0, jax.config.jax_num_cpu_devices):
         jax.config.update("jax_num_cpu_devices", devices.cpu_devices)
-    processes.start()
-    mesh = training_mesh(devices)
+    try:
+        processes.start()
+        mesh = training_mesh(devices)
+    except RuntimeError as error:
+        if not str(error).startswith(("Unable to initialize backend", "Unknown backend")):
+            raise
+        platforms = jax.config.jax_platforms or "any"
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"no devices ({reason}); JAX_PLATFORMS={platforms} must name a platform that this "
+            "machine has and jax is installed for"
+        ) from None
     try:
         sharding.data_share(mesh)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Loading of models and tokenizers from runs, checkpoints, Hugging Face folders or the hub.
+"""Loading of models from runs, checkpoints, Hugging Face folders or the hub.
 
 A model can be given as a run's folder, one of its checkpoints, RUN/best for the checkpoint that was
 best on held-out rows, a Hugging Face folder, or a hub name. A LoRA run's checkpoints contain only
@@ -15,19 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoTokenizer
 
 from mirg_jax import sharding
-from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
-from mirg_jax.runs import adapters, run_folder
+from mirg_jax.runs import adapters, hub, run_folder
 from mirg_jax.runs.run_folder import SavedStep
 from mirg_jax.weights import hf, orbax_files
 
@@ -70,13 +66,7 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
             f"{path}: no config.json and no checkpoints in this folder; give a run, a checkpoint, "
             "a Hugging Face folder or a hub name"
         )
-    try:
-        return pathlib.Path(snapshot_download(str(source)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
-        raise CheckpointError(
-            f"{source}: not a folder here, and not available from the Hugging Face hub; check the "
-            "name and the network connection"
-        ) from None
+    return hub.download(str(source))
 
 
 def load_model(
@@ -94,11 +84,10 @@ def load_model(
     Raises:
       CheckpointError: if there is no model, or its tensors don't match its config.json.
     """
-    folder = model_folder(source)
-    config = ModelConfig.from_folder(folder)
+    folder, saved = model_folder(source), run_folder.find_run(source)
+    config = ModelConfig.from_folder(folder) if saved else hf.read_config(folder)
     graph, state = abstract(config, options)
     state = with_shardings(state, mesh)
-    saved = run_folder.find_run(source)
     if saved is None:
         state = hf.load(folder, state, config)
     elif adapters.read(saved.run):
@@ -123,10 +112,9 @@ def open_model(
     Raises:
       CheckpointError: see `load_model`.
     """
-    folder = model_folder(source)
-    config = ModelConfig.from_folder(folder)
+    folder, saved = model_folder(source), run_folder.find_run(source)
+    config = ModelConfig.from_folder(folder) if saved else hf.read_config(folder)
     graph, state = abstract(config, ModelOptions(precision))
-    saved = run_folder.find_run(source)
     if saved and adapters.read(saved.run):
         read = _merging_reader(saved)
     elif saved:
@@ -139,6 +127,25 @@ def open_model(
     else:
         read = hf.reader(folder, state, config)
     return Model(config, graph, state, folder), read
+
+
+def stored_dtype(source: str | pathlib.Path) -> str:
+    """Returns the dtype that a model's weights are kept in, "bfloat16" or "float32".
+
+    float32 also stands for float16, and for weights of several dtypes. Adapters count as their base
+    does, since they were fitted to its values.
+
+    Raises:
+      CheckpointError: if there is no model.
+    """
+    saved = run_folder.find_run(source)
+    if saved is None:
+        return hf.stored_dtype(model_folder(source))
+    if record := adapters.read(saved.run):
+        return record.param_dtype
+    with run_folder.reading(saved.folder, "model", "give another checkpoint"):
+        dtypes = run_folder.dtypes(saved.folder / "params")
+    return "bfloat16" if dtypes == {"bfloat16"} else "float32"
 
 
 def load_adapters(
@@ -212,18 +219,3 @@ def _load_merged(saved: SavedStep, mesh: jax.sharding.Mesh, precision: Precision
     merge = functools.partial(lora.merge, lora=record.lora, dtype=precision.params)
     where = sharding.parameter_shardings(base.params, mesh)
     return jax.jit(merge, out_shardings=where)(base.params, values)
-
-
-def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-    """Loads the tokenizer in a model's folder.
-
-    Raises:
-      CheckpointError: if the folder has no tokenizer.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{folder}: no tokenizer ({reason}); copy tokenizer.json into the model's folder"
-        ) from None

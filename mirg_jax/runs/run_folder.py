@@ -145,6 +145,11 @@ def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
             raise _Misfit(f"{name} is {what} there, not {tuple(leaf.shape)}")
 
 
+def dtypes(folder: pathlib.Path) -> set[str]:
+    """Returns the dtypes of a checkpoint's arrays; reads metadata only."""
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(pytree_handler().metadata(folder).tree)}
+
+
 @contextlib.contextmanager
 def reading(checkpoint: pathlib.Path, what: str, remedy: str):
     """Turns errors in a `with` block that reads a checkpoint into a `CheckpointError`.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mirg_jax import defaults
 from mirg_jax.data.batching import Shapes
+from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import ConfigError
@@ -57,6 +58,15 @@ class DataSettings:
     max_pixels: int
     shapes: Shapes
     threads: int
+    # Runs made before have no such settings.
+    follow_links: bool = False
+    apply_exif: bool = False
+
+    def root(self, image_root: Root) -> ImageRoot:
+        """Returns an image root with the settings' way of reading images."""
+        if isinstance(image_root, ImageRoot):
+            return image_root
+        return ImageRoot(pathlib.Path(image_root), self.follow_links, self.apply_exif)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +195,7 @@ class Settings:
         """Optimizer updates per training step."""
         return self.grpo.updates if self.grpo else 1
 
-    def preparer(self, tokenizer: Tokenizer, *, with_response: bool, image_root: str) -> Preparer:
+    def preparer(self, tokenizer: Tokenizer, *, with_response: bool, image_root: Root) -> Preparer:
         """Creates the callable that reads and encodes single examples.
 
         Args:
@@ -194,7 +204,7 @@ class Settings:
           image_root: folder that image paths are relative to.
         """
         return Preparer(
-            image_root=image_root,
+            image_root=self.data.root(image_root),
             tokenizer=tokenizer,
             style=self.prompt,
             shapes=self.data.shapes,

@@ -23,10 +23,11 @@ def stop_ids(tokenizer) -> tuple[int, ...]:
 def forbidden_ids(tokenizer, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
     """Returns a mask of the tokens that are never sampled.
 
-    These are control tokens, and IDs beyond the tokenizer's vocabulary: `vocab_size`, the number of
-    rows of the embedding table, is often larger.
+    These are control tokens, and IDs without a token: `vocab_size`, the number of rows of the
+    embedding table, is often larger than the tokenizer's vocabulary.
     """
-    mask = np.arange(vocab_size) >= len(tokenizer)
+    mask = np.ones(vocab_size, bool)
+    mask[list(tokenizer.get_vocab().values())] = False
     mask[tokenizer.convert_tokens_to_ids(list(_FORBIDDEN))] = True
     return mask
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mirg_jax import sharding
 from mirg_jax.data import pipeline
-from mirg_jax.data.examples import Example, Rejected, read_examples
+from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
@@ -21,8 +21,10 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs import adapters, devices, loading, run_folder
 from mirg_jax.runs.checkpoints import Checkpoints, write_model_folder
 from mirg_jax.runs.settings import Settings, check_rows
+from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.runs.train_state import TrainState, init_state, split_trainable, state_shardings
 from mirg_jax.sharding import processes
+from mirg_jax.training import usable
 from mirg_jax.training.optimizer import make_optimizer
 
 
@@ -45,6 +47,7 @@ class TrainingRun(NamedTuple):
     data: grain.DatasetIterator
     share: sharding.Share  # the share of the data that this process reads
     rejected: RejectedLog
+    rotated: set[str]  # images with an EXIF orientation that this process has met
     benchmark: Sequence[Row]  # held-out rows; empty without evaluation
     checkpoints: Checkpoints
     first_step: int  # number of steps taken before
@@ -78,14 +81,16 @@ def start(
     evaluation = settings.evaluation
     benchmark = load_benchmark(evaluation.benchmark) if evaluation.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
+    kept, refused = usable.split(examples, refuse)
+    usable.check(settings.data, kept, [*bad_rows, *refused])
     source = _claim_source(settings, workdir)
     rejected = RejectedLog(workdir / "rejected.jsonl", write=processes.is_first())
-    for row in bad_rows:
+    for row in (*bad_rows, *refused):
         rejected.add(row, told=True)
 
     options = settings.model.options(mesh.devices.flat[0].platform)
+    tokenizer = load_tokenizer(loading.model_folder(source))
     model = loading.load_model(source, mesh, options)
-    tokenizer = loading.load_tokenizer(model.folder)
     if processes.is_first():
         write_model_folder(workdir, model, settings.text)
     graph, params, frozen = trainable(model, settings, mesh)
@@ -93,8 +98,7 @@ def start(
     layout = state_shardings(params, optimizer, mesh)
     state = _first_state(params, optimizer, layout, settings.seed)
 
-    kept = _usable(examples, refuse, rejected)
-    image_root = settings.data.image_root
+    image_root = settings.data.root(settings.data.image_root)
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
     data = _open_data(settings, kept, preparer, rejected, share)
     checkpoints = Checkpoints(workdir, settings.checkpoint)
@@ -120,23 +124,11 @@ def start(
         data=data,
         share=share,
         rejected=rejected,
+        rotated=image_root.rotated,
         benchmark=benchmark,
         checkpoints=checkpoints,
         first_step=first_step,
     )
-
-
-def _usable(
-    examples: Sequence[Example], refuse: Callable[[Example], str], rejected: RejectedLog
-) -> list[Example]:
-    """Returns the examples that this kind of training can use, and lists the others."""
-    kept = []
-    for example in examples:
-        if reason := refuse(example):
-            rejected.add(Rejected(example.source, example.id, reason), told=True)
-        else:
-            kept.append(example)
-    return kept
 
 
 def trainable(

@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 
 from mirg_jax.data.examples import Example
+from mirg_jax.data.images import Root
 from mirg_jax.errors import ConfigError
 from mirg_jax.runs import facts
 from mirg_jax.trajectories import checks, outputs, page, prompts, select
@@ -51,13 +52,13 @@ class Shard(NamedTuple):
         return f"{self.index}-of-{self.count}"
 
 
-def _encoded_images(settings: TrajectorySettings, image_root: str) -> EncodedImages:
+def _encoded_images(settings: TrajectorySettings, image_root: Root) -> EncodedImages:
     # Twice the number of questions that are worked on at a time. With fewer, the images of a new
     # question would push out those that another question needs for its next stage.
     return EncodedImages(image_root, kept=3 * settings.requests.concurrency)
 
 
-def make_teachers(settings: TrajectorySettings, image_root: str) -> dict[str, Teacher]:
+def make_teachers(settings: TrajectorySettings, image_root: Root) -> dict[str, Teacher]:
     """Makes the teacher of each stage.
 
     Raises:
@@ -79,7 +80,7 @@ def make_teachers(settings: TrajectorySettings, image_root: str) -> dict[str, Te
 
 
 def _in_process_teacher(
-    settings: ModelTeacherSettings | SceneTeacherSettings, image_root: str
+    settings: ModelTeacherSettings | SceneTeacherSettings, image_root: Root
 ) -> Teacher:
     if isinstance(settings, SceneTeacherSettings):
         return SceneTeacher(settings)
@@ -135,7 +136,7 @@ def make_plan(settings: TrajectorySettings) -> Plan:
 def _questions(
     settings: TrajectorySettings,
     source: Source,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     shard: Shard | None,
 ) -> list[Example]:
@@ -169,7 +170,7 @@ def build(
     settings: TrajectorySettings,
     *,
     source: Source,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     shard: Shard | None = None,
     retry_failed: bool = False,
@@ -226,7 +227,7 @@ def batch(
     settings: TrajectorySettings,
     *,
     source: Source,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     shard: Shard | None = None,
     retry_failed: bool = False,
@@ -261,7 +262,7 @@ def _write_outputs(
     questions: list[Example],
     plan: Plan,
     journal: Journal,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     shard: Shard | None,
 ) -> dict:
@@ -287,7 +288,7 @@ def dry_run(
     settings: TrajectorySettings,
     *,
     source: Source,
-    image_root: str,
+    image_root: Root,
     output_dir: pathlib.Path,
     shard: Shard | None = None,
 ) -> Estimate:

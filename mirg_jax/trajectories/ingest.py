@@ -49,8 +49,10 @@ def reason_kind(reason: str) -> str:
 
 
 def find_files(source: Source) -> dict[str, pathlib.Path]:
-    """Finds the files of a source: files as given, and all .json files below a folder except those
-    in hidden folders.
+    """Finds the files of a source.
+
+    These are files as given, and all .json files below a folder, or all .jsonl files if it has no
+    others, except those in hidden folders.
 
     Returns: the files by name, which is their path relative to the folder that all have in common.
 
@@ -63,19 +65,25 @@ def find_files(source: Source) -> dict[str, pathlib.Path]:
     for path in paths:
         files = [path]
         if path.is_dir():
-            files = sorted(
-                file
-                for file in path.rglob("*.json")
-                if not any(part.startswith(".") for part in file.relative_to(path).parts)
-            )
+            files = _files_below(path, "*.json") or _files_below(path, "*.jsonl")
             if not files:
-                raise DataError(f"{path}: holds no .json file; give the data set's folder or files")
+                raise DataError(
+                    f"{path}: holds no .json or .jsonl file; give the data set's folder or files"
+                )
         found += files
     if not found:
         raise DataError("no input: give the data set's folder or files")
     roots = {str(path if path.is_dir() else path.parent) for path in paths}
     root = os.path.commonpath(roots)
     return {str(path.relative_to(root)): path for path in found}
+
+
+def _files_below(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    return sorted(
+        file
+        for file in folder.rglob(pattern)
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
 
 
 def ingest(source: Source) -> Ingested:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mirg_jax.chat.client import Unanswerable
 from mirg_jax.chat.completions import Reply
 from mirg_jax.data.examples import Example
+from mirg_jax.data.images import Root
 from mirg_jax.grounding.grammar import END_OF_TURN
 from mirg_jax.inference.predictor import Prediction, Predictor
 from mirg_jax.runs import settings as run_settings
@@ -20,7 +21,7 @@ class ModelTeacher:
 
     server = None
 
-    def __init__(self, settings: ModelTeacherSettings, image_root: str):
+    def __init__(self, settings: ModelTeacherSettings, image_root: Root):
         """
         Args:
           image_root: folder that the images' paths are relative to.

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mirg_jax.data.images import Root
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.report import browser
 from mirg_jax.report.browser import task_title
@@ -36,7 +37,7 @@ def write_trajectory_page(
     path: pathlib.Path,
     summary: Mapping[str, Any],
     outcomes: Iterable[QuestionOutcome],
-    image_root: str | pathlib.Path,
+    image_root: Root,
 ) -> None:
     """Writes the page.
 
@@ -93,7 +94,7 @@ def _tables(summary: Mapping[str, Any]) -> dict[str, list[Sequence[Any]]]:
     }
 
 
-def _card(outcome: QuestionOutcome, image_root: str | pathlib.Path) -> browser.Card:
+def _card(outcome: QuestionOutcome, image_root: Root) -> browser.Card:
     question = outcome.question
     result = "rejected" if outcome.rejected else "accepted"
     answers = []

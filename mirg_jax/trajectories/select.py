@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mirg_jax.data.examples import Example, Rejected, read_examples, write_trajectories
-from mirg_jax.data.images import resolve_image
+from mirg_jax.data.images import Root, resolve_image
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.runs import facts
@@ -35,7 +35,7 @@ class Selection(NamedTuple):
 
 def prepare_questions(
     source: ingest.Source,
-    image_root: str | pathlib.Path,
+    image_root: Root,
     folder: pathlib.Path,
     settings: SelectionSettings,
 ) -> list[Example]:
@@ -131,7 +131,7 @@ def _are_same_files(found: list[dict], source: ingest.Source) -> bool:
 
 
 def select_questions(
-    questions: Sequence[Example], image_root: str | pathlib.Path, settings: SelectionSettings
+    questions: Sequence[Example], image_root: Root, settings: SelectionSettings
 ) -> Selection:
     """Selects the questions for SFT and RL.
 
@@ -228,7 +228,7 @@ class _Filter:
       left_out: the questions that can't be used, with reasons.
     """
 
-    def __init__(self, image_root: str | pathlib.Path, settings: SelectionSettings):
+    def __init__(self, image_root: Root, settings: SelectionSettings):
         """
         Raises:
           DataError: the benchmark to exclude, or an image of it, can't be read.

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mirg_jax.chat.client import Client, Unanswerable, content, encode_image
 from mirg_jax.chat.completions import Reply
+from mirg_jax.data.images import Root
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.trajectories.request import Request
 from mirg_jax.trajectories.settings import OpenAITeacherSettings
@@ -42,7 +43,7 @@ class Teacher(Protocol):
 class EncodedImages:
     """Images as data URLs; the latest are kept, for the next stages of their questions."""
 
-    def __init__(self, root: str, kept: int):
+    def __init__(self, root: Root, kept: int):
         """
         Args:
           root: folder that the images' paths are relative to.

@@ -6,7 +6,9 @@ names are written. Our layers are stacked on a leading axis; only this module un
 """
 
 import concurrent.futures
+import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -18,12 +20,11 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from mirg_jax.errors import CheckpointError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
-from mirg_jax.weights import safetensors_files
-from mirg_jax.weights.safetensors_files import FLOATS, Spec, Tensors
+from mirg_jax.weights import preprocessor, safetensors_files, tensor_check
+from mirg_jax.weights.safetensors_files import Spec, Tensors
 
 Index = tuple[slice, ...]
 # `read(path, index, out)` fills `out` with the slice `index` of the parameter at a dotted path,
@@ -110,30 +111,40 @@ def by_path(state: nnx.State) -> dict[str, nnx.Param]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
-def _check(folder: pathlib.Path, tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
-    shapes, dtypes = tensors.shapes, tensors.dtypes
-    missing = [name for name in wanted if name not in shapes]
-    extra = [name for name in shapes if name not in wanted and name != "lm_head.weight"]
-    held = [name for name in wanted if name in shapes]
-    wrong = [
-        f"{name} is {shapes[name]}, not {wanted[name]}"
-        for name in held
-        if shapes[name] != wanted[name]
-    ]
-    types = (*FLOATS.values(), "F64")
-    typed = [f"{name} in {dtypes[name]}" for name in held if dtypes[name] not in types]
-    for problem, names in (
-        ("lacks", missing),
-        ("has unknown", extra),
-        ("misshapen:", wrong),
-        ("holds quantised weights, which can't be read:", typed),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CheckpointError(
-                f"{folder}: the checkpoint {problem} {', '.join(names[:3])}{more}; "
-                "check that its weights and config.json belong to the same model"
-            )
+def read_config(folder: str | pathlib.Path) -> ModelConfig:
+    """Reads the config.json of a safetensors checkpoint; its tensors decide about a tied head.
+
+    Where config.json ties the head to the embedding, but the files have a head of other values,
+    the head is the model's own, as in transformers.
+
+    Raises:
+      CheckpointError: if config.json or a file is missing, damaged or not supported.
+    """
+    folder = pathlib.Path(folder)
+    config = ModelConfig.from_folder(folder)
+    preprocessor.check(folder)
+    if not config.text.tie_word_embeddings:
+        return config
+    tensors = Tensors(folder, published_name)
+    if tensors.are_equal("lm_head.weight", "model.embed_tokens.weight"):
+        return config
+    logging.warning(
+        "%s: config.json ties lm_head.weight to the embedding, but the files have another; theirs "
+        "is used, set tie_word_embeddings to false there",
+        folder,
+    )
+    text = dataclasses.replace(config.text, tie_word_embeddings=False)
+    return dataclasses.replace(config, text=text)
+
+
+def stored_dtype(folder: str | pathlib.Path) -> str:
+    """Returns the narrowest of float32 and bfloat16 that holds all tensors of a checkpoint.
+
+    Raises:
+      CheckpointError: if a file is missing or damaged.
+    """
+    dtypes = set(Tensors(pathlib.Path(folder), published_name).dtypes.values())
+    return "bfloat16" if dtypes == {"BF16"} else "float32"
 
 
 def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) -> Read:
@@ -157,7 +168,7 @@ def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) ->
         for path, entry in entries.items()
         for name in _names(entry, leaves[path].shape)
     }
-    _check(folder, tensors, wanted)
+    tensor_check.check(folder, tensors, wanted)
 
     def fill(entry: Entry, name: str, index: Index, out: np.ndarray) -> None:
         if entry.kind == "same":
@@ -399,6 +410,6 @@ def from_pretrained(
     folder: str | pathlib.Path, options: ModelOptions = DEFAULT
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads a model from a local folder, split into its graph and its parameters."""
-    config = ModelConfig.from_folder(folder)
+    config = read_config(folder)
     graph, state = abstract(config, options)
     return graph, load(folder, state, config)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from mirg_jax.errors import CheckpointError
 
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # NumPy's name: safetensors' name
 _BLOCK_BYTES = 2**23
+_SHARD = re.compile(r"model-(?P<number>\d{1,9})-of-(?P<count>\d{1,9})\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_OTHER_FORMATS = (".safetensors", ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
@@ -31,7 +35,7 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 class Tensors:
-    """The tensors of a checkpoint folder: `model.safetensors`, or the shards listed in an index.
+    """The tensors of a checkpoint folder: `model.safetensors`, or all shards.
 
     Files are opened for each read and closed again, because the mapped pages of an open file count
     as this process's memory.
@@ -78,11 +82,27 @@ class Tensors:
                 block = handle.get_slice(stored)[(rows, *index[1:])]
             yield slice(rows.start - start, rows.stop - start), block
 
+    def are_equal(self, one: str, other: str) -> bool:
+        """Returns whether two tensors have the same values, or one of them is missing."""
+        if one not in self.shapes or other not in self.shapes:
+            return True
+        floats = {self.dtypes[one], self.dtypes[other]} <= {*FLOATS.values()}
+        if self.shapes[one] != self.shapes[other] or not floats:
+            return False
+        whole = [slice(None)] * len(self.shapes[one])
+        pairs = zip(self.blocks(one, whole), self.blocks(other, whole), strict=True)
+        return all((a.astype(np.float32) == b.astype(np.float32)).all() for (_, a), (_, b) in pairs)
+
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    index = folder / "model.safetensors.index.json"
+    """Returns the files with a checkpoint's tensors.
+
+    Raises:
+      CheckpointError: if there are none, some are missing, or it is unclear which are meant.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not index.exists():
-        return [folder / "model.safetensors"]
+        return [single] if single.exists() else _shards(folder)
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         paths = [folder / file for file in files]
@@ -92,12 +112,58 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         ) from None
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(
-            f"{folder}: lacks {', '.join(missing[:3])}{more}, which {index.name} names; "
+            f"{folder}: lacks {some(missing)}, which {index.name} names; "
             "download the checkpoint again"
         )
+    if single.exists() and single not in paths:
+        raise CheckpointError(
+            f"{folder}: holds {single.name} beside the shards of {index.name}, and libraries "
+            "differ in which they read; delete those that are not meant"
+        )
     return paths
+
+
+def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the shards of a folder without an index; their names say how many there are."""
+    found = {path: _SHARD.fullmatch(path.name) for path in sorted(folder.glob("*.safetensors"))}
+    counts = {match["count"] for match in found.values() if match}
+    if len(counts) != 1 or not all(found.values()):
+        raise CheckpointError(_not_safetensors(folder))
+    (count,) = counts
+    numbers = {int(match["number"]) for match in found.values()}
+    if missing := sorted({*range(1, int(count) + 1)} - numbers):
+        names = [f"model-{number:0{len(count)}d}-of-{count}.safetensors" for number in missing]
+        raise CheckpointError(f"{folder}: lacks {some(names)}; download the checkpoint again")
+    return list(found)
+
+
+def _not_safetensors(folder: pathlib.Path) -> str:
+    """Returns what to say of a folder without the files that are read."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if "adapter_config.json" in names:
+        return (
+            f"{folder}: holds adapters and no model.safetensors; merge them into their base with "
+            "peft (merge_and_unload, save_pretrained)"
+        )
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        return (
+            f"{folder}: holds {some(pickles)} and no model.safetensors; files of PyTorch are not "
+            "read, since they can run code: convert them to safetensors "
+            "(from_pretrained, save_pretrained in transformers)"
+        )
+    if others := [name for name in names if name.endswith(_OTHER_FORMATS)]:
+        return (
+            f"{folder}: holds {some(others)} and no model.safetensors; give the checkpoint in "
+            "Hugging Face's safetensors, named model.safetensors or by an index"
+        )
+    return f"{folder / 'model.safetensors'}: can't be read (no such file); download it again"
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first names and the number of the others, for a message."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 class Spec(NamedTuple):

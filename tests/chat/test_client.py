@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mirg_jax.chat.client import encode_image, retry_after
+from mirg_jax.chat.client import Client, encode_image, retry_after
 from mirg_jax.chat.completions import Reply, ServerError, quote_words, read_completion
-from mirg_jax.errors import DataError
+from mirg_jax.errors import ConfigError, DataError
 
 FIELDS = "choices message content refusal usage finish_reason reasoning error type text".split()
 json_values = st.recursive(
@@ -188,3 +188,31 @@ def test_a_think_block_that_the_server_took_out_is_put_back():
     whole = f"<think>I look.</think>{answer}"
     assert said(content=whole, reasoning_content="Hm.") == whole
     assert said(content="Image-1: a dog", reasoning_content="Hm.") == "Image-1: a dog"
+
+
+@pytest.mark.parametrize(
+    "base_url, variables, message",
+    [
+        ("localhost:8000/v1", {}, "base_url=localhost:8000/v1 .* http://HOST:PORT/v1"),
+        ("/v1", {}, "base_url=/v1 .* http://HOST:PORT/v1"),
+        ("http://[::1", {}, "base_url=http"),
+        ("http://host:port/v1", {}, "port"),
+        ("", {"OPENAI_BASE_URL": "api.example/v1"}, "OPENAI_BASE_URL"),
+        ("http://localhost/v1", {"ALL_PROXY": "socks5://127.0.0.1:9"}, "socksio.* ALL_PROXY"),
+        ("http://localhost/v1", {"HTTPS_PROXY": "ftp://proxy"}, "scheme.* HTTPS_PROXY"),
+        ("http://localhost/v1", {"KEY": "clé"}, "KEY holds characters that no key has"),
+        ("http://localhost/v1", {"KEY": "a\nb"}, "KEY holds characters that no key has"),
+        ("http://localhost/v1", {"KEY": " \n"}, "KEY is not set"),
+    ],
+)
+def test_settings_that_no_request_could_be_sent_with(monkeypatch, base_url, variables, message):
+    for name, value in ({"KEY": "abc\n"} | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message) as error:
+        Client("m", base_url=base_url, key_variable="KEY", timeout=1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_line_break_behind_a_key_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("KEY", "abc\n")
+    Client("m", base_url="http://localhost/v1", key_variable="KEY", timeout=1)

@@ -154,7 +154,8 @@ def test_mig_bench(shared):
         ("[]", "rows.json", "empty"),
         ("[1, 2]", "rows.json", "no row has"),
         ('[{"a": 1}]', "rows.json", "no row has"),
-        ('{"rows": []}', "rows.json", "holds an object"),
+        ('{"rows": []}', "rows.json", r"no row has .* the fields of the first are \['rows'\]"),
+        ('{"id": "a"}', "rows.jsonl", "no row has"),
         ("null", "rows.json", "needed"),
         ("[" * 100_000, "rows.json", "not usable JSON"),
         ("[" + "9" * 5000 + "]", "rows.json", "not usable JSON"),
@@ -167,6 +168,20 @@ def test_unusable_files(read, content, name, message):
         read(content, name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [TRAJECTORY, MIG_BENCH, MGROUNDING])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_lists_and_lines_are_told_apart_by_content(read, row, indent):
+    """Whatever a file is called: a list, lines, or one object behind the other."""
+    lines = "\n".join(json.dumps({**row, "id": name}, indent=indent) for name in "ab") + "\n"
+    listed = json.dumps([{**row, "id": name} for name in "ab"], indent=indent)
+    for name in ("rows.json", "rows.jsonl", "rows.txt", "rows"):
+        for content in (lines, listed, lines.replace("\n", "\r\n"), "\ufeff" + lines):
+            examples, rejected = read(content, name)
+            assert [example.id for example in examples] == ["a", "b"] and rejected == []
+    (one,), _ = read(json.dumps(row, indent=indent), "rows.json")
+    assert one.images == ("1.jpg", "2.jpg")
 
 
 def test_missing_files(tmp_path):
@@ -301,6 +316,67 @@ def test_the_answers_wording_comes_before_the_questions(read):
     conversations = said(f"It's in the second image. {BOX}", "Not as in the first image")
     (example,), _ = read([{**MGROUNDING, "conversations": conversations}])
     assert example.targets == (Target((10, 20, 300, 400), 2),)
+
+
+def chat(*turns, **more):
+    """A row as chat data have it, without an id."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": messages, "images": ["1.jpg", "2.jpg"], **more}
+
+
+ASKED, ANSWERED = ("user", "<image><image>Where is the dog?"), ("assistant", f"Image-2: {BOX}")
+
+
+@pytest.mark.parametrize(
+    "row, images",
+    [
+        (chat(ASKED, ANSWERED), ["1.jpg", "2.jpg"]),
+        (chat(("system", "You see boxes."), ASKED, ANSWERED), ["1.jpg", "2.jpg"]),
+        (chat(("human", "<image>Where?"), ("gpt", BOX), images=["1.jpg"]), ["1.jpg"]),
+        ({"conversations": chat(ASKED, ANSWERED)["messages"], "image": ["a", "b"], "id": 3}, "ab"),
+        ({"conversations": said(BOX), "image": "1.jpg", "id": "a"}, ["1.jpg"]),
+        ({"messages": said(BOX), "image": "1.jpg", "images": None}, ["1.jpg"]),
+    ],
+)
+def test_other_forms_of_conversations(read, row, images):
+    (example,), rejected = read([row], "rows.jsonl")
+    assert rejected == [] and example.images == tuple(images)
+    assert example.targets[0].box == (10, 20, 300, 400)
+    assert example.question.startswith("<image>")
+    assert example.id == str(row.get("id", "unknown_00000"))
+
+
+def test_contents_in_parts(read):
+    text, image = {"type": "text", "text": "Where?"}, {"type": "image"}
+    inside = [image | {"image": "1.jpg"}, text, image | {"image": "2.jpg"}]
+    answer = ("assistant", [{"type": "text", "text": f"Image-2: {BOX}"}])
+    row = chat(("user", inside), answer)
+    del row["images"]
+    beside = chat(("user", [image, text, image]), answer)
+    for example in read([row, beside])[0]:
+        assert example.question == "<image>Where?<image>"
+        assert example.images == ("1.jpg", "2.jpg")
+        assert example.targets == (Target((10, 20, 300, 400), 2),)
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (chat(("system", "You see boxes.")), "in turn"),
+        (chat(ASKED, ANSWERED, ("system", "x"), ANSWERED), "in turn"),
+        (chat(ASKED, ANSWERED, ASKED), "in turn"),
+        (chat(ASKED, ("tool", BOX)), "in turn"),
+        (chat(("user", None), ANSWERED), "'content' is missing"),
+        (chat(("user", [{"type": "video"}]), ANSWERED), "neither text nor an image"),
+        (chat(("user", [{"type": "image"}] * 3), ANSWERED), "3 <image> marks for 2 images"),
+        (chat(ASKED, ANSWERED, images=None, image=""), "not a path"),
+        (chat(ASKED, ANSWERED, images=None, image=7), "'images' is missing"),
+        ({"messages": [["user", "Where?"]], "images": ["1.jpg"]}, "not an object"),
+    ],
+)
+def test_conversations_that_cannot_be_used(read, row, reason):
+    examples, (bad,) = read([row, chat(ASKED, ANSWERED)])
+    assert len(examples) == 1 and reason in bad.reason
 
 
 def test_text_may_hold_any_character(read):

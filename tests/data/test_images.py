@@ -9,12 +9,14 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
 
 from mirg_jax.data.images import (
     PATCH_BYTES,
     DataError,
+    ImageRoot,
+    image_size,
     load_image,
     patchify,
     resolve_image,
@@ -137,10 +139,47 @@ def test_16_bit_grey_is_scaled(tmp_path, name):
     assert np.abs(loaded.astype(float) - values[..., None] / 257).max() <= 0.51
 
 
-def test_exif_orientation_is_not_applied(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg", "a.avif"])
+def test_exif_orientation(tmp_path, name, orientation, caplog):
+    """By default images are as stored; otherwise they are as Pillow turns them."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo().save(tmp_path / name, exif=exif, lossless=True)
+    with Image.open(tmp_path / name) as image:
+        stored, upright = image.convert("RGB"), ImageOps.exif_transpose(image).convert("RGB")
+    for root, wanted in (
+        (ImageRoot(tmp_path), stored),
+        (ImageRoot(tmp_path, apply_exif=True), upright),
+    ):
+        loaded = load_image(root, name)
+        np.testing.assert_array_equal(np.asarray(loaded), np.asarray(wanted))
+        assert image_size(root, name) == loaded.size
+        load_image(root, name)
+        assert root.rotated == ({name} if orientation > 1 else set())
+    assert len(caplog.records) == (2 if orientation > 1 else 0)  # one for each root
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_tiffs_are_turned_by_pillow(tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert load_saved(tmp_path, photo(), "a.jpg", exif=exif).shape == (48, 64, 3)
+    root = ImageRoot(tmp_path, apply_exif=turn)
+    photo().save(tmp_path / "a.tif", exif=exif)
+    assert load_image(root, "a.tif").size == image_size(root, "a.tif")
+    assert not root.rotated
+
+
+def test_damaged_exif_is_no_obstacle(tmp_path):
+    photo().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
+    root = ImageRoot(tmp_path, apply_exif=True)
+    assert load_image(root, "a.jpg").size == image_size(root, "a.jpg") == (64, 48)
+
+
+def test_avif_is_read(tmp_path):
+    loaded = load_saved(tmp_path, photo(), "a.avif", quality=95).astype(int)
+    assert np.abs(loaded - np.asarray(photo())).mean() < 6
+    assert image_size(tmp_path, "a.avif") == (64, 48)
 
 
 # Files that can't be used -------------------------------------------------------------------------
@@ -197,7 +236,7 @@ def test_one_pixel_is_an_image(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF"])
 def test_damaged_files_load_or_are_refused(tmp_path, format):
     rng = random.Random(0)
     sound = encoded(photo(120, 80), format)
@@ -233,10 +272,10 @@ def test_paths_do_not_leave_the_root(tmp_path):
     for path in (
         "../secret.png",
         "a/../../secret.png",
-        "folder/../open.png",
         str(tmp_path / "secret.png"),
-        str(root / "open.png"),
+        str(root / ".." / "secret.png"),
         "link.png",
+        str(root / "link.png"),
         "up/secret.png",
         "MGrounding-630k/../../secret.png",
         "MGrounding-630k/link.png",
@@ -248,7 +287,59 @@ def test_paths_do_not_leave_the_root(tmp_path):
         with pytest.raises(DataError) as caught:
             load_image(root, path)
         assert "\n" not in str(caught.value)
-    assert load_image(root, "inner.png").size == (64, 48)
+    inside = ("inner.png", "folder/../open.png", str(root / "open.png"), "folder/../inner.png")
+    for path in (*inside, str(root / "inner.png")):
+        assert load_image(root, path).size == image_size(root, path) == (64, 48)
+
+
+def test_absolute_paths_and_a_root_that_is_a_link(tmp_path):
+    real = tmp_path / "disk" / "data"
+    real.mkdir(parents=True)
+    photo().save(real / "a.png")
+    root = tmp_path / "data"
+    root.symlink_to(real)
+    for folder in (root, real):
+        for path in ("a.png", str(root / "a.png"), str(real / "a.png")):
+            for given in (folder, "/", tmp_path):
+                if given is folder or path.startswith("/"):
+                    assert load_image(given, path).size == (64, 48)
+    with pytest.raises(DataError, match="leaves the image root"):
+        load_image(root, "/etc/passwd")
+
+
+def test_a_snapshot_of_the_hub(tmp_path):
+    """Its files are links into the repository's own store."""
+    repository = tmp_path / "hub" / "datasets--a--b"
+    snapshot = repository / "snapshots" / "0123abc" / "MIG-Bench"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    photo().save(repository / "blobs" / "5f3a", "PNG")
+    photo().save(tmp_path / "secret.png")
+    (snapshot / "a.png").symlink_to("../../../blobs/5f3a")
+    (snapshot / "b.png").symlink_to(tmp_path / "secret.png")
+    for root in (snapshot, snapshot.parent, tmp_path / "hub"):
+        path = "a.png" if root is snapshot else str((snapshot / "a.png").relative_to(root))
+        assert load_image(root, path).size == (64, 48)
+        with pytest.raises(DataError, match="a link leads out of the image root; copy"):
+            load_image(root, path.replace("a.png", "b.png"))
+    with pytest.raises(DataError, match="leaves the image root"):
+        load_image(snapshot, "../../../blobs/5f3a")
+
+
+def test_links_elsewhere_are_followed_when_allowed(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "other").mkdir()
+    photo().save(tmp_path / "other" / "a.png")
+    (tmp_path / "root" / "a.png").symlink_to(tmp_path / "other" / "a.png")
+    (tmp_path / "root" / "folder").symlink_to(tmp_path / "other")
+    root = ImageRoot(tmp_path / "root", follow_links=True)
+    for path in ("a.png", "folder/a.png", str(tmp_path / "root" / "folder" / "a.png")):
+        assert load_image(root, path).size == image_size(root, path) == (64, 48)
+        with pytest.raises(DataError, match="set follow_links"):
+            load_image(root.path, path)
+    for path in ("../other/a.png", str(tmp_path / "other" / "a.png")):
+        with pytest.raises(DataError, match="leaves the image root"):
+            load_image(root, path)
 
 
 @pytest.mark.parametrize("folder", ["MGrounding-630k", "MIG-Bench"])

@@ -1,0 +1,92 @@
+"""Fields of a `config.json` that ask for another computation than the one in this package."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mirg_jax.errors import CheckpointError
+
+# The only value that each field may have, where it is given. The sizes of patches and of blocks
+# that are merged are also those of `data/images.py`.
+_TEXT = {"hidden_act": "silu", "use_sliding_window": False, "partial_rotary_factor": 1}
+_VISION = {
+    "qwen2_vl": {"hidden_act": "quick_gelu"},
+    "qwen2_5_vl": {"hidden_act": "silu"},
+}
+_PATCHES = {"patch_size": 14, "spatial_merge_size": 2, "in_chans": 3, "in_channels": 3}
+_ROPE_TYPES = ("mrope", "default")
+_IDS = ("image", "video", "vision_start", "vision_end", "bos", "eos")
+
+
+def check(raw: Mapping[str, Any]) -> None:
+    """Checks that nothing in a `config.json` would have to be computed otherwise.
+
+    Args:
+      raw: the parsed JSON, with a `model_type` that is supported.
+
+    Raises:
+      CheckpointError: if a field has another value than the one that is computed here; the message
+        names the field and the remedy.
+    """
+    text = raw.get("text_config") or raw
+    for part in (raw, text):
+        _check_quantization(part)
+        _check_rope(part)
+        _check_values(part, _TEXT, "")
+    _check_values(raw["vision_config"], _VISION[raw["model_type"]] | _PATCHES, "vision_config.")
+    if others := set(text.get("layer_types") or ()) - {"full_attention"}:
+        raise _unsupported("layer_types", min(others), "full_attention")
+    width = text["hidden_size"] // text["num_attention_heads"]
+    if text.get("head_dim") not in (None, width):
+        raise _unsupported("head_dim", text["head_dim"], width)
+    for name in (f"{name}_token_id" for name in _IDS):
+        for number in _numbers(raw.get(name)) + _numbers(text.get(name)):
+            if number >= text["vocab_size"]:
+                raise CheckpointError(
+                    f"{name} is {number}, but the embedding has only vocab_size="
+                    f"{text['vocab_size']} rows; resize the embedding or correct the field"
+                )
+
+
+def _check_values(part: Mapping[str, Any], allowed: Mapping[str, Any], where: str) -> None:
+    for name, value in allowed.items():
+        if part.get(name) not in (None, value):
+            raise _unsupported(where + name, part[name], value)
+
+
+def _check_quantization(part: Mapping[str, Any]) -> None:
+    for name in ("quantization_config", "compression_config"):
+        if found := part.get(name):
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            raise CheckpointError(
+                f"{name}: the weights are quantised ({method or 'method not named'}), which can't "
+                "be read; give the checkpoint in bfloat16 or float32 that they were made from"
+            )
+
+
+def _check_rope(part: Mapping[str, Any]) -> None:
+    for name in ("rope_scaling", "rope_parameters"):
+        found = part.get(name)
+        if not isinstance(found, dict):
+            continue
+        for rope in (found, *(each for each in found.values() if isinstance(each, dict))):
+            for kind in (rope.get("rope_type"), rope.get("type")):
+                if kind not in (None, *_ROPE_TYPES):
+                    raise CheckpointError(
+                        f"{name} of type {kind!r} is not supported, and without it positions are "
+                        "encoded otherwise; for prompts within the length that the model was "
+                        'trained on, set its type to "mrope" and remove its other fields but '
+                        "mrope_section and rope_theta"
+                    )
+            _check_values(
+                rope, {"mrope_interleaved": False, "partial_rotary_factor": 1}, f"{name}."
+            )
+
+
+def _numbers(value: Any) -> list[int]:
+    return [each for each in (value if isinstance(value, list) else [value]) if type(each) is int]
+
+
+def _unsupported(name: str, value: Any, supported: Any) -> CheckpointError:
+    return CheckpointError(
+        f"{name}={value!r} is not supported, only {supported!r}; give a checkpoint that has it"
+    )

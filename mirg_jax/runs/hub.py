@@ -1,0 +1,78 @@
+"""Downloading of models from the Hugging Face hub; whatever fails is said in one line."""
+
+import errno
+import os
+import pathlib
+
+from mirg_jax.errors import CheckpointError
+
+# Variables of the environment that say how the hub is reached and where its files are kept.
+_VARIABLES = (
+    *("HF_ENDPOINT", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "HF_HOME", "HF_HUB_CACHE"),
+    *("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+)
+
+
+def download(name: str) -> pathlib.Path:
+    """Downloads a model, or finds it in the cache, and returns its folder.
+
+    Raises:
+      CheckpointError: if there is no such model, it can't be had without a token, or the hub can't
+        be reached.
+    """
+    try:
+        # Imported here, since settings of the environment can make the import itself fail.
+        from huggingface_hub import errors, snapshot_download
+    except Exception as error:
+        raise CheckpointError(f"{name}: {_unreachable(error)}") from None
+    try:
+        return pathlib.Path(snapshot_download(name))
+    except errors.HFValidationError:
+        problem = (
+            "not a folder here, and not a name on the Hugging Face hub, which has the form "
+            "OWNER/MODEL; check the path"
+        )
+    except errors.GatedRepoError:
+        problem = (
+            "the Hugging Face hub gives this model only to those who accept its conditions; do so "
+            "on its page, and log in with hf auth login or set HF_TOKEN"
+        )
+    except errors.RepositoryNotFoundError:
+        problem = (
+            "not a folder here, and the Hugging Face hub has no public model of this name; check "
+            "the name, or for a private one log in with hf auth login or set HF_TOKEN"
+        )
+    except errors.LocalEntryNotFoundError as error:
+        problem = _unreachable(error.__cause__ or error)
+        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+            problem = (
+                "not a folder here and not in the cache of the Hugging Face hub, which "
+                "HF_HUB_OFFLINE keeps from being asked; unset it, or check the name"
+            )
+    except errors.HfHubHTTPError as error:
+        problem = f"the Hugging Face hub refuses it ({_first_line(error)}); try again later"
+    except Exception as error:  # of the libraries below: proxies, addresses, certificates, disks
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            problem = (
+                f"can't be downloaded ({_first_line(error)}); free space in the cache or set "
+                "HF_HOME to another folder"
+            )
+        else:
+            problem = _unreachable(error)
+    raise CheckpointError(f"{name}: {problem}") from None
+
+
+def _unreachable(error: BaseException) -> str:
+    """Says that the hub can't be reached, and the variables that may be why."""
+    # Not their values, since a proxy's may hold a password.
+    given = [name for name in _VARIABLES if os.environ.get(name)]
+    check = f"the network connection and {', '.join(given)}" if given else "the network connection"
+    return (
+        "not a folder here, and the Hugging Face hub can't be reached "
+        f"({type(error).__name__}: {_first_line(error)}); check {check}, or give a folder"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

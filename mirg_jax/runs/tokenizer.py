@@ -1,0 +1,75 @@
+"""Loading of a model's tokenizer, and checks that it belongs to the model."""
+
+import pathlib
+
+from mirg_jax.data.prompts import FORBIDDEN as CONTROL_TOKENS
+from mirg_jax.data.prompts import Tokenizer
+from mirg_jax.errors import CheckpointError
+from mirg_jax.models.config import ModelConfig
+
+# Either of these is a whole vocabulary.
+_VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+
+# Fields of config.json that name a token.
+_FIELDS = {
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_start|>": "vision_start_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+}
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+    """Loads the tokenizer in a model's folder.
+
+    Raises:
+      CheckpointError: if the folder has no tokenizer, or that of another model.
+    """
+    folder = pathlib.Path(folder)
+    remedy = "copy tokenizer.json from the model that it was made from into the folder"
+    if not any(all((folder / name).exists() for name in names) for names in _VOCABULARIES):
+        raise CheckpointError(f"{folder}: no tokenizer.json; {remedy}")
+    try:
+        # Imported here, since settings of the environment can make the import itself fail.
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the library raises many types, tokenizers a bare Exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(
+            f"{folder}: the tokenizer can't be loaded ({reason}); {remedy}"
+        ) from None
+    check(tokenizer, ModelConfig.from_folder(folder), folder)
+    return tokenizer
+
+
+def check(tokenizer: Tokenizer, config: ModelConfig, folder: pathlib.Path) -> None:
+    """Checks that every token has an embedding, and that control tokens are single tokens.
+
+    Args:
+      tokenizer: the tokenizer.
+      config: the model's configuration.
+      folder: their folder, for the message.
+
+    Raises:
+      CheckpointError: if they don't fit together.
+    """
+    remedy = "give the model and the tokenizer that it was trained with"
+    rows = config.text.vocab_size
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer's {token!r} has the ID {largest}, but the model has only "
+            f"vocab_size={rows} embeddings; {remedy}, or resize the embedding"
+        )
+    ids = {name: tokenizer.encode(name, add_special_tokens=False) for name in CONTROL_TOKENS}
+    if unknown := [name for name, found in ids.items() if len(found) != 1]:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has no token {', '.join(unknown)}; {remedy}"
+        )
+    for name, field in _FIELDS.items():
+        if ids[name] != [wanted := getattr(config, field)]:
+            raise CheckpointError(
+                f"{folder}: config.json says {field}={wanted}, but the tokenizer's {name} is "
+                f"{ids[name][0]}; {remedy}"
+            )

@@ -1,0 +1,55 @@
+"""Checks that a checkpoint's images are to be prepared as this package prepares them."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mirg_jax.errors import CheckpointError
+from mirg_jax.models.vision import MEAN, STD
+
+# What is done to every image: bicubic resizing, 0..255 → 0..1, CLIP's mean and deviation.
+_ALWAYS = {
+    "do_resize": True,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": MEAN.tolist(),
+    "image_std": STD.tolist(),
+    "patch_size": 14,
+    "merge_size": 2,
+}
+
+
+def check(folder: pathlib.Path) -> None:
+    """Checks a checkpoint's preprocessor_config.json or processor_config.json, if it has one.
+
+    The limits on an image's pixels there are not used; they are settings of each run.
+
+    Raises:
+      CheckpointError: if a file is damaged, or asks for images in another form; the message names
+        the field.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found = found.get("image_processor", found)
+            wrong = next((key for key in _ALWAYS if not _is_same(found.get(key), _ALWAYS[key])), "")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); get it again") from None
+        if wrong:
+            raise CheckpointError(
+                f"{path}: {wrong}={found[wrong]!r} is not supported, only {_ALWAYS[wrong]!r}; give "
+                "a checkpoint whose images are prepared so"
+            )
+
+
+def _is_same(value: Any, always: Any) -> bool:
+    return value is None or bool(
+        np.shape(value) == np.shape(always) and np.allclose(value, always, atol=1e-6)
+    )

@@ -1,0 +1,75 @@
+"""Data sets as users bring them: other forms of the same rows, and those without a usable row."""
+
+import json
+
+import pytest
+from conftest import train
+
+from mirg_jax.data.examples import read_examples
+from mirg_jax.errors import ConfigError, DataError, UserError
+from mirg_jax.runs import devices
+from mirg_jax.runs.settings import read
+
+
+@pytest.fixture
+def refused(recipe, tmp_path):
+    """Trains with a model that could only be downloaded; the data are refused before."""
+
+    def refused(kind="sft", **changes) -> str:
+        changes = {"model.path": "no-such-owner/no-such-model"} | changes
+        with pytest.raises(UserError) as error:
+            train(recipe(kind, **changes), tmp_path / "run")
+        assert isinstance(error.value, DataError) and "\n" not in str(error.value)
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    return refused
+
+
+def in_lines(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_chat_data_are_the_same_examples(scenes, tmp_path):
+    rows = json.loads((scenes / "sft.json").read_text())
+    roles = {"human": "user", "gpt": "assistant"}
+    chats = []
+    for row in rows:
+        turns = [{"role": roles[t["from"]], "content": t["value"]} for t in row["conversations"]]
+        kept = {name: row[name] for name in ("id", "images", "type") if name in row}
+        system = {"role": "system", "content": "You are a helpful assistant."}
+        chats.append(kept | {"messages": [system, *turns]})
+    path = in_lines(tmp_path / "sft.json", chats)
+    assert read_examples(path) == read_examples(scenes / "sft.json")
+
+
+def test_no_row_is_usable(refused, tmp_path):
+    row = {"id": "a", "image": "a.jpg"}
+    said = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A dog."}]
+    path = in_lines(tmp_path / "a.jsonl", [row | {"conversations": said}] * 3)
+    line = refused(**{"data.train_json": path})
+    assert f"{path}: the data set is empty, all 3 rows are left out" in line
+    assert "a.jsonl row 0: the answer holds no box" in line
+
+
+def test_no_row_has_a_target_to_reward(refused, tmp_path):
+    row = {"id": "a", "task": "diff", "images": ["a.jpg"], "question": "?", "response": "x"}
+    path = in_lines(tmp_path / "a.jsonl", [row | {"targets": []}])
+    assert "all 1 rows are left out" in refused("grpo", **{"data.train_json": path})
+
+
+def test_no_image_is_there(refused, tmp_path):
+    line = refused(**{"data.image_root": str(tmp_path)})
+    assert "questions has images that can be read below data.image_root=" in line
+    assert "no such file" in line and " row 0: image" in line
+
+
+def test_a_platform_that_is_not_there(recipe, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Unable to initialize backend 'tpu': no chips\nmore")
+
+    monkeypatch.setattr(devices, "training_mesh", fail)
+    with pytest.raises(ConfigError, match="no chips.*JAX_PLATFORMS") as error:
+        devices.start(read(recipe("sft")).devices)
+    assert "\n" not in str(error.value)
