@@ -90,8 +90,8 @@ def find_boxes(text: str, num_images: int) -> Iterator[FoundBox]:
             image, in_field = named, True
         elif named := reader.words(text[before_start : match.start()]):
             image, in_field = named, False
-        values = tuple(float(digits) for digits in match.groups() if digits)
-        yield FoundBox(match.start(), match.end(), values, image, in_field)
+        x1, y1, x2, y2 = (float(digits) for digits in match.groups() if digits)
+        yield FoundBox(match.start(), match.end(), (x1, y1, x2, y2), image, in_field)
 
 
 class _ImageReader:
@@ -133,7 +133,8 @@ class _ImageReader:
 def _behind(text: str, matches: list[re.Match], number: int) -> str:
     """Returns the first words behind a box, up to the next box or mark."""
     end = matches[number + 1].start() if number + 1 < len(matches) else len(text)
-    return _CLAUSE.match(text, matches[number].end(), end)[0]
+    clause = _CLAUSE.match(text, matches[number].end(), end)
+    return clause[0] if clause else ""
 
 
 def _names_behind(text: str, matches: list[re.Match], reader: _ImageReader) -> bool:

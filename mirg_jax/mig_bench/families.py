@@ -252,6 +252,7 @@ def to_grammar(
         if max(values) <= 1:
             values = [boxes.GRID * value for value in values]
         elif family.numbers == "pixels":
+            assert size_of is not None
             width, height = size_of(row.images[image - 1])
             scaled = zip(values, (width, height, width, height), strict=True)
             values = [min(boxes.GRID * value / side, boxes.GRID) for value, side in scaled]

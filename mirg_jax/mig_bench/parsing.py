@@ -41,10 +41,12 @@ def parse_authors(text: str, scale_y: bool = False) -> Fractions | None:
         values = [float(digits) for digits in matches[0]]
         if not all(map(math.isfinite, values)):
             return None  # hundreds of digits; the authors' IoU is 0 or undefined
-        if len(matches) > 1:
-            return tuple(value / 1000 if value > 1 else value for value in values)
-        box = tuple(value / 1000 if value >= 1 else value for value in values)
-        return stretch_y(box) if scale_y else box
+        several = len(matches) > 1
+        x1, y1, x2, y2 = (
+            value / 1000 if value > 1 or (value == 1 and not several) else value for value in values
+        )
+        box = x1, y1, x2, y2
+        return stretch_y(box) if scale_y and not several else box
     return None
 
 

@@ -49,7 +49,9 @@ def message(
     text = ""
     for n, path in enumerate(row.images, start=1):
         text += family.before.format(n=n)
-        parts += [("text", text)] * bool(text) + [("image", path)]
+        if text:
+            parts.append(("text", text))
+        parts.append(("image", path))
         text = family.after
     return [*parts, ("text", text + question)]
 
@@ -76,6 +78,7 @@ def rewrite(
     """
     match family.question_box:
         case "pixels" if not authors:
+            assert size_of is not None
             return _boxes_in_pixels(question, images, size_of)
         case "kept" | "pixels":
             return question
@@ -139,7 +142,8 @@ def picture(family: Family, image: Image.Image, protocol: Protocol, max_pixels: 
         size = size_given(size, max_pixels)
     elif protocol == "authors" and max(size) > family.authors_side > 0:
         side, longest = family.authors_side, max(size)
-        size = tuple(max(1, int(side * length / longest)) for length in size)
+        width, height = (max(1, int(side * length / longest)) for length in size)
+        size = width, height
     if size != image.size:
         return image.resize(size, Image.Resampling.BICUBIC)
     return shrink(image, max_pixels)

@@ -240,7 +240,7 @@ def _summarise(rows: Sequence[RowScore], above: Callable[[float, float], bool]) 
         image_accuracy=_mean([row.image == row.target_image for row in located])
         if judged and located
         else None,
-        format_rate=_mean([row.format_ok for row in rows]) if judged else None,
+        format_rate=_mean([bool(row.format_ok) for row in rows]) if judged else None,
     )
 
 
