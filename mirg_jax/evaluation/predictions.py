@@ -1,13 +1,13 @@
 """The folder of one system's responses: what they are of, a line each as they come, the scores."""
 
-import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.errors import ConfigError
+from mirg_jax.files import lines
+from mirg_jax.files.locks import Lock
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
@@ -54,18 +54,18 @@ class Predictions:
           ConfigError: the folder holds those of something else, or another process writes to it.
           DataError: a line of the file is malformed.
         """
-        _claim(folder, what)
-        self._path = folder / "predictions.jsonl"
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+        self._lock = Lock(folder / "predictions.lock")
+        self._lock.acquire()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ConfigError(f"{self._path}: another process writes to it; wait for it") from None
-        _drop_torn_line(self._path)
-        self.responses: list[str | None] = [None] * count
-        if self._path.stat().st_size:
-            self.responses = load_predictions(self._path, count)
+            path = folder / "predictions.jsonl"
+            _claim(folder, what)
+            self._file = lines.LineWriter(path, sync=True)
+            self.responses: list[str | None] = [None] * count
+            if path.stat().st_size:
+                self.responses = load_predictions(path, count)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def add(self, index: int, response: str, **more: Any) -> None:
         """Keeps a row's response, with other keys of its line.
@@ -73,14 +73,7 @@ class Predictions:
         Raises:
           DataError: it can't be written.
         """
-        line = json.dumps({"index": index, "response": response, **more}) + "\n"
-        try:
-            self._file.write(line)
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise DataError(
-                f"{self._path}: cannot be written ({error.strerror}); run again to go on"
-            ) from None
+        self._file.write({"index": index, "response": response, **more})
         self.responses[index] = response
 
     def __enter__(self) -> "Predictions":
@@ -88,6 +81,7 @@ class Predictions:
 
     def __exit__(self, *_) -> None:
         self._file.close()
+        self._lock.release()
 
 
 def _claim(folder: pathlib.Path, what: dict) -> None:
@@ -97,15 +91,12 @@ def _claim(folder: pathlib.Path, what: dict) -> None:
       ConfigError: it holds those of something else.
     """
     path, text = folder / "run.json", json.dumps(what, indent=1) + "\n"
-    if path.exists() and path.read_text() != text:
+    predictions = folder / "predictions.jsonl"
+    begun = predictions.exists() and predictions.stat().st_size > 0
+    if begun and path.exists() and path.read_text() != text:
         raise ConfigError(
             f"{folder}: holds predictions of another run ({path}); give another --output_dir, "
             "or delete it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-def _drop_torn_line(path: pathlib.Path) -> None:
-    """Cuts what a killed run had begun to write behind the last whole line."""
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -5,13 +5,16 @@ import pathlib
 
 from mirg_jax.data.json_rows import read_text
 from mirg_jax.errors import DataError
+from mirg_jax.files import lines
+from mirg_jax.files.streams import say
 
 
 def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
     """Reads responses, one line of JSON each: `{"index": i, "response": "…"}`, in any order.
 
     Args:
-      path: the JSONL file. Other keys on a line are ignored, and so are blank lines.
+      path: the JSONL file. Other keys on a line are ignored, and so are blank lines and a line at
+        the end that was not finished.
       count: rows in the benchmark; an index runs from 0 to `count - 1`.
 
     Returns:
@@ -22,7 +25,9 @@ def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
         index, or has one out of range.
     """
     responses: list[str | None] = [None] * count
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    text = read_text(path)
+    whole = lines.whole(text)
+    for number, line in enumerate(whole.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
@@ -42,4 +47,6 @@ def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
         responses[index] = response
     if count and all(response is None for response in responses):
         raise DataError(f"{path}: holds no predictions")
+    if whole != text:
+        say(f"{path}: its last line was not finished, and is left out")
     return responses

@@ -6,6 +6,8 @@ from typing import Any
 from flax import nnx
 
 from mirg_jax.data.examples import Rejected
+from mirg_jax.files import outputs
+from mirg_jax.files.streams import Spare
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import benchmark, scoring
 from mirg_jax.runs.loading import Model
@@ -29,6 +31,7 @@ class HeldOut:
         """
         self._run, self._resident = run, resident
         self._settings = settings = run.settings.evaluation
+        self._spare = Spare(f"{run.workdir / 'held_out'}")
         if not settings.every:
             return
         self._rows = benchmark.choose(run.benchmark, settings.limit)
@@ -79,7 +82,7 @@ class HeldOut:
             if error:
                 run.rejected.add(Rejected(f"{name} row {index}", str(index), error), told=True)
         if run.is_first:
-            self._write(step, responses)
+            self._spare(self._write, step, responses)
         overall = scoring.score(self._rows, list(responses.values())).overall
         found = {
             "eval_acc": overall.hit_rate,
@@ -97,4 +100,4 @@ class HeldOut:
             for index, response in responses.items()
             if response is not None
         ]
-        (folder / f"step_{step:06d}.jsonl").write_text("".join(lines))
+        outputs.replace_text(folder / f"step_{step:06d}.jsonl", "".join(lines))
