@@ -8,7 +8,6 @@ by batch; run the same command again to continue an interrupted evaluation.
 """
 
 import json
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
@@ -46,7 +45,10 @@ _PROTOCOL = flags.DEFINE_enum(
     "as in the evaluation of the benchmark's authors.",
 )
 _LIMIT = flags.DEFINE_integer(
-    "limit", 0, "Number of rows to evaluate, evenly spread over the file; 0: all."
+    "limit",
+    0,
+    "Number of rows to evaluate, evenly spread over the file; 0: all.",
+    lower_bound=0,
 )
 flags.mark_flag_as_required("config")
 
@@ -57,7 +59,7 @@ def main(_):
         checkpoint=_CHECKPOINT.value,
         benchmark=_BENCHMARK.value,
         image_root=_IMAGE_ROOT.value,
-        output_dir=pathlib.Path(_OUTPUT_DIR.value),
+        output_dir=cli.output_folder(_OUTPUT_DIR),
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,
     )
