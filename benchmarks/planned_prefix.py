@@ -82,8 +82,8 @@ def shared_program(settings: Settings, devices: list, prompts: int) -> programs.
     settings = dataclasses.replace(
         settings,
         micro_batch=prompts,
-        batch_size=max(settings.batch_size, prompts),
-        grpo=dataclasses.replace(settings.grpo, sampled_prompts=prompts),
+        batch_size=-(-settings.batch_size // prompts) * prompts,
+        grpo=dataclasses.replace(settings.grpo, prompts=0),
     )
     found = programs.grpo_programs(settings, devices)
     return next(program for program in found if program.name == "gradients")

@@ -14,6 +14,8 @@ from absl import app, flags, logging
 
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
+from mirg_jax.files import outputs
+from mirg_jax.files.streams import Steady
 
 _MOST_CHARACTERS = 2000  # of an error's line
 
@@ -30,6 +32,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
+        sys.stderr = Steady(sys.stderr)  # progress must not end a run when its reader has left
         try:
             main(argv)
         except UserError as error:
@@ -42,17 +45,42 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def integers(flag: flags.FlagHolder) -> list[int]:
-    """Returns the values of a list flag as integers.
+def seeds(flag: flags.FlagHolder) -> list[int]:
+    """Returns the values of a list flag as random seeds.
 
     Raises:
-      ConfigError: if one isn't an integer.
+      ConfigError: if one isn't an integer of 0 or more.
     """
-    try:
-        return [int(value) for value in flag.value]
-    except ValueError:
+    if not flag.value or not all(value.strip().isdecimal() for value in flag.value):
         given = f"--{flag.name}={','.join(flag.value)}"
-        raise ConfigError(f"{given}: give integers separated by commas") from None
+        raise ConfigError(f"{given}: give integers of 0 or more, separated by commas")
+    return [int(value) for value in flag.value]
+
+
+def output_file(flag: flags.FlagHolder) -> pathlib.Path:
+    """Returns the path of a file to write, after checking that it can be written.
+
+    Raises:
+      ConfigError: if it can't.
+    """
+    outputs.check_file(_path(flag), f"--{flag.name}")
+    return _path(flag)
+
+
+def output_folder(flag: flags.FlagHolder) -> pathlib.Path:
+    """Returns the path of a folder to write to, after checking that it takes files.
+
+    Raises:
+      ConfigError: if it doesn't.
+    """
+    outputs.check_folder(_path(flag), f"--{flag.name}")
+    return _path(flag)
+
+
+def _path(flag: flags.FlagHolder) -> pathlib.Path:
+    if not flag.value.strip():
+        raise ConfigError(f"--{flag.name}: is empty; give a path")
+    return pathlib.Path(flag.value)
 
 
 def image_flags() -> Callable[[str], ImageRoot]:

@@ -74,7 +74,7 @@ def _common() -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.999,
                 "eps": 1e-8,
-                "clip_norm": 1.0,  # maximum global gradient norm
+                "clip_norm": 1.0,  # maximum global gradient norm; 0: no clipping
                 # With muon, embeddings, norms and biases use Adam with learning_rate × adam_ratio.
                 "adam_ratio": 1.0,
             },
@@ -91,8 +91,9 @@ def _common() -> ConfigDict:
                 "slots": 0,
             },
             "cpu_devices": 0,  # number of virtual CPU devices (tests, demo); 0: no change
-            "checkpoint": {"every": 100, "keep": 2},  # steps between saves; number of saves kept
-            "max_skipped": 5,  # stop after this many non-finite updates in a row
+            # Steps between saves (0: save only at the end); number of saves kept (0: all).
+            "checkpoint": {"every": 100, "keep": 2},
+            "max_skipped": 5,  # stop after this many non-finite updates in a row; 0: never
             "evaluation": {
                 "batch_size": 16,  # prompts per batch
                 "max_tokens": 1024,  # per completion
@@ -126,7 +127,7 @@ def sft() -> ConfigDict:
     config.num_steps = 78  # one epoch of 10k samples; open
     config.optimizer.learning_rate = 2e-5
     config.rows_per_micro_batch = 8  # packed rows per micro-batch; gradients are accumulated
-    config.logprob_chunk = 1024  # tokens of each row whose logits are in memory at a time
+    config.logprob_chunk = 1024  # tokens of each row whose logits are in memory at a time; 0: all
     return config
 
 
@@ -163,7 +164,7 @@ def grpo() -> ConfigDict:
             "advantage_epsilon": 1e-4,  # added to the standard deviation
             # Reward weights of equation 3. Other names: "object_gated", or "module:function".
             "rewards": {"format": 1.0, "image": 1.0, "object": 1.0},
-            "log_groups_every": 20,  # steps between samples written for inspection
+            "log_groups_every": 20,  # steps between samples written for inspection; 0: none
             "log_groups": 4,  # groups written each time
         }
     )

@@ -15,8 +15,6 @@ Cases:
 Needs requirements-test.txt.
 """
 
-import pathlib
-
 from absl import flags
 
 from mirg_jax import cli
@@ -47,6 +45,7 @@ _REPEATS = flags.DEFINE_integer(
     None,
     "Number of timed runs of each implementation, after warm-up; by default 9, or 2 to 5 in long "
     "cases.",
+    lower_bound=1,
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "runs/benchmarks", "Folder where the JSON file is written."
@@ -72,8 +71,9 @@ def main(_):
         ) from None
     modules = small, input_pipeline, vision, shared_prefix, slots, grpo_step
     cases = {name: case for module in modules for name, case in module.CASES.items()}
+    folder = cli.output_folder(_OUTPUT_DIR)
     repeats = _REPEATS.value or _REPEATS_OF.get(_CASE.value, 9)
-    path = pathlib.Path(_OUTPUT_DIR.value) / f"{_CASE.value}.json"
+    path = folder / f"{_CASE.value}.json"
     if _CASE.value == "weights":
         weights.run(repeats, path)
     elif _CASE.value == "growth":

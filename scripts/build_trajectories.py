@@ -9,7 +9,6 @@ answered is never sent again.
 """
 
 import json
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
@@ -51,7 +50,7 @@ def main(_):
     what = {
         "source": _INPUT.value,
         "image_root": _IMAGES(_IMAGE_ROOT.value),
-        "output_dir": pathlib.Path(_OUTPUT_DIR.value),
+        "output_dir": cli.output_folder(_OUTPUT_DIR),
         "shard": build.Shard.parse(_SHARD.value) if _SHARD.value is not None else None,
     }
     how = settings.read(_CONFIG.value)

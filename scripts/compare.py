@@ -9,12 +9,11 @@ by the same protocol on the same rows. The output file lists the rows gained and
 
 import dataclasses
 import json
-import pathlib
 
 from absl import flags
 
 from mirg_jax import cli
-from mirg_jax.errors import ConfigError
+from mirg_jax.files import outputs
 from mirg_jax.mig_bench import compare
 from mirg_jax.mig_bench.tables import aligned
 
@@ -26,16 +25,12 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def main(_):
+    output = cli.output_file(_OUTPUT) if _OUTPUT.value else None
     before, after = (compare.read_scores(path.value) for path in (_BEFORE, _AFTER))
     changes = compare.compare(before, after)
-    if _OUTPUT.value:
-        output = pathlib.Path(_OUTPUT.value)
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({k: dataclasses.asdict(c) for k, c in changes.items()}, indent=1)
-            output.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+    if output:
+        text = json.dumps({k: dataclasses.asdict(c) for k, c in changes.items()}, indent=1)
+        outputs.write_text(output, text + "\n", "--output")
     print(aligned(compare.table_cells(changes), left=1))
     print("gained, lost: rows hit by one run alone; p: exact McNemar test; 95 %: of the difference")
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.files.locks import Lock
 from mirg_jax.models.layers import Precision
 from mirg_jax.runs import checkpoints, facts, loading, run_folder
 from mirg_jax.weights import hf, peft
@@ -60,6 +61,8 @@ _ADAPTER = flags.DEFINE_bool(
     "Export only the adapters of a LoRA run, in float32 and in peft's format, without the base.",
 )
 
+_LOCK = "conversion.lock"
+
 
 def _begin(target: pathlib.Path, weights: pathlib.Path, dtype: str) -> pathlib.Path:
     """Writes a marker file that describes this conversion into the target folder.
@@ -74,7 +77,7 @@ def _begin(target: pathlib.Path, weights: pathlib.Path, dtype: str) -> pathlib.P
         "weights": facts.hash_model(_SOURCE.value),
         "dtype": dtype,
     }
-    if target.exists() and any(target.iterdir()):
+    if _is_used(target):
         if not marker.exists():
             raise ConfigError(f"--target={target}: not empty; give another folder")
         if changes := facts.describe_changes(json.loads(marker.read_text()), job):
@@ -82,15 +85,18 @@ def _begin(target: pathlib.Path, weights: pathlib.Path, dtype: str) -> pathlib.P
                 f"--target={target}: another conversion was left unfinished here "
                 f"({'; '.join(changes)}); delete the folder or give another one"
             )
-    target.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps(job, indent=1) + "\n")
     return marker
+
+
+def _is_used(target: pathlib.Path) -> bool:
+    return any(path.name != _LOCK for path in target.iterdir())
 
 
 def _export_adapter(target: pathlib.Path) -> None:
     if _DIRECTION.value != "export":
         raise ConfigError("--adapter: adapters can be exported, not imported")
-    if target.exists() and any(target.iterdir()):
+    if _is_used(target):
         raise ConfigError(f"--target={target}: not empty; give another folder")
     mesh = sharding.make_mesh(data=1, fsdp=-1)
     record, config, values = loading.load_adapters(_SOURCE.value, mesh)
@@ -99,7 +105,12 @@ def _export_adapter(target: pathlib.Path) -> None:
 
 
 def main(_):
-    target = pathlib.Path(_TARGET.value)
+    target = cli.output_folder(_TARGET)
+    with Lock(target / _LOCK):
+        _convert(target)
+
+
+def _convert(target: pathlib.Path) -> None:
     if _ADAPTER.value:
         _export_adapter(target)
         return

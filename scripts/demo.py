@@ -7,8 +7,6 @@ whole chain is run for each, on fresh training and evaluation scenes, and WORKDI
 what GRPO gained over SFT, question by question. Run it again to go on where it was interrupted.
 """
 
-import pathlib
-
 from absl import flags
 
 from configs import demo as config
@@ -26,15 +24,18 @@ _SEEDS = flags.DEFINE_list(
     "seeds", ["0"], "Random seeds, separated by commas; the whole chain is run for each."
 )
 _N_EVAL = flags.DEFINE_integer(
-    "n_eval", None, "Number of held-out questions; 770 by default, 70 with --quick."
+    "n_eval",
+    None,
+    "Number of held-out questions; 770 by default, 70 with --quick.",
+    lower_bound=1,
 )
 
 
 def main(_):
-    seeds = cli.integers(_SEEDS)
+    seeds = cli.seeds(_SEEDS)
     count = _N_EVAL.value or (70 if _QUICK.value else 770)
     table = rows.read(config.get_config(_BASE.value, count, _QUICK.value))
-    demo.run(table, pathlib.Path(_WORKDIR.value), seeds)
+    demo.run(table, cli.output_folder(_WORKDIR), seeds)
 
 
 if __name__ == "__main__":

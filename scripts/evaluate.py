@@ -8,7 +8,6 @@ by batch; run the same command again to continue an interrupted evaluation.
 """
 
 import json
-import pathlib
 import sys
 
 from absl import flags
@@ -61,7 +60,7 @@ def main(_):
         checkpoint=_CHECKPOINT.value,
         benchmark=_BENCHMARK.value,
         image_root=_IMAGE_ROOT.value,
-        output_dir=pathlib.Path(_OUTPUT_DIR.value),
+        output_dir=cli.output_folder(_OUTPUT_DIR),
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,
     )

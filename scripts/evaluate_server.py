@@ -11,7 +11,6 @@ arrive; run the same command again to continue.
 """
 
 import json
-import pathlib
 import sys
 
 from absl import flags
@@ -63,14 +62,18 @@ _LIMIT = flags.DEFINE_integer(
     "Number of rows to evaluate, drawn from all tasks in proportion; 0: all.",
     lower_bound=0,
 )
-_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Maximum number of concurrent requests.")
+_CONCURRENCY = flags.DEFINE_integer(
+    "concurrency", 16, "Maximum number of concurrent requests.", lower_bound=1
+)
 _RETRIES = flags.DEFINE_integer(
     "retries", 8, "Maximum number of retries of a failed request.", lower_bound=0
 )
 _BACKOFF = flags.DEFINE_float(
     "backoff", 1.0, "Seconds before the first retry, doubled for each further one.", lower_bound=0.0
 )
-_TIMEOUT = flags.DEFINE_float("timeout", 180.0, "Seconds until a request without answer fails.")
+_TIMEOUT = flags.DEFINE_float(
+    "timeout", 180.0, "Seconds until a request without answer fails.", lower_bound=0.001
+)
 _RATE = flags.DEFINE_float(
     "requests_per_minute",
     0.0,
@@ -127,7 +130,7 @@ def main(_):
         ),
         benchmark=_BENCHMARK.value,
         image_root=_IMAGES(_IMAGE_ROOT.value),
-        output_dir=pathlib.Path(_OUTPUT_DIR.value),
+        output_dir=cli.output_folder(_OUTPUT_DIR),
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,
     )

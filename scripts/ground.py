@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
+from mirg_jax.inference.pictures import check_picture, save_picture
 from mirg_jax.inference.predictor import load
 from mirg_jax.runs.settings import read
 
@@ -33,11 +34,14 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def main(_):
-    model = load(_CHECKPOINT.value, settings=read(_CONFIG.value) if _CONFIG.value else None)
+    settings = read(_CONFIG.value) if _CONFIG.value else None
+    output = cli.output_file(_OUTPUT)
+    check_picture(output)
+    model = load(_CHECKPOINT.value, settings=settings)
     answer = model.ground(_IMAGES.value, _QUERY.value)
     print(answer.text)
-    answer.draw().save(_OUTPUT.value)
-    print(f"{len(answer.objects)} boxes drawn in {_OUTPUT.value}")
+    save_picture(answer.draw(), output)
+    print(f"{len(answer.objects)} boxes drawn in {output}")
 
 
 if __name__ == "__main__":

@@ -42,16 +42,21 @@ _FAMILY = flags.DEFINE_enum(
     "family", "qwen2_vl", list(ARCHITECTURES), "Model family, which determines the vision tower."
 )
 _SEE_STEPS = flags.DEFINE_integer(
-    "see_steps", 200, "Number of training steps of the vision tower alone, before --steps."
+    "see_steps",
+    200,
+    "Number of training steps of the vision tower alone, before --steps.",
+    lower_bound=1,
 )
-_STEPS = flags.DEFINE_integer("steps", 900, "Number of training steps of the whole model.")
-_ROWS = flags.DEFINE_integer("rows", 24, "Number of token rows per step.")
-_POOL = flags.DEFINE_integer("pool", 12000, "Number of different training pictures.")
+_STEPS = flags.DEFINE_integer(
+    "steps", 900, "Number of training steps of the whole model.", lower_bound=1
+)
+_ROWS = flags.DEFINE_integer("rows", 24, "Number of token rows per step.", lower_bound=1)
+_POOL = flags.DEFINE_integer("pool", 12000, "Number of different training pictures.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Peak learning rate.")
 _PATTERN_WEIGHT = flags.DEFINE_float(
     "pattern_weight", 0.2, "Weight of the loss on attention heads."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", lower_bound=0)
 
 
 TOWERS = {
@@ -145,7 +150,7 @@ def train(function, trained, source, steps: int, rate: float, mesh, name: str):
 
 
 def main(_):
-    folder, seed = pathlib.Path(_OUTPUT.value), _SEED.value
+    folder, seed = cli.output_folder(_OUTPUT), _SEED.value
     jax.config.update("jax_num_cpu_devices", 2)
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     small_tokenizer.write(folder)

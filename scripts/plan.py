@@ -8,12 +8,12 @@ line with the reason. Needs requirements-plan.txt.
 """
 
 import json
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
+from mirg_jax.files import outputs
 from mirg_jax.planning import machines
 
 machines.prepare_environment()
@@ -48,6 +48,7 @@ def main(_):
     from mirg_jax.planning import plans
     from mirg_jax.runs.settings import read
 
+    output = cli.output_file(_OUTPUT) if _OUTPUT.value else None
     machine = machines.Machine.parse(_MACHINE.value)
     settings = read(_CONFIG.value)
     if _REPEATED.value:
@@ -58,10 +59,8 @@ def main(_):
         plan, _ = plans.search(settings, machine, print)
     else:
         plan = plans.plan(settings, machine, print)
-    if _OUTPUT.value:
-        path = pathlib.Path(_OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(plan, indent=1) + "\n")
+    if output:
+        outputs.write_text(output, json.dumps(plan, indent=1) + "\n", "--output")
     if not _REPEATED.value:
         plans.require_fit(plan)
 

@@ -222,6 +222,8 @@ def draw(root: pathlib.Path, row: Row, response: str, score: scoring.RowScore) -
 
 
 def main(_):
+    output = cli.output_file(_OUTPUT)
+    pictures.check_picture(output)
     run = pathlib.Path(_RUN.value)
     rows = load_benchmark(run / "scenes/eval.json")
     responses = load_predictions(run / _STAGE.value / "eval/predictions.jsonl", len(rows))
@@ -230,7 +232,6 @@ def main(_):
     score = next((each for each in scores.rows if each.index == index), None)
     if score is None or score.box is None:
         raise ConfigError(f"--row={index}: no such row, or its response has no box")
-    output = pathlib.Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     draw(run / "scenes", rows[index], responses[index], score).save(output, optimize=True)
     print(f"{output}: row {index}, {output.stat().st_size / 1e3:.0f} kB")

@@ -67,6 +67,7 @@ def named(flag: str, entries: list[str]) -> dict[str, str]:
 
 
 def main(_):
+    output = cli.output_file(_OUTPUT)
     rows = load_benchmark(_BENCHMARK.value)
     runs = {}
     for name, path in named("predictions", _PREDICTIONS.value).items():
@@ -78,7 +79,6 @@ def main(_):
         raise ConfigError("nothing to report: give --predictions, --training or both")
     if _IMAGE_ROOT.value is not None and not pathlib.Path(_IMAGE_ROOT.value).is_dir():
         raise ConfigError(f"--image_root={_IMAGE_ROOT.value}: no such folder")
-    output = pathlib.Path(_OUTPUT.value)
     try:
         report.write_report(
             output,

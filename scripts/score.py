@@ -15,6 +15,7 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
+from mirg_jax.files import outputs
 from mirg_jax.mig_bench import families, scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.responses import load_predictions
@@ -70,6 +71,7 @@ _MIGICIAN_SCALING = flags.DEFINE_bool(
 
 
 def main(_):
+    output = cli.output_file(_OUTPUT)
     rows = load_benchmark(_BENCHMARK.value)
     responses = load_predictions(_PREDICTIONS.value, len(rows))
     how = {
@@ -88,12 +90,7 @@ def main(_):
         scores = families.score(family, rows, responses, **how, **images)
     interval = scores.overall.interval
     result = scores.to_json()
-    output = pathlib.Path(_OUTPUT.value)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+    outputs.write_text(output, json.dumps(result, indent=1) + "\n", "--output")
 
     print(format_table({pathlib.Path(_PREDICTIONS.value).stem: scores}))
     for note in notes(scores):

@@ -7,7 +7,6 @@ to continue. To run only some of the rows: --config.order="('base', 'grounded', 
 """
 
 import json
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
@@ -29,10 +28,10 @@ flags.mark_flag_as_required("config")
 
 
 def main(_):
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-    seeds = cli.integers(_SEEDS)
+    seeds = cli.seeds(_SEEDS)
+    table = rows.read(_CONFIG.value)
+    workdir = cli.output_folder(_WORKDIR)
     workdir.mkdir(parents=True, exist_ok=True)
-    table = rows.read(config)
     results = tables.run(table, workdir, seeds)
     if processes.is_first():
         text = figures.to_markdown(figures.to_json(table.title, table.rows, results))

@@ -7,8 +7,6 @@ Run the same command again to resume. All settings and their defaults are in mir
 --config.NAME=VALUE changes one.
 """
 
-import pathlib
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -26,7 +24,8 @@ flags.mark_flag_as_required("config")
 
 
 def main(_):
-    sft.train(read_for_training(_CONFIG.value, "sft"), pathlib.Path(_WORKDIR.value))
+    settings = read_for_training(_CONFIG.value, "sft")
+    sft.train(settings, cli.output_folder(_WORKDIR))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Shared test set-up: CPU only, a persistent compilation cache, and the optional real data."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -17,9 +18,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 
 from configs import grpo_tiny, sft_tiny, trajectories
+from mirg_jax import cli
+from mirg_jax.errors import UserError
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.runs.settings import read_for_training
@@ -56,6 +60,32 @@ def page_data(path: pathlib.Path) -> dict:
     text = path.read_text(encoding="utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">([^<]*)</script>', text)
     return json.loads(data)
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Runs a binary's main here, and returns the line that it ends in; "" for success."""
+
+    def run(script: str, *arguments: object) -> str:
+        path, before = REPOSITORY / "scripts" / f"{script}.py", set(flags.FLAGS)
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        spec = importlib.util.spec_from_file_location(f"binary_{script}", path)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+            module.main(cli._parse_flags(sys.argv))
+            return ""
+        except UserError as error:
+            return str(error)
+        except SystemExit as ended:  # bad flags
+            assert ended.code == 2
+            return capsys.readouterr().err.strip()
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -11,33 +11,36 @@ PACKAGE = REPOSITORY / "mirg_jax"
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "files": set(),
     "grounding": set(),
     "rl": set(),
-    "data": {"grounding"},
-    "sharding": set(),
+    "data": {"files", "grounding"},
+    "sharding": {"files"},
     "models": {"sharding"},
     "weights": {"models"},
     "sampling": {"models", "rl", "sharding"},
     "scenes": {"data", "grounding", "models", "rl"},
     "chat": {"data", "grounding"},
     "defaults": set(),
-    "runs": {"data", "defaults", "models", "rl", "sharding", "weights"},
+    "runs": {"data", "defaults", "files", "models", "rl", "sharding", "weights"},
     "inference": {"data", "grounding", "models", "runs", "sampling", "sharding"},
-    "mig_bench": {"data", "grounding"},
+    "mig_bench": {"data", "files", "grounding"},
     "training": {
-        "data", "grounding", "inference", "mig_bench", "models", "rl", "runs",
+        "data", "files", "grounding", "inference", "mig_bench", "models", "rl", "runs",
         "sampling", "sharding",
     },
     "report": {"data", "grounding", "mig_bench", "runs"},
-    "evaluation": {"chat", "data", "inference", "mig_bench", "report", "runs", "sharding"},
+    "evaluation": {
+        "chat", "data", "files", "inference", "mig_bench", "report", "runs", "sharding",
+    },
     "trajectories": {
-        "chat", "data", "grounding", "inference", "mig_bench", "report", "runs", "scenes",
+        "chat", "data", "files", "grounding", "inference", "mig_bench", "report", "runs", "scenes",
     },
     "planning": {"data", "models", "runs", "sampling", "sharding", "training"},
     "experiments": {
         "evaluation", "mig_bench", "report", "runs", "scenes", "training", "trajectories",
     },
-    "cli": {"data"},
+    "cli": {"data", "files"},
 }  # fmt: skip
 ANYWHERE = {"types", "errors"}
 

@@ -1,8 +1,8 @@
 """The input pipeline: examples → encoded examples → batches, with Grain and a resumable state."""
 
 import collections
+import contextlib
 import dataclasses
-import json
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +15,13 @@ from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.images import Root, load_image, patchify
 from mirg_jax.data.prompts import PromptStyle, Tokenizer, encode
 from mirg_jax.errors import DataError
+from mirg_jax.files import lines
+from mirg_jax.files.streams import say
 from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, GroundedObject, format_answer
 
 
 class RejectedLog:
-    """Counts rejected rows and lists each of them once in a JSONL file.
+    """Counts rejected rows and lists each of them once in a JSONL file, if it can be written.
 
     With several processes, only the first writes the file; the others pass on their rows with
     `take`, for `add` in the first.
@@ -33,13 +35,7 @@ class RejectedLog:
         self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
         self._writes = write and path is not None
         if path and path.exists():
-            found = path.read_bytes()
-            complete = found[: found.rfind(b"\n") + 1]  # a killed run may leave a partial last line
-            if write and complete != found:
-                path.write_bytes(complete)
-            for line in complete.decode().splitlines():
-                row = json.loads(line)
-                self._seen.add((row["source"], row["id"]))
+            self._seen = {(row.get("source"), row.get("id")) for row in lines.rows(path)}
 
     def add(self, rejected: Rejected, *, told: bool = False) -> None:
         """Adds a row.
@@ -55,8 +51,15 @@ class RejectedLog:
             if not told:
                 self._fresh.append(dataclasses.asdict(rejected))
             if self._writes:
-                with self._path.open("a") as file:
-                    file.write(json.dumps(dataclasses.asdict(rejected)) + "\n")
+                self._write(dataclasses.asdict(rejected))
+
+    def _write(self, row: dict) -> None:
+        try:
+            with contextlib.closing(lines.LineWriter(self._path)) as file:
+                file.write(row)
+        except DataError as error:
+            self._writes = False
+            say(f"{error}; the run goes on, and lists no more rows")
 
     def take(self) -> list[dict]:
         """Returns the rows that this process has found since the last call."""

@@ -1,16 +1,16 @@
 """The folder of an evaluation: its predictions, what they depend on, scores and report."""
 
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import Root
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.errors import ConfigError
+from mirg_jax.files import lines, outputs
+from mirg_jax.files.locks import Lock
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
@@ -72,24 +72,20 @@ class Predictions:
             to it.
           DataError: if a line of the file is malformed.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._facts = folder, facts
         self._path = folder / "predictions.jsonl"
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+        self._lock = Lock(folder / "predictions.lock")
+        self._lock.acquire()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ConfigError(f"{self._path}: another process writes to it; wait for it") from None
-        _drop_torn_line(self._path)
-        self.responses: list[str | None] = [None] * count
-        has_some = self._path.stat().st_size > 0
-        try:
+            lines.mend(self._path)
+            has_some = self._path.exists() and self._path.stat().st_size > 0
             self.unrecorded = _claim(folder, facts, has_some)
+            self._file = lines.LineWriter(self._path, sync=True)
+            self.responses: list[str | None] = [None] * count
             if has_some:
                 self.responses = load_predictions(self._path, count)
-        except (ConfigError, DataError):
-            self._file.close()
+        except BaseException:
+            self._lock.release()
             raise
 
     def missing(self, rows: Sequence[Row]) -> list[Row]:
@@ -128,14 +124,7 @@ class Predictions:
         Raises:
           DataError: if the file can't be written.
         """
-        line = json.dumps({"index": index, "response": response, **more}) + "\n"
-        try:
-            self._file.write(line)
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise DataError(
-                f"{self._path}: cannot be written ({error.strerror}); run again to go on"
-            ) from None
+        self._file.write({"index": index, "response": response, **more})
         self.responses[index] = response
 
     def drop_empty(self) -> None:
@@ -144,12 +133,10 @@ class Predictions:
         empty = {n for n, text in said if text is not None and not text.strip()}
         if not empty:
             return
-        lines = self._path.read_text(encoding="utf-8").split("\n")
-        kept = [line for line in lines if line and json.loads(line)["index"] not in empty]
-        # In place: a renamed file would not be the one that is locked.
-        os.truncate(self._path, 0)
-        self._file.write("".join(line + "\n" for line in kept))
-        os.fsync(self._file.fileno())
+        kept = [json.dumps(row) for row in lines.rows(self._path) if row["index"] not in empty]
+        self._file.close()
+        outputs.replace_text(self._path, "".join(line + "\n" for line in kept))
+        self._file = lines.LineWriter(self._path, sync=True)
         for index in empty:
             self.responses[index] = None
 
@@ -162,18 +149,19 @@ class Predictions:
         """
         if self.unrecorded and not reasons:
             return  # a finished folder of an earlier version keeps its list
-        lines = [
+        rejected = [
             dataclasses.asdict(Rejected(f"{benchmark} row {index}", str(index), reason))
             for index, reason in sorted(reasons.items())
         ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (self._folder / "rejected.jsonl").write_text(text)
+        text = "".join(json.dumps(row) + "\n" for row in rejected)
+        outputs.replace_text(self._folder / "rejected.jsonl", text)
 
     def __enter__(self) -> "Predictions":
         return self
 
     def __exit__(self, *_) -> None:
         self._file.close()
+        self._lock.release()
 
 
 def _claim(folder: pathlib.Path, facts: Mapping[str, Any], has_some: bool) -> tuple[str, ...]:
@@ -231,12 +219,4 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 def _read_rejected(path: pathlib.Path) -> set[str]:
     """Reads the ids of a folder's rejected rows."""
-    if not path.exists():
-        return set()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {json.loads(line)["id"] for line in lines if line.strip()}
-
-
-def _drop_torn_line(path: pathlib.Path) -> None:
-    """Removes the partial last line that a killed run may leave."""
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    return {row["id"] for row in lines.rows(path)} if path.exists() else set()

@@ -1,5 +1,6 @@
 """Drawing of boxes on images."""
 
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from mirg_jax.data.images import load_image
+from mirg_jax.errors import ConfigError
 from mirg_jax.grounding import boxes
 from mirg_jax.grounding.grammar import GroundedObject
 
@@ -21,6 +23,34 @@ class Drawing(NamedTuple):
     box: boxes.Box  # on the grid 0..1000
     colour: str  # a colour name that PIL knows
     caption: str = ""
+
+
+def check_picture(path: pathlib.Path) -> None:
+    """Checks that a picture can be written under a file's name.
+
+    Raises:
+      ConfigError: if the name's ending names no format that pictures can be written in.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
+    except (KeyError, OSError, ValueError):
+        raise ConfigError(
+            f"{path}: its ending names no picture format; end it in .png, .jpg or .webp"
+        ) from None
+
+
+def save_picture(picture: Image.Image, path: pathlib.Path) -> None:
+    """Writes a picture in the format that the file's name says, and makes its folder.
+
+    Raises:
+      ConfigError: if it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def enlarge(image: Image.Image) -> Image.Image:

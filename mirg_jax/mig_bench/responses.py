@@ -8,14 +8,16 @@ from typing import Any
 
 from mirg_jax.data.json_rows import read_rows, read_text
 from mirg_jax.errors import DataError
+from mirg_jax.files import lines
+from mirg_jax.files.streams import say
 
 
 def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
     """Reads a file of predictions, one line of JSON each: `{"index": i, "response": "…"}`.
 
     Args:
-      path: the JSONL file, or a JSON list of the same objects. They may be in any order; other keys
-        and blank lines are ignored.
+      path: the JSONL file, or a JSON list of the same objects, in any order. Other keys, blank
+        lines and a line at the end that was not finished are ignored.
       count: number of rows in the benchmark; an index is from 0 to `count - 1`.
 
     Returns:
@@ -49,7 +51,10 @@ def _entries(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
         for number, entry in enumerate(read_rows(path)):
             yield f"{path} entry {number}", entry
         return
-    for number, line in enumerate(text.split("\n"), start=1):
+    whole = lines.whole(text)
+    if whole != text:
+        say(f"{path}: its last line was not finished, and is left out")
+    for number, line in enumerate(whole.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -76,7 +76,7 @@ def advice(settings: Settings, report: Report, memory: float) -> str:
         return "more devices" if settings.lora else f"more devices, or {adapters}"
     devices, grpo = settings.devices, settings.grpo
     if report.name == "sample":
-        slots = grpo and (grpo.slots or grpo.sampled_prompts)
+        slots = grpo and (grpo.slots or settings.sampled_prompts)
         if grpo and slots > settings.micro_batch:
             return f"--config.sampling.slots={slots // 2}"
         largest = model_config(settings.model.path).text.num_kv_heads
@@ -237,16 +237,19 @@ def search(
     smallest = sharding.row_parts(training_mesh(settings.devices, machine.devices()))
 
     def changed(remat: str, rows: int) -> Settings:
-        grpo = settings.grpo
-        if grpo and grpo.sampled_prompts == settings.micro_batch:  # as by default
-            grpo = replace(grpo, sampled_prompts=rows)
         model = replace(settings.model, remat=remat)
-        return replace(settings, micro_batch=rows, model=model, grpo=grpo)
+        return replace(settings, micro_batch=rows, model=model)
 
     def is_possible(remat: str, rows: int) -> bool:
-        found = programs(changed(remat, rows), machine.devices())
-        report = measure(next(program for program in found if program.name == "gradients"))
-        say(f"model.remat={remat}, {name}={rows}: {_line(report, memory)}")
+        tried = f"model.remat={remat}, {name}={rows}"
+        try:
+            found = programs(changed(remat, rows), machine.devices())
+            program = next(program for program in found if program.name == "gradients")
+        except ConfigError as error:  # a run would refuse it too
+            say(f"{tried}: {error}")
+            return False
+        report = measure(program)
+        say(f"{tried}: {_line(report, memory)}")
         return fits(report, memory)
 
     for remat in REMAT:

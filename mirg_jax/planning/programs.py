@@ -17,9 +17,10 @@ from mirg_jax.data.images import PATCH_BYTES
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
 from mirg_jax.models.layers import Precision
+from mirg_jax.runs import checks
 from mirg_jax.runs.devices import sampling_mesh, training_mesh
 from mirg_jax.runs.loading import with_shardings
-from mirg_jax.runs.settings import Settings, check_rows
+from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.train_state import init_state, split_trainable, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
@@ -212,6 +213,25 @@ def reference_shapes(run: RunShapes) -> Any:
     )
 
 
+def reference_values(run: RunShapes, logprobs: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+    """Returns the shapes of what an update needs of the reference policy.
+
+    Args:
+      run: the abstract arrays of the run.
+      logprobs: the shape of the tokens' log-probabilities.
+
+    Returns:
+      The values of a micro-batch's tokens, and the output head; None for what isn't needed.
+    """
+    grpo, text = run.settings.grpo, run.model.text
+    if not grpo.beta or grpo.kl != "exact":
+        return (logprobs if grpo.beta else None), None
+    compute, shape = run.settings.model.precision.compute, (text.hidden_size, text.vocab_size)
+    hidden = _rows(run.mesh, *logprobs.shape, text.hidden_size, dtype=compute)
+    where = sharding.spec(("embed", "vocab"), shape, run.mesh.shape, sharding.GATHERED)
+    return hidden, _shape(run.mesh, shape, compute, *where)
+
+
 def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
     """Yields the programs of a GRPO step: sampling, gradients, update.
 
@@ -224,7 +244,7 @@ def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
     mesh = training_mesh(settings.devices, devices)
     there = sampling_mesh(settings.devices, mesh)
     row_parts, sampling_parts = sharding.row_parts(mesh), sharding.row_parts(there)
-    check_rows(settings, row_parts=row_parts, sampling_parts=sampling_parts, shares=1, processes=1)
+    checks.rows(settings, row_parts=row_parts, sampling_parts=sampling_parts, shares=1, processes=1)
     run = run_shapes(settings, mesh)
     reference = reference_shapes(run)
     batch = batch_shapes(settings.data.shapes, rows, mesh)
@@ -232,14 +252,14 @@ def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
     L = grpo.completion_lengths[-1]
     make = functools.partial(_rows, mesh, rows, grpo.group)
     rollout = Rollout(make(L), make(L, dtype=bool), make(L, dtype=np.float32))
-    values = make(L, dtype=np.float32)
+    values, head = reference_values(run, make(L, dtype=np.float32))
     experience = Experience(batch.text, visual, rollout, make(dtype=np.float32), values)
     resident = {
         "weights": (run.params, run.frozen),
         "optimizer": run.state.opt_state,
         "reference": reference,
     }
-    prompts = batch_shapes(settings.data.shapes, grpo.sampled_prompts, there)
+    prompts = batch_shapes(settings.data.shapes, settings.sampled_prompts, there)
     prompts = prompts._replace(images=visual_shapes(run, prompts.images, there))
     sampling = rollouts.sampling_config(grpo, sampling_parts, stops=(0, 1))
     yield sampling_program(run, prompts, sampling, resident)
@@ -249,8 +269,10 @@ def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
     micro_batches = settings.batch_size // rows
     others = {"batch": [experience] * micro_batches}
     others["reference"] = reference
+    if head is not None:
+        others["reference head"] = head
     gradients = make_gradients(run.layout, options)
-    arguments = run.params, run.frozen, experience, Totals(scalar, scalar), None
+    arguments = run.params, run.frozen, experience, Totals(scalar, scalar), head
     names = ("kl", "logprob_diff", "clip_fraction")
     outputs = scalar, dict.fromkeys(names, scalar)
     yield from _updates(run, gradients, outputs, arguments, others, micro_batches)

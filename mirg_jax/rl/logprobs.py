@@ -57,7 +57,7 @@ def _in_chunks(function, chunk: int, *arrays):
     The batch axis is kept, so that each device works on its own rows.
     """
     rows, count = arrays[0].shape[:2]
-    if count <= chunk:
+    if not chunk or count <= chunk:
         return function(*arrays)
     steps = -(-count // chunk)
 
@@ -91,7 +91,7 @@ def token_logprobs(
       tokens: the tokens.
       temperature: the sampling temperature.
       forbidden: tokens that are never sampled.
-      chunk: tokens of each row whose logits are in memory at a time.
+      chunk: tokens of each row whose logits are in memory at a time; 0: all.
     """
 
     def one(hidden, tokens):
@@ -123,7 +123,7 @@ def exact_kl(
       reference_head: the reference model's output head.
       temperature: the sampling temperature.
       forbidden: tokens that are never sampled.
-      chunk: tokens of each row whose logits are in memory at a time.
+      chunk: tokens of each row whose logits are in memory at a time; 0: all.
     """
 
     def one(hidden, reference_hidden):

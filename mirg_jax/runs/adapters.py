@@ -8,9 +8,8 @@ import dataclasses
 import json
 import pathlib
 
-import jax
-
 from mirg_jax.errors import CheckpointError
+from mirg_jax.files import outputs
 from mirg_jax.models.lora import Lora
 
 
@@ -56,13 +55,11 @@ def write(run: pathlib.Path, record: Record | None) -> None:
     if record is None:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-    partial.replace(path)
+    outputs.replace_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
 
 def claim(run: pathlib.Path, wanted: Record | None, *, resumes: bool) -> Record | None:
-    """Writes a new run's record, or checks that of a run to resume.
+    """Returns a run's record, after checking that of a run to resume.
 
     Args:
       run: the run's folder.
@@ -76,8 +73,6 @@ def claim(run: pathlib.Path, wanted: Record | None, *, resumes: bool) -> Record 
       CheckpointError: if the resumed run has other adapter settings, or only one of both uses LoRA.
     """
     if not resumes:
-        if jax.process_index() == 0:
-            write(run, wanted)
         return wanted
     found = read(run)
     if found is None and wanted is None:

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from mirg_jax.errors import SaveError
+from mirg_jax.files import outputs
 from mirg_jax.models import lora
 from mirg_jax.runs import metrics, run_folder
 from mirg_jax.runs.loading import Model
@@ -36,14 +37,18 @@ def _quiet() -> None:
 
 
 class _LatestAndBest:
-    """Orbax preservation policy: keeps the last n checkpoints and the best on held-out rows."""
+    """Orbax preservation policy: keeps the last n checkpoints and the best on held-out rows.
+
+    With n = 0 it keeps all.
+    """
 
     def __init__(self, n: int, accuracies: dict[int, float]):
         self.n, self.accuracies = n, accuracies
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-self.n :], run_folder.best_of(self.accuracies, steps)}
+        latest = steps[-self.n :] if self.n else steps
+        kept = {*latest, run_folder.best_of(self.accuracies, steps)}
         return [step in kept for step in steps]
 
 
@@ -122,7 +127,8 @@ class Checkpoints:
             force = True
         with self._writing():
             self._manager.check_for_errors()
-            if self._manager.latest_step() == step or not (force or step % self._every == 0):
+            due = force or (self._every and step % self._every == 0)
+            if self._manager.latest_step() == step or not due:
                 return
             params = _saved(state.params, frozen)
             train = state._replace(params=None)._asdict()
@@ -147,7 +153,8 @@ class Checkpoints:
           The training state, the frozen parameters, and the position in the data.
 
         Raises:
-          CheckpointError: if the checkpoint is damaged or belongs to another model or optimizer.
+          CheckpointError: if the checkpoint is damaged, or belongs to another model, optimizer or
+            choice of trained parameters.
         """
         params = _saved(state.params, frozen)
         pure, train = nnx.to_pure_dict(params), state._replace(params=None)._asdict()
@@ -229,5 +236,5 @@ def write_model_folder(workdir: pathlib.Path, model: Model, config: str) -> None
     """
     folder = workdir / "model"
     hf.copy_processor(model.folder, folder)
-    (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
-    (workdir / "config.json").write_text(config + "\n")
+    outputs.replace_text(folder / "config.json", json.dumps(model.config.to_hf(), indent=2) + "\n")
+    outputs.replace_text(workdir / "config.json", config + "\n")

@@ -23,7 +23,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
-from mirg_jax.runs import adapters, hub, run_folder
+from mirg_jax.runs import adapters, hub, origin, run_folder
 from mirg_jax.runs.run_folder import SavedStep
 from mirg_jax.weights import hf, orbax_files
 
@@ -216,6 +216,9 @@ def _load_merged(saved: SavedStep, mesh: jax.sharding.Mesh, precision: Precision
         base = load_model(record.base, mesh, ModelOptions(kept))
         if base.config != config:
             raise CheckpointError(f"{record.base} is a model with another config.json")
+        began = origin.read(saved.run)
+        if began and began.weights != origin.fingerprint(base.params, mesh):
+            raise CheckpointError(f"{record.base} has other weights than in its training")
     merge = functools.partial(lora.merge, lora=record.lora, dtype=precision.params)
     where = sharding.parameter_shardings(base.params, mesh)
     return jax.jit(merge, out_shardings=where)(base.params, values)

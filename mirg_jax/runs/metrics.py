@@ -5,17 +5,24 @@ import contextlib
 import json
 import math
 import pathlib
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from mirg_jax.errors import DataError
+from mirg_jax.files import lines, outputs
+from mirg_jax.files.streams import Spare, Steady
+from mirg_jax.runs.board import Board
 
 
 class Metrics:
     """Writes the scalars of each step.
 
-    Lines after `step`, left by an interrupted run, are dropped so that they don't occur twice.
+    `open` drops lines after `step`, left by an interrupted run, so that they don't occur twice.
+    TensorBoard and the progress bar may fail; metrics.jsonl may not, since it also says which
+    checkpoint is the best: what is wrong with it is in `problem`.
 
     Args:
       workdir: the run's folder.
@@ -23,29 +30,50 @@ class Metrics:
       num_steps: number of steps of the whole run.
       name: title of the progress bar.
       write: whether this process writes; False in all processes but the first.
+
+    Attributes:
+      problem: why rows are not in metrics.jsonl; "" if all are.
     """
 
     def __init__(
         self, workdir: pathlib.Path, *, step: int, num_steps: int, name: str, write: bool = True
     ):
+        self._workdir, self._step, self._num_steps, self._name = workdir, step, num_steps, name
         self._seconds = collections.Counter()
+        self.problem = ""
+        self._unwritten: list[Mapping] = []
         self._writes = write
-        if not write:
+        self._bar: tqdm | None = None
+
+    def open(self) -> None:
+        """Opens the files and the progress bar.
+
+        Raises:
+          DataError: if the metrics there can't be read, or none can be written.
+        """
+        if not self._writes:
             return
+        workdir, step = self._workdir, self._step
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                    if json.loads(line)["step"] <= step:  # an incomplete last line is dropped
-                        kept.append(line + "\n")
-        partial = path.with_suffix(".part")  # renamed when complete, in case the run is killed
-        partial.write_text("".join(kept))
-        partial.replace(path)
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-        self._bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", mininterval=1)
+        path = path_in(workdir)
+        kept = [row for row in read(workdir) if row["step"] <= step] if path.exists() else []
+        try:
+            outputs.replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error.strerror}); make room there and run again"
+            ) from None
+        self._file = lines.LineWriter(path)
+        self._spare = Spare(f"{workdir / 'tensorboard'}")
+        self._board = self._spare(Board, workdir / "tensorboard", first_step=step + 1)
+        self._bar = tqdm(
+            total=self._num_steps,
+            initial=step,
+            desc=self._name,
+            unit="step",
+            mininterval=1,
+            file=Steady(sys.stderr),
+        )
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -67,32 +95,61 @@ class Metrics:
         scalars = {name: float(value) for name, value in scalars.items()}
         row = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
         seconds = {name: round(value, 4) for name, value in self._seconds.items()}
-        self._file.write(json.dumps({"step": step, **row, "seconds": seconds}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        for name, value in seconds.items():
-            self._board.add_scalar(f"seconds/{name}", value, step)
+        self._unwritten.append({"step": step, **row, "seconds": seconds})
+        self._write_rows()
+        by_phase = {f"seconds/{name}": value for name, value in seconds.items()}
+        if self._board:
+            self._spare(self._board.add, step, scalars | by_phase)
         self._bar.set_postfix({name: f"{scalars[name]:.3g}" for name in shown}, refresh=False)
         self._bar.update()
         self._seconds.clear()
 
+    def _write_rows(self) -> None:
+        """Writes the rows that are not in the file yet."""
+        self.problem = ""
+        try:
+            while self._unwritten:
+                self._file.write(self._unwritten[0])
+                del self._unwritten[0]
+        except DataError as error:
+            self.problem = str(error)
+
     def close(self) -> None:
-        """Closes the files and the progress bar."""
-        if not self._writes:
+        """Closes the files and the progress bar, after trying once more to write all rows."""
+        if not self._writes or self._bar is None:
             return
+        self._write_rows()
         self._bar.close()
-        self._board.close()
+        if self._board:
+            self._spare(self._board.close)
         self._file.close()
 
 
+def path_in(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Returns the path of the metrics in a run's folder."""
+    return pathlib.Path(workdir) / "metrics.jsonl"
+
+
 def held_out(workdir: str | pathlib.Path) -> dict[int, float]:
-    """Returns the accuracy on held-out rows by step, for the steps that were evaluated."""
-    if not (pathlib.Path(workdir) / "metrics.jsonl").exists():
+    """Returns the accuracy on held-out rows by step, for the steps that were evaluated.
+
+    Raises:
+      DataError: if the metrics can't be read.
+    """
+    if not path_in(workdir).exists():
         return {}
     return {row["step"]: row["eval_acc"] for row in read(workdir) if "eval_acc" in row}
 
 
 def read(workdir: str | pathlib.Path) -> list[dict]:
-    """Reads the rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").open()]
+    """Reads the rows of a run's metrics.jsonl, without one at its end that was not finished.
+
+    Raises:
+      DataError: if another line is not a row of metrics.
+      OSError: if the file can't be read.
+    """
+    found = list(lines.rows(path_in(workdir)))
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row.get("step"), int):
+            raise DataError(f"{path_in(workdir)} line {number}: has no step; remove the line")
+    return found

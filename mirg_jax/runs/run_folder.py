@@ -128,10 +128,10 @@ class _Misfit(Exception):
 
 
 def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
-    """Checks that a checkpoint has all wanted arrays in the wanted shapes; reads metadata only.
+    """Checks that a checkpoint has the wanted arrays in the wanted shapes; reads metadata only.
 
     Raises:
-      _Misfit: if an array is missing or has another shape.
+      _Misfit: if an array is missing, has another shape, or is not wanted.
     """
     written = pytree_handler().metadata(folder).tree
     shapes = {
@@ -143,6 +143,9 @@ def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
         if (found := shapes.get(name)) != tuple(leaf.shape):
             what = "missing" if found is None else f"{found}"
             raise _Misfit(f"{name} is {what} there, not {tuple(leaf.shape)}")
+        del shapes[name]
+    if shapes:
+        raise _Misfit(f"{min(shapes)} is there, and is not wanted")
 
 
 def dtypes(folder: pathlib.Path) -> set[str]:
@@ -160,7 +163,7 @@ def reading(checkpoint: pathlib.Path, what: str, remedy: str):
       remedy: what the user should do if it doesn't match.
 
     Raises:
-      CheckpointError: if the checkpoint doesn't match or is damaged.
+      CheckpointError: if the checkpoint doesn't match, may not be read, or is damaged.
     """
     try:
         yield
@@ -169,6 +172,10 @@ def reading(checkpoint: pathlib.Path, what: str, remedy: str):
             f"{checkpoint}: the checkpoint doesn't fit this {what} ({error}); {remedy}"
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
+        if isinstance(error, PermissionError) or reason(error) == "Permission denied":
+            raise CheckpointError(
+                f"{checkpoint}: can't be read (Permission denied); let this user read it"
+            ) from None
         older = [s for s in steps(checkpoint.parent) if s < int(checkpoint.name)]
         before = max(older, default=None)
         use = "there is no older one" if before is None else f"delete it to use step {before}"

@@ -1,6 +1,7 @@
-"""Typed and validated settings of a run, created from a `ConfigDict` by `read`.
+"""Typed settings of a run, created from a `ConfigDict` by `read`.
 
-`mirg_jax.defaults` explains each setting; the names here are the same.
+`mirg_jax.defaults` explains each setting; the names here are the same. Settings check themselves
+when they are created (`checks.py`): an invalid one is a `ConfigError`, wherever it comes from.
 """
 
 import dataclasses
@@ -18,12 +19,10 @@ from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import ConfigError
-from mirg_jax.models.flash import ENGINES
-from mirg_jax.models.layers import REMAT, Precision
+from mirg_jax.models.layers import Precision
 from mirg_jax.models.lora import Lora
 from mirg_jax.models.options import ModelOptions
-from mirg_jax.rl import rewards
-from mirg_jax.runs import run_folder
+from mirg_jax.runs import checks, run_folder
 
 Stage = Literal["sft", "grpo", "inference"]
 
@@ -39,6 +38,9 @@ class ModelSettings:
     precision: Precision
     remat: str
     attention: str
+
+    def __post_init__(self):
+        checks.model(self)
 
     def options(self, platform: str) -> ModelOptions:
         """Returns the model's options on a platform ("cpu", "tpu", "gpu"); resolves "auto"."""
@@ -68,6 +70,9 @@ class DataSettings:
             return image_root
         return ImageRoot(pathlib.Path(image_root), self.follow_links, self.apply_exif)
 
+    def __post_init__(self):
+        checks.data(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
@@ -85,6 +90,9 @@ class OptimizerSettings:
     clip_norm: float
     adam_ratio: float
 
+    def __post_init__(self):
+        checks.optimizer(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class DeviceSettings:
@@ -96,13 +104,22 @@ class DeviceSettings:
     sampling_tensor: int
     cpu_devices: int
 
+    def __post_init__(self):
+        checks.devices(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """Number of steps between checkpoints, and how many of the latest are kept."""
+    """Steps between checkpoints (0: none before the end), and how many of the latest are kept.
+
+    With keep=0 all are kept.
+    """
 
     every: int
     keep: int
+
+    def __post_init__(self):
+        checks.checkpoint(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +133,9 @@ class EvaluationSettings:
     benchmark: str
     image_root: str
     limit: int
+
+    def __post_init__(self):
+        checks.evaluation(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +160,11 @@ class GrpoSettings:
     rewards: Mapping[str, float]
     log_groups_every: int
     log_groups: int
-    sampled_prompts: int  # prompts per call of the sampler, over all devices
+    prompts: int  # prompts per call of the sampler, over all devices; 0: a micro-batch
     slots: int  # how many of them are decoded at the same time; 0: all
+
+    def __post_init__(self):
+        checks.grpo(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +198,9 @@ class Settings:
     grpo: GrpoSettings | None
     text: str
 
+    def __post_init__(self):
+        checks.whole(self)
+
     @property
     def source(self) -> str:
         """The model that the run starts from: a path or hub name."""
@@ -189,6 +215,11 @@ class Settings:
     def micro_batch_name(self) -> str:
         """The name of `micro_batch` in the config."""
         return "prompts_per_micro_batch" if self.grpo else "rows_per_micro_batch"
+
+    @property
+    def sampled_prompts(self) -> int:
+        """GRPO's prompts per call of the sampler, over all devices."""
+        return self.grpo.prompts or self.micro_batch
 
     @property
     def updates_per_step(self) -> int:
@@ -218,7 +249,7 @@ class Settings:
 
 
 def read(config: ConfigDict) -> Settings:
-    """Converts a config of `mirg_jax.defaults` to settings and validates them.
+    """Converts a config of `mirg_jax.defaults` to settings.
 
     Raises:
       ConfigError: if a value is invalid.
@@ -231,7 +262,7 @@ def read(config: ConfigDict) -> Settings:
         stage, micro_batch = "sft", config.rows_per_micro_batch
     data, mesh, lora = config.data, config.mesh, config.lora
     shapes = Shapes(**{name: tuple(sizes) for name, sizes in data.shapes.items()})
-    settings = Settings(
+    return Settings(
         stage=stage,
         seed=config.seed,
         num_steps=config.num_steps,
@@ -266,8 +297,6 @@ def read(config: ConfigDict) -> Settings:
         grpo=_grpo(config) if stage == "grpo" else None,
         text=config.to_json_best_effort(indent=1),
     )
-    _check(settings)
-    return settings
 
 
 def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
@@ -311,108 +340,11 @@ def _grpo(config: ConfigDict) -> GrpoSettings:
     values = config.grpo.to_dict()
     return GrpoSettings(
         **values | {"completion_lengths": tuple(values["completion_lengths"])},
-        sampled_prompts=config.sampling.prompts or config.prompts_per_micro_batch,
+        prompts=config.sampling.prompts,
         slots=config.sampling.slots,
     )
 
 
 def _dtype(field: str, name: str) -> Any:
-    try:
-        return jnp.dtype(name)
-    except TypeError:
-        raise ConfigError(
-            f"{field}={name!r} is not a dtype; give float32, bfloat16 or float16"
-        ) from None
-
-
-# Checking -----------------------------------------------------------------------------------------
-
-
-def _check(settings: Settings) -> None:
-    """Checks everything that can be checked without devices, data or model.
-
-    Raises:
-      ConfigError: if a value is invalid.
-    """
-    _one_of("model.remat", settings.model.remat, REMAT)
-    _one_of("model.attention", settings.model.attention, ("auto", "xla", *ENGINES))
-    _one_of("optimizer.name", settings.optimizer.name, ("adamw", "muon"))
-    _one_of("optimizer.schedule", settings.optimizer.schedule, ("cosine", "constant"))
-    _one_of("evaluation.coordinates", settings.evaluation.coordinates, ("grid", "pixels"))
-    if settings.grpo:
-        _check_grpo(settings, settings.grpo)
-
-
-def _check_grpo(settings: Settings, grpo: GrpoSettings) -> None:
-    _one_of("grpo.kl", grpo.kl, ("k1", "k2", "k3", "exact"))
-    _one_of("grpo.normalisation", grpo.normalisation, ("sequence", "token", "constant"))
-    _one_of("grpo.advantage_scale", grpo.advantage_scale, ("std", "none"))
-    if settings.batch_size % settings.micro_batch:
-        raise ConfigError("batch_size must be a multiple of prompts_per_micro_batch")
-    if grpo.sampled_prompts % settings.micro_batch or settings.batch_size % grpo.sampled_prompts:
-        raise ConfigError(
-            f"sampling.prompts={grpo.sampled_prompts} must be a multiple of "
-            f"prompts_per_micro_batch={settings.micro_batch} and divide "
-            f"batch_size={settings.batch_size}"
-        )
-    if grpo.max_objects < 1:
-        raise ConfigError("grpo.max_objects must be at least 1: rewards are of boxes")
-    if grpo.group < 2:
-        raise ConfigError("grpo.group must be at least 2: advantages compare completions")
-    if grpo.completion_lengths[-1] < grpo.max_tokens:
-        raise ConfigError("the last of grpo.completion_lengths must be grpo.max_tokens or more")
-    if grpo.temperature <= 0:
-        raise ConfigError(
-            "grpo.temperature must be above 0: equal completions have no advantages to learn from"
-        )
-    try:
-        rewards.resolve(grpo.rewards)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _one_of(field: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{field}={value!r} is none of {', '.join(allowed)}")
-
-
-def check_rows(
-    settings: Settings, *, row_parts: int, sampling_parts: int, shares: int, processes: int
-) -> None:
-    """Checks that a training run's batches can be divided evenly over devices and processes.
-
-    Args:
-      settings: the settings.
-      row_parts: number of row shards on the training mesh.
-      sampling_parts: number of row shards on the sampling mesh.
-      shares: number of shares that the data is divided into among processes.
-      processes: number of processes.
-
-    Raises:
-      ConfigError: if they can't.
-    """
-    micro_batch = settings.micro_batch
-    if settings.batch_size % shares:
-        raise ConfigError(
-            f"batch_size={settings.batch_size} can't be divided evenly among the {shares} shares "
-            "that processes read; make it a multiple of that number"
-        )
-    if settings.stage == "sft" and processes > 1 and micro_batch % row_parts:
-        raise ConfigError(
-            f"rows_per_micro_batch={micro_batch} can't be divided evenly over {row_parts} row "
-            "shards of several processes; make it a multiple of that number, or set config.mesh"
-        )
-    if settings.grpo is None:
-        return
-    if micro_batch % row_parts:
-        raise ConfigError(
-            f"prompts_per_micro_batch={micro_batch} can't be divided evenly over {row_parts} row "
-            "shards; make it a multiple of that number, or set config.mesh"
-        )
-    prompts, slots = settings.grpo.sampled_prompts, settings.grpo.slots
-    if prompts % sampling_parts or slots % sampling_parts:
-        raise ConfigError(
-            f"sampling.prompts={prompts} and sampling.slots={slots} must be multiples of "
-            f"{sampling_parts}, the number of device groups that sample separately; or set "
-            "config.sampling.tensor"
-        )
+    checks.one_of(field, name, checks.DTYPES)
+    return jnp.dtype(name)

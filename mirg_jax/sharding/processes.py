@@ -1,16 +1,20 @@
 """Runs with several processes: initialisation, exchange of values, and signals to stop."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mirg_jax.errors import ConfigError
+from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.files.locks import Lock
 
 _MESSAGE = 2048  # bytes per process in the first exchange; longer messages need a second one
 
@@ -109,10 +113,37 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[8 : 8 + n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
 
 
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Keeps a folder to this run while the `with` block runs; all processes must enter it.
+
+    The first process holds the lock, for all of them.
+
+    Args:
+      path: the lock's file.
+
+    Raises:
+      ConfigError: in all processes, if another run holds the lock.
+    """
+    lock, problem = Lock(path), ""
+    if is_first():
+        try:
+            lock.acquire()
+        except UserError as error:
+            problem = str(error)
+    try:
+        if problem := gather(problem)[0]:
+            raise ConfigError(problem)
+        yield
+    finally:
+        lock.release()
+
+
 class Signals:
     """Context manager that records the first SIGTERM or SIGINT instead of acting on it.
 
-    The previous handlers are then restored, so that a second signal has its usual effect.
+    The previous handlers are then restored, so that a second signal has its usual effect. It can be
+    entered several times; once a signal is recorded, it records no other.
 
     Attributes:
       received: number of the recorded signal; 0: none.
@@ -123,7 +154,7 @@ class Signals:
         self._before = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
+        if not self.received and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mirg_jax.data.examples import Example
+from mirg_jax.files import outputs
 
 
 def write(
@@ -27,23 +28,27 @@ def write(
       texts: B·G completions, grouped by prompt.
       values: values of each completion by name: its reward, the reward's parts, its advantage.
       count: number of groups.
+
+    Raises:
+      OSError: if they can't be written.
     """
     path = workdir / "groups" / f"step_{step:06d}.jsonl"
     path.parent.mkdir(exist_ok=True)
     group = len(texts) // len(examples)
-    with path.open("w") as file:
-        for i, example in enumerate(examples[:count]):
-            completions = [
-                {"text": texts[i * group + g]}
-                | {name: round(float(array[i, g]), 4) for name, array in values.items()}
-                for g in range(group)
-            ]
-            row = {
-                "id": example.id,
-                "task": example.task,
-                "images": example.images,
-                "question": example.question,
-                "targets": [[target.image, *target.box] for target in example.targets],
-                "completions": sorted(completions, key=lambda c: -c["reward"]),
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    lines = []
+    for i, example in enumerate(examples[:count]):
+        completions = [
+            {"text": texts[i * group + g]}
+            | {name: round(float(array[i, g]), 4) for name, array in values.items()}
+            for g in range(group)
+        ]
+        row = {
+            "id": example.id,
+            "task": example.task,
+            "images": example.images,
+            "question": example.question,
+            "targets": [[target.image, *target.box] for target in example.targets],
+            "completions": sorted(completions, key=lambda c: -c["reward"]),
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    outputs.replace_text(path, "".join(lines))

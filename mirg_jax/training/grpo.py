@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from mirg_jax import sharding
 from mirg_jax.data.examples import Example
+from mirg_jax.files.streams import Spare
 from mirg_jax.models import lora
 from mirg_jax.models.qwen2_vl import computed_dtypes
 from mirg_jax.runs.settings import Settings
@@ -35,7 +36,7 @@ from mirg_jax.training.grpo_programs import (
 from mirg_jax.training.loop import Loop, Outcome, StepBatches
 from mirg_jax.training.optimizer import make_apply
 from mirg_jax.training.rollouts import Rollouts
-from mirg_jax.training.start import TrainingRun, start
+from mirg_jax.training.start import TrainingRun, claimed, start
 from mirg_jax.types import Rollout
 
 
@@ -96,7 +97,8 @@ class Trainer:
         self.copies = copy_of_reference(run)
         self.run = run = run._replace(initial=None)
         self.grpo, self.mesh = settings.grpo, run.mesh
-        self._micro_batches = settings.grpo.sampled_prompts // settings.micro_batch
+        self._spare = Spare(f"{run.workdir / 'groups'}")
+        self._micro_batches = settings.sampled_prompts // settings.micro_batch
         forbidden = forbidden_ids(run.tokenizer, run.model.text.vocab_size)
         policy = PolicyOptions(run.graph, forbidden, settings.grpo, settings.logprob_chunk)
         self._rollouts = Rollouts(run, forbidden, self.copies)
@@ -196,13 +198,14 @@ class Trainer:
         every = self.grpo.log_groups_every
         if not (every and step % every == 0 and self.run.is_first):
             return
-        calls = len(sampled.lengths) // self.grpo.sampled_prompts
-        mine = sharding.local_row_numbers(self.grpo.sampled_prompts, self.mesh)
-        rows = (np.arange(calls)[:, None] * self.grpo.sampled_prompts + mine).reshape(-1)
+        calls = len(sampled.lengths) // self.run.settings.sampled_prompts
+        mine = sharding.local_row_numbers(self.run.settings.sampled_prompts, self.mesh)
+        rows = (np.arange(calls)[:, None] * self.run.settings.sampled_prompts + mine).reshape(-1)
         values = {name: reward[rows] for name, reward in sampled.rewards.items()}
         values["advantage"] = sampled.advantages
         examples, texts = sampled.examples, sampled.texts
-        groups.write(self.run.workdir, step + 1, examples, texts, values, self.grpo.log_groups)
+        count = self.grpo.log_groups
+        self._spare(groups.write, self.run.workdir, step + 1, examples, texts, values, count)
 
 
 def scalars_of(sampled: Groups, statistics: dict[str, float], max_tokens: int) -> dict[str, float]:
@@ -229,20 +232,21 @@ def train(settings: Settings, workdir: pathlib.Path) -> None:
       UserError: if a setting, the data or a checkpoint can't be used.
     """
     refuse = functools.partial(why_unusable, size=settings.grpo.max_objects)
-    run = start(settings, workdir, with_response=False, refuse=refuse)
-    trainer = Trainer(run)
-    run = trainer.run
-    loop = Loop(run, "grpo", resident=trainer.copies)
-    prompts = settings.grpo.sampled_prompts // run.share.count
-    state = run.state
+    with claimed(settings, workdir):
+        run = start(settings, workdir, with_response=False, refuse=refuse)
+        trainer = Trainer(run)
+        run = trainer.run
+        loop = Loop(run, "grpo", resident=trainer.copies)
+        prompts = settings.sampled_prompts // run.share.count
+        state = run.state
 
-    for batches in loop.steps(lambda items: rollouts.divide(items, prompts)):
-        with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
-            sampled = trainer.sample_and_judge(loop, state, batches)
-            trainer.refer(loop, state, sampled.experiences)
-            state, outcome, statistics = trainer.update(loop, state, sampled)
-        trainer.log_groups(batches.step, sampled)
-        scalars = scalars_of(sampled, statistics, settings.grpo.max_tokens)
-        state = loop.end_step(state, outcome, scalars, shown=("reward", "kl"))
+        for batches in loop.steps(lambda items: rollouts.divide(items, prompts)):
+            with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
+                sampled = trainer.sample_and_judge(loop, state, batches)
+                trainer.refer(loop, state, sampled.experiences)
+                state, outcome, statistics = trainer.update(loop, state, sampled)
+            trainer.log_groups(batches.step, sampled)
+            scalars = scalars_of(sampled, statistics, settings.grpo.max_tokens)
+            state = loop.end_step(state, outcome, scalars, shown=("reward", "kl"))
 
-    loop.finish(state)
+        loop.finish(state)

@@ -9,6 +9,8 @@ from flax import nnx
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import image_size
 from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.files import outputs
+from mirg_jax.files.streams import Spare
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import benchmark, scoring
 from mirg_jax.runs import facts
@@ -33,6 +35,7 @@ class HeldOut:
         """
         self._run, self._resident = run, resident
         self._settings = settings = run.settings.evaluation
+        self._spare = Spare(f"{run.workdir / 'held_out'}")
         if not settings.every:
             return
         self._rows = benchmark.choose(run.benchmark, settings.limit)
@@ -108,7 +111,7 @@ class HeldOut:
             if error:
                 run.rejected.add(Rejected(f"{name} row {index}", str(index), error), told=True)
         if run.is_first:
-            self._write(step, responses)
+            self._spare(self._write, step, responses)
         overall = scoring.score(self._rows, list(responses.values())).overall
         found = {
             "eval_acc": overall.hit_rate,
@@ -126,7 +129,7 @@ class HeldOut:
             for index, response in responses.items()
             if response is not None
         ]
-        (folder / f"step_{step:06d}.jsonl").write_text("".join(lines))
+        outputs.replace_text(folder / f"step_{step:06d}.jsonl", "".join(lines))
 
 
 def _check_images(rows: Sequence[benchmark.Row], image_root: str) -> None:

@@ -2,7 +2,7 @@
 
 `Loop` creates each step's batches with array sizes that all processes agree on, writes metrics,
 evaluates held-out rows and saves checkpoints when they are due. It ends the run after the last
-step, on SIGTERM or SIGINT, or after too many non-finite updates.
+step, on SIGTERM or SIGINT, after too many non-finite updates, or when metrics can't be written.
 """
 
 import signal
@@ -17,7 +17,8 @@ from mirg_jax import sharding
 from mirg_jax.data.batching import Item, PackedBatch, collate, common_sizes, sizes
 from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.pipeline import positions
-from mirg_jax.errors import UserError
+from mirg_jax.errors import SaveError, UserError
+from mirg_jax.files.streams import say
 from mirg_jax.runs.metrics import Metrics
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sharding import processes
@@ -73,7 +74,7 @@ class Loop:
           resident: arrays on the devices besides the training state and the frozen parameters.
         """
         settings = run.settings
-        self._run = run
+        self._run, self._begun = run, False
         self._metrics = Metrics(
             run.workdir,
             step=run.first_step,
@@ -88,6 +89,7 @@ class Loop:
         self._held_out = HeldOut(run, resident)
         self._signals = processes.Signals()
         self._signal = 0  # signal received by any process; 0: none
+        self._problem = ""  # why metrics can't be written
         self._step = run.first_step
         self._read = self._positions = positions([0] * run.share.count)
         self._bad_in_a_row = 0
@@ -102,14 +104,29 @@ class Loop:
         """
         with self._signals:
             for step in range(self._run.first_step, self._run.settings.num_steps):
-                if self._bad_in_a_row >= self._run.settings.max_skipped:
+                if self._has_diverged:
                     return
                 with self.phase("data"):
                     pairs = next(self._run.data)
                     batches = self._make_batches(step, pairs, divide)
-                if self._signal:
+                if self._signal or self._problem:
                     return
+                self._begin()
                 yield batches
+
+    def _begin(self) -> None:
+        """Writes what describes the run, and opens its logs, when the first step can be taken."""
+        if self._begun:
+            return
+        if self._run.is_first:
+            self._run.description.write(self._run.workdir)
+        self._metrics.open()
+        self._begun = True
+
+    @property
+    def _has_diverged(self) -> bool:
+        limit = self._run.settings.max_skipped
+        return limit > 0 and self._bad_in_a_row >= limit
 
     def _make_batches(
         self, step: int, pairs: Sequence[tuple[Example, Item]], divide: Divide
@@ -135,8 +152,8 @@ class Loop:
     def _exchange(self, items: Sequence[Item], wanted: Sequence[Any]) -> list[dict[str, Any]]:
         """Exchanges a step's one message between processes, and processes its contents.
 
-        A message contains array sizes and counts, signals, rejected rows and the position in the
-        data.
+        A message contains array sizes and counts, signals, failures to write metrics, rejected
+        rows and the position in the data.
 
         Args:
           items: this process's items.
@@ -150,6 +167,7 @@ class Loop:
             {
                 "sizes": wanted,
                 "signal": self._signals.received,
+                "problem": self._metrics.problem,
                 "share": run.share.index,
                 "next": run.data.get_state()["next_index"],
                 "rejected": run.rejected.take(),
@@ -161,6 +179,7 @@ class Loop:
             for row in message["rejected"]:
                 run.rejected.add(Rejected(**row), told=True)
         self._signal = max(message["signal"] for message in messages)
+        self._problem = max(message["problem"] for message in messages)
         by_share = {message["share"]: message for message in messages}
         messages = [by_share[index] for index in range(run.share.count)]
         self._read = positions([message["next"] for message in messages])
@@ -219,27 +238,31 @@ class Loop:
         """Saves the state and waits until it is on disk.
 
         Raises:
-          UserError: if the run stopped after too many non-finite updates in a row.
+          UserError: if the run stopped after too many non-finite updates in a row, or because
+            metrics could not be written.
           SystemExit: if it stopped by a signal: status 143 for SIGTERM, 130 for SIGINT.
         """
-        self._metrics.close()
         step, checkpoints = self._step, self._run.checkpoints
-        if step or not self._signal:
-            checkpoints.save(state, self._run.frozen, self._positions, force=True)
-        checkpoints.close()
-        if self._bad_in_a_row >= self._run.settings.max_skipped:
+        with self._signals:  # the first one still waits for what is being saved
+            if self._begun or not (step or self._signal):  # or else there is nothing new
+                self._begin()
+                checkpoints.save(state, self._run.frozen, self._positions, force=True)
+            checkpoints.close()
+            self._metrics.close()
+            mine = {"signal": self._signals.received, "problem": self._metrics.problem}
+            found = processes.gather(mine)
+        number = max(each["signal"] for each in found)
+        if self._has_diverged:
             raise UserError(
                 f"stopped at step {step}: {self._bad_in_a_row} updates in a row had a loss or "
                 "gradient that is not finite; the parameters before these updates are saved; lower "
                 "optimizer.learning_rate or check the data, and run again to go on"
             )
-        if self._signal:
+        if problem := self._problem or max(each["problem"] for each in found):
+            raise SaveError(f"stopped after step {step}, which is saved: {problem}")
+        if number:
             if processes.is_first():
-                name = signal.Signals(self._signal).name
-                print(
-                    f"stopped by {name} after step {step}, which is saved; "
-                    "run the same command again to go on",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            sys.exit(128 + self._signal)
+                where = f"after step {step}, which is saved" if step else "before the first step"
+                name = signal.Signals(number).name
+                say(f"stopped by {name} {where}; run the same command again to go on")
+            sys.exit(128 + number)

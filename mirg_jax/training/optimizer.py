@@ -59,8 +59,8 @@ def _muon_axes(params):
 def make_optimizer(settings: OptimizerSettings, num_updates: int) -> optax.GradientTransformation:
     """Creates the optimizer: AdamW, or Muon with Adam for all but hidden matrices.
 
-    Gradients are clipped by their global norm. Weight decay applies to matrices, not to biases and
-    norms.
+    Gradients are clipped by their global norm, unless `clip_norm` is 0. Weight decay applies to
+    matrices, not to biases and norms.
 
     Args:
       settings: the optimizer's settings.
@@ -89,7 +89,8 @@ def make_optimizer(settings: OptimizerSettings, num_updates: int) -> optax.Gradi
             adam_learning_rate=lambda count: settings.adam_ratio * rate(count),
             muon_weight_dimension_numbers=_muon_axes,
         )
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), step)
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    return optax.chain(clip, step)
 
 
 def apply_gradients(

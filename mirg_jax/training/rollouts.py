@@ -76,7 +76,7 @@ class Rollouts:
         """
         settings = run.settings
         self._run, self._resident, self._group = run, resident, settings.grpo.group
-        self._micro_batches = settings.grpo.sampled_prompts // settings.micro_batch
+        self._micro_batches = settings.sampled_prompts // settings.micro_batch
         parts = sharding.row_parts(run.sampling_mesh)
         config = sampling_config(settings.grpo, parts, stop_ids(run.tokenizer))
         self._sample = with_resident(make_sampler(run.graph, run.sampling_mesh, forbidden, config))

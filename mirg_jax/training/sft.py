@@ -18,7 +18,7 @@ from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sharding.memory import accumulating
 from mirg_jax.training.loop import Loop, Outcome
 from mirg_jax.training.optimizer import make_apply
-from mirg_jax.training.start import start
+from mirg_jax.training.start import claimed, start
 
 
 def loss(
@@ -130,20 +130,23 @@ def train(settings: Settings, workdir: pathlib.Path) -> None:
     Raises:
       UserError: if a setting, the data or a checkpoint can't be used.
     """
-    run = start(settings, workdir, with_response=True)._replace(initial=None)
-    take_step = make_step(run.graph, run.optimizer, run.mesh, run.layout, settings.logprob_chunk)
-    loop = Loop(run, "sft")
-    rows = settings.micro_batch // run.share.count
-    state = run.state
+    with claimed(settings, workdir):
+        run = start(settings, workdir, with_response=True)._replace(initial=None)
+        take_step = make_step(
+            run.graph, run.optimizer, run.mesh, run.layout, settings.logprob_chunk
+        )
+        loop = Loop(run, "sft")
+        rows = settings.micro_batch // run.share.count
+        state = run.state
 
-    for batches in loop.steps(lambda items: divide(items, settings.data.shapes, rows)):
-        with loop.phase("update"):
-            parts = [part.batch for part in batches.parts]
-            state, outcome = take_step(state, run.frozen, parts, batches.labels)
-        scalars = {
-            "tokens": batches.tokens,
-            "padding_fraction": 1 - batches.tokens / batches.cells,
-        }
-        state = loop.end_step(state, outcome, scalars, shown=("loss", "learning_rate"))
+        for batches in loop.steps(lambda items: divide(items, settings.data.shapes, rows)):
+            with loop.phase("update"):
+                parts = [part.batch for part in batches.parts]
+                state, outcome = take_step(state, run.frozen, parts, batches.labels)
+            scalars = {
+                "tokens": batches.tokens,
+                "padding_fraction": 1 - batches.tokens / batches.cells,
+            }
+            state = loop.end_step(state, outcome, scalars, shown=("loss", "learning_rate"))
 
-    loop.finish(state)
+        loop.finish(state)

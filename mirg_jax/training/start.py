@@ -1,7 +1,9 @@
 """Set-up shared by SFT and GRPO: devices, model, optimizer, data, and the state to resume."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -15,17 +17,43 @@ from mirg_jax.data import pipeline
 from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
+from mirg_jax.errors import SaveError
+from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.runs import adapters, devices, loading, run_folder
+from mirg_jax.runs import adapters, checks, devices, loading, origin, run_folder
 from mirg_jax.runs.checkpoints import Checkpoints, write_model_folder
-from mirg_jax.runs.settings import Settings, check_rows
+from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.runs.train_state import TrainState, init_state, split_trainable, state_shardings
 from mirg_jax.sharding import processes
 from mirg_jax.training import usable
 from mirg_jax.training.optimizer import make_optimizer
+
+
+class Description(NamedTuple):
+    """What a run's folder tells of the run, apart from its checkpoints."""
+
+    model: loading.Model  # without its parameters
+    config: str  # the text of config.json
+    adapters: adapters.Record | None  # of a LoRA run
+    origin: origin.Origin
+
+    def write(self, workdir: pathlib.Path) -> None:
+        """Writes the description.
+
+        Raises:
+          SaveError: if it can't be written.
+        """
+        try:
+            write_model_folder(workdir, self.model, self.config)
+            adapters.write(workdir, self.adapters)
+            origin.write(workdir, self.origin)
+        except OSError as error:
+            raise SaveError(
+                f"{workdir}: cannot be written ({error.strerror}); make room there and run again"
+            ) from None
 
 
 class TrainingRun(NamedTuple):
@@ -51,6 +79,7 @@ class TrainingRun(NamedTuple):
     benchmark: Sequence[Row]  # held-out rows; empty without evaluation
     checkpoints: Checkpoints
     first_step: int  # number of steps taken before
+    description: Description  # written into the folder with the first step
 
     @property
     def is_first(self) -> bool:
@@ -67,9 +96,12 @@ def start(
 ) -> TrainingRun:
     """Prepares a run, and resumes it if `workdir` contains a checkpoint.
 
+    The run's description is not written into its folder yet: the loop does it, once the first batch
+    is there too. Until then a refused attempt leaves a run as it was.
+
     Args:
       settings: the run's settings.
-      workdir: the run's folder.
+      workdir: the run's folder, which `claimed` should keep to this run.
       with_response: whether examples are encoded with their response (SFT).
       refuse: returns why this kind of training can't use an example, or "" if it can.
 
@@ -82,17 +114,17 @@ def start(
     benchmark = load_benchmark(evaluation.benchmark) if evaluation.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
     kept, refused = usable.split(examples, refuse)
-    usable.check(settings.data, kept, [*bad_rows, *refused])
-    source = _claim_source(settings, workdir)
+    bad_rows += refused
+    usable.check(settings.data, kept, bad_rows)
+    source, adapter_record = _source_of(settings, workdir)
     rejected = RejectedLog(workdir / "rejected.jsonl", write=processes.is_first())
-    for row in (*bad_rows, *refused):
+    for row in bad_rows:
         rejected.add(row, told=True)
 
     options = settings.model.options(mesh.devices.flat[0].platform)
     tokenizer = load_tokenizer(loading.model_folder(source))
     model = loading.load_model(source, mesh, options)
-    if processes.is_first():
-        write_model_folder(workdir, model, settings.text)
+    began = _check_origin(settings, workdir, source, model.params, mesh)
     graph, params, frozen = trainable(model, settings, mesh)
     optimizer = make_optimizer(settings.optimizer, settings.num_steps * settings.updates_per_step)
     layout = state_shardings(params, optimizer, mesh)
@@ -128,7 +160,20 @@ def start(
         benchmark=benchmark,
         checkpoints=checkpoints,
         first_step=first_step,
+        description=Description(model._replace(params=None), settings.text, adapter_record, began),
     )
+
+
+@contextlib.contextmanager
+def claimed(settings: Settings, workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps a run's folder to this run while the `with` block runs.
+
+    Raises:
+      ConfigError: if another run is writing to the folder, or devices and settings don't match.
+    """
+    devices.start(settings.devices)
+    with processes.locked(workdir / "run.lock"):
+        yield
 
 
 def trainable(
@@ -152,8 +197,8 @@ def _say(first_step: int, examples: int, rejected: int) -> None:
     if not processes.is_first():
         return
     if first_step:
-        print(f"resumed from step {first_step}", flush=True)
-    print(f"{examples} examples, {rejected} rows left out", flush=True)
+        say(f"resumed from step {first_step}", sys.stdout)
+    say(f"{examples} examples, {rejected} rows left out", sys.stdout)
 
 
 def _start_devices(settings: Settings) -> tuple[Mesh, Mesh]:
@@ -164,7 +209,7 @@ def _start_devices(settings: Settings) -> tuple[Mesh, Mesh]:
     """
     mesh = devices.start(settings.devices)
     sampling_mesh = devices.sampling_mesh(settings.devices, mesh)
-    check_rows(
+    checks.rows(
         settings,
         row_parts=sharding.row_parts(mesh),
         sampling_parts=sharding.row_parts(sampling_mesh),
@@ -205,19 +250,41 @@ def _first_state(
     return begin(params)._replace(params=params)
 
 
-def _claim_source(settings: Settings, workdir: pathlib.Path) -> str:
-    """Returns the model that the run starts from; a LoRA run records it in its folder.
+def _source_of(settings: Settings, workdir: pathlib.Path) -> tuple[str, adapters.Record | None]:
+    """Returns the model that the run starts from, and the record of a LoRA run.
 
-    A resumed LoRA run starts from the recorded base.
+    A resumed LoRA run starts from the base that its record names.
 
     Raises:
-      UserError: if the folder has a run with other adapter settings.
+      CheckpointError: if the folder has a run with other adapter settings.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    resumes = run_folder.find_run(workdir) is not None
+    source = origin.source_of(settings.source, origin.read(workdir) if resumes else None)
     wanted = None
     if settings.lora is not None:
-        dtype = settings.model.precision.params
-        base = run_folder.exactly(settings.source)
-        wanted = adapters.Record(base, str(dtype), settings.lora)
-    record = adapters.claim(workdir, wanted, resumes=run_folder.find_run(workdir) is not None)
-    return record.base if record else settings.source
+        wanted = adapters.Record(source, str(settings.model.precision.params), settings.lora)
+    record = adapters.claim(workdir, wanted, resumes=resumes)
+    return (record.base if record else source), record
+
+
+def _check_origin(
+    settings: Settings, workdir: pathlib.Path, source: str, params: nnx.State, mesh: Mesh
+) -> origin.Origin:
+    """Returns the record of the weights that the run starts from.
+
+    Raises:
+      CheckpointError: if the folder has a run that started from other weights.
+    """
+    dtype = str(settings.model.precision.params)
+    found = origin.Origin(source, origin.fingerprint(params, mesh), dtype)
+    if run_folder.find_run(workdir) is None:
+        return found
+    if recorded := origin.read(workdir):
+        origin.check(workdir, recorded, found)
+        return recorded
+    if processes.is_first():
+        say(
+            f"{workdir}: an earlier version did not record the weights that this run started from; "
+            f"from now on they are those of {source}"
+        )
+    return found

@@ -13,7 +13,6 @@ Lines name a request by its key:
 
 import collections
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -21,7 +20,9 @@ from typing import Any, NamedTuple
 
 from mirg_jax.chat.asking import GivenUp
 from mirg_jax.chat.completions import Reply
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.errors import DataError
+from mirg_jax.files import lines
+from mirg_jax.files.locks import Lock
 from mirg_jax.trajectories.limits import Costs
 from mirg_jax.trajectories.request import Request
 
@@ -61,59 +62,50 @@ class Journal:
         self.dollars = 0.0
         self._places: dict[str, _Place] = {}
         self._files: list[int] = []
-        self._out, self._end = -1, 0
-        own = self._name = folder / name
+        self._out: lines.LineWriter | None = None
+        self._lock = Lock((folder / name).with_suffix(".lock"))
         if write:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._out = os.open(own, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(self._out)
-                raise ConfigError(f"{own}: another process writes to it; wait for it") from None
+            self._lock.acquire()
+            self._out = lines.LineWriter(folder / name)
         # How often each request was sent without an answer, by earlier processes and by this one.
         self._unanswered: collections.Counter[str] = collections.Counter()
         self._own_unanswered: collections.Counter[str] = collections.Counter()
         self._costs: dict[str, float] = {}
-        for path in sorted(folder.glob("replies*.jsonl")):
-            end = self._read(path, retry_failed)
-            if write and path == own:
-                os.ftruncate(self._out, end)  # drops a line that a killed process left unfinished
-                self._end = end
+        try:
+            for path in sorted(folder.glob("replies*.jsonl")):
+                self._read(path, retry_failed)
+        except DataError:
+            self.close()
+            raise
         # These requests may have been paid although no answer arrived.
         self.dollars += sum(self._costs[key] * count for key, count in self._unanswered.items())
 
-    def _read(self, path: pathlib.Path, retry_failed: bool) -> int:
-        """Reads a file's lines; returns where its last complete line ends."""
-        descriptor, start = os.open(path, os.O_RDONLY), 0
+    def _read(self, path: pathlib.Path, retry_failed: bool) -> None:
+        """Reads a file's lines."""
+        descriptor = os.open(path, os.O_RDONLY)
         self._files.append(descriptor)
-        with open(path, "rb") as file:
-            for n, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    row = json.loads(line)
-                    (kind,) = {"asked", "lost", "failed", "reply"} & row.keys()
-                    key = row[kind]
-                    dollars = float(row.get("dollars", 0))
-                    if not isinstance(key, str):
-                        raise TypeError
-                except (ValueError, TypeError, AttributeError):
-                    raise DataError(
-                        f"{path} line {n}: not a line of a journal; remove it"
-                    ) from None
-                if kind == "asked":
-                    self._unanswered[key] += 1
-                    self._costs[key] = dollars
-                elif kind in ("lost", "reply"):
-                    self._unanswered[key] -= self._unanswered[key] > 0
-                    self.dollars += dollars
-                # An empty answer is a failure too: it may be the server's setting, mended since.
-                failed = kind == "failed" or (kind == "reply" and not str(row.get("text")).strip())
-                if kind in ("reply", "failed") and not (failed and retry_failed):
-                    self._places[key] = _Place(descriptor, start, len(line))
-                start += len(line)
-        return start
+        for line in lines.read(path):
+            try:
+                row = json.loads(line.text)
+                (kind,) = {"asked", "lost", "failed", "reply"} & row.keys()
+                key = row[kind]
+                dollars = float(row.get("dollars", 0))
+                if not isinstance(key, str):
+                    raise TypeError
+            except (ValueError, TypeError, AttributeError):
+                raise DataError(
+                    f"{path} line {line.number}: not a line of a journal; remove it"
+                ) from None
+            if kind == "asked":
+                self._unanswered[key] += 1
+                self._costs[key] = dollars
+            elif kind in ("lost", "reply"):
+                self._unanswered[key] -= self._unanswered[key] > 0
+                self.dollars += dollars
+            # An empty answer is a failure too: it may be the server's setting, mended since.
+            failed = kind == "failed" or (kind == "reply" and not str(row.get("text")).strip())
+            if kind in ("reply", "failed") and not (failed and retry_failed):
+                self._places[key] = _Place(descriptor, line.start, len(line.text))
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -160,23 +152,18 @@ class Journal:
 
     def _write(self, row: dict[str, Any], key: str | None = None) -> None:
         """Appends a line; with a key, it is the one that `get` returns from then on."""
-        line = json.dumps(row).encode() + b"\n"
-        start, done = self._end, 0
-        try:
-            while done < len(line):
-                done += os.write(self._out, line[done:])
-        except OSError as error:
-            raise DataError(
-                f"{self._name}: cannot be written ({error.strerror}); run again to go on"
-            ) from None
-        self._end += len(line)
+        line = self._out.write(row)
         if key is not None:
-            self._places[key] = _Place(self._out, start, len(line))
+            self._places[key] = _Place(self._out.fileno(), line.start, len(line.text))
 
     def close(self) -> None:
-        for descriptor in {*self._files, self._out} - {-1}:
+        for descriptor in self._files:
             os.close(descriptor)
-        self._files, self._out = [], -1
+        self._files = []
+        if self._out is not None:
+            self._out.close()
+            self._out = None
+        self._lock.release()
 
 
 class PricedReply(NamedTuple):

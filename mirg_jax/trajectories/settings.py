@@ -357,6 +357,7 @@ def _check(settings: TrajectorySettings) -> None:
         raise ConfigError("concurrency: at least one request must be under way")
     _check_not_negative(
         {
+            "seed": selection.seed,
             "retries": requests.retries,
             "backoff": requests.backoff,
             "max_dollars": requests.max_dollars,
@@ -379,8 +380,10 @@ def _check_stage(field: str, stage: StageSettings) -> None:
             raise ConfigError(f"max_pixels={stage.teacher.max_pixels} must be at least 1")
     if not isinstance(stage.teacher, SceneTeacherSettings):
         _check_not_negative({f"{field}.temperature": stage.teacher.temperature})
-    elif stage.teacher.error < 0:
-        raise ConfigError(f"scenes.error={stage.teacher.error:g} may not be negative")
+    else:
+        _check_not_negative(
+            {"scenes.seed": stage.teacher.seed, "scenes.error": stage.teacher.error}
+        )
 
 
 def _check_not_negative(values: Mapping[str, float]) -> None:

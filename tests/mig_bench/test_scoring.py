@@ -218,7 +218,7 @@ def test_score_binary(tmp_path):
     ("change", "message"),
     [
         ({"benchmark": "none.json"}, "none.json: cannot be read"),
-        ({"predictions": "cut.jsonl"}, "cut.jsonl line 1: not valid JSON"),
+        ({"predictions": "cut.jsonl"}, "cut.jsonl: holds no predictions"),
         ({"output": "bench.json/scores.json"}, "cannot be written"),
         ({"protocol": "paper"}, "--protocol=paper"),
         ({"split": "test"}, "Unknown command line flag 'split'"),

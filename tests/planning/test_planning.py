@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,60 @@ def test_search_samples_as_many_prompts_as_it_updates(here, tiny_model, monkeypa
     monkeypatch.setattr(plans, "measure", lambda program: plans.Report(program.name, {}, 0))
     settings = recipe("grpo", tiny_model, prompts_per_micro_batch=1)
     _, best = plans.search(settings, here(4), lambda _: None)
-    assert best.micro_batch == best.grpo.sampled_prompts == 4
+    assert best.micro_batch == best.sampled_prompts == 4
+
+
+@pytest.mark.parametrize(
+    "changes, best",
+    [
+        ({"sampling.prompts": 4, "batch_size": 8}, 4),  # 8 would be no part of a call's prompts
+        ({"batch_size": 12}, 4),  # 8 doesn't divide a step
+        ({"batch_size": 8, "sampling.prompts": 8}, 8),
+    ],
+)
+def test_search_finds_only_what_a_run_would_take(changes, best, here, tiny_model, monkeypatch):
+    monkeypatch.setattr(plans, "measure", lambda program: plans.Report(program.name, {}, 0))
+    said = []
+    settings = recipe("grpo", tiny_model, prompts_per_micro_batch=1, **changes)
+    _, found = plans.search(settings, here(4), said.append)
+    assert found.micro_batch == best
+    assert f"best: --config.model.remat=none --config.prompts_per_micro_batch={best}" in said
+    recipe("grpo", tiny_model, **changes | {"prompts_per_micro_batch": best})
+    with pytest.raises(ConfigError, match="must be a multiple"):
+        replace(found, micro_batch=5)
+
+
+def test_settings_check_themselves_whatever_changes_them(tiny_model):
+    settings = recipe("grpo", tiny_model)
+    for part, field, value in (
+        ("grpo", "prompts", 3),
+        ("grpo", "completion_lengths", (8,)),
+        ("model", "remat", "some"),
+        ("checkpoint", "keep", -1),
+    ):
+        with pytest.raises(ConfigError):
+            replace(settings, **{part: replace(getattr(settings, part), **{field: value})})
+
+
+@pytest.mark.parametrize("changes", [{"grpo.beta": 0.0}, {"grpo.kl": "exact"}])
+def test_what_is_kept_of_the_reference_is_counted(changes, here, tiny_model):
+    """Without a penalty nothing is; the exact one needs hidden states and the output head."""
+    settings = recipe("grpo", tiny_model, **changes)
+    sizes = programs.model_config(settings.model.path).text
+    plan = plans.plan(settings, here(4), lambda _: None)
+    row = next(row for row in plan["programs"] if row["name"] == "gradients")
+    assert abs(row["total"] / row["compiler"] - 1) < 0.05, row
+    parts = row["parts"]
+    head = 4 * sizes.hidden_size * sizes.vocab_size
+    exact = settings.grpo.kl == "exact"
+    assert parts.get("reference head", 0) == (head if exact else 0)
+    assert bool(parts["reference"]) == exact
+    usual = programs.programs(recipe("grpo", tiny_model), jax.devices()[:1])
+    usual = next(program for program in usual if program.name == "gradients")
+    values = 4 * 4 * settings.grpo.group * 16  # float32 of each token
+    apart = values * sizes.hidden_size if exact else 0
+    batch = programs.bytes_per_device(usual.parts["batch"]) - values + apart
+    assert parts["batch"] == batch
 
 
 def test_prompts_that_the_devices_cannot_divide_are_refused(tiny_model):

@@ -84,14 +84,19 @@ def test_grpo_on_top_of_a_lora_sft_run(recipe, tmp_path, mesh):
     after = arrays(loading.load_model(first, mesh).params)
     assert any((after[path] != value).any() for path, value in arrays(base).items())
 
+    shutil.copytree(first, tmp_path / "moved")
     shutil.rmtree(first / "checkpoints" / "4")
     with pytest.raises(CheckpointError, match=r"base of its adapters.*/4: not a folder") as caught:
         loading.load_model(second, mesh)
     assert len(str(caught.value).splitlines()) == 1 and "lora.json" in str(caught.value)
     record = json.loads((second / "lora.json").read_text())
-    moved = record | {"base": str(first / "checkpoints" / "5")}
+    other = record | {"base": str(first / "checkpoints" / "5")}
+    (second / "lora.json").write_text(json.dumps(other))
+    with pytest.raises(CheckpointError, match="/5 has other weights than in its training"):
+        loading.load_model(second, mesh)
+    moved = record | {"base": str(tmp_path / "moved/checkpoints/4")}
     (second / "lora.json").write_text(json.dumps(moved))
-    loading.load_model(second, mesh)
+    assert_same(loading.load_model(second, mesh).params, before, atol=0)
     (second / "lora.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a record of a LoRA run"):
         loading.load_model(second, mesh)

@@ -1,0 +1,156 @@
+"""Files of JSON objects, a line each, that are appended to while a process runs.
+
+A process that is killed, or that fills the disk, can leave the beginning of a line at the end of
+such a file. Every reader passes over it, and whoever goes on writing to the file cuts it first.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from mirg_jax.errors import DataError
+
+
+class Line(NamedTuple):
+    """A line of a file.
+
+    Attributes:
+      number: from 1.
+      start: offset of its first byte.
+      text: its bytes, with the line break.
+    """
+
+    number: int
+    start: int
+    text: bytes
+
+
+def read(path: str | pathlib.Path) -> Iterator[Line]:
+    """Yields the lines of a file, without one at its end that was not finished."""
+    start = 0
+    with open(path, "rb") as file:
+        for number, text in enumerate(file, start=1):
+            if text.endswith(b"\n") or _is_whole(text):
+                yield Line(number, start, text)
+            start += len(text)
+
+
+def rows(path: str | pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a file's lines, without one at its end that was not finished.
+
+    Raises:
+      DataError: if another line is not a JSON object.
+    """
+    for line in read(path):
+        try:
+            row = json.loads(line.text)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise DataError(f"{path} line {line.number}: not a JSON object; remove the line")
+        yield row
+
+
+def whole(text: str) -> str:
+    """Returns the text of a file without a line at its end that was not finished."""
+    begun = text[text.rfind("\n") + 1 :]
+    return text if not begun or _is_whole(begun) else text[: -len(begun)]
+
+
+def mend(path: str | pathlib.Path) -> None:
+    """Cuts a line at the end of a file that was not finished; without the file, does nothing."""
+    try:
+        with open(path, "r+b") as file:
+            before = file.seek(0, os.SEEK_END)
+            rest = _last_part(file, before)
+            if not rest:
+                return
+            if _is_whole(rest):
+                file.write(b"\n")
+            else:
+                file.truncate(before - len(rest))
+    except FileNotFoundError:
+        return
+
+
+def _last_part(file: Any, size: int) -> bytes:
+    """Returns what follows the last line break of a file of `size` bytes."""
+    rest, block = b"", 2**16
+    while size and b"\n" not in rest:
+        start = max(0, size - block)
+        file.seek(start)
+        rest = file.read(size - start) + rest
+        size = start
+    file.seek(0, os.SEEK_END)
+    return rest[rest.rfind(b"\n") + 1 :]
+
+
+def _is_whole(text: str | bytes) -> bool:
+    """Returns whether text is a JSON object or list: the beginning of one is none."""
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+class LineWriter:
+    """A file of JSON lines, open for appending.
+
+    A line is written whole or not at all: where the disk is full, what was written of it is cut
+    again, so that it can be written once there is room.
+    """
+
+    def __init__(self, path: str | pathlib.Path, *, sync: bool = False):
+        """Opens the file and cuts a line that an earlier process left unfinished.
+
+        Args:
+          path: the file, which need not exist.
+          sync: whether a line is on the disk, not only with the system, when `write` returns.
+
+        Raises:
+          DataError: if the file can't be opened for writing.
+        """
+        self.path, self._sync = pathlib.Path(path), sync
+        try:
+            mend(path)
+            self._file = open(path, "a+b", buffering=0)
+        except OSError as error:
+            raise self._failed(error) from None
+        self._end = os.fstat(self._file.fileno()).st_size
+
+    def fileno(self) -> int:
+        """Returns the file's descriptor, for reading."""
+        return self._file.fileno()
+
+    def write(self, row: Mapping[str, Any]) -> Line:
+        """Appends an object, and returns its line; the number is 0.
+
+        Raises:
+          DataError: if it can't be written.
+        """
+        text, done = json.dumps(row).encode() + b"\n", 0
+        try:
+            while done < len(text):
+                done += self._file.write(text[done:])
+            if self._sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):  # or else the next process cuts it
+                self._file.truncate(self._end)
+            raise self._failed(error) from None
+        line = Line(0, self._end, text)
+        self._end += len(text)
+        return line
+
+    def _failed(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self.path}: cannot be written ({error.strerror}); make room there and run again to "
+            "go on"
+        )
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

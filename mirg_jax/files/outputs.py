@@ -1,0 +1,114 @@
+"""Files and folders that a run will write: checked before anything is loaded, written whole."""
+
+import os
+import pathlib
+import tempfile
+
+from mirg_jax.errors import ConfigError
+
+
+def check_folder(path: pathlib.Path, name: str) -> None:
+    """Checks that files can be written into a folder; nothing is created.
+
+    Args:
+      path: the folder, which need not exist.
+      name: what the user calls it, for the message: a flag or a setting.
+
+    Raises:
+      ConfigError: if it can't be made, is something else, or doesn't take files.
+    """
+    with _explained(path, name):
+        existing = _nearest_existing(path)
+        if not existing.is_dir():
+            raise NotADirectoryError(None, f"{existing} is not a folder")
+        tempfile.TemporaryFile(dir=existing).close()
+
+
+def check_file(path: pathlib.Path, name: str) -> None:
+    """Checks that a file can be written; nothing is created, and a file there stays as it is.
+
+    Args:
+      path: the file, which need not exist, nor its folder.
+      name: what the user calls it, for the message: a flag or a setting.
+
+    Raises:
+      ConfigError: if it is a folder or can't be written.
+    """
+    path = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+    with _explained(path, name):
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder; give a file's name")
+        if path.is_file():
+            open(path, "ab").close()
+            return
+        if path.exists():  # a device or a pipe
+            if not os.access(path, os.W_OK):
+                raise PermissionError(None, "Permission denied")
+            return
+    check_folder(path.parent, name)
+    with _explained(path, name):
+        _nearest_existing(path)
+
+
+class _explained:
+    """Turns errors of the system in a `with` block into a `ConfigError` that names the path."""
+
+    def __init__(self, path: pathlib.Path, name: str):
+        self._path, self._name = path, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConfigError):
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"{self._name}={str(self._path)!r} cannot be written ({reason}); give another path"
+            ) from None
+
+
+def _nearest_existing(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path itself if it exists, or else the nearest path above it that does.
+
+    Raises:
+      OSError: if a name is too long, or the path is a link to nowhere.
+      ValueError: if the path has a null byte.
+    """
+    path = path.absolute()
+    missing = []
+    while True:
+        try:
+            path.stat()
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                raise FileNotFoundError(None, f"{path} is a link to nowhere") from None
+            missing.append(path.name)
+            path = path.parent
+    longest = os.pathconf(path, "PC_NAME_MAX")
+    if any(len(os.fsencode(name)) > longest for name in missing):
+        raise OSError(None, "File name too long")
+    return path
+
+
+def write_text(path: pathlib.Path, text: str, name: str) -> None:
+    """Writes a user's output file, and makes its folder.
+
+    Args:
+      path: the file.
+      text: its content.
+      name: what the user calls it, for the message: a flag or a setting.
+
+    Raises:
+      ConfigError: if it can't be written.
+    """
+    with _explained(path, name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file under another name and renames it, so that it is never there in part."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,56 @@
+"""A run's scalars for TensorBoard."""
+
+import pathlib
+import time
+from collections.abc import Mapping
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+_FLUSH_SECONDS = 120
+
+
+class Board:
+    """Writes scalars to TensorBoard's event files.
+
+    tensorboardX's SummaryWriter hands them to a thread; when a write fails, the thread ends, and
+    whoever adds more waits for it for ever. Here a failed write is an `OSError`.
+
+    Args:
+      folder: where the files are written.
+      first_step: the first step to come; what an earlier run wrote of it and later ones is hidden.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(step=first_step, file_version="brain.Event:2"))
+        self._write(Event(step=first_step, session_log=start))
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds a step's scalars.
+
+        Raises:
+          OSError: if they can't be written.
+        """
+        for name, value in scalars.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+    def close(self) -> None:
+        """Writes what is left and closes the file.
+
+        Raises:
+          OSError: if it can't be written.
+        """
+        self._writer.close()

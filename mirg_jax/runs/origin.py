@@ -1,0 +1,154 @@
+"""The weights that a run started from, recorded in WORKDIR/origin.json.
+
+A resumed run needs them again: they are GRPO's reference, and the base of a LoRA run's adapters. So
+the record identifies them by content. A path alone may hold other weights later: a run's folder
+when the run goes on, a Hugging Face folder when it is replaced, a setting when it is left out.
+"""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, UInt32
+
+from mirg_jax import sharding
+from mirg_jax.errors import CheckpointError
+from mirg_jax.files import outputs
+from mirg_jax.runs import run_folder
+
+_WORDS = 2  # 32-bit words of a fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The weights that a run started from.
+
+    Attributes:
+      source: where they were: a checkpoint, a Hugging Face folder or a hub name.
+      weights: their `fingerprint`, in `param_dtype`.
+      param_dtype: dtype of the parameters in training.
+    """
+
+    source: str
+    weights: str
+    param_dtype: str
+
+
+def fingerprint(params: nnx.State, mesh: Mesh) -> str:
+    """Computes a checksum of parameters that doesn't depend on how they are stored or sharded.
+
+    Args:
+      params: the parameters, on the devices.
+      mesh: the mesh that they lie on.
+    """
+    sums = jax.jit(_sums, out_shardings=sharding.replicated(mesh))
+    words = jax.device_get(sums(nnx.to_pure_dict(params)))
+    return "".join(f"{int(word):08x}" for word in words)
+
+
+def _sums(params: Mapping) -> UInt32[Array, " words"]:
+    """Sums a hash of every number with its place and its parameter's name, in any order."""
+    total = jnp.zeros(_WORDS, jnp.uint32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        place, stride = jnp.uint32(0), 1
+        for axis in reversed(range(leaf.ndim)):
+            along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            place = place + along * jnp.uint32(stride % 2**32)
+            stride *= leaf.shape[axis]
+        name = zlib.crc32(jax.tree_util.keystr(path).encode())
+        words = [
+            _mix(bits ^ _mix(place + jnp.uint32((name + word) % 2**32))).sum(dtype=jnp.uint32)
+            for word in range(_WORDS)
+        ]
+        total = total + jnp.stack(words)
+    return total
+
+
+def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Scatters the bits of each word (the last steps of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def path_in(run: pathlib.Path) -> pathlib.Path:
+    """Returns the path of the record in a run's folder."""
+    return run / "origin.json"
+
+
+def read(run: pathlib.Path) -> Origin | None:
+    """Reads the record in a run's folder.
+
+    Returns:
+      The record; None if there is none, as in runs of earlier versions.
+
+    Raises:
+      CheckpointError: if the file is not a valid record.
+    """
+    path = path_in(run)
+    if not path.exists():
+        return None
+    try:
+        return Origin(**json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a record of a run's start ({error}); restore it from a copy of the run"
+        ) from None
+
+
+def write(run: pathlib.Path, origin: Origin) -> None:
+    """Writes a record to a run's folder."""
+    text = json.dumps(dataclasses.asdict(origin), indent=1) + "\n"
+    outputs.replace_text(path_in(run), text)
+
+
+def source_of(wanted: str, recorded: Origin | None) -> str:
+    """Returns the model to load as the start of a run that is resumed.
+
+    A run's folder, or its best checkpoint, names other weights as that run goes on. It then means
+    the checkpoint that was recorded.
+
+    Args:
+      wanted: what the config names.
+      recorded: the record of the run to resume; None without one.
+    """
+    exact = run_folder.exactly(wanted)
+    if recorded is None or exact == str(pathlib.Path(wanted).absolute()):
+        return exact
+    named, before = run_folder.find_run(wanted), run_folder.find_run(recorded.source)
+    return recorded.source if named and before and named.run == before.run else exact
+
+
+def check(run: pathlib.Path, recorded: Origin, found: Origin) -> None:
+    """Checks that a run to resume starts from the weights that it started from before.
+
+    Args:
+      run: the run's folder.
+      recorded: its record.
+      found: what it would start from now.
+
+    Raises:
+      CheckpointError: if the weights are others.
+    """
+    if recorded.weights == found.weights:
+        return
+    if recorded.source == found.source:
+        what, remedy = f"the weights of {found.source} are no longer the same", "restore them"
+        if recorded.param_dtype != found.param_dtype:
+            what = f"its weights were {recorded.param_dtype}, the config asks for "
+            what += found.param_dtype
+            remedy = f"set model.param_dtype={recorded.param_dtype}"
+    else:
+        what = f"it started from {recorded.source}, the config names {found.source}, other weights"
+        remedy = f"set init_from={recorded.source}"
+    raise CheckpointError(
+        f"{run}: can't go on, since {what} ({path_in(run).name} has the record); {remedy}, or give "
+        "another --workdir"
+    )

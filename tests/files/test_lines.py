@@ -1,0 +1,77 @@
+"""Files of JSON lines: what a killed process or a full disk leaves in them."""
+
+import json
+import os
+
+import pytest
+
+from mirg_jax.errors import DataError
+from mirg_jax.files import lines
+
+ROWS = [{"n": 1}, {"n": "é\u2028"}, {"n": [3]}]
+TEXT = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("rest", ["", '{"n', '{"n": 4', "\0\0\0", '{"n": "' + "x" * 200_000])
+def test_a_line_that_was_not_finished_is_passed_over_and_cut(rest, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(TEXT + rest)
+    assert list(lines.rows(path)) == ROWS
+    assert lines.whole(TEXT + rest) == TEXT
+    assert path.read_text() == TEXT + rest  # reading changes nothing
+    writer = lines.LineWriter(path)
+    line = writer.write({"n": 5})
+    writer.close()
+    assert path.read_text() == TEXT + '{"n": 5}\n'
+    assert path.read_bytes()[line.start :] == line.text
+    assert [found.start for found in lines.read(path)][-1] == line.start
+
+
+def test_a_last_line_without_a_line_break_counts_if_it_is_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(TEXT[:-1])
+    assert list(lines.rows(path)) == ROWS and lines.whole(TEXT[:-1]) == TEXT[:-1]
+    lines.mend(path)
+    assert path.read_text() == TEXT
+    lines.mend(tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+@pytest.mark.parametrize("bad", ["{", "[1]", "7", ""])
+def test_another_bad_line_is_named(bad, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{TEXT}{bad}\n{TEXT}")
+    with pytest.raises(DataError, match=r"rows.jsonl line 4: not a JSON object; remove the line"):
+        list(lines.rows(path))
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    writer = lines.LineWriter(tmp_path / "rows.jsonl")
+    writer.write({"n": 1})
+    file = writer._file
+
+    class Full:
+        """A disk with room for three more bytes."""
+
+        fileno, truncate = file.fileno, file.truncate
+
+        def write(self, text):
+            if len(text) < 10:
+                raise OSError(28, "No space left on device")
+            return file.write(text[:3])
+
+    monkeypatch.setattr(writer, "_file", Full())
+    with pytest.raises(DataError, match=r"rows.jsonl: cannot be written \(No space left"):
+        writer.write({"n": 234567})
+    monkeypatch.undo()
+    writer.write({"n": 3})
+    assert list(lines.rows(tmp_path / "rows.jsonl")) == [{"n": 1}, {"n": 3}]
+
+
+def test_what_cannot_be_opened_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        lines.LineWriter(tmp_path / "file" / "rows.jsonl")
+    with pytest.raises(DataError, match="cannot be written"):
+        lines.LineWriter(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]

@@ -1,0 +1,108 @@
+"""Output paths that can't be written, of every binary: said first, before anything is loaded."""
+
+import os
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from mirg_jax.errors import ConfigError
+from mirg_jax.files import outputs
+from mirg_jax.files.streams import Spare, Steady, say
+
+# Of every binary: its flag for the output, and others; none of the files that they name exists.
+BENCHMARK = ("--benchmark=no.json", "--image_root=nowhere")
+CONFIG = f"--config={REPOSITORY}/configs"
+BINARIES = {
+    "train_sft": ("workdir", f"{CONFIG}/sft_tiny.py", "--config.data.train_json=no.json"),
+    "train_grpo": ("workdir", f"{CONFIG}/grpo_tiny.py", "--config.data.train_json=no.json"),
+    "evaluate": ("output_dir", f"{CONFIG}/grpo_tiny.py", "--checkpoint=no", *BENCHMARK),
+    "evaluate_server": ("output_dir", "--family=mirg", "--model=none", *BENCHMARK),
+    "score": ("output", "--benchmark=no.json", "--predictions=no.jsonl"),
+    "compare": ("output", "--before=no.json", "--after=no.json"),
+    "report": ("output", "--benchmark=no.json", "--predictions=a=no.jsonl"),
+    "ground": ("output", "--checkpoint=no", "--images=no.png", "--query=where?"),
+    "convert_checkpoint": ("target", "--direction=import", "--source=no"),
+    "build_trajectories": (
+        "output_dir",
+        f"{CONFIG}/trajectories.py",
+        "--input=no.json",
+        "--image_root=nowhere",
+    ),
+    "table": ("workdir", f"{CONFIG}/table_3.py:tiny"),
+    "demo": ("workdir",),
+    "make_small_base": ("output_dir",),
+    "readme_picture": ("output", "--run=nowhere"),
+}
+FOLDERS = ("workdir", "output_dir", "target")
+
+
+@pytest.mark.parametrize("script", BINARIES)
+def test_every_binary_refuses_an_output_that_cannot_be_written(script, refusal, tmp_path):
+    flag, *others = BINARIES[script]
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    bad = {
+        tmp_path / "file" / "out.png": "is not a folder",
+        tmp_path / "new" / ("x" * 300) / "out.png": "name too long",
+        "": "is empty",
+    }
+    if flag in FOLDERS:
+        bad[tmp_path / "file"] = "is not a folder"
+    else:
+        bad[tmp_path / "folder"] = "is a folder"
+    for path, reason in bad.items():
+        if script == "compare" and not path:  # "": none is written
+            continue
+        line = refusal(script, *others, f"--{flag}={path}")
+        assert f"--{flag}" in line and reason in line, (path, line)
+        assert "\n" not in line
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["out", "out.xyz", "out.json", "out.png.part"])
+def test_a_picture_without_a_known_ending_is_refused_first(name, refusal, tmp_path):
+    flags = BINARIES["ground"][1:]
+    line = refusal("ground", *flags, f"--output={tmp_path / name}")
+    assert "names no picture format" in line and name in line
+    line = refusal("ground", *flags, f"--output={tmp_path / 'out.PNG'}")
+    assert line.startswith("no: ")  # the checkpoint comes next
+
+
+def test_what_can_be_written_is_left_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    outputs.check_file(tmp_path / "file", "--output")
+    outputs.check_file(tmp_path / "new/folder/file", "--output")
+    outputs.check_folder(tmp_path, "--workdir")
+    outputs.check_folder(tmp_path / "new/folder", "--workdir")
+    outputs.check_file(tmp_path / os.devnull, "--output")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    outputs.check_file(tmp_path / "link", "--output")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+    assert (tmp_path / "file").read_text() == "kept"
+    for path in (tmp_path / "a\0b", tmp_path / "a\0b" / "c"):
+        with pytest.raises(ConfigError, match="null byte"):
+            outputs.check_file(path, "--output")
+    with pytest.raises(ConfigError, match="link to nowhere"):
+        outputs.check_folder(tmp_path / "link", "--workdir")
+
+
+def test_messages_and_spare_files_may_fail(capsys):
+    there, here = os.pipe()
+    os.close(there)
+    with os.fdopen(here, "w") as stream:
+        say("nobody reads this", stream)
+        print("nor this", file=Steady(stream), flush=True)
+    spare = Spare("charts")
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    assert spare(lambda: 7) == 7
+    assert spare(full) is None and spare(lambda: 7) is None
+    said = capsys.readouterr().err
+    assert (
+        said == "charts: cannot be written (No space left on device); the run goes on without it\n"
+    )
+    assert sys.stderr.writable()
