@@ -25,14 +25,20 @@ class RejectedLog:
     `take`, for `add` in the first.
 
     Args:
-      path: the JSONL file, which is continued if it exists; None: don't write a file.
+      path: the JSONL file; None: don't write a file.
       write: whether this process writes the file.
+      resume: whether an existing file is continued; if not, it is deleted.
     """
 
-    def __init__(self, path: pathlib.Path | None = None, *, write: bool = True):
+    def __init__(
+        self, path: pathlib.Path | None = None, *, write: bool = True, resume: bool = True
+    ):
         self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
         self._writes = write and path is not None
-        if path and path.exists():
+        if path and not resume:
+            if write:
+                path.unlink(missing_ok=True)
+        elif path and path.exists():
             found = path.read_bytes()
             complete = found[: found.rfind(b"\n") + 1]  # a killed run may leave a partial last line
             if write and complete != found:

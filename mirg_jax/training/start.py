@@ -79,7 +79,10 @@ def start(
     benchmark = load_benchmark(evaluation.benchmark) if evaluation.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
     source = _claim_source(settings, workdir)
-    rejected = RejectedLog(workdir / "rejected.jsonl", write=processes.is_first())
+    # A new run doesn't inherit the rows that an attempt before it could not use.
+    resumes = run_folder.find_run(workdir) is not None
+    path, first = workdir / "rejected.jsonl", processes.is_first()
+    rejected = RejectedLog(path, write=first, resume=resumes)
     for row in bad_rows:
         rejected.add(row, told=True)
 
