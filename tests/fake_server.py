@@ -154,6 +154,8 @@ class Server:
         """A completion as other servers write it."""
         message = completion["choices"][0]["message"]
         thoughts, _, rest = said.removeprefix("<think>").partition("</think>")
+        if "reasoning" in flaw and not rest:  # no parser would find any
+            return completion
         if flaw == "as reasoning":
             message |= {"content": rest, "reasoning": thoughts}
         elif flaw == "as thoughts alone":

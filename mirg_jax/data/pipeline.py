@@ -27,14 +27,20 @@ class RejectedLog:
     `take`, for `add` in the first.
 
     Args:
-      path: the JSONL file, which is continued if it exists; None: don't write a file.
+      path: the JSONL file; None: don't write a file.
       write: whether this process writes the file.
+      resume: whether an existing file is continued; if not, it is deleted.
     """
 
-    def __init__(self, path: pathlib.Path | None = None, *, write: bool = True):
+    def __init__(
+        self, path: pathlib.Path | None = None, *, write: bool = True, resume: bool = True
+    ):
         self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
         self._writes = write and path is not None
-        if path and path.exists():
+        if path and not resume:
+            if write:
+                path.unlink(missing_ok=True)
+        elif path and path.exists():
             self._seen = {(row.get("source"), row.get("id")) for row in lines.rows(path)}
 
     def add(self, rejected: Rejected, *, told: bool = False) -> None:

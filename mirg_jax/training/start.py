@@ -117,7 +117,10 @@ def start(
     bad_rows += refused
     usable.check(settings.data, kept, bad_rows)
     source, adapter_record = _source_of(settings, workdir)
-    rejected = RejectedLog(workdir / "rejected.jsonl", write=processes.is_first())
+    # A new run doesn't inherit the rows that an attempt before it could not use.
+    resumes = run_folder.find_run(workdir) is not None
+    path, first = workdir / "rejected.jsonl", processes.is_first()
+    rejected = RejectedLog(path, write=first, resume=resumes)
     for row in bad_rows:
         rejected.add(row, told=True)
 

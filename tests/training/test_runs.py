@@ -110,6 +110,11 @@ def test_rows_that_cannot_be_rewarded_are_listed(recipe, scenes, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {"num_steps": 1, "grpo.max_objects": 2, "data.train_json": str(data)}
+    # An attempt with a wrong image root rejects all rows; nothing of it is left afterwards.
+    with pytest.raises(DataError, match="no example can be used"):
+        wrong = {"data.image_root": str(tmp_path)}
+        train(recipe("grpo", **changes | wrong), tmp_path / "run")
+    assert len((tmp_path / "run/rejected.jsonl").read_text().splitlines()) == 8
     train(recipe("grpo", **changes), tmp_path / "run")
     (listed,) = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
     assert listed["id"] == rows[2]["id"] and listed["source"] == "rows.jsonl row 2"
