@@ -95,7 +95,8 @@ def read_fields(row: dict[str, Any]) -> Fields:
     ):
         raise DataError(_IN_TURN)
     inside = [path for message in asked for path in message.images()]
-    images = tuple(inside) if inside and "images" not in row else images_field(row)
+    beside = not inside or any(row.get(name) is not None for name in ("images", "image"))
+    images = images_field(row) if beside else tuple(inside)
     return Fields(images, list(zip(asked, answered, strict=True)))
 
 

@@ -4,6 +4,7 @@ Normalisation, and the second frame of the temporal patch, are left to the devic
 per patch are transferred instead of 1176 floats.
 """
 
+import functools
 import logging
 import math
 import os
@@ -69,10 +70,10 @@ class ImageRoot:
     apply_exif: bool = False
     rotated: set[str] = field(default_factory=set, compare=False)
 
-    @classmethod
-    def of(cls, root: "str | pathlib.Path | ImageRoot") -> "ImageRoot":
-        """Returns `root` itself, or a folder with the default way of reading."""
-        return root if isinstance(root, ImageRoot) else cls(pathlib.Path(root))
+    @staticmethod
+    def of(root: "str | pathlib.Path | ImageRoot") -> "ImageRoot":
+        """Returns `root` itself, or a folder with the default way of reading, always the same."""
+        return root if isinstance(root, ImageRoot) else _by_default(str(root))
 
     def met(self, path: str) -> None:
         """Counts an image with an EXIF orientation, and warns of the first."""
@@ -88,6 +89,11 @@ class ImageRoot:
 
 
 Root = str | pathlib.Path | ImageRoot
+
+
+@functools.cache
+def _by_default(folder: str) -> ImageRoot:
+    return ImageRoot(pathlib.Path(folder))
 
 
 def resolve_image(root: Root, path: str) -> pathlib.Path:

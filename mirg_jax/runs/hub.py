@@ -1,6 +1,8 @@
 """Downloading of models from the Hugging Face hub; whatever fails is said in one line."""
 
+import contextlib
 import errno
+import io
 import os
 import pathlib
 
@@ -22,8 +24,10 @@ def download(name: str) -> pathlib.Path:
         be reached.
     """
     try:
-        # Imported here, since settings of the environment can make the import itself fail.
-        from huggingface_hub import errors, snapshot_download
+        # Imported here, since settings of the environment can make the import itself fail, which
+        # the library prints as well.
+        with contextlib.redirect_stdout(io.StringIO()):
+            from huggingface_hub import errors, snapshot_download
     except Exception as error:
         raise CheckpointError(f"{name}: {_unreachable(error)}") from None
     try:
@@ -44,14 +48,17 @@ def download(name: str) -> pathlib.Path:
             "the name, or for a private one log in with hf auth login or set HF_TOKEN"
         )
     except errors.LocalEntryNotFoundError as error:
-        problem = _unreachable(error.__cause__ or error)
-        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+        cause = error.__cause__ or error
+        problem = _unreachable(cause)
+        if isinstance(cause, errors.OfflineModeIsEnabled):
             problem = (
                 "not a folder here and not in the cache of the Hugging Face hub, which "
                 "HF_HUB_OFFLINE keeps from being asked; unset it, or check the name"
             )
+        elif isinstance(cause, errors.HfHubHTTPError):
+            problem = _refused(cause)
     except errors.HfHubHTTPError as error:
-        problem = f"the Hugging Face hub refuses it ({_first_line(error)}); try again later"
+        problem = _refused(error)
     except Exception as error:  # of the libraries below: proxies, addresses, certificates, disks
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             problem = (
@@ -61,6 +68,13 @@ def download(name: str) -> pathlib.Path:
         else:
             problem = _unreachable(error)
     raise CheckpointError(f"{name}: {problem}") from None
+
+
+def _refused(error: BaseException) -> str:
+    return (
+        "not a folder here, and the Hugging Face hub answers with an error "
+        f"({_first_line(error)}); try again later, or give a folder"
+    )
 
 
 def _unreachable(error: BaseException) -> str:

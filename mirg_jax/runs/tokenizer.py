@@ -1,5 +1,7 @@
 """Loading of a model's tokenizer, and checks that it belongs to the model."""
 
+import contextlib
+import io
 import pathlib
 
 from mirg_jax.data.prompts import FORBIDDEN as CONTROL_TOKENS
@@ -31,7 +33,8 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         raise CheckpointError(f"{folder}: no tokenizer.json; {remedy}")
     try:
         # Imported here, since settings of the environment can make the import itself fail.
-        from transformers import AutoTokenizer
+        with contextlib.redirect_stdout(io.StringIO()):
+            from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library raises many types, tokenizers a bare Exception
