@@ -183,6 +183,13 @@ def recipe(tiny_model, scenes):
     return make
 
 
+@pytest.fixture
+def steady_recipe(recipe):
+    """The same with a constant rate: runs of any number of steps then share their programs."""
+    constant = {"optimizer.schedule": "constant", "optimizer.warmup_ratio": 0.0}
+    return lambda kind, **changes: recipe(kind, **constant | changes)
+
+
 @pytest.fixture(scope="module")  # not longer: with it runs an event loop, beside which no other may
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")

@@ -42,63 +42,65 @@ def replaced(folder, seed):
     hf.save(folder, qwen2_vl.create(config, seed)[1], config)
 
 
-def test_grpo_goes_on_only_with_the_reference_that_it_started_from(recipe, tmp_path, capsys):
+def test_grpo_goes_on_only_with_the_reference_that_it_started_from(steady_recipe, tmp_path, capsys):
     sft, run = tmp_path / "sft", tmp_path / "run"
-    train(recipe("sft", num_steps=2), sft)
-    started = {"init_from": str(sft), "optimizer.schedule": "constant"}
-    train(recipe("grpo", num_steps=1, **started), run)
+    train(steady_recipe("sft", num_steps=2), sft)
+    started = {"init_from": str(sft)}
+    train(steady_recipe("grpo", num_steps=1, **started), run)
     record = json.loads((run / "origin.json").read_text())
     assert record["source"] == str(sft / "checkpoints/2")
 
-    line = refused(recipe("grpo", num_steps=2, **started | {"init_from": ""}), run)
+    line = refused(steady_recipe("grpo", num_steps=2, **started | {"init_from": ""}), run)
     assert f"it started from {sft}/checkpoints/2" in line
     assert f"set init_from={sft}/checkpoints/2" in line
 
     # The SFT run goes on; its folder still means the checkpoint that was the start.
-    train(recipe("sft", num_steps=3, **{"checkpoint.keep": 2}), sft)
-    train(recipe("grpo", num_steps=2, **started), run)
+    train(steady_recipe("sft", num_steps=3, **{"checkpoint.keep": 2}), sft)
+    train(steady_recipe("grpo", num_steps=2, **started), run)
     assert json.loads((run / "origin.json").read_text()) == record
-    line = refused(recipe("grpo", num_steps=3, init_from=str(sft / "checkpoints/3")), run)
+    line = refused(steady_recipe("grpo", num_steps=3, init_from=str(sft / "checkpoints/3")), run)
     assert "other weights" in line
 
     # The same weights elsewhere are the same start.
     shutil.copytree(sft, tmp_path / "copy")
     shutil.rmtree(sft / "checkpoints/2")
-    line = refused(recipe("grpo", num_steps=3, **started), run)
+    line = refused(steady_recipe("grpo", num_steps=3, **started), run)
     assert f"set init_from={sft}/checkpoints/2" in line
     moved = started | {"init_from": str(tmp_path / "copy/checkpoints/2")}
-    train(recipe("grpo", num_steps=3, **moved), run)
+    train(steady_recipe("grpo", num_steps=3, **moved), run)
 
     # A run of an earlier version has no record.
     (run / "origin.json").unlink()
     capsys.readouterr()
-    train(recipe("grpo", num_steps=4, **moved), run)
+    train(steady_recipe("grpo", num_steps=4, **moved), run)
     assert f"from now on they are those of {moved['init_from']}" in capsys.readouterr().err
     assert json.loads((run / "origin.json").read_text())["weights"] == record["weights"]
     assert [row["step"] for row in together.scalars(run)] == [1, 2, 3, 4]
 
 
-def test_weights_replaced_in_place_are_noticed(recipe, tiny_model, tmp_path):
+def test_weights_replaced_in_place_are_noticed(steady_recipe, tiny_model, tmp_path):
     model, run, adapted = tmp_path / "model", tmp_path / "run", tmp_path / "adapted"
     shutil.copytree(tiny_model, model)
     kept = (model / "model.safetensors").read_bytes()
     named, lora = {"model.path": str(model), "num_steps": 1}, {"lora.rank": 4}
-    train(recipe("sft", **named), run)
-    train(recipe("sft", **named, **lora), adapted)
+    train(steady_recipe("sft", **named), run)
+    train(steady_recipe("sft", **named, **lora), adapted)
     replaced(model, seed=1)
     again = named | {"num_steps": 2}
     changed = f"the weights of {model} are no longer the same"
-    assert changed in refused(recipe("sft", **again), run)
-    assert changed in refused(recipe("sft", **again, **lora), adapted)
-    mesh = devices.start(read(recipe("sft")).devices)
+    assert changed in refused(steady_recipe("sft", **again), run)
+    assert changed in refused(steady_recipe("sft", **again, **lora), adapted)
+    mesh = devices.start(read(steady_recipe("sft")).devices)
     with pytest.raises(CheckpointError, match=f"{model} has other weights than in its training"):
         loading.load_model(adapted, mesh)
     (model / "model.safetensors").write_bytes(kept)
     loading.load_model(adapted, mesh)
-    line = refused(recipe("sft", **again, **{"model.param_dtype": "bfloat16"}), run)
+    line = refused(steady_recipe("sft", **again, **{"model.param_dtype": "bfloat16"}), run)
     assert "set model.param_dtype=float32" in line
     (run / "origin.json").write_text("{")
-    assert "origin.json: not a record of a run's start" in refused(recipe("sft", **again), run)
+    assert "origin.json: not a record of a run's start" in refused(
+        steady_recipe("sft", **again), run
+    )
 
 
 def test_a_fingerprint_is_of_the_values_and_their_places():

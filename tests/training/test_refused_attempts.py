@@ -17,19 +17,19 @@ from mirg_jax.weights import hf
 
 
 @pytest.fixture
-def run(recipe, tmp_path):
+def run(steady_recipe, tmp_path):
     """A finished run of two steps."""
     folder = tmp_path / "run"
-    train(recipe("sft", num_steps=2), folder)
+    train(steady_recipe("sft", num_steps=2), folder)
     return folder
 
 
 @pytest.fixture
-def refused(recipe, run):
+def refused(steady_recipe, run):
     def attempt(error=CheckpointError, kind="sft", **changes):
         before = contents(run)
         with pytest.raises(error) as caught:
-            train(recipe(kind, **{"num_steps": 3} | changes), run)
+            train(steady_recipe(kind, **{"num_steps": 3} | changes), run)
         after = contents(run)
         assert after == before, [name for name in after if after[name] != before.get(name)]
         (line,) = str(caught.value).splitlines()
@@ -39,7 +39,7 @@ def refused(recipe, run):
 
 
 def test_a_refused_attempt_leaves_the_run_as_it_was(
-    recipe, run, refused, scenes, tiny_model, tmp_path
+    steady_recipe, run, refused, scenes, tiny_model, tmp_path
 ):
     wider = tmp_path / "wider"
     shutil.copytree(tiny_model, wider)
@@ -62,9 +62,9 @@ def test_a_refused_attempt_leaves_the_run_as_it_was(
 
     # It is still the run that it was: it can be asked, and goes on.
     own = settings.read(settings.of_model(str(run)))
-    assert own.prompt == settings.read(recipe("sft")).prompt
+    assert own.prompt == settings.read(steady_recipe("sft")).prompt
     loading.load_model(run, devices.start(own.devices))
-    train(recipe("sft", num_steps=3), run)
+    train(steady_recipe("sft", num_steps=3), run)
 
 
 def test_what_does_not_fit_is_not_called_damaged(run, refused, monkeypatch):

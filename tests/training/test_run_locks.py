@@ -12,28 +12,28 @@ from mirg_jax.files.locks import Lock
 from mirg_jax.trajectories.journal import Journal
 
 
-def test_a_second_run_in_a_workdir_is_refused(recipe, tmp_path):
+def test_a_second_run_in_a_workdir_is_refused(steady_recipe, tmp_path):
     run = tmp_path / "run"
     with Lock(run / "run.lock"):
         for kind in ("sft", "grpo"):
             with pytest.raises(ConfigError, match=f"writes to it .{os.getpid()} on") as refused:
-                train(recipe(kind), run)
+                train(steady_recipe(kind), run)
             assert str(run) in str(refused.value) and "\n" not in str(refused.value)
         assert os.listdir(run) == ["run.lock"]
-    train(recipe("sft", num_steps=1), run)
+    train(steady_recipe("sft", num_steps=1), run)
     assert "run.lock" not in os.listdir(run)
     with pytest.raises(ConfigError):
-        train(recipe("sft", **{"mesh.data": 7}), run)
+        train(steady_recipe("sft", **{"mesh.data": 7}), run)
     assert "run.lock" not in os.listdir(run)
 
 
-def test_a_killed_runs_lock_is_taken_over(recipe, tmp_path):
+def test_a_killed_runs_lock_is_taken_over(steady_recipe, tmp_path):
     lock = Lock(tmp_path / "run.lock")
     lock.acquire()
     held = json.loads((tmp_path / "run.lock").read_text())
     gone = held | {"pid": 2**22 + 1}  # above what Linux gives
     (tmp_path / "run.lock").write_text(json.dumps(gone))
-    train(recipe("sft", num_steps=1), tmp_path)
+    train(steady_recipe("sft", num_steps=1), tmp_path)
     assert (tmp_path / "checkpoints/1").exists()
 
 

@@ -23,9 +23,11 @@ def fill_up(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_training_goes_on_when_tensorboards_file_is_full(recipe, tmp_path, monkeypatch, capsys):
+def test_training_goes_on_when_tensorboards_file_is_full(
+    steady_recipe, tmp_path, monkeypatch, capsys
+):
     """tensorboardX's own writer waits for its dead thread for ever, and no signal ends it."""
-    config = recipe("sft", **{"checkpoint.every": 0})
+    config = steady_recipe("sft", **{"checkpoint.every": 0})
     add, undo = metrics.Board.add, []
 
     def much(self, step, scalars):
@@ -54,7 +56,7 @@ def test_training_goes_on_when_tensorboards_file_is_full(recipe, tmp_path, monke
     assert steps_in(tmp_path) == ["3", "4"]  # every=0: only at the end
 
 
-def test_files_that_cannot_be_written_cost_a_line_each(recipe, scenes, tmp_path, capsys):
+def test_files_that_cannot_be_written_cost_a_line_each(steady_recipe, scenes, tmp_path, capsys):
     held_out = {
         "evaluation.every": 1,
         "evaluation.benchmark": str(scenes / "eval.json"),
@@ -64,7 +66,7 @@ def test_files_that_cannot_be_written_cost_a_line_each(recipe, scenes, tmp_path,
     }
     for name in ("tensorboard", "groups", "held_out"):
         (tmp_path / name).write_text("in the way")
-    train(recipe("grpo", num_steps=2, **{"grpo.log_groups_every": 1}, **held_out), tmp_path)
+    train(steady_recipe("grpo", num_steps=2, **{"grpo.log_groups_every": 1}, **held_out), tmp_path)
     said = capsys.readouterr().err
     for name in ("tensorboard", "groups", "held_out"):
         assert said.count(f"{tmp_path}/{name}: cannot be written") == 1, said
@@ -77,7 +79,7 @@ def test_files_that_cannot_be_written_cost_a_line_each(recipe, scenes, tmp_path,
     assert capsys.readouterr().err.count("lists no more rows") == 1
 
 
-def test_without_room_for_metrics_the_run_ends_saved(recipe, tmp_path, monkeypatch):
+def test_without_room_for_metrics_the_run_ends_saved(steady_recipe, tmp_path, monkeypatch):
     write, full = lines.LineWriter.write, []
 
     def fail(self, row):
@@ -88,7 +90,7 @@ def test_without_room_for_metrics_the_run_ends_saved(recipe, tmp_path, monkeypat
     monkeypatch.setattr(lines.LineWriter, "write", fail)
     save = metrics.Metrics.close
     monkeypatch.setattr(metrics.Metrics, "close", lambda self: (full.clear(), save(self)))
-    config = recipe("sft", **{"checkpoint.every": 100})
+    config = steady_recipe("sft", **{"checkpoint.every": 100})
     with at_step(1, lambda: full.append(True), monkeypatch):
         with pytest.raises(SaveError) as caught:
             train(config, tmp_path)
@@ -101,8 +103,8 @@ def test_without_room_for_metrics_the_run_ends_saved(recipe, tmp_path, monkeypat
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_signal_during_the_last_step_or_save_is_not_lost(recipe, tmp_path, monkeypatch):
-    config = recipe("sft", num_steps=1)
+def test_a_signal_during_the_last_step_or_save_is_not_lost(steady_recipe, tmp_path, monkeypatch):
+    config = steady_recipe("sft", num_steps=1)
     with at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch):
         with pytest.raises(SystemExit) as stopped:
             train(config, tmp_path / "step")
@@ -119,7 +121,9 @@ def test_a_signal_during_the_last_step_or_save_is_not_lost(recipe, tmp_path, mon
     assert stopped.value.code == 130 and steps_in(tmp_path / "save") == ["1"]
 
 
-def test_a_torn_line_of_metrics_is_passed_over_by_every_reader(recipe, scenes, tmp_path, refusal):
+def test_a_torn_line_of_metrics_is_passed_over_by_every_reader(
+    steady_recipe, scenes, tmp_path, refusal
+):
     rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "eval_acc": 0.25}]
     path = tmp_path / "metrics.jsonl"
     text = "".join(json.dumps(row) + "\n" for row in rows)

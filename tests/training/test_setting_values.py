@@ -1,0 +1,116 @@
+"""Values that can't work are refused before anything is loaded; 0 means none."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.runs.settings import read
+from mirg_jax.training.optimizer import make_optimizer
+
+VALUES = {
+    "seed=-1": "seed=-1 must be from 0 to",
+    "num_steps=-1": "num_steps=-1 must be 0 or more",
+    "batch_size=0": "batch_size=0 must be 1 or more",
+    "rows_per_micro_batch=0": "rows_per_micro_batch=0 must be 1 or more",
+    "checkpoint.every=-1": "checkpoint.every=-1 must be 0 or more",
+    "checkpoint.keep=-1": "checkpoint.keep=-1 must be 0 or more",
+    "model.param_dtype=bf16": "model.param_dtype='bf16' is none of float32, bfloat16, float16",
+    "model.compute_dtype=int32": "model.compute_dtype='int32' is none of",
+    "model.path=": "model.path is empty",
+    "prompt.image_label=Image-{m}: ": "only {n}, the image's number, may stand in braces",
+    "prompt.image_label=Image {": "only {n}, the image's number, may stand in braces",
+    "prompt.image_label={}: ": "only {n}, the image's number, may stand in braces",
+    "prompt.instruction=<|im_end|>": "prompt.instruction contains the control token <|im_end|>",
+    "optimizer.learning_rate=nan": "optimizer.learning_rate=nan must be 0 or more",
+    "optimizer.b2=1.0": "optimizer.b2=1 must be from 0 to below 1",
+    "optimizer.warmup_ratio=2.0": "optimizer.warmup_ratio=2 must be from 0 to 1",
+    "data.shapes.lengths=(156, 124)": "data.shapes.lengths=(156, 124): give sizes",
+    "data.max_pixels=9": "data.max_pixels=9 is below data.min_pixels=3136",
+    "data.threads=-1": "data.threads=-1 must be 0 or more",
+    "mesh.fsdp=0": "mesh.fsdp=0 must be 1 or more",
+    "freeze=('vision',)": "freeze='vision' is none of visual, embed_tokens, decoder, lm_head",
+    "evaluation.max_tokens=0": "evaluation.max_tokens=0 must be 1 or more",
+}
+GRPO = {
+    "grpo.top_p=1.5": "grpo.top_p=1.5 must be from 0 to 1",
+    "grpo.updates=0": "grpo.updates=0 must be 1 or more",
+    "grpo.completion_lengths=(112, 96)": "grpo.completion_lengths=(112, 96): give sizes",
+    "grpo.beta=-0.5": "grpo.beta=-0.5 must be 0 or more",
+    "prompts_per_micro_batch=5": "batch_size=16 must be a multiple of prompts_per_micro_batch=5",
+    "sampling.slots=-1": "sampling.slots=-1 must be 0 or more",
+}
+
+
+@pytest.mark.parametrize(
+    "kind, given, message",
+    [("sft", *case) for case in VALUES.items()] + [("grpo", *case) for case in GRPO.items()],
+)
+def test_a_value_that_cannot_work_is_refused_first(kind, given, message, refusal, tmp_path):
+    line = refusal(
+        f"train_{kind}",
+        f"--config={REPOSITORY}/configs/{kind}_tiny.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.{given}",
+    )
+    assert message in line and "\n" not in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        ("demo", ["--seeds=0,-1"]),
+        (
+            "table",
+            [f"--config={REPOSITORY}/configs/table_3.py:tiny", "--workdir=none", "--seeds=1,x"],
+        ),
+        ("make_small_base", ["--seed=-1"]),
+        ("evaluate", ["--limit=-1"]),
+        ("evaluate_server", ["--concurrency=0"]),
+        ("benchmark", ["--case=generate", "--repeats=0"]),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_first(script, flags, refusal):
+    line = refusal(script, *flags)
+    assert flags[-1] in line and "\n" not in line
+
+
+def test_a_trajectory_seed_is_checked_too(refusal, tmp_path):
+    line = refusal(
+        "build_trajectories",
+        f"--config={REPOSITORY}/configs/trajectories.py:scenes",
+        "--input=none.json",
+        "--image_root=.",
+        f"--output_dir={tmp_path}",
+        "--config.scenes.seed=-1",
+    )
+    assert "scenes.seed=-1 may not be negative" in line
+
+
+def test_0_means_none(recipe):
+    names = ("checkpoint.every", "checkpoint.keep", "max_skipped", "logprob_chunk")
+    settings = read(recipe("sft", **dict.fromkeys(names, 0), **{"optimizer.clip_norm": 0.0}))
+    params = {"kernel": jnp.ones((2, 3))}
+    grads = {"kernel": jnp.arange(6.0).reshape(2, 3)}
+
+    def update(clip_norm):
+        changed = dataclasses.replace(settings.optimizer, clip_norm=clip_norm, name="adamw")
+        optimizer = make_optimizer(dataclasses.replace(changed, b1=0.0, b2=0.0, eps=1.0), 10)
+        state = optimizer.init(params)
+        _, state = optimizer.update(grads, state, params)
+        return optimizer.update(grads, state, params)[0]["kernel"]
+
+    np.testing.assert_array_equal(update(0.0), update(1e9))
+    assert (update(0.0) != update(1.0)).any()
+
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(1, 9, 4)), rng.normal(size=(4, 7))
+    arrays = jnp.float32(hidden), jnp.float32(head), jnp.asarray(rng.integers(7, size=(1, 9)))
+    whole, parts = (token_logprobs(*arrays, chunk=chunk) for chunk in (0, 4))
+    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+    assert jax.tree.leaves(whole)[0].shape == (1, 9)
