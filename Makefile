@@ -83,6 +83,7 @@ docs: .venv-docs/.ready
 lint: .venv/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --output-format=min-text --summary=none
 
 format: .venv/.ready-test
 	$(BIN)/ruff check --fix .
