@@ -89,7 +89,7 @@ def fake(tmp_path, monkeypatch):
 
 
 def ask(name, url, bench, folder, *, protocol="answer", limit=0, **changes):
-    how = {"base_url": url, "timeout": 1.0, "backoff": 0.01} | changes
+    how = {"base_url": url, "timeout": 30.0, "backoff": 0.01} | changes
     return server.run(
         name,
         server.Server("some/model", **how),
@@ -336,30 +336,28 @@ def test_an_answer_that_was_cut_or_refused_is_an_answer(fake, tmp_path):
 def test_dialects_of_servers_are_read(fake, tmp_path):
     bench = write_benchmark(tmp_path / "data", 40)
     said = answers_of("mirg", bench)
-    patient = {"timeout": 60.0}
-    plain = ask("mirg", fake(said).url, bench, tmp_path / "plain", **patient)
+    plain = ask("mirg", fake(said).url, bench, tmp_path / "plain")
     odd = fake(said, "--bad=1", "--flaws=as reasoning,as all reasoning,as parts")
-    scores = ask("mirg", odd.url, bench, tmp_path / "odd", **patient)
+    scores = ask("mirg", odd.url, bench, tmp_path / "odd")
     assert scores == plain and scores.overall.format_rate > 0.8
     # Errors inside a success, and pages, are asked again; the server's words are in the log.
     flaky = fake(said, "--bad=0.5", "--flaws=as error,text")
-    assert ask("mirg", flaky.url, bench, tmp_path / "flaky", **patient) == plain
+    assert ask("mirg", flaky.url, bench, tmp_path / "flaky") == plain
     reasons = {line["reason"] for line in lines(tmp_path / "flaky/errors.jsonl")}
     assert reasons == {
         "an error in the answer: the engine is dead", "not a chat completion: a proxy's page"
     }  # fmt: skip
     dead = fake(said, "--bad=1", "--flaws=as error")
     with pytest.raises(UserError, match="no request is answered .*the engine is dead"):
-        ask("mirg", dead.url, bench, tmp_path / "dead", retries=1, **patient)
+        ask("mirg", dead.url, bench, tmp_path / "dead", retries=1)
 
 
 def test_an_empty_answer_is_not_kept(fake, tmp_path):
     bench, folder = write_benchmark(tmp_path / "data", 20), tmp_path / "out"
     said = answers_of("mirg", bench)
-    patient = {"timeout": 60.0}
     with pytest.raises(UserError, match="no row has an answer; .*took all of it for reasoning"):
         parsing = fake(said, "--bad=1", "--flaws=as thoughts alone")
-        ask("mirg", parsing.url, bench, folder, **patient)
+        ask("mirg", parsing.url, bench, folder)
     assert not (folder / "scores.json").exists() and answered(folder) == set()
     # As an earlier version left it; the lines around stay.
     file = folder / "predictions.jsonl"
@@ -367,7 +365,7 @@ def test_an_empty_answer_is_not_kept(fake, tmp_path):
     kept.append({"index": 7, "response": said[7]})
     file.write_text("".join(json.dumps(line) + "\n" for line in kept))
     up = fake(said)
-    assert ask("mirg", up.url, bench, folder, **patient).missing == 0
+    assert ask("mirg", up.url, bench, folder).missing == 0
     assert len(up.requests()) == 18 and (folder / "rejected.jsonl").read_text() == ""
     assert sorted(line["index"] for line in lines(file)) == list(range(20))
     assert {line["index"]: line["response"] for line in lines(file)} == dict(enumerate(said))
