@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import train
+from PIL import Image
 
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
@@ -190,9 +191,15 @@ def test_bad_rows_are_listed_and_the_run_goes_on(recipe, scenes, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = recipe("sft", num_steps=8)
-    config.data.train_json = str(data)
+    config.data.train_json, config.data.image_root = str(data), str(tmp_path / "root")
+    shutil.copytree(scenes / "images", tmp_path / "root/images")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = tmp_path / "root" / rows[11]["images"][0]
+    Image.open(turned).save(turned, exif=exif)
     train(config, tmp_path / "run")
-    assert len(metrics.read(tmp_path / "run")) == 8
+    lines = metrics.read(tmp_path / "run")
+    assert len(lines) == 8 and lines[-1]["rotated"] == 1 and lines[-1]["rejected"] == 4
     rejected = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
     assert {row["id"] for row in rejected} == {rows[i]["id"] for i in (3, 5, 7, 9)}
     assert all(row["source"].startswith("rows.jsonl") and row["reason"] for row in rejected)

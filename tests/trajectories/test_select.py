@@ -241,8 +241,16 @@ def test_a_selection_is_kept_and_not_replaced(tmp_path):
         prepare_questions(tmp_path / "MGrounding-630k", tmp_path, out, settings)
 
 
+def test_lines_are_read_where_a_folder_has_no_lists(tmp_path):
+    lines = tmp_path / "train.jsonl"
+    lines.write_text("".join(json.dumps(row("Difference", n)) + "\n" for n in range(3)))
+    assert len(ingest(tmp_path).questions) == 3
+    (tmp_path / "train.json").write_text(json.dumps([row("Difference", 9)]))
+    assert [file.name for file in ingest(tmp_path).files] == ["train.json"]
+
+
 def test_unusable_input(tmp_path):
-    with pytest.raises(DataError, match="no .json file"):
+    with pytest.raises(DataError, match="no .json or .jsonl file"):
         ingest(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         ingest(tmp_path / "missing.json")
