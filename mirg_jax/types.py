@@ -6,6 +6,7 @@ L completion tokens, K key/value heads, R query heads per key/value head, D head
 
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 
@@ -23,6 +24,10 @@ class Text(NamedTuple):
     positions: Int[Array, "B T 3"]  # M-RoPE: time, height, width
     segments: Int[Array, "B T"]  # segment IDs: 1, 2, … for a row's examples; 0 is padding
     visual_index: Int[Array, "B T"]  # index into the row's S·P/4 visual tokens; -1 for text
+
+
+# Metrics of a step by name, on the host.
+Scalars = dict[str, float | np.generic | np.ndarray]
 
 
 class KeyValues(NamedTuple):

@@ -16,6 +16,12 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from jaxtyping import install_import_hook
+
+# Calls in the rooms of arrays are checked against their signatures: types, shapes, dtypes.
+ROOMS = ("data", "models", "rl", "sampling", "training", "weights")
+install_import_hook([f"mirg_jax.{room}" for room in ROOMS], "typechecks.check")
+
 import jax
 import pytest
 from absl import flags

@@ -183,6 +183,7 @@ def test_bad_settings_end_in_one_line(flag, message, tiny_model, scenes, tmp_pat
         f"--workdir={tmp_path}",
         f"--config.model.path={tiny_model}",
         f"--config.data.train_json={scenes}/sft.jsonl",
+        f"--config.data.image_root={scenes}",
     ]
     assert message in refused(call("train_sft", *flags, flag))
 

@@ -116,7 +116,7 @@ class ModelConfig:
         return "qwen2_5_vl" if self.vision.window_size else "qwen2_vl"
 
     @classmethod
-    def from_hf(cls, raw: dict[str, Any]) -> "ModelConfig":
+    def from_hf(cls, raw: Any) -> "ModelConfig":
         """Creates a configuration from the contents of a `config.json`.
 
         Args:

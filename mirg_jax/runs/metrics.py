@@ -15,6 +15,7 @@ from mirg_jax.errors import DataError
 from mirg_jax.files import lines, outputs
 from mirg_jax.files.streams import Spare, Steady
 from mirg_jax.runs.board import Board
+from mirg_jax.types import Scalars
 
 
 class Metrics:
@@ -82,7 +83,7 @@ class Metrics:
         yield
         self._seconds[name] += time.perf_counter() - start
 
-    def write(self, step: int, scalars: dict[str, float], shown: tuple[str, ...]) -> None:
+    def write(self, step: int, scalars: Scalars, shown: tuple[str, ...]) -> None:
         """Writes the scalars of a step.
 
         Args:

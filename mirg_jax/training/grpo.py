@@ -37,7 +37,7 @@ from mirg_jax.training.loop import Loop, Outcome, StepBatches
 from mirg_jax.training.optimizer import make_apply
 from mirg_jax.training.rollouts import Rollouts
 from mirg_jax.training.start import TrainingRun, claimed, start
-from mirg_jax.types import Rollout
+from mirg_jax.types import Rollout, Scalars
 
 
 class Groups(NamedTuple):
@@ -171,7 +171,7 @@ class Trainer:
 
     def update(
         self, loop: Loop, state: TrainState, sampled: Groups
-    ) -> tuple[TrainState, Outcome, dict[str, float]]:
+    ) -> tuple[TrainState, Outcome, Scalars]:
         """Takes the step's optimizer updates on the sampled groups.
 
         Returns:
@@ -208,7 +208,7 @@ class Trainer:
         self._spare(groups.write, self.run.workdir, step + 1, examples, texts, values, count)
 
 
-def scalars_of(sampled: Groups, statistics: dict[str, float], max_tokens: int) -> dict[str, float]:
+def scalars_of(sampled: Groups, statistics: Scalars, max_tokens: int) -> Scalars:
     """Returns the metrics of a step that only GRPO logs."""
     parts = {name: value.mean() for name, value in sampled.rewards.items()}
     return {

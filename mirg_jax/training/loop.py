@@ -25,6 +25,7 @@ from mirg_jax.sharding import processes
 from mirg_jax.training.held_out import HeldOut
 from mirg_jax.training.optimizer import make_schedule
 from mirg_jax.training.start import TrainingRun
+from mirg_jax.types import Scalars
 
 # Packs a step's items: returns, for each part and each of its rows, the indices of its items.
 Divide = Callable[[Sequence[Item]], list[list[list[int]]]]
@@ -189,7 +190,7 @@ class Loop:
         self,
         state: TrainState,
         outcome: Outcome,
-        scalars: dict[str, float],
+        scalars: Scalars,
         shown: tuple[str, ...],
     ) -> TrainState:
         """Ends a step: evaluates if due, writes the metrics, and saves a checkpoint if due.

@@ -105,7 +105,7 @@ def make_step(
     apply = make_apply(optimizer, layout)
 
     def step(
-        state: TrainState, frozen: nnx.State, batches: Sequence[PackedBatch], labels: int
+        state: TrainState, frozen: nnx.State, batches: Sequence[PackedBatch], labels: float
     ) -> tuple[TrainState, Outcome]:
         with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
             count = sharding.place_everywhere(np.float32(labels), mesh)

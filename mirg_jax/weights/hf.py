@@ -266,7 +266,7 @@ def of_state(state: nnx.State) -> Read:
 
 
 def tensors_of(
-    state: nnx.State, config: ModelConfig, dtype: np.dtype
+    state: nnx.State, config: ModelConfig, dtype: np.dtype | type
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields published names and tensors, one at a time.
 

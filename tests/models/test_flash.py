@@ -28,6 +28,7 @@ def case(request):
     segments = np.where(np.arange(T) < lengths, 1, 0).astype(np.int32)
     if request.param == "rows":
         segments[..., T // 3 :] *= 2
+    own = jnp.asarray(segments), jnp.asarray(segments)
     prefix = {}
     if P:
         arrays += [normal(B, K, P, D), normal(B, K, P, D)]
@@ -36,8 +37,9 @@ def case(request):
     def attend(q, k, v, *shared, engine):
         names = ("prefix_k", "prefix_v")[: len(shared)]
         given = dict(zip(names, shared, strict=True)) | prefix
-        return attention.attend(q, k, v, segments, segments, causal=causal, engine=engine, **given)
+        return attention.attend(q, k, v, *own, causal=causal, engine=engine, **given)
 
+    arrays, prefix = jax.tree.map(jnp.asarray, (arrays, prefix))
     weights = normal(B, K, G, R, T, D) * (segments > 0)[:, None, :, None, :, None]
     return attend, arrays, weights
 

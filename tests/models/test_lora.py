@@ -89,14 +89,15 @@ def test_sampling_with_adapters_is_sampling_from_the_merged_model(base, item, co
 
 def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item, config):
     graph, params = base
-    batch = collate([item], [[0]], SHAPES)
+    batch = jax.tree.map(jnp.asarray, collate([item], [[0]], SHAPES))
+    one = jnp.float32(1)
     adapted, _, trained = with_adapters(base, LORA)
 
     def of_adapters(adapters, params):
-        return sft.loss(adapters, params, batch, 1.0, graph=adapted, chunk=1024)
+        return sft.loss(adapters, params, batch, one, graph=adapted, chunk=1024)
 
     def of_all(params):
-        return sft.loss(params, nnx.State({}), batch, 1.0, graph=graph, chunk=1024)
+        return sft.loss(params, nnx.State({}), batch, one, graph=graph, chunk=1024)
 
     ours = hf.by_path(jax.jit(jax.grad(of_adapters))(trained, params))
     whole = hf.by_path(jax.jit(jax.grad(of_all))(lora.merge(params, trained, LORA)))

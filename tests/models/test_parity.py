@@ -134,7 +134,7 @@ def test_gradients_of_the_sft_loss(case, layout):
     expected_loss, expected = case.torch_loss_and_gradients
     loss = functools.partial(sft.loss, graph=case.graph, chunk=64)
     value, gradients = jit(jax.value_and_grad(loss))(
-        case.params, nnx.State({}), batch, batch.labels.sum()
+        case.params, nnx.State({}), batch, jnp.float32(batch.labels.sum())
     )
     assert float(value) == pytest.approx(expected_loss, rel=1e-5)
     ours = dict(hf.tensors_of(gradients, case.config, np.float32))

@@ -16,7 +16,7 @@ from mirg_jax.planning import flops
 
 def slots(rng, count: int, most: int, room: int) -> tuple[list[tuple[int, int]], np.ndarray]:
     """Random even grids, and the positions of their patches, [count, room, 2]."""
-    grids = [tuple(2 * rng.integers(1, most + 1, 2)) for _ in range(count)]
+    grids = [tuple(map(int, 2 * rng.integers(1, most + 1, 2))) for _ in range(count)]
     places = np.full((count, room, 2), -1, np.int32)
     for slot, grid in zip(places, grids, strict=True):
         slot[: grid[0] * grid[1]] = patch_positions(grid)

@@ -142,8 +142,8 @@ def parsed(count_right, count_wrong, targets, size=8):
     example = Example("a", "region", ("a.png",), "Where?", tuple(Target(box, 1) for box in true))
     mask = np.ones((1, 1, 3), bool)
     assert not why_unusable(example, size)
-    answers = answer_arrays([text], [example], mask, size)
-    return answers, target_arrays([example], 1, size), example
+    made = answer_arrays([text], [example], mask, size), target_arrays([example], 1, size)
+    return *jax.tree.map(jnp.asarray, made), example
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_boxes_beyond_the_arrays_are_counted(right, wrong, targets, reward):
     gated = rewards.gated_object_reward(answers, truth)
     # The image is never named, so every image reward is 0.
     assert float(image_reward(answers, truth)[0, 0]) == float(gated[0, 0]) == 0
-    named = answers._replace(images=np.ones_like(answers.images))
+    named = answers._replace(images=jnp.ones_like(answers.images))
     said = right + wrong
     in_image = min(said, 8, targets) / max(said, targets)  # wherever the boxes are
     assert float(image_reward(named, truth)[0, 0]) == pytest.approx(in_image, abs=1e-5)

@@ -56,7 +56,9 @@ def rollout(group):
 def whole_rows(prompt, images, drawn):
     """Text and images of B · G rows, and where in each the predicting states stand."""
     group = drawn.tokens.shape[1]
-    after = np.asarray(completion_positions(Text(*map(jnp.asarray, prompt)), jnp.arange(LENGTH)))
+    after = np.asarray(
+        completion_positions(Text(*map(jnp.asarray, prompt)), jnp.arange(LENGTH)[None])
+    )
     rows = []
     for b, length in enumerate(LENGTHS):
         for g in range(group):

@@ -37,7 +37,8 @@ def prompts(lengths, width, seed=0):
     visual = np.where(np.arange(width) < 4, np.arange(width), -1)[None].repeat(B, 0)
     grid = np.stack(np.divmod(np.arange(16), 4), -1)[None, None].repeat(B, 0)
     pixels = np.random.default_rng(1).integers(0, 255, (B, 1, 16, 588)).astype(np.uint8)
-    return Text(tokens, positions, segments, visual), Images(pixels, grid)
+    made = Text(tokens, positions, segments, visual), Images(pixels, grid)
+    return jax.tree.map(jnp.asarray, made)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,11 @@ def run(model, lengths=(9, 12), width=12, key=0, **options):
 def test_logprobs_are_the_learners(model, temperature):
     text, images, rollout = run(model, temperature=temperature)
     network = nnx.merge(*model)
+    learned = jax.tree.map(jnp.asarray, rollout)
     logprobs = token_logprobs(
-        network.completion_hidden(text, images, rollout),
+        network.completion_hidden(text, images, learned),
         network.head(),
-        rollout.tokens,
+        learned.tokens,
         temperature=temperature,
         forbidden=FORBIDDEN,
         chunk=7,
@@ -179,7 +181,8 @@ def test_greedy_takes_the_likeliest_token(model):
     text, images, rollout = run(model, group=2, temperature=0.0)
     np.testing.assert_array_equal(rollout.tokens[:, 0], rollout.tokens[:, 1])
     network = nnx.merge(*model)
-    logits = network.completion_hidden(text, images, rollout) @ network.head()
+    learned = jax.tree.map(jnp.asarray, rollout)
+    logits = network.completion_hidden(text, images, learned) @ network.head()
     best = np.where(FORBIDDEN, -np.inf, logits).argmax(-1)
     np.testing.assert_array_equal(best[rollout.mask], rollout.tokens[rollout.mask])
 
@@ -188,7 +191,9 @@ def test_samples_follow_the_distribution(model):
     """Frequencies of the first token of many samples against its probabilities."""
     text, images, rollout = run(model, lengths=(9,), group=4000, max_tokens=1)
     network = nnx.merge(*model)
-    hidden = network.completion_hidden(text, images, jax.tree.map(lambda x: x[:, :1], rollout))
+    hidden = network.completion_hidden(
+        text, images, jax.tree.map(lambda x: jnp.asarray(x[:, :1]), rollout)
+    )
     logits = np.where(FORBIDDEN, -np.inf, np.asarray(hidden[0, 0, 0] @ network.head(), np.float64))
     expected = np.exp(logits - np.logaddexp.reduce(logits))
     found = np.bincount(rollout.tokens.reshape(-1), minlength=VOCAB) / 4000

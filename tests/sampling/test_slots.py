@@ -1,6 +1,7 @@
 """Slots by themselves: when they are refilled, and how rings become rows of results."""
 
 import itertools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from mirg_jax.models.language import Cache
+from mirg_jax.models.qwen2_vl import Qwen2VL
 from mirg_jax.sampling.config import SamplingConfig
 from mirg_jax.sampling.slots import keep_results
 from mirg_jax.sampling.state import Context, DecodingState, Prompts, Signals, Slots, make_signals
@@ -19,12 +21,12 @@ TEXT = Text(None, None, None, None)
 
 def context(slots):
     return Context(
-        model=None,
-        head=None,
+        model=mock.Mock(spec=Qwen2VL),
+        head=jnp.zeros((1, 1)),
         layers=(),
         prompts=Prompts(TEXT, None),
-        keys=np.zeros((PROMPTS, GROUP)),
-        forbidden=None,
+        keys=jax.random.split(jax.random.key(0), (PROMPTS, GROUP)),
+        forbidden=np.zeros(1, bool),
         config=SamplingConfig(group=GROUP, slots=slots, max_tokens=LENGTH),
         together=(),
     )
