@@ -339,7 +339,7 @@ def test_dialects_of_servers_are_read(fake, tmp_path):
     plain = ask("mirg", fake(said).url, bench, tmp_path / "plain")
     odd = fake(said, "--bad=1", "--flaws=as reasoning,as all reasoning,as parts")
     scores = ask("mirg", odd.url, bench, tmp_path / "odd")
-    assert scores == plain and scores.overall.format_rate > 0.8
+    assert scores == plain and scores.overall.format_rate > 0.7
     # Errors inside a success, and pages, are asked again; the server's words are in the log.
     flaky = fake(said, "--bad=0.5", "--flaws=as error,text")
     assert ask("mirg", flaky.url, bench, tmp_path / "flaky") == plain
