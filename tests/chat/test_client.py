@@ -199,7 +199,7 @@ def test_a_think_block_that_the_server_took_out_is_put_back():
         ("http://host:port/v1", {}, "port"),
         ("", {"OPENAI_BASE_URL": "api.example/v1"}, "OPENAI_BASE_URL"),
         ("http://localhost/v1", {"ALL_PROXY": "socks5://127.0.0.1:9"}, "socksio.* ALL_PROXY"),
-        ("http://localhost/v1", {"HTTPS_PROXY": "ftp://proxy"}, "scheme.* HTTPS_PROXY"),
+        ("http://localhost/v1", {"HTTPS_PROXY": "ftp://proxy"}, "scheme.*HTTPS_PROXY"),
         ("http://localhost/v1", {"KEY": "clé"}, "KEY holds characters that no key has"),
         ("http://localhost/v1", {"KEY": "a\nb"}, "KEY holds characters that no key has"),
         ("http://localhost/v1", {"KEY": " \n"}, "KEY is not set"),
