@@ -64,7 +64,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("direction", ["import", "export"])
+@pytest.mark.parametrize("direction", ["import", pytest.param("export", marks=pytest.mark.slow)])
 def test_a_killed_conversion_goes_on(tiny_model, tmp_path, direction):
     flags = [f"--direction={direction}", f"--source={tiny_model}", f"--target={tmp_path}"]
     flags += ["--dtype=bfloat16"] if direction == "import" else []  # an export's default
@@ -127,7 +127,7 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):
     assert "another run" in refused(other)
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("kind", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_one_device_and_two_make_the_same_run(kind, tiny_model, scenes, tmp_path):
     """However the rows are divided: the same completions are sampled, the same losses come out."""
     flags = {
