@@ -12,6 +12,7 @@ def shorten(text: str, most: int) -> str:
       text: the message.
       most: maximum number of characters.
     """
+    text = text[: 100 * most]  # whoever quotes more than that
     text = _BASE64.sub(lambda match: f"{match[0][:20]}…", text)
     if len(text) <= most:
         return text

@@ -6,6 +6,7 @@ import email.utils
 import io
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,11 +71,13 @@ class Client:
                 f"the environment variable {key_variable} holds characters that no key has; "
                 "put the key alone there"
             )
+        self._hidden = self._key if key_variable else ""
         self._client = _connect(self._key, base_url, timeout)
 
     @property
     def base_url(self) -> str:
-        return str(self._client.base_url)
+        """The server's address, for messages."""
+        return _without_secrets(str(self._client.base_url))
 
     async def close(self) -> None:
         await self._client.close()
@@ -108,11 +111,11 @@ class Client:
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
         except (openai.APIError, ValueError) as error:
-            words = quote_words(str(getattr(error, "doc", "")), self._key)
+            words = quote_words(str(getattr(error, "doc", "")), self._hidden)
             said = f"an answer that is not JSON: {words}" if words else "an answer that is not JSON"
             raise Retry(said, paid=True) from None
         try:
-            return read_completion(answer, hide=self._key)
+            return read_completion(answer, hide=self._hidden)
         except ServerError as error:
             if error.status is None:
                 raise Retry(str(error), paid=True) from None
@@ -125,7 +128,7 @@ class Client:
         status = error.status_code
         # The library doesn't find the message in some servers' responses.
         words = error.response.text if error.message == f"Error code: {status}" else error.message
-        said = f"HTTP {status}: {quote_words(words, self._key)}"
+        said = f"HTTP {status}: {quote_words(words, self._hidden)}"
         quota = getattr(error, "code", None) == "insufficient_quota"
         return self._error_of(status, said, error.response.headers, quota=quota)
 
@@ -166,18 +169,28 @@ def _connect(key: str, base_url: str, timeout: float) -> openai.AsyncOpenAI:
         client = openai.AsyncOpenAI(
             api_key=key, base_url=base_url or None, max_retries=0, timeout=timeout
         )
-        problem = ""
-        if client.base_url.scheme not in ("http", "https") or not client.base_url.host:
+        url, problem = client.base_url, ""
+        port = 80 if url.port is None else url.port
+        if url.scheme not in ("http", "https") or not url.host or not 0 < port < 2**16:
             problem = "it has the form http://HOST:PORT/v1"
     except Exception as error:  # of the libraries below, for addresses and proxies
         problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
     if problem:
-        where = f"base_url={base_url}" if base_url else "the server's address (OPENAI_BASE_URL)"
+        where = (
+            f"base_url={_without_secrets(base_url)}"
+            if base_url
+            else "the server's address (OPENAI_BASE_URL)"
+        )
         raise ConfigError(
             f"{where} or a proxy can't be used: {problem}; correct it, or the proxies in the "
             "environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)"
         )
     return client
+
+
+def _without_secrets(url: str) -> str:
+    """Returns an address without what may be a password or a key: user information and query."""
+    return re.sub(r"//[^/@]*@", "//", re.split("[?#]", url, maxsplit=1)[0])
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

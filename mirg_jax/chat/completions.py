@@ -10,8 +10,12 @@ from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, THINK_END, THIN
 
 NO_CHOICE = "no choice in the answer"
 _MOST_WORDS = 300  # characters that are quoted of a server's words
+_SHORTEST_KEY = 8  # characters; anything shorter may be part of an answer by chance
 _BASE64 = re.compile(r"(base64,|\b)[A-Za-z0-9+/=_-]{200,}")
-_NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^<>]{1,200}>", re.DOTALL | re.IGNORECASE)
+# Ends in the text's end at the latest: a search that fails would begin again at every tag.
+_NOT_SHOWN = re.compile(
+    r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<[^<>]{1,200}>", re.DOTALL | re.IGNORECASE
+)
 # The fields of a message, or the types of its parts, that hold a model's thoughts.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _PART_TEXTS = ("text", "output_text")
@@ -63,7 +67,8 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
 
     Args:
       answer: the response's JSON, or its text if it was not declared as JSON.
-      hide: a text, such as the key, that is removed from the answer.
+      hide: the key, which is removed from a server's words, and from an answer if it is too long to
+        be there by chance.
 
     Raises:
       ServerError: if the response is an error message.
@@ -78,8 +83,7 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
         words = quote_words(_words_of(error), hide)
         raise ServerError(f"an error in the answer: {words}", _status_of(error))
     try:
-        usage = answer.get("usage") or {}
-        tokens = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
+        tokens = _read_usage(answer.get("usage"))
         if not isinstance(answer["choices"], list):
             raise TypeError
         if not answer["choices"]:
@@ -95,20 +99,33 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
         words = quote_words(_dump(answer), hide)
         raise ValueError(f"an answer of another form than a chat completion: {words}") from None
     text, problem = _put_together(text, thoughts, str(refusal or ""), finish)
-    return Reply(text.replace(hide, "[key]") if hide else text, problem, *tokens)
+    if len(hide) >= _SHORTEST_KEY:
+        text = text.replace(hide, "[key]")
+    return Reply(text, problem, *tokens)
+
+
+def _read_usage(usage: Any) -> list[int]:
+    """Returns the numbers of prompt and completion tokens, 0 where they are not told."""
+    found = []
+    for kind in ("prompt", "completion"):
+        count = usage.get(f"{kind}_tokens") if isinstance(usage, dict) else None
+        found.append(count if isinstance(count, int) and count > 0 else 0)
+    return found
 
 
 def _put_together(text: str, thoughts: str, refusal: str, finish: str) -> tuple[str, str]:
     """Returns a reply's whole text and its problem."""
     problem = {
         "length": "the answer was cut at max_tokens",
+        "max_tokens": "the answer was cut at max_tokens",
         "content_filter": "the answer was filtered",
     }.get(finish, "")
     if refusal:
         return text or refusal, "the model refused"
     if text.strip():
         if thoughts and text.lstrip().startswith(ANSWER_START):
-            text = f"{THINK_START}{thoughts}{THINK_END}{text}"
+            inside = thoughts.strip().removeprefix(THINK_START).removesuffix(THINK_END)
+            text = f"{THINK_START}{inside}{THINK_END}{text}"
         return text, problem
     if ANSWER_START in thoughts and thoughts.rstrip().endswith(ANSWER_END):
         begins = THINK_START in thoughts or THINK_END not in thoughts

@@ -147,7 +147,7 @@ def _is_in_store(file: pathlib.Path, folder: pathlib.Path) -> bool:
     """
     for each in (folder, *folder.parents):
         blobs = each.parent.parent / "blobs"
-        if each.parent.name == "snapshots" and blobs.is_dir():
+        if each.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink():
             return file.is_relative_to(blobs.resolve())
     return False
 

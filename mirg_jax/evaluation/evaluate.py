@@ -119,7 +119,7 @@ def facts_of(settings: Settings, checkpoint: str, benchmark: str) -> dict[str, A
         **{f"prompt.{name}": text for name, text in dataclasses.asdict(settings.prompt).items()},
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
-        **({"apply_exif": True} if data.apply_exif else {}),
+        "apply_exif": data.apply_exif,
         "max_tokens": settings.evaluation.max_tokens,
         "compute_dtype": str(settings.model.precision.compute),
     }

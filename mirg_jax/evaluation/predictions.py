@@ -8,7 +8,7 @@ from typing import Any
 
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import Root
-from mirg_jax.errors import ConfigError
+from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import lines, outputs
 from mirg_jax.files.locks import Lock
 from mirg_jax.mig_bench.benchmark import Row
@@ -18,6 +18,8 @@ from mirg_jax.runs import facts as recorded_facts
 
 # Where a model and a benchmark lie counts only where their content was not recorded.
 _CONTENT_OF = {"model": "weights", "step": "weights", "benchmark": "benchmark_sha256"}
+# What was so before it was recorded.
+_BEFORE = {"apply_exif": False}
 _CHANGED = {
     "weights": "the model's weights have changed",
     "benchmark_sha256": "the benchmark's content has changed",
@@ -43,12 +45,21 @@ def write_results(
       rows: the rows that it answered.
       image_root: folder that the benchmark's image paths are relative to.
       more: additional fields of scores.json.
+
+    Raises:
+      DataError: if they can't be written.
     """
     told = more | run.scores.to_json()
-    (folder / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
     name = pathlib.Path(system).name
     title = f"{name} on {pathlib.Path(benchmark).name}"
-    report.write_report(folder / "report.html", title, rows, {name: run}, image_root)
+    try:
+        outputs.replace_text(folder / "scores.json", json.dumps(told, indent=1) + "\n")
+        report.write_report(folder / "report.html", title, rows, {name: run}, image_root)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: scores or report cannot be written ({error.strerror}); the predictions are "
+            "there, mend it and run again"
+        ) from None
 
 
 class Predictions:
@@ -184,7 +195,7 @@ def _claim(folder: pathlib.Path, facts: Mapping[str, Any], has_some: bool) -> tu
         path.write_text(json.dumps(facts, indent=1) + "\n")
         return ()
     try:
-        found = json.loads(path.read_text())
+        found = _BEFORE | json.loads(path.read_text())
         changes = _changes(found, facts)
     except (OSError, ValueError, AttributeError, TypeError):
         raise ConfigError(

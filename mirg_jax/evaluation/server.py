@@ -230,7 +230,7 @@ def run(
         "prompt.after": family.after,
         "prompt.question_box": family.question_box,
         "prompt.form": getattr(family.form, protocol),
-        **({"apply_exif": True} if ImageRoot.of(image_root).apply_exif else {}),
+        "apply_exif": ImageRoot.of(image_root).apply_exif,
     }
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:

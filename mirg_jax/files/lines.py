@@ -45,6 +45,8 @@ def rows(path: str | pathlib.Path) -> Iterator[dict[str, Any]]:
       DataError: if another line is not a JSON object.
     """
     for line in read(path):
+        if not line.text.strip():
+            continue
         try:
             row = json.loads(line.text)
         except (ValueError, RecursionError):
@@ -54,10 +56,11 @@ def rows(path: str | pathlib.Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def whole(text: str) -> str:
-    """Returns the text of a file without a line at its end that was not finished."""
-    begun = text[text.rfind("\n") + 1 :]
-    return text if not begun or _is_whole(begun) else text[: -len(begun)]
+def is_torn(path: str | pathlib.Path) -> bool:
+    """Returns whether the line at the end of a file was not finished."""
+    with open(path, "rb") as file:
+        rest = _last_part(file, file.seek(0, os.SEEK_END))
+    return bool(rest.strip()) and not _is_whole(rest)
 
 
 def mend(path: str | pathlib.Path) -> None:

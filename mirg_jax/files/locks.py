@@ -69,6 +69,7 @@ class Lock:
         """
         self._path = path
         self._me: Holder | None = None
+        self._made_folder = False
         self._released = threading.Event()
 
     def acquire(self) -> None:
@@ -79,6 +80,7 @@ class Lock:
         """
         me = Holder.this()
         try:
+            self._made_folder = not self._path.parent.exists()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             while not self._create(me):
                 self._remove_stale(me)
@@ -98,6 +100,8 @@ class Lock:
         if _read(self._path) == self._me:
             with contextlib.suppress(OSError):
                 self._path.unlink()
+                if self._made_folder:
+                    self._path.parent.rmdir()  # fails if there is anything in it
         self._me = None
 
     def __enter__(self) -> "Lock":
@@ -147,8 +151,9 @@ class Lock:
     def _hears_from(self, holder: Holder | None, me: Holder) -> bool:
         """Waits for a sign of life of a holder on another machine, or until it counts as dead."""
         try:
-            touched, told = self._path.stat().st_mtime, False
-            while self._now(me) - touched < _SILENCE:
+            touched, told, began = self._path.stat().st_mtime, False, time.monotonic()
+            # The file's time may lie ahead, where a clock was wrong.
+            while max(self._now(me) - touched, time.monotonic() - began) < _SILENCE:
                 if not told:
                     who = f"process {holder.pid} on {holder.host}" if holder else "a process"
                     say(f"{self._path.parent}: is held by {who}; waiting for a sign of its life")
@@ -206,7 +211,7 @@ def _started(pid: int) -> str | None:
         # The name in parentheses may hold anything. Behind it come the state and 19 more fields.
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
+    except (OSError, IndexError, ValueError):
         pass
     if pathlib.Path("/proc/self/stat").exists():
         return None

@@ -34,8 +34,8 @@ def check_file(path: pathlib.Path, name: str) -> None:
     Raises:
       ConfigError: if it is a folder or can't be written.
     """
-    path = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
     with _explained(path, name):
+        path = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder; give a file's name")
         if path.is_file():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mirg_jax.data.json_rows import read_rows, read_text
+from mirg_jax.data.json_rows import read_rows
 from mirg_jax.errors import DataError
 from mirg_jax.files import lines
 from mirg_jax.files.streams import say
@@ -41,23 +41,33 @@ def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
         responses[index] = response
     if count and all(response is None for response in responses):
         raise DataError(f"{path}: holds no predictions")
+    if not _is_list(path) and lines.is_torn(path):
+        say(f"{path}: its last line was not finished, and is left out")
     return responses
+
+
+def _is_list(path: str | pathlib.Path) -> bool:
+    """Returns whether a file holds a JSON list instead of lines.
+
+    Raises:
+      DataError: if it can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(100)) is not None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def _entries(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
     """Yields each entry of a file of responses, after the place where it stands."""
-    text = read_text(path)
-    if re.match(r"\s*\[\s*\{", text):
+    if _is_list(path):
         for number, entry in enumerate(read_rows(path)):
             yield f"{path} entry {number}", entry
         return
-    whole = lines.whole(text)
-    if whole != text:
-        say(f"{path}: its last line was not finished, and is left out")
-    for number, line in enumerate(whole.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for line in lines.read(path):
         try:
-            yield f"{path} line {number}", json.loads(line)
+            if text := line.text.decode("utf-8-sig").strip():
+                yield f"{path} line {line.number}", json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} line {number}: not valid JSON ({error})") from error
+            raise DataError(f"{path} line {line.number}: not valid JSON ({error})") from error

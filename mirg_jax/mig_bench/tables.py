@@ -52,9 +52,10 @@ def notes(scores: Scores) -> list[str]:
             f"{len(scores.unreadable)} responses in pixels can't be scored and count as misses; "
             f"the first: {first}"
         )
-    if 2 * scores.other_form > scores.overall.n:
+    answered = scores.overall.n - scores.missing
+    if 2 * scores.other_form > answered > 0:
         lines.append(
-            f"{scores.other_form} of {scores.overall.n} responses have a box in another form than "
+            f"{scores.other_form} of {answered} responses have a box in another form than "
             "that of models trained here, which was not read: name the model's --family "
             "(scripts/score.py, scripts/evaluate_server.py), or set "
             "config.evaluation.coordinates=pixels for a published Qwen2.5-VL"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.errors import DataError
+from mirg_jax.files import lines
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.mig_bench import scoring
@@ -172,9 +173,10 @@ def groups_view(workdirs: Mapping[str, str | pathlib.Path]) -> View:
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    """Reads the lines of a file that are not blank."""
+    """Reads the lines of a file that are not blank, nor unfinished at its end."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        found = [line.text.decode("utf-8") for line in lines.read(path)]
+        return [line for line in found if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
 

@@ -80,8 +80,7 @@ class HeldOut:
                     f"({'; '.join(changes)}); keep config.evaluation, or give another --workdir"
                 )
         elif run.is_first:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(now, indent=1) + "\n")
+            self._spare(self._write, path.name, json.dumps(now, indent=1) + "\n")
 
     def due(self, step: int) -> bool:
         """Returns whether to evaluate after `step` steps."""
@@ -111,7 +110,12 @@ class HeldOut:
             if error:
                 run.rejected.add(Rejected(f"{name} row {index}", str(index), error), told=True)
         if run.is_first:
-            self._spare(self._write, step, responses)
+            lines = [
+                json.dumps({"index": index, "response": response}) + "\n"
+                for index, response in responses.items()
+                if response is not None
+            ]
+            self._spare(self._write, f"step_{step:06d}.jsonl", "".join(lines))
         overall = scoring.score(self._rows, list(responses.values())).overall
         found = {
             "eval_acc": overall.hit_rate,
@@ -121,15 +125,10 @@ class HeldOut:
         }
         return {name: value for name, value in found.items() if value is not None}
 
-    def _write(self, step: int, responses: dict[int, str | None]) -> None:
+    def _write(self, name: str, text: str) -> None:
         folder = self._run.workdir / "held_out"
         folder.mkdir(exist_ok=True)
-        lines = [
-            json.dumps({"index": index, "response": response}) + "\n"
-            for index, response in responses.items()
-            if response is not None
-        ]
-        outputs.replace_text(folder / f"step_{step:06d}.jsonl", "".join(lines))
+        outputs.replace_text(folder / name, text)
 
 
 def _check_images(rows: Sequence[benchmark.Row], image_root: str) -> None:

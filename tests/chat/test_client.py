@@ -53,7 +53,11 @@ def test_completions():
     refused = read_completion(completion(content=None, refusal="no"))
     assert refused == Reply("no", "the model refused")
     assert read_completion(completion(content="")).problem == "an empty answer"
-    assert read_completion(completion(content="my sk-1!"), hide="sk-1").text == "my [key]!"
+    assert (
+        read_completion(completion(content="my sk-123456!"), hide="sk-123456").text == "my [key]!"
+    )
+    # What is shorter may be there by chance, and without a key nothing is hidden.
+    assert read_completion(completion(content="(100,210)"), hide="1").text == "(100,210)"
 
 
 ANSWER = "<answer>Image-1: (1,2),(3,4)</answer>"

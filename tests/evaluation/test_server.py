@@ -275,7 +275,7 @@ def test_no_key_is_one_line(tmp_path, monkeypatch):
         (["--family=gpt"], "--family=gpt"),
         (["--extra_body=[1]"], "--extra_body: expected a JSON object"),
         (["--extra_body={"], "--extra_body: not valid JSON"),
-        (["--concurrency=0"], "concurrency: at least one"),
+        (["--concurrency=0"], "concurrency=0: 0 is not a positive integer"),
         (["--max_pixels=9"], "--max_pixels=9"),
         (["--benchmark=none.json"], "none.json: cannot be read"),
     ],

@@ -380,7 +380,7 @@ def test_groups_of_earlier_runs_have_no_advantages(tmp_path, image_root, trainin
     assert [answer["good"] for answer in view["cards"][0]["answers"]] == [None, None]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"completions": []}'])
+@pytest.mark.parametrize("text", ["{\n", "[]", '{"completions": []}'])
 def test_a_file_that_holds_no_groups_is_named(tmp_path, training, text):
     (training["grpo"] / "groups/step_000021.jsonl").write_text(text)
     with pytest.raises(DataError, match="step_000021"):

@@ -50,7 +50,7 @@ def test_a_refused_attempt_leaves_the_run_as_it_was(
     assert "other weights" in refused(**{"model.path": str(wider)})
 
     prompt = {"prompt.instruction": "Think.", "prompt.image_label": "Picture {n}: "}
-    assert "no example can be used" in refused(DataError, **prompt, **{"data.image_root": "/dev"})
+    assert "is empty" in refused(DataError, **prompt, **{"data.image_root": "/dev"})
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text("[]")
     refused(UserError, **prompt, **{"data.train_json": str(nothing)})
