@@ -29,7 +29,7 @@ ALLOWED = {
         "data", "files", "grounding", "inference", "mig_bench", "models", "rl", "runs",
         "sampling", "sharding",
     },
-    "report": {"data", "grounding", "mig_bench", "runs"},
+    "report": {"data", "files", "grounding", "mig_bench", "runs"},
     "evaluation": {
         "chat", "data", "files", "inference", "mig_bench", "report", "runs", "sharding",
     },

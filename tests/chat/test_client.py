@@ -6,6 +6,7 @@ import email.utils
 import io
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -220,3 +221,25 @@ def test_settings_that_no_request_could_be_sent_with(monkeypatch, base_url, vari
 def test_a_line_break_behind_a_key_is_no_part_of_it(monkeypatch):
     monkeypatch.setenv("KEY", "abc\n")
     Client("m", base_url="http://localhost/v1", key_variable="KEY", timeout=1)
+
+
+def test_a_page_that_never_ends_is_quoted_in_time_that_grows_with_it():
+    endless = 2_000 * "<script a " + "words"
+    begun = time.process_time()
+    quote_words(endless)
+    assert time.process_time() - begun < 5  # it was half a minute
+
+
+@pytest.mark.parametrize("url", ["http://user:hunter2@host:1/v1", "http://host:1/v1?key=hunter2"])
+def test_messages_have_no_secrets_of_an_address(url):
+    client = Client("m", base_url=url, key_variable="", timeout=1)
+    assert "hunter2" not in client.base_url and "host:1/v1" in client.base_url
+    with pytest.raises(ConfigError) as refused:
+        Client("m", base_url=url.replace(":1/", ":99999/"), key_variable="", timeout=1)
+    assert "host:99999/v1" in str(refused.value) and "hunter2" not in str(refused.value)
+
+
+def test_thoughts_with_tags_of_their_own_get_no_second_pair():
+    message = {"content": "<answer>x</answer>", "reasoning_content": "<think>hm</think>"}
+    answer = {"choices": [{"message": message}], "usage": "none"}
+    assert read_completion(answer) == Reply("<think>hm</think><answer>x</answer>")

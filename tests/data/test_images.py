@@ -324,6 +324,10 @@ def test_a_snapshot_of_the_hub(tmp_path):
             load_image(root, path.replace("a.png", "b.png"))
     with pytest.raises(DataError, match="leaves the image root"):
         load_image(snapshot, "../../../blobs/5f3a")
+    (repository / "blobs").rename(tmp_path / "elsewhere")  # a store is no link
+    (repository / "blobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="a link leads out of the image root"):
+        load_image(snapshot, "a.png")
 
 
 def test_links_elsewhere_are_followed_when_allowed(tmp_path):

@@ -127,3 +127,14 @@ def test_a_folder_that_takes_no_lock_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"run.lock: cannot be written") as refused:
         Lock(tmp_path / "file" / "run.lock").acquire()
     assert not re.search(r"\n", str(refused.value))
+
+
+def test_a_file_from_the_future_is_a_holder_that_is_silent(tmp_path, monkeypatch):
+    """As a machine with a wrong clock leaves it."""
+    path, clock = tmp_path / "run.lock", iter(range(0, 10_000, 30))
+    path.write_text("")
+    os.utime(path, (0, time.time() + 10**7))
+    monkeypatch.setattr(locks.time, "sleep", lambda _: None)
+    monkeypatch.setattr(locks.time, "monotonic", lambda: next(clock))
+    with Lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
