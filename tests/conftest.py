@@ -144,6 +144,18 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture
+def wider_model(tiny_model, tmp_path):
+    """A Hugging Face folder like `tiny_model`'s with a wider feed-forward."""
+    folder = tmp_path / "wider_model"
+    shutil.copytree(tiny_model, folder)
+    raw = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 96}
+    (folder / "config.json").write_text(json.dumps(raw))
+    config = ModelConfig.from_folder(folder)
+    hf.save(folder, create(config)[1], config)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> pathlib.Path:
     """A few procedural scenes in the real file formats, with trajectories."""

@@ -115,9 +115,9 @@ def _read_usage(usage: Any) -> list[int]:
 
 def _put_together(text: str, thoughts: str, refusal: str, finish: str) -> tuple[str, str]:
     """Returns a reply's whole text and its problem."""
+    finish = "length" if finish == "max_tokens" else finish  # as some servers call it
     problem = {
         "length": "the answer was cut at max_tokens",
-        "max_tokens": "the answer was cut at max_tokens",
         "content_filter": "the answer was filtered",
     }.get(finish, "")
     if refusal:

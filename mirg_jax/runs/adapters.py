@@ -7,10 +7,12 @@ checkpoint's step, so that the run is always resumed and loaded with the weights
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.files import outputs
 from mirg_jax.models.lora import Lora
+from mirg_jax.runs import run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +38,12 @@ def read(run: pathlib.Path) -> Record | None:
     Raises:
       CheckpointError: if the file is not a valid record.
     """
-    path = path_in(run)
-    if not path.exists():
-        return None
-    try:
-        raw = json.loads(path.read_text())
+
+    def parse(raw: dict[str, Any]) -> Record:
         lora = raw.pop("lora")
         return Record(**raw, lora=Lora(**lora | {"targets": tuple(lora["targets"])}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a record of a LoRA run ({error}); restore it from a copy of the run"
-        ) from None
+
+    return run_folder.read_record(path_in(run), parse, "a LoRA run")
 
 
 def write(run: pathlib.Path, record: Record | None) -> None:

@@ -92,15 +92,7 @@ def read(run: pathlib.Path) -> Origin | None:
     Raises:
       CheckpointError: if the file is not a valid record.
     """
-    path = path_in(run)
-    if not path.exists():
-        return None
-    try:
-        return Origin(**json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a record of a run's start ({error}); restore it from a copy of the run"
-        ) from None
+    return run_folder.read_record(path_in(run), lambda raw: Origin(**raw), "a run's start")
 
 
 def write(run: pathlib.Path, origin: Origin) -> None:

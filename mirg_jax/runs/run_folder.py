@@ -5,10 +5,11 @@ A run's folder contains `model/` (config.json, tokenizer), `checkpoints/STEP/` (
 """
 
 import contextlib
+import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +18,8 @@ from flax import nnx
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.runs import metrics
+
+T = TypeVar("T")
 
 
 class SavedStep(NamedTuple):
@@ -193,3 +196,27 @@ def reason(error: Exception) -> str:
     if found := re.search(known, str(error)):
         return found[0]
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_record(path: pathlib.Path, parse: Callable[[Any], T], what: str) -> T | None:
+    """Reads a JSON record in a run's folder.
+
+    Args:
+      path: the file.
+      parse: makes the record from the file's JSON.
+      what: what is recorded, for the message.
+
+    Returns:
+      The record; None if there is no such file.
+
+    Raises:
+      CheckpointError: if the file is not a valid record.
+    """
+    if not path.exists():
+        return None
+    try:
+        return parse(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a record of {what} ({error}); restore it from a copy of the run"
+        ) from None

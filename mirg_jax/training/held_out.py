@@ -1,7 +1,6 @@
 """Evaluation of the policy on held-out questions during training, with greedy decoding."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
@@ -18,6 +17,7 @@ from mirg_jax.runs.loading import Model
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.training.start import TrainingRun
+from mirg_jax.training.usable import why_unreadable
 
 
 class HeldOut:
@@ -42,7 +42,11 @@ class HeldOut:
         self._questions = [
             (row.index, benchmark.as_example(row, settings.benchmark)) for row in self._rows
         ]
-        _check_images(self._rows, settings.image_root)
+        root = run.settings.data.root(settings.image_root)
+        if problem := why_unreadable((row.images for row in self._rows), root, image_size):
+            raise DataError(
+                f"no held-out row can be used; the first: {problem}; set evaluation.image_root"
+            )
         self._claim_questions()
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),
@@ -129,20 +133,3 @@ class HeldOut:
         folder = self._run.workdir / "held_out"
         folder.mkdir(exist_ok=True)
         outputs.replace_text(folder / name, text)
-
-
-def _check_images(rows: Sequence[benchmark.Row], image_root: str) -> None:
-    """Checks that the images of some row can be read, so that not every row will be a miss.
-
-    Raises:
-      DataError: if those of no row can; the message has the first reason.
-    """
-    first = None
-    for row in rows:
-        try:
-            for path in row.images:
-                image_size(image_root, path)
-            return
-        except DataError as error:
-            first = first or error
-    raise DataError(f"no held-out row can be used; the first: {first}; set evaluation.image_root")

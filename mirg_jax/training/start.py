@@ -116,9 +116,9 @@ def start(
     kept, refused = usable.split(examples, refuse)
     bad_rows += refused
     usable.check(settings.data, kept, bad_rows)
-    source, adapter_record = _source_of(settings, workdir)
-    # A new run doesn't inherit the rows that an attempt before it could not use.
     resumes = run_folder.find_run(workdir) is not None
+    source, adapter_record = _source_of(settings, workdir, resumes)
+    # A new run doesn't inherit the rows that an attempt before it could not use.
     path, first = workdir / "rejected.jsonl", processes.is_first()
     rejected = RejectedLog(path, write=first, resume=resumes)
     for row in bad_rows:
@@ -127,7 +127,7 @@ def start(
     options = settings.model.options(mesh.devices.flat[0].platform)
     tokenizer = load_tokenizer(loading.model_folder(source))
     model = loading.load_model(source, mesh, options)
-    began = _check_origin(settings, workdir, source, model.params, mesh)
+    began = _check_origin(settings, workdir, source, model.params, mesh, resumes)
     graph, params, frozen = trainable(model, settings, mesh)
     optimizer = make_optimizer(settings.optimizer, settings.num_steps * settings.updates_per_step)
     layout = state_shardings(params, optimizer, mesh)
@@ -253,7 +253,9 @@ def _first_state(
     return begin(params)._replace(params=params)
 
 
-def _source_of(settings: Settings, workdir: pathlib.Path) -> tuple[str, adapters.Record | None]:
+def _source_of(
+    settings: Settings, workdir: pathlib.Path, resumes: bool
+) -> tuple[str, adapters.Record | None]:
     """Returns the model that the run starts from, and the record of a LoRA run.
 
     A resumed LoRA run starts from the base that its record names.
@@ -261,7 +263,6 @@ def _source_of(settings: Settings, workdir: pathlib.Path) -> tuple[str, adapters
     Raises:
       CheckpointError: if the folder has a run with other adapter settings.
     """
-    resumes = run_folder.find_run(workdir) is not None
     source = origin.source_of(settings.source, origin.read(workdir) if resumes else None)
     wanted = None
     if settings.lora is not None:
@@ -271,7 +272,12 @@ def _source_of(settings: Settings, workdir: pathlib.Path) -> tuple[str, adapters
 
 
 def _check_origin(
-    settings: Settings, workdir: pathlib.Path, source: str, params: nnx.State, mesh: Mesh
+    settings: Settings,
+    workdir: pathlib.Path,
+    source: str,
+    params: nnx.State,
+    mesh: Mesh,
+    resumes: bool,
 ) -> origin.Origin:
     """Returns the record of the weights that the run starts from.
 
@@ -280,7 +286,7 @@ def _check_origin(
     """
     dtype = str(settings.model.precision.params)
     found = origin.Origin(source, origin.fingerprint(params, mesh), dtype)
-    if run_folder.find_run(workdir) is None:
+    if not resumes:
         return found
     if recorded := origin.read(workdir):
         origin.check(workdir, recorded, found)

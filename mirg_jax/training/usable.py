@@ -1,9 +1,9 @@
 """Checks that a data set can be trained on, before a model is downloaded or loaded for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mirg_jax.data.examples import Example, Rejected
-from mirg_jax.data.images import load_image
+from mirg_jax.data.images import Root, load_image
 from mirg_jax.errors import DataError
 from mirg_jax.runs.settings import DataSettings
 
@@ -42,15 +42,31 @@ def check(data: DataSettings, kept: Sequence[Example], rejected: Sequence[Reject
             f"{data.train_json}: the data set is empty, all {len(rejected)} rows are left out; "
             f"the first: {rejected[0].source}: {rejected[0].reason}"
         )
-    root, first = data.root(data.image_root), None
-    for example in kept:
+    root = data.root(data.image_root)
+    if problem := why_unreadable((example.images for example in kept), root, load_image):
+        raise DataError(
+            f"{data.train_json}: the data set is empty, none of its {len(kept)} questions has "
+            f"images that can be read below data.image_root={data.image_root!r}; the first: "
+            f"{kept[0].source}: {problem}"
+        )
+
+
+def why_unreadable(
+    rows: Iterable[Sequence[str]], root: Root, read: Callable[[Root, str], object]
+) -> DataError | None:
+    """Returns why the first row's images can't be read; None if those of any row can be.
+
+    Args:
+      rows: the image paths of each row.
+      root: the image root.
+      read: reads an image, or as much of it as is to be there.
+    """
+    first = None
+    for images in rows:
         try:
-            for path in example.images:
-                load_image(root, path)
-            return
+            for path in images:
+                read(root, path)
+            return None
         except DataError as error:
-            first = first or f"{example.source}: {error}"
-    raise DataError(
-        f"{data.train_json}: the data set is empty, none of its {len(kept)} questions has images "
-        f"that can be read below data.image_root={data.image_root!r}; the first: {first}"
-    )
+            first = first or error
+    return first

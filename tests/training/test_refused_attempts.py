@@ -1,8 +1,6 @@
 """A refused attempt leaves a run as it was, and is told from a damaged checkpoint."""
 
-import json
 import os
-import shutil
 
 import pytest
 from conftest import train
@@ -10,10 +8,7 @@ from test_origin import contents
 
 from mirg_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions
-from mirg_jax.models.config import ModelConfig
-from mirg_jax.models.qwen2_vl import create
 from mirg_jax.runs import devices, loading, run_folder, settings
-from mirg_jax.weights import hf
 
 
 @pytest.fixture
@@ -39,15 +34,9 @@ def refused(steady_recipe, run):
 
 
 def test_a_refused_attempt_leaves_the_run_as_it_was(
-    steady_recipe, run, refused, scenes, tiny_model, tmp_path
+    steady_recipe, run, refused, wider_model, tmp_path
 ):
-    wider = tmp_path / "wider"
-    shutil.copytree(tiny_model, wider)
-    raw = json.loads((wider / "config.json").read_text()) | {"intermediate_size": 96}
-    (wider / "config.json").write_text(json.dumps(raw))
-    config = ModelConfig.from_folder(wider)
-    hf.save(wider, create(config)[1], config)
-    assert "other weights" in refused(**{"model.path": str(wider)})
+    assert "other weights" in refused(**{"model.path": str(wider_model)})
 
     prompt = {"prompt.instruction": "Think.", "prompt.image_label": "Picture {n}: "}
     assert "is empty" in refused(DataError, **prompt, **{"data.image_root": "/dev"})

@@ -12,14 +12,12 @@ from PIL import Image
 
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.models.qwen2_vl import create
 from mirg_jax.runs import devices, metrics
 from mirg_jax.runs.loading import load_model
 from mirg_jax.runs.settings import Settings, read
 from mirg_jax.training import grpo, rollouts
 from mirg_jax.training.start import start
 from mirg_jax.types import Rollout
-from mirg_jax.weights import hf
 
 CONTRACT = {
     "step", "loss", "reward", "reward_format", "reward_image", "reward_object", "kl",
@@ -227,18 +225,6 @@ def test_what_cannot_work_is_said_in_one_line(recipe, scenes, tmp_path, tiny_mod
     (other / "config.json").write_text(json.dumps(raw))
     assert ModelConfig.from_folder(other).text.intermediate_size == 96
     assert "misshapen" in refused(CheckpointError, init_from=str(other))
-
-
-@pytest.fixture
-def wider_model(tiny_model, tmp_path):
-    """A Hugging Face folder like `tiny_model`'s with a wider feed-forward."""
-    folder = tmp_path / "wider_model"
-    shutil.copytree(tiny_model, folder)
-    raw = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 96}
-    (folder / "config.json").write_text(json.dumps(raw))
-    config = ModelConfig.from_folder(folder)
-    hf.save(folder, create(config)[1], config)
-    return folder
 
 
 def test_a_checkpoint_of_another_shape_is_refused(recipe, tmp_path, wider_model):
