@@ -66,7 +66,7 @@ class Task(NamedTuple):
         return PolicyOptions(self.model.graph, forbidden, settings.grpo, settings.logprob_chunk)
 
 
-def _prompt(rng: np.random.Generator, config: ModelConfig, size: Size) -> Item:
+def make_prompt(rng: np.random.Generator, config: ModelConfig, size: Size) -> Item:
     tokens, starts = list(rng.integers(0, WORDS, 20)), []
     for _ in range(size.images):
         starts.append(len(tokens) + 1)
@@ -87,7 +87,7 @@ def _item(tokens, starts, prompt_length, images, config: ModelConfig) -> Item:
     return Item(Encoded(tokens, positions, starts, prompt_length), images)
 
 
-def _with_completion(prompt: Item, completion: np.ndarray, config: ModelConfig) -> Item:
+def with_completion(prompt: Item, completion: np.ndarray, config: ModelConfig) -> Item:
     encoded = prompt.encoded
     tokens = np.concatenate([encoded.tokens, completion])
     return _item(tokens, encoded.image_starts, len(encoded.tokens), prompt.images, config)
@@ -99,11 +99,11 @@ def make_task(base: str, size: Size = SIZE) -> Task:
     mesh = devices.start(settings.devices)
     model = load_model(base, mesh)
     rng = np.random.default_rng(0)
-    prompts = [_prompt(rng, model.config, size) for _ in range(size.prompts)]
+    prompts = [make_prompt(rng, model.config, size) for _ in range(size.prompts)]
     shape = size.prompts, size.group, size.length
     completions = rng.integers(0, WORDS, shape).astype(np.int32)
     rows = [
-        _with_completion(prompt, completion, model.config)
+        with_completion(prompt, completion, model.config)
         for prompt, group in zip(prompts, completions, strict=True)
         for completion in group
     ]

@@ -16,6 +16,11 @@ import jax
 import torch
 import transformers
 
+from mirg_jax.planning.machines import KINDS
+
+# What JAX calls a device, in part, and its name in planning/machines.py.
+_KINDS = {"H100": "h100", "H200": "h100", "v5 lite": "v5e", "v6 lite": "v6e", "TPU v5": "v5p"}
+
 Work = dict[str, float]  # floating-point operations of each implementation, by formula
 
 
@@ -60,11 +65,15 @@ class Variant(NamedTuple):
 
 def _measure(
     ways: dict[str, Callable[[], None]], repeats: int, warm_ups: int
-) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times in turn after warm-ups."""
-    for way in ways.values():
-        for _ in range(warm_ups):
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each way, `repeats` times in turn after warm-ups; and of its first warm-up."""
+    first = {}
+    for name, way in ways.items():
+        for number in range(warm_ups):
+            start = time.perf_counter()
             way()
+            if not number:
+                first[name] = time.perf_counter() - start
     seconds = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -72,7 +81,7 @@ def _measure(
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return seconds, first
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -93,9 +102,19 @@ def _compare(seconds: dict[str, list[float]], ours: int, counted: Work) -> dict[
                 ratio["counted"] = counted[other] / counted[mine]
             ratios[f"{other}_over_{mine}"] = ratio
     found = {"seconds": {way: spread(values) for way, values in seconds.items()}} | ratios
-    return (
-        found | {"counted_gflops": {k: v / 1e9 for k, v in counted.items()}} if counted else found
-    )
+    if counted:
+        found["counted_gflops"] = {k: v / 1e9 for k, v in counted.items()}
+    if counted and (peak := peak_flops()):
+        medians = {way: statistics.median(seconds[way]) for way in seconds if way in counted}
+        found["mfu"] = {way: counted[way] / value / peak for way, value in medians.items()}
+    return found
+
+
+def peak_flops() -> float | None:
+    """The devices' bfloat16 operations a second by the vendor's figures; None if not known."""
+    kind = jax.devices()[0].device_kind
+    found = [KINDS[name].flops for part, name in _KINDS.items() if part in kind]
+    return found[0] * jax.device_count() if found else None
 
 
 def _summary(found: dict[str, Any]) -> str:
@@ -105,6 +124,8 @@ def _summary(found: dict[str, Any]) -> str:
             told += f"; {key} {value['median']:.2f}"
             if "counted" in value:
                 told += f", of {value['counted']:.2f} counted"
+    for way, value in found.get("mfu", {}).items():
+        told += f"; {way} at {value:.1%} of the peak"
     return told
 
 
@@ -138,7 +159,8 @@ def run(
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     for name, ways, facts, counted, ours, phases, units in variants:
-        done[name] = _compare(_measure(ways, repeats, warm_ups), ours, counted)
+        seconds, first = _measure(ways, repeats, warm_ups)
+        done[name] = _compare(seconds, ours, counted) | {"first_seconds": first}
         print(f"{case}, {name}: {_summary(done[name])}", flush=True)
         for unit, count in units.items():
             medians = {way: value["median"] for way, value in done[name]["seconds"].items()}
@@ -154,6 +176,12 @@ def run(
             done[name]["phases"] = parts
             for phase, part in parts.items():
                 print(f"  {phase}: {_summary(part)}", flush=True)
-        done[name] |= {key: fact() if callable(fact) else fact for key, fact in facts.items()}
-        result = {"case": case} | environment() | {"repeats": repeats, "variants": done}
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        for key, fact in facts.items():
+            _write(path, case, repeats, done)  # what there is, in case a fact fails
+            done[name][key] = fact() if callable(fact) else fact
+        _write(path, case, repeats, done)
+
+
+def _write(path: pathlib.Path, case: str, repeats: int, done: dict[str, Any]) -> None:
+    result = {"case": case} | environment() | {"repeats": repeats, "variants": done}
+    path.write_text(json.dumps(result, indent=1) + "\n")

@@ -20,8 +20,9 @@ from mirg_jax.data.examples import read_examples
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.models.options import ModelOptions
 from mirg_jax.runs import devices
-from mirg_jax.runs.loading import Model, load_model, load_tokenizer
+from mirg_jax.runs.loading import Model, load_model
 from mirg_jax.runs.settings import Settings, read
+from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.scenes.scene_tasks import write_dataset

@@ -10,6 +10,9 @@ Cases:
 - area: Qwen2.5-VL's vision tower over images of increasing size;
 - slots: sampling in which the next prompt replaces one whose completions have ended;
 - growth: GRPO updates with increasing numbers of completions and images, with a plot;
+- sft_recipe, grpo_recipe: steps of --recipe with random weights, at its real size, on the devices
+  at hand; SFT against transformers (with PEFT for LoRA);
+- attention: the attention kernels of the devices at hand;
 - weights: loading, import and export of a 2B checkpoint, against transformers (25 GB of disk).
 
 Needs requirements-test.txt.
@@ -29,6 +32,9 @@ _REPEATS_OF = {
     "grpo_update": 3,
     "grpo_step": 3,
     "growth": 2,
+    "sft_recipe": 3,
+    "grpo_recipe": 1,
+    "attention": 9,
     "weights": 3,
 }
 
@@ -40,6 +46,11 @@ _CASE = flags.DEFINE_enum(
     required=True,
 )
 _MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder of the model.")
+_RECIPE = flags.DEFINE_string(
+    "recipe",
+    "qwen2_vl_2b,gpu_1",
+    "Recipe of sft_recipe and grpo_recipe: what follows configs/sft.py: and configs/grpo.py:.",
+)
 _REPEATS = flags.DEFINE_integer(
     "repeats",
     None,
@@ -55,9 +66,11 @@ _OUTPUT_DIR = flags.DEFINE_string(
 def main(_):
     try:
         from benchmarks import (
+            attention,
             growth,
             grpo_step,
             input_pipeline,
+            recipes,
             shared_prefix,
             side_by_side,
             slots,
@@ -69,7 +82,7 @@ def main(_):
         raise ConfigError(
             f"the references need {error.name}: pip install -r requirements-test.txt"
         ) from None
-    modules = small, input_pipeline, vision, shared_prefix, slots, grpo_step
+    modules = small, input_pipeline, vision, shared_prefix, slots, grpo_step, attention
     cases = {name: case for module in modules for name, case in module.CASES.items()}
     folder = cli.output_folder(_OUTPUT_DIR)
     repeats = _REPEATS.value or _REPEATS_OF.get(_CASE.value, 9)
@@ -78,6 +91,9 @@ def main(_):
         weights.run(repeats, path)
     elif _CASE.value == "growth":
         growth.run(_MODEL.value, repeats, path)
+    elif _CASE.value in recipes.CASES:
+        variants = recipes.CASES[_CASE.value](_RECIPE.value)
+        side_by_side.run(_CASE.value, variants, repeats, path, warm_ups=1)
     else:
         side_by_side.run(_CASE.value, cases[_CASE.value](_MODEL.value), repeats, path)
     print(path)

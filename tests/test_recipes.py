@@ -22,7 +22,7 @@ PLANNED_RECIPES = [(stage, argument) for stage in STAGES for argument in PLANNED
 def sound(config):
     """Whether a recipe can be run, as far as it can be told without a model."""
     settings = read(config)
-    assert settings.model.options("cpu").attention == "xla"
+    assert settings.model.attention == "auto"
     shapes = settings.data.shapes
     for sizes in (shapes.lengths, shapes.slots, shapes.patches):
         assert list(sizes) == sorted(sizes)

@@ -22,9 +22,10 @@ from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import DataError
 from mirg_jax.inference.answer import GroundedAnswer
+from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.options import ModelOptions
-from mirg_jax.runs import devices, loading
+from mirg_jax.runs import devices, engines, loading
 from mirg_jax.runs import settings as run_settings
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.settings import Settings
@@ -117,7 +118,7 @@ class Predictor:
           UserError: if the model can't be loaded or a setting is invalid.
         """
         mesh = devices.sampling_mesh(settings.devices, devices.start(settings.devices))
-        options = sampling_options(settings, mesh)
+        options = sampling_options(settings, loading.model_config(source), mesh)
         tokenizer = load_tokenizer(loading.model_folder(source))
         model = loading.load_model(source, mesh, options)
         return cls(
@@ -250,9 +251,13 @@ class Predictor:
             )
 
 
-def sampling_options(settings: Settings, mesh: Mesh) -> ModelOptions:
-    """Returns the model's options for inference: parameters are stored in the compute dtype."""
-    options = settings.model.options(mesh.devices.flat[0].platform)
+def sampling_options(settings: Settings, sizes: ModelConfig, mesh: Mesh) -> ModelOptions:
+    """Returns the model's options for inference: parameters are stored in the compute dtype.
+
+    Raises:
+      ConfigError: if the settings name an attention that the devices can't run.
+    """
+    options = engines.options(settings.model, sizes, mesh)
     compute = options.precision.compute
     return dataclasses.replace(options, precision=Precision(compute, compute))
 

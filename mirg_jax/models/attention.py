@@ -28,6 +28,7 @@ def attend(
     k_segments: Int[Array, "B G S"],
     *,
     causal: bool,
+    packed: bool = True,
     prefix_k: Float[Array, "B K P D"] | None = None,
     prefix_v: Float[Array, "B K P D"] | None = None,
     prefix_segments: Int[Array, "B P"] | None = None,
@@ -57,6 +58,8 @@ def attend(
       q_segments: segment IDs of the queries.
       k_segments: segment IDs of the keys.
       causal: whether a query is restricted to keys up to its own position.
+      packed: whether a branch may hold several segments. If not, its IDs are ones, then zeros
+        (padding), and the output of padding may be anything finite; kernels then need no mask.
       prefix_k: keys that all branches of a row share; None without a prefix.
       prefix_v: values of the prefix.
       prefix_segments: segment IDs of the prefix.
@@ -65,7 +68,7 @@ def attend(
     """
     if engine != "xla" and q.shape[4] > 1:
         prefix = prefix_k, prefix_v, prefix_segments
-        return _flash(engine, q, k, v, q_segments, k_segments, causal, prefix)
+        return _flash(engine, q, k, v, q_segments, k_segments, (causal, packed), prefix)
     T = q.shape[4]
     blocks = min(_MAX_BLOCKS, max(1, T // _MIN_BLOCK)) if causal else 1
     ends = [T * (i + 1) // blocks for i in range(blocks)]
@@ -169,29 +172,29 @@ def _softmax(
     return (out / total).astype(q.dtype)
 
 
-def _flash(engine, q, k, v, q_segments, k_segments, causal, prefix) -> Float[Array, "B K G R T D"]:
+def _flash(engine, q, k, v, q_segments, k_segments, kind, prefix) -> Float[Array, "B K G R T D"]:
     """Computes `attend` with a kernel of `flash.ENGINES`."""
     B, K, G, R, T, D = q.shape
     S = k.shape[2]
-
-    q_segments, k_segments = q_segments.reshape(B, G * T), k_segments.reshape(B, G * S)
     prefix_k, prefix_v, prefix_segments = prefix
-    if prefix_k is None and G > 1:
-        # Branches without a shared prefix (the images of a row) become separate rows.
-        def rows(x, *heads):
-            return jnp.moveaxis(x.reshape(B, *heads, G, -1, D), -3, 1).reshape(B * G, *heads, -1, D)
+    if G > 1 and (prefix_k is None or engine not in flash.SKIP_MASKED):
+        # Branches become rows, each with the prefix if there is one: a kernel that skips nothing
+        # would compute the scores between branches only to mask them.
+        def rows(x):
+            return x.reshape(B, K, G, S, D).swapaxes(1, 2).reshape(B * G, K, S, D)
 
-        split = rows(q.swapaxes(2, 3), K, R), rows(k, K), rows(v, K)
-        segments = q_segments.reshape(B * G, T), k_segments.reshape(B * G, S)
-        pattern = flash.Pattern(1, T, S, 0, causal)
-        out = _on_devices(engine, pattern, *split, *segments).reshape(B, G, K, R, T, D)
-        return out.transpose(0, 2, 1, 3, 4, 5)
+        queries = q.swapaxes(1, 2).reshape(B * G, K, 1, R, T, D)
+        segments = q_segments.reshape(B * G, 1, T), k_segments.reshape(B * G, 1, S)
+        repeated = [None if x is None else jnp.repeat(x, G, axis=0) for x in prefix]
+        out = _flash(engine, queries, rows(k), rows(v), *segments, kind, repeated)
+        return out.reshape(B, G, K, R, T, D).swapaxes(1, 2)
+    q_segments, k_segments = q_segments.reshape(B, G * T), k_segments.reshape(B, G * S)
     k, v = (x.reshape(B, K, G * S, D) for x in (k, v))
     if prefix_k is not None:
         k = jnp.concatenate([prefix_k.astype(k.dtype), k], axis=2)
         v = jnp.concatenate([prefix_v.astype(v.dtype), v], axis=2)
         k_segments = jnp.concatenate([prefix_segments, k_segments], axis=1)
-    pattern = flash.Pattern(G, T, S, k.shape[2] - G * S, causal)
+    pattern = flash.Pattern(G, T, S, k.shape[2] - G * S, *kind)
     q = q.transpose(0, 1, 3, 2, 4, 5).reshape(B, K, R, G * T, D)
     out = _on_devices(engine, pattern, q, k, v, q_segments, k_segments)
     return out.reshape(B, K, R, G, T, D).transpose(0, 1, 3, 2, 4, 5)

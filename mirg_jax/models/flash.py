@@ -5,11 +5,15 @@ and a static mask (`Pattern`). A query attends to the keys that the mask allows 
 segment ID.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float, Int
 
@@ -38,6 +42,8 @@ class Pattern(splash.Mask):
       keys: keys per branch.
       prefix: number of prefix keys, which come first.
       causal: whether own keys after the query are masked (then queries = keys).
+      packed: whether segments may be anything; otherwise they are ones, then zeros (padding), and
+        what padding attends to doesn't matter.
       padding: numbers of padding queries and padding keys at the end.
     """
 
@@ -46,6 +52,7 @@ class Pattern(splash.Mask):
     keys: int
     prefix: int
     causal: bool
+    packed: bool = True
     padding: tuple[int, int] = (0, 0)
 
     @property
@@ -132,7 +139,8 @@ def cudnn_attention(
 ) -> Float[Array, "B N T D"]:
     """Computes attention with cuDNN's fused kernel on GPU.
 
-    Pattern and segment IDs are passed as one dense boolean mask [B, T, S].
+    What causality and lengths say is told to the kernel by a flag and by lengths, so that it skips
+    those keys. The rest of pattern and segment IDs is one dense boolean mask [B, T, S].
 
     Args:
       q: queries.
@@ -143,12 +151,38 @@ def cudnn_attention(
       pattern: the static mask.
       implementation: of `jax.nn.dot_product_attention`; "xla" runs on any backend, for tests.
     """
-    rows, columns = (jnp.arange(size) for size in pattern.shape)
-    mask = pattern.seen(rows[:, None], columns[None, :])
-    mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
+    given = {"is_causal": False}
+    if pattern.branches == 1 and not pattern.prefix:
+        given["is_causal"] = pattern.causal
+    if pattern.packed or pattern.branches > 1 or pattern.prefix:
+        rows, columns = (jnp.arange(size) for size in pattern.shape)
+        mask = pattern.seen(rows[:, None], columns[None, :])
+        mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
+        given["mask"] = mask[:, None]
+    else:
+        # A row of padding alone counts as one token: a softmax over no keys is NaN.
+        for name, segments in (("query", q_segments), ("key_value", k_segments)):
+            lengths = jnp.maximum((segments > 0).sum(axis=1, dtype=jnp.int32), 1)
+            given[f"{name}_seq_lengths"] = lengths
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=implementation)
+    with _no_gradient_of_the_mask():
+        out = jax.nn.dot_product_attention(q, k, v, implementation=implementation, **given)
     return out.transpose(0, 2, 1, 3)
 
 
+@contextlib.contextmanager
+def _no_gradient_of_the_mask() -> Iterator[None]:
+    """Keeps cuDNN from computing the gradient of a mask, which JAX hands it as a bias.
+
+    JAX asks for it even where the mask is boolean: as many bytes as the scores of a head.
+    """
+    name = "should_export_dbias"
+    if not hasattr(cudnn, name):  # a later JAX, which may have stopped asking
+        yield
+        return
+    with mock.patch.object(cudnn, name, lambda *_: False):
+        yield
+
+
 ENGINES = {"splash": splash_attention, "cudnn": cudnn_attention}
+SKIP_MASKED = ("splash",)  # engines that skip blocks of scores that a pattern masks

@@ -179,11 +179,18 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T 3"],
         segments: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
-        """Computes hidden states of prompts, and the keys and values for their completions."""
+        """Computes hidden states of prompts, and the keys and values for their completions.
+
+        Args:
+          x: token embeddings.
+          positions: M-RoPE positions.
+          segments: 1 for a row's prompt, then 0 for padding.
+        """
         angles = self.angles(positions)[:, None]
 
         def attend_to(q, k, v):
-            out = self.attend(q, k, v, segments[:, None], segments[:, None], causal=True)
+            own = segments[:, None]  # a row is one prompt
+            out = self.attend(q, k, v, own, own, causal=True, packed=False)
             return out, (k, v)  # one branch: KG is K
 
         def body(layer, x, _):

@@ -78,7 +78,8 @@ class Block(nnx.Module):
         k, v = (t.reshape(t.shape[0], -1, *t.shape[-2:]) for t in (k, v))
         segments = places.images
         q = q[:, :, :, None]
-        return attend(q, k, v, segments, segments, causal=False, engine=self.attention)[:, :, :, 0]
+        out = attend(q, k, v, segments, segments, causal=False, packed=False, engine=self.attention)
+        return out[:, :, :, 0]
 
     def over_windows(self, q, k, v, places: Places) -> Float[Array, "B N S P D"]:
         """Computes attention of every patch to its window; q, k, v are [B, N, S, P, D]."""

@@ -17,7 +17,8 @@ from mirg_jax.data.images import PATCH_BYTES
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
 from mirg_jax.models.layers import Precision
-from mirg_jax.runs import checks
+from mirg_jax.models.options import ModelOptions
+from mirg_jax.runs import checks, engines
 from mirg_jax.runs.devices import sampling_mesh, training_mesh
 from mirg_jax.runs.loading import with_shardings
 from mirg_jax.runs.settings import Settings
@@ -99,7 +100,8 @@ class RunShapes(NamedTuple):
 def run_shapes(settings: Settings, mesh: jax.sharding.Mesh) -> RunShapes:
     """Returns the abstract arrays of a run on a mesh."""
     sizes = model_config(settings.model.path)
-    options = settings.model.options(mesh.devices.flat[0].platform)
+    engine = engines.choose(settings.model, sizes, mesh.devices.flat[0]).engine
+    options = ModelOptions(settings.model.precision, settings.model.remat, engine)
     graph, params = qwen2_vl.abstract(sizes, options)
     params = with_shardings(params, mesh)
     if settings.lora:

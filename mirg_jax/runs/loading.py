@@ -69,6 +69,21 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
     return hub.download(str(source))
 
 
+def model_config(source: str | pathlib.Path) -> ModelConfig:
+    """Returns a model's configuration.
+
+    Args:
+      source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
+
+    Raises:
+      CheckpointError: if there is no model, or its config.json can't be used.
+    """
+    folder = model_folder(source)
+    return (
+        ModelConfig.from_folder(folder) if run_folder.find_run(source) else hf.read_config(folder)
+    )
+
+
 def load_model(
     source: str | pathlib.Path,
     mesh: jax.sharding.Mesh,
@@ -85,7 +100,7 @@ def load_model(
       CheckpointError: if there is no model, or its tensors don't match its config.json.
     """
     folder, saved = model_folder(source), run_folder.find_run(source)
-    config = ModelConfig.from_folder(folder) if saved else hf.read_config(folder)
+    config = model_config(source)
     graph, state = abstract(config, options)
     state = with_shardings(state, mesh)
     if saved is None:

@@ -21,13 +21,9 @@ from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import ConfigError
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.lora import Lora
-from mirg_jax.models.options import ModelOptions
 from mirg_jax.runs import checks, run_folder
 
 Stage = Literal["sft", "grpo", "inference"]
-
-# The attention implementation chosen by `attention="auto"`, by platform.
-_ENGINE_OF = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +37,6 @@ class ModelSettings:
 
     def __post_init__(self):
         checks.model(self)
-
-    def options(self, platform: str) -> ModelOptions:
-        """Returns the model's options on a platform ("cpu", "tpu", "gpu"); resolves "auto"."""
-        engine = self.attention
-        if engine == "auto":
-            engine = _ENGINE_OF.get(platform, "xla")
-        return ModelOptions(self.precision, self.remat, engine)
 
 
 @dataclasses.dataclass(frozen=True)

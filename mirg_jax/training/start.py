@@ -22,7 +22,7 @@ from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.runs import adapters, checks, devices, loading, origin, run_folder
+from mirg_jax.runs import adapters, checks, devices, engines, loading, origin, run_folder
 from mirg_jax.runs.checkpoints import Checkpoints, write_model_folder
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
@@ -124,7 +124,7 @@ def start(
     for row in bad_rows:
         rejected.add(row, told=True)
 
-    options = settings.model.options(mesh.devices.flat[0].platform)
+    options = engines.options(settings.model, loading.model_config(source), mesh)
     tokenizer = load_tokenizer(loading.model_folder(source))
     model = loading.load_model(source, mesh, options)
     began = _check_origin(settings, workdir, source, model.params, mesh, resumes)

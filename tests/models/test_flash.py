@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from benchmarks import attention as measured
 from mirg_jax.models import attention, flash
 
 B, K, R, D = 1, 2, 2, 8
-# Branches, queries a branch, prefix, causal: packed rows, images, completions of a prompt.
-CASES = {"rows": (1, 40, 0, True), "images": (3, 36, 0, False), "completions": (3, 25, 30, True)}
+# Branches, queries a branch, prefix, causal, packed.
+CASES = {
+    "rows": (1, 40, 0, True, True),
+    "prompts": (1, 40, 0, True, False),
+    "images": (3, 36, 0, False, False),
+    "completions": (3, 25, 30, True, True),
+}
 
 
 @pytest.fixture(params=CASES)
 def case(request):
-    G, T, P, causal = CASES[request.param]
+    G, T, P, causal, packed = CASES[request.param]
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -37,7 +43,8 @@ def case(request):
     def attend(q, k, v, *shared, engine):
         names = ("prefix_k", "prefix_v")[: len(shared)]
         given = dict(zip(names, shared, strict=True)) | prefix
-        return attention.attend(q, k, v, *own, causal=causal, engine=engine, **given)
+        given |= {"causal": causal, "packed": packed, "engine": engine}
+        return attention.attend(q, k, v, *own, **given)
 
     arrays, prefix = jax.tree.map(jnp.asarray, (arrays, prefix))
     weights = normal(B, K, G, R, T, D) * (segments > 0)[:, None, :, None, :, None]
@@ -84,20 +91,42 @@ def test_the_pattern_is_what_its_docstring_draws():
     np.testing.assert_array_equal(pattern[2:4, 1:5], np.array(expected)[2:4, 1:5])
 
 
-def test_cudnn_takes_our_shapes(monkeypatch):
-    """Forward and backward lower to its calls for both towers' head sizes, without a card."""
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(28, 4, 128), (16, 16, 80)])
+def test_cudnn_takes_our_shapes(monkeypatch, heads, kv_heads, size, packed, branches):
+    """Forward and backward lower to its calls, without a card and without a mask's gradient."""
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+    length = 256 * branches
 
     def total(q, k, v, segments):
-        pattern = flash.Pattern(1, 256, 256, 0, True)
+        pattern = flash.Pattern(branches, 256, 256, 0, True, packed)
         return flash.cudnn_attention(q, k, v, segments, segments, pattern).sum()
 
-    for heads, kv_heads, size in ((28, 4, 128), (16, 16, 80)):
-        shapes = [jax.ShapeDtypeStruct((1, n, 256, size), jnp.bfloat16) for n in (heads, kv_heads)]
-        segments = jax.ShapeDtypeStruct((1, 256), jnp.int32)
-        function = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
-        traced = function.trace(shapes[0], shapes[1], shapes[1], segments)
-        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
-        assert "fmhaScaleBiasSoftmaxBackward" in lowered
+    q, k = (jax.ShapeDtypeStruct((1, n, length, size), jnp.bfloat16) for n in (heads, kv_heads))
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k, segments)
+    lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    (call,) = [line for line in lowered.splitlines() if "SoftmaxBackward" in line]
+    masked = packed or branches > 1
+    assert ("fmhaScaleBiasSoftmaxBackward" in call) == masked
+    assert ("CAUSAL" in call) == (branches == 1)
+    results = call.rpartition("->")[2]
+    assert f"1x1x{length}x{length}x" not in results
+
+
+@pytest.mark.parametrize("kind", measured.SIZES)
+def test_the_kernel_of_this_device_computes_the_same(kind):
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend())
+    if kernel is None:
+        pytest.skip("needs a GPU or TPU: JAX_PLATFORMS=cuda make test")
+    size = measured.SIZES[kind]
+    size = size._replace(tokens=256, prefix=min(size.prefix, 128))
+    found, expected = (
+        [*g(a)[1]] for g, a in (measured.gradients(size, e) for e in (kernel, "xla"))
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        ours, theirs = (np.asarray(x, np.float32) for x in (ours, theirs))
+        assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs)

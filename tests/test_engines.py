@@ -1,0 +1,107 @@
+"""Which attention a device gets, told by what it can do; and what happens if a kernel fails."""
+
+import contextlib
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mirg_jax.errors import ConfigError
+from mirg_jax.models import flash
+from mirg_jax.models.config import QWEN2_5_VL_7B, QWEN2_VL_2B, QWEN2_VL_7B
+from mirg_jax.models.layers import FLOAT32, Precision
+from mirg_jax.runs import engines
+from mirg_jax.runs.settings import ModelSettings
+
+BFLOAT16 = Precision(jnp.bfloat16, jnp.float32)
+
+
+def settings(precision, attention="auto"):
+    return ModelSettings("model", precision, "full", attention)
+
+
+def gpu(capability):
+    return SimpleNamespace(platform="gpu", compute_capability=capability)
+
+
+TPU, CPU = SimpleNamespace(platform="tpu"), SimpleNamespace(platform="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "engine", "reason"),
+    [
+        (gpu("9.0"), BFLOAT16, "cudnn", ""),
+        (gpu("8.0"), BFLOAT16, "cudnn", ""),
+        (gpu("7.5"), BFLOAT16, "xla", "this GPU has 7.5"),
+        (gpu("9.0"), FLOAT32, "xla", "not in float32"),
+        (gpu("gfx942"), BFLOAT16, "xla", "NVIDIA"),
+        (TPU, BFLOAT16, "splash", ""),
+        (TPU, FLOAT32, "splash", ""),
+        (CPU, BFLOAT16, "xla", ""),
+    ],
+)
+@pytest.mark.parametrize("sizes", [QWEN2_VL_2B, QWEN2_VL_7B, QWEN2_5_VL_7B])
+def test_a_device_gets_the_kernel_that_it_can_run(device, precision, engine, reason, sizes):
+    choice = engines.choose(settings(precision), sizes, device)
+    assert choice.engine == engine
+    assert reason in choice.reason
+    assert bool(choice.reason) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("attention", "device", "precision"),
+    [
+        ("cudnn", gpu("9.0"), FLOAT32),
+        ("cudnn", gpu("7.5"), BFLOAT16),
+        ("cudnn", CPU, BFLOAT16),
+        ("splash", gpu("9.0"), BFLOAT16),
+    ],
+)
+def test_an_attention_asked_for_by_name_is_refused_where_it_cannot_run(
+    attention, device, precision
+):
+    with pytest.raises(ConfigError, match=f"model.attention={attention}: .*; use auto or xla"):
+        engines.choose(settings(precision, attention), QWEN2_VL_7B, device)
+
+
+class Mesh:
+    """A mesh whose devices call themselves GPUs, though they are this machine's."""
+
+    local_devices = (gpu("9.0"),)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Tries kernels on the CPU, each time anew."""
+    monkeypatch.setattr(jax, "default_device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(engines, "_failure", engines._failure.__wrapped__)
+    precision = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
+def test_a_kernel_that_runs_is_used(on_a_gpu, monkeypatch, capsys):
+    function = functools.partial(flash.cudnn_attention, implementation="xla")
+    monkeypatch.setitem(flash.ENGINES, "cudnn", function)
+    assert engines.options(settings(BFLOAT16), QWEN2_VL_7B, Mesh()).attention == "cudnn"
+    assert capsys.readouterr().err == ""
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_kernel_that_fails_is_replaced_with_a_line(on_a_gpu, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("cuDNN is not detected.")
+
+    monkeypatch.setitem(flash.ENGINES, "cudnn", fail)
+    assert engines.options(settings(BFLOAT16), QWEN2_VL_7B, Mesh()).attention == "xla"
+    assert "cudnn failed (RuntimeError: cuDNN is not detected.)" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cuDNN is not detected"):
+        engines.options(settings(BFLOAT16, "cudnn"), QWEN2_VL_7B, Mesh())
+
+
+def test_float32_is_computed_as_float32_on_accelerators(on_a_gpu, capsys):
+    assert engines.options(settings(FLOAT32), QWEN2_VL_7B, Mesh()).attention == "xla"
+    assert "not in float32" in capsys.readouterr().err
+    assert jax.config.jax_default_matmul_precision == "float32"
