@@ -131,11 +131,11 @@ def _summary(found: dict[str, Any]) -> str:
 
 def environment() -> dict[str, Any]:
     """The command, machine and versions; call it once a case has set up its devices."""
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("--output_dir")]
+    names = "GLIBC_TUNABLES", "XLA_FLAGS", "XLA_PYTHON_CLIENT_PREALLOCATE"
     return {
-        "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
-        "environment": {
-            name: os.environ[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ
-        },
+        "command": f"python scripts/benchmark.py {' '.join(given)}",
+        "environment": {name: os.environ[name] for name in names if name in os.environ},
         "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} JAX devices, "
         f"{torch.get_num_threads()} torch threads, {platform.machine()}",
         "versions": {

@@ -41,7 +41,7 @@ def _common() -> ConfigDict:
                 # everything except projection outputs, "full" the whole layer.
                 "remat": "full",
                 # Attention implementation: "xla", "splash" or "cudnn"; "auto" is splash on TPU,
-                # cudnn on GPU and xla otherwise.
+                # cudnn on GPUs that can run it in this dtype, and xla otherwise.
                 "attention": "auto",
             },
             "data": {
