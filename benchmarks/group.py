@@ -15,8 +15,8 @@ from configs import grpo_tiny
 from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate_prompts
 from mirg_jax.data.images import PATCH_BYTES, ImagePatches
 from mirg_jax.data.prompts import Encoded, mrope_positions
+from mirg_jax.models import flops
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.planning import flops
 from mirg_jax.runs import devices
 from mirg_jax.runs.loading import Model, load_model
 from mirg_jax.runs.settings import Settings, read

@@ -18,7 +18,7 @@ from mirg_jax.rl import objective
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.runs.devices import training_mesh
 from mirg_jax.runs.settings import GrpoSettings, Settings
-from mirg_jax.sharding.memory import accumulating
+from mirg_jax.sharding.memory import Accumulator
 
 
 def last_logprobs(model, batch, length: int, **options):
@@ -57,7 +57,7 @@ def repeated_program(settings: Settings, devices: list, rows: int) -> programs.P
 
     options = {"graph": run.graph, "grpo": grpo, "chunk": settings.logprob_chunk}
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=run.layout.step)
-    gradients = accumulating(
+    gradients = Accumulator(
         jax.value_and_grad(functools.partial(repeated_loss, **options)),
         out_shardings=(run.layout.step, run.layout.params),
     )
@@ -74,7 +74,7 @@ def repeated_program(settings: Settings, devices: list, rows: int) -> programs.P
         "gradients": (run.params,) * (1 + several),
         "batch": given,
     }
-    return programs.Program("gradients", run.mesh, gradients, (*arguments, *given), parts)
+    return programs.Program("gradients", run.mesh, gradients.add, (*arguments, *given), parts)
 
 
 def shared_program(settings: Settings, devices: list, prompts: int) -> programs.Program:

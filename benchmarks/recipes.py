@@ -24,9 +24,8 @@ from configs import grpo as grpo_recipes
 from configs import sft as sft_recipes
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, collate_prompts
-from mirg_jax.models import qwen2_vl
+from mirg_jax.models import flops, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
-from mirg_jax.planning import flops
 from mirg_jax.planning.plans import measure
 from mirg_jax.planning.programs import programs
 from mirg_jax.runs import devices, engines
@@ -283,11 +282,10 @@ class _Grpo:
 
     def update(self, experiences: list[Experience]) -> dict[str, float]:
         """Accumulates the gradients and updates the policy; returns the step's statistics."""
-        total, recipe = None, self.recipe
-        for experience in experiences:
-            given = self.state.params, recipe.frozen, experience, self.totals, None
-            total = self._gradients(total, self.state.opt_state, *given)
-        (loss, statistics), grads = total
+        given = self.state.params, self.recipe.frozen
+        calls = [(*given, experience, self.totals, None) for experience in experiences]
+        summed = self._gradients.sum(self.state.opt_state, calls, len(calls))
+        (loss, statistics), grads = summed
         self.state, _ = self._apply(self.state, grads, loss)
         return jax.device_get(statistics) | {"loss": float(loss)}
 

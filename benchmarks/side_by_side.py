@@ -16,10 +16,7 @@ import jax
 import torch
 import transformers
 
-from mirg_jax.planning.machines import KINDS
-
-# What JAX calls a device, in part, and its name in planning/machines.py.
-_KINDS = {"H100": "h100", "H200": "h100", "v5 lite": "v5e", "v6 lite": "v6e", "TPU v5": "v5p"}
+from mirg_jax.runs import chips
 
 Work = dict[str, float]  # floating-point operations of each implementation, by formula
 
@@ -112,9 +109,8 @@ def _compare(seconds: dict[str, list[float]], ours: int, counted: Work) -> dict[
 
 def peak_flops() -> float | None:
     """The devices' bfloat16 operations a second by the vendor's figures; None if not known."""
-    kind = jax.devices()[0].device_kind
-    found = [KINDS[name].flops for part, name in _KINDS.items() if part in kind]
-    return found[0] * jax.device_count() if found else None
+    chip = chips.find(jax.devices()[0].device_kind)
+    return chip.flops * jax.device_count() if chip else None
 
 
 def _summary(found: dict[str, Any]) -> str:

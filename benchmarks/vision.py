@@ -20,9 +20,9 @@ from benchmarks.shared_prefix import temporary_bytes
 from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.data.batching import patch_positions
+from mirg_jax.models import flops
 from mirg_jax.models.config import QWEN2_5_VL_3B, VisionConfig
 from mirg_jax.models.vision import VisionTower
-from mirg_jax.planning import flops
 from mirg_jax.types import Images
 
 

@@ -57,7 +57,8 @@ def _common() -> ConfigDict:
                 # per row, patches per slot. The last of each is the upper limit; every combination
                 # that occurs is compiled once.
                 "shapes": {"lengths": (3072, 6144), "slots": (4, 8), "patches": (2048,)},
-                "threads": 2,  # CPU threads that load and preprocess examples
+                # CPU threads that load and preprocess examples; -1: one a core, 32 at most.
+                "threads": -1,
             },
             "prompt": {  # text around the question; open
                 "system": "You are a helpful assistant.",
@@ -91,8 +92,11 @@ def _common() -> ConfigDict:
                 "slots": 0,
             },
             "cpu_devices": 0,  # number of virtual CPU devices (tests, demo); 0: no change
-            # Steps between saves (0: save only at the end); number of saves kept (0: all).
-            "checkpoint": {"every": 100, "keep": 2},
+            # A save is due after so many steps or minutes (0: not counted; the last step is always
+            # saved); number of saves kept (0: all).
+            "checkpoint": {"every": 100, "minutes": 30.0, "keep": 2},
+            # The first and the last step of a trace, recorded in WORKDIR/profile; () for none.
+            "profile": (),
             "max_skipped": 5,  # stop after this many non-finite updates in a row; 0: never
             "evaluation": {
                 "batch_size": 16,  # prompts per batch

@@ -80,7 +80,7 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
 
     with jax.set_mesh(mesh):
         place = lambda tree: sharding.place_rows(tree, mesh)  # noqa: E731
-        gradients = sft.make_gradients(graph, layout, chunk=7)
+        gradients = sft.make_gradients(graph, layout, chunk=7).add
         found["sft_loss"], grads = gradients(
             None, None, params, frozen, place(packed), jnp.float32(100)
         )
@@ -90,7 +90,7 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
         experience = Experience(*place((text, images, rollout, advantages, reference)))
         totals = Totals(jnp.float32(24), jnp.float32(200))
         policy = PolicyOptions(graph, FORBIDDEN, settings.grpo, chunk=7)
-        gradients = grpo_programs.make_gradients(layout, policy)
+        gradients = grpo_programs.make_gradients(layout, policy).add
         (found["grpo_loss"], statistics), grads = gradients(
             None, None, params, frozen, experience, totals, None
         )

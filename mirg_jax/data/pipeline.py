@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -169,7 +170,7 @@ def batches(
       seed: random seed of the order.
       share: index of this share, which has every `shares`-th example of the global order.
       shares: number of shares.
-      threads: number of threads that prepare examples.
+      threads: number of threads that prepare examples; -1: those of `threads_of_this_machine`.
 
     Raises:
       DataError: if no example can be used.
@@ -194,8 +195,14 @@ def batches(
     dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
     dataset = dataset[share::shares] if shares > 1 else dataset
     dataset = dataset.map(load).filter(lambda pair: pair is not None)
+    threads = threads_of_this_machine() if threads < 0 else threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
     return iter(dataset.to_iter_dataset(options).batch(batch_size, batch_fn=list))
+
+
+def threads_of_this_machine() -> int:
+    """Returns how many threads read images here: one a core, but no more than 32."""
+    return min(os.cpu_count() or 1, 32)
 
 
 def positions(next_indices: Sequence[int]) -> dict:

@@ -23,6 +23,7 @@ _NOT_COMPARED = (
     "data.threads",
     "evaluation",
     "checkpoint",
+    "profile",
     "mesh",
     "sampling",
     "cpu_devices",

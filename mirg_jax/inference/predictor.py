@@ -18,7 +18,7 @@ from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_r
 from mirg_jax.data.examples import Example
 from mirg_jax.data.images import ImageRoot, Root, load_image, to_rgb
 from mirg_jax.data.json_rows import check_path
-from mirg_jax.data.pipeline import Preparer
+from mirg_jax.data.pipeline import Preparer, threads_of_this_machine
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import DataError
 from mirg_jax.inference.answer import GroundedAnswer
@@ -63,6 +63,7 @@ class Predictor:
         model: Model,
         tokenizer: Tokenizer,
         mesh: Mesh,
+        sampling_mesh: Mesh,
         preparer: Preparer,
         *,
         batch_size: int,
@@ -74,7 +75,9 @@ class Predictor:
         Args:
           model: the model.
           tokenizer: the model's tokenizer.
-          mesh: a mesh from `sharding.sampling_mesh`.
+          mesh: the mesh that prompts are divided over: the training mesh. A process holds its rows
+            alone, which isn't so of the sampling mesh where a group of devices spans processes.
+          sampling_mesh: the mesh that samples, from `sharding.sampling_mesh`.
           preparer: reads images and encodes prompts.
           batch_size: prompts per batch, rounded up to a number that can be sharded evenly.
           max_tokens: maximum length of a response in tokens.
@@ -83,16 +86,18 @@ class Predictor:
         """
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self._mesh, self._preparer = mesh, preparer
-        self._batch_size = sharding.whole_rows(batch_size, mesh)
+        self._batch_size = sharding.whole_rows(batch_size, mesh, sampling_mesh)
         config = SamplingConfig(
             max_tokens=max_tokens, temperature=temperature, stop_tokens=stop_ids(tokenizer)
         )
         forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
-        self._sample = with_resident(make_sampler(model.graph, mesh, forbidden, config))
+        self._sample = with_resident(make_sampler(model.graph, sampling_mesh, forbidden, config))
         self._keys = jax.jit(
             lambda numbers: sample_keys(jax.random.key(0), numbers, 1),
             out_shardings=sharding.by_rows(mesh),
         )
+        self._to_sampling_mesh = sharding.mover(sampling_mesh)
+        self._to_mesh = sharding.mover(mesh)
 
     @classmethod
     def open(
@@ -117,14 +122,16 @@ class Predictor:
         Raises:
           UserError: if the model can't be loaded or a setting is invalid.
         """
-        mesh = devices.sampling_mesh(settings.devices, devices.start(settings.devices))
+        mesh = devices.start(settings.devices)
+        sampling_mesh = devices.sampling_mesh(settings.devices, mesh)
         options = sampling_options(settings, loading.model_config(source), mesh)
         tokenizer = load_tokenizer(loading.model_folder(source))
-        model = loading.load_model(source, mesh, options)
+        model = loading.load_model(source, sampling_mesh, options)
         return cls(
             model,
             tokenizer,
             mesh,
+            sampling_mesh,
             settings.preparer(tokenizer, with_response=False, image_root=image_root),
             batch_size=settings.evaluation.batch_size,
             max_tokens=max_tokens or settings.evaluation.max_tokens,
@@ -208,7 +215,7 @@ class Predictor:
             except DataError as error:
                 return pair[0], str(error)
 
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(threads_of_this_machine()) as pool:
 
             def read_window(start: int) -> Iterator[tuple[int, Item | str]]:
                 return pool.map(read, numbered[start + share.index : start + span : share.count])
@@ -242,8 +249,10 @@ class Predictor:
             text, images, numbers = sharding.place_rows(
                 (batch.text, batch.images, numbers), self._mesh
             )
-            rollout = self._sample(resident, params, text, images, self._keys(numbers))
-            tokens, mask = map(sharding.local_rows, (rollout.tokens, rollout.mask))
+            prompts = self._to_sampling_mesh((text, images, self._keys(numbers)))
+            rollout = self._sample(resident, params, *prompts)
+            tokens, mask = self._to_mesh((rollout.tokens, rollout.mask))
+            tokens, mask = sharding.local_rows(tokens), sharding.local_rows(mask)
             texts = decode(self.tokenizer, tokens, mask)
             # Rows after the numbered ones are padding.
             yield from _of_all_processes(

@@ -7,31 +7,20 @@ import re
 from typing import NamedTuple
 
 from mirg_jax.errors import ConfigError
+from mirg_jax.runs.chips import CHIPS, Chip
 
 GIB = 2**30
 
 
-class Kind(NamedTuple):
-    """A kind of device, with the vendor's figures."""
-
-    platform: str
-    memory: float  # GiB available to programs
-    flops: float  # bf16 operations per second
-
-
-KINDS = {
-    "v5e": Kind("tpu", 15.75, 197e12),
-    "v5p": Kind("tpu", 95.74, 459e12),
-    "v6e": Kind("tpu", 31.25, 918e12),
-    "h100": Kind("cuda", 79.1, 989e12),
-}
+# Those that programs can be compiled for without one.
+KINDS = {name: CHIPS[name] for name in ("v5e", "v5p", "v6e", "h100")}
 
 
 class Machine(NamedTuple):
     """A machine: a TPU slice by its topology (`v5e:4x4`), or one node with GPUs (`h100:8`)."""
 
     name: str
-    kind: Kind
+    kind: Chip
     topology: str
 
     @classmethod

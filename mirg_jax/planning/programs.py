@@ -25,7 +25,7 @@ from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.train_state import init_state, split_trainable, state_shardings
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
-from mirg_jax.sharding.memory import with_resident
+from mirg_jax.sharding.memory import Accumulator, with_resident
 from mirg_jax.training import rollouts, sft
 from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals, make_gradients
 from mirg_jax.training.optimizer import make_apply, make_optimizer
@@ -119,12 +119,14 @@ def run_shapes(settings: Settings, mesh: jax.sharding.Mesh) -> RunShapes:
     return RunShapes(settings, sizes, graph, params, frozen, state, layout, optimizer, mesh)
 
 
-def _updates(run: RunShapes, gradients, outputs, arguments, resident: dict, micro_batches: int):
+def _updates(
+    run: RunShapes, gradients: Accumulator, outputs, arguments, resident: dict, micro_batches: int
+):
     """Yields the two programs that SFT and GRPO share: gradients, and the optimizer's update.
 
     Args:
       run: the abstract arrays of the run.
-      gradients: the jitted gradient function.
+      gradients: what accumulates the gradients.
       outputs: shapes of the loss and its statistics.
       arguments: shapes of the gradient function's arguments.
       resident: other arrays on the devices, by part.
@@ -137,7 +139,7 @@ def _updates(run: RunShapes, gradients, outputs, arguments, resident: dict, micr
     summed = {"gradients": (grads,) * min(micro_batches, 2)}  # the sum so far, and the new ones
     given = total, others, *arguments
     held = resident["batch"] if isinstance(resident["batch"], list) else [resident["batch"]]
-    yield Program("gradients", run.mesh, gradients, given, parts | summed, held[1:])
+    yield Program("gradients", run.mesh, gradients.add, given, parts | summed, held[1:])
     apply = make_apply(run.optimizer, run.layout)
     arguments = run.state, grads, _shape(run.mesh, (), np.float32)
     apart = run.frozen, list(resident.values())
@@ -282,11 +284,12 @@ def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
 
 def inference_programs(settings: Settings, devices: list) -> Iterator[Program]:
     """Yields the program of inference, as in `scripts/evaluate.py`."""
-    mesh = sampling_mesh(settings.devices, training_mesh(settings.devices, devices))
+    whole = training_mesh(settings.devices, devices)
+    mesh = sampling_mesh(settings.devices, whole)
     compute = settings.model.precision.compute
     model = dataclasses.replace(settings.model, precision=Precision(compute, compute))
     run = run_shapes(dataclasses.replace(settings, model=model), mesh)
-    rows = sharding.whole_rows(settings.evaluation.batch_size, mesh)
+    rows = sharding.whole_rows(settings.evaluation.batch_size, whole, mesh)
     sampling = SamplingConfig(max_tokens=settings.evaluation.max_tokens, stop_tokens=(0, 1))
     yield sampling_program(run, batch_shapes(settings.data.shapes, rows, mesh), sampling, {})
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from mirg_jax.runs import metrics, run_folder
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.settings import CheckpointSettings
 from mirg_jax.runs.train_state import TrainState
+from mirg_jax.sharding import processes
 from mirg_jax.weights import hf, orbax_files
 
 
@@ -104,7 +106,7 @@ class Checkpoints:
         *,
         force: bool = False,
         accuracy: float | None = None,
-    ) -> None:
+    ) -> bool:
         """Saves a checkpoint if one is due at this step, the step was evaluated, or `force` is set.
 
         It contains all parameters, including frozen ones (for a LoRA run, only the adapters), the
@@ -118,6 +120,9 @@ class Checkpoints:
           force: whether to save even if no checkpoint is due.
           accuracy: accuracy on held-out rows, if this step was evaluated.
 
+        Returns:
+          Whether it is saved.
+
         Raises:
           SaveError: if this checkpoint or the previous one can't be written.
         """
@@ -129,7 +134,7 @@ class Checkpoints:
             self._manager.check_for_errors()
             due = force or (self._every and step % self._every == 0)
             if self._manager.latest_step() == step or not due:
-                return
+                return False
             params = _saved(state.params, frozen)
             train = state._replace(params=None)._asdict()
             self._manager.save(
@@ -140,6 +145,23 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                 ),
                 force=True,  # whether a checkpoint is due is decided above
+            )
+            return True
+
+    def check_room(self, state: TrainState, frozen: nnx.State) -> None:
+        """Checks that a checkpoint finds room, before any step is taken.
+
+        Raises:
+          SaveError: in all processes, if a checkpoint takes more than is free on the first one's
+            disk.
+        """
+        arrays = jax.tree.leaves((_saved(state.params, frozen), state.opt_state))
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
+        free = shutil.disk_usage(self._folder).free
+        if processes.gather(free < needed)[0]:
+            raise SaveError(
+                f"{self._folder}: a checkpoint takes {needed / 1e9:.3g} GB, and there are "
+                f"{free / 1e9:.3g} GB free; make room, or give another --workdir"
             )
 
     def restore(self, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State, dict]:

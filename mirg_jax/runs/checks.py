@@ -70,7 +70,7 @@ def data(settings: "s.DataSettings") -> None:
     for name in ("lengths", "slots", "patches"):
         ascending(f"data.shapes.{name}", getattr(settings.shapes, name))
     at_least(1, {"data.min_pixels": settings.min_pixels})
-    at_least(0, {"data.threads": settings.threads})
+    at_least(-1, {"data.threads": settings.threads})
     if settings.max_pixels < settings.min_pixels:
         raise ConfigError(
             f"data.max_pixels={settings.max_pixels} is below data.min_pixels={settings.min_pixels}"
@@ -116,7 +116,8 @@ def devices(settings: "s.DeviceSettings") -> None:
 
 def checkpoint(settings: "s.CheckpointSettings") -> None:
     """Checks how often checkpoints are saved, and how many are kept."""
-    at_least(0, {"checkpoint.every": settings.every, "checkpoint.keep": settings.keep})
+    names = ("every", "keep", "minutes")
+    at_least(0, {f"checkpoint.{name}": getattr(settings, name) for name in names})
 
 
 def evaluation(settings: "s.EvaluationSettings") -> None:
@@ -163,6 +164,10 @@ def whole(settings: "s.Settings") -> None:
     prompt(settings.prompt)
     for name in settings.freeze:
         one_of("freeze", name, MODULES)
+    if settings.profile:
+        ascending("profile", settings.profile)
+        if len(settings.profile) != 2:
+            raise ConfigError(f"profile={settings.profile}: give the first and the last step")
     if settings.stage == "inference":
         return
     at_least(1, {name: getattr(settings, name) for name in ("batch_size",)})

@@ -83,22 +83,36 @@ class Metrics:
         yield
         self._seconds[name] += time.perf_counter() - start
 
-    def write(self, step: int, scalars: Scalars, shown: tuple[str, ...]) -> None:
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """The seconds of the current step so far, by phase."""
+        return self._seconds
+
+    def write(
+        self,
+        step: int,
+        scalars: Scalars,
+        shown: tuple[str, ...],
+        speed: Mapping[str, float] | None = None,
+    ) -> None:
         """Writes the scalars of a step.
 
         Args:
           step: number of steps taken.
           scalars: values by name; non-finite ones are written as null.
           shown: names of the scalars shown by the progress bar.
+          speed: how fast the step was; unlike `scalars`, it differs when the run is repeated.
         """
         if not self._writes:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
         row = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
         seconds = {name: round(value, 4) for name, value in self._seconds.items()}
-        self._unwritten.append({"step": step, **row, "seconds": seconds})
+        speed = {name: float(f"{value:.4g}") for name, value in (speed or {}).items()}
+        self._unwritten.append({"step": step, **row, "speed": speed, "seconds": seconds})
         self._write_rows()
         by_phase = {f"seconds/{name}": value for name, value in seconds.items()}
+        by_phase |= {f"speed/{name}": value for name, value in speed.items()}
         if self._board:
             self._spare(self._board.add, step, scalars | by_phase)
         self._bar.set_postfix({name: f"{scalars[name]:.3g}" for name in shown}, refresh=False)

@@ -99,13 +99,14 @@ class DeviceSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """Steps between checkpoints (0: none before the end), and how many of the latest are kept.
+    """Steps and minutes between checkpoints (0: not counted), and how many of the latest are kept.
 
     With keep=0 all are kept.
     """
 
     every: int
     keep: int
+    minutes: float = 0  # runs made before have none
 
     def __post_init__(self):
         checks.checkpoint(self)
@@ -186,6 +187,7 @@ class Settings:
     evaluation: EvaluationSettings
     grpo: GrpoSettings | None
     text: str
+    profile: tuple[int, ...] = ()  # the first and the last step that are traced
 
     def __post_init__(self):
         checks.whole(self)
@@ -285,6 +287,7 @@ def read(config: ConfigDict) -> Settings:
         evaluation=EvaluationSettings(**config.evaluation),
         grpo=_grpo(config) if stage == "grpo" else None,
         text=config.to_json_best_effort(indent=1),
+        profile=tuple(config.get("profile", ())),
     )
 
 

@@ -5,7 +5,8 @@ allocated while the program runs, such as the optimizer's moments. These are the
 unused arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +25,47 @@ def with_resident(function: Callable, **options) -> Callable:
     return jax.jit(lambda resident, *arguments: function(*arguments), keep_unused=True, **options)
 
 
-def accumulating(function: Callable, **options) -> Callable:
-    """Jits `function` so that its result is added to a total: `run(total, resident, *arguments)`.
+class Accumulator:
+    """A jitted function whose result is added to a total: `add(total, resident, *arguments)`.
+
+    `total` is the sum so far, which is donated, or None for a sum of one; `resident` is as in
+    `with_resident`.
 
     Args:
       function: function of `arguments` only.
       **options: options of `jax.jit`.
-
-    Returns:
-      The jitted function. `total` is the sum so far, which is donated, or None to start a new sum;
-      `resident` is as in `with_resident`.
     """
 
-    def run(total, resident, *arguments):
-        part = function(*arguments)
-        return part if total is None else jax.tree.map(jnp.add, total, part)
+    def __init__(self, function: Callable, **options):
+        def run(total, resident, *arguments):
+            part = function(*arguments)
+            return part if total is None else jax.tree.map(jnp.add, total, part)
 
-    return jax.jit(run, donate_argnums=0, keep_unused=True, **options)
+        self.add = jax.jit(run, donate_argnums=0, keep_unused=True, **options)
+        self._zeros: Callable[[], Any] | None = None
+
+    def sum(self, resident: Any, calls: Iterable[tuple], count: int) -> Any:
+        """Returns the sum of the function over several arguments.
+
+        A sum of several begins with zeros, so that no other program is compiled for the first.
+
+        Args:
+          resident: as above.
+          calls: the arguments of each call; each is taken when it is needed.
+          count: their number.
+        """
+        total = None
+        for number, arguments in enumerate(calls):
+            if number == 0 and count > 1:
+                total = self._empty(resident, arguments)
+            total = self.add(total, resident, *arguments)
+        return total
+
+    def _empty(self, resident: Any, arguments: tuple) -> Any:
+        if self._zeros is None:
+            shapes = self.add.eval_shape(None, resident, *arguments)
+            self._zeros = jax.jit(
+                lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes),
+                out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes),
+            )
+        return self._zeros()

@@ -1,6 +1,7 @@
 """Runs with several processes: initialisation, exchange of values, and signals to stop."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -31,11 +32,11 @@ def start() -> None:
     """
     if jax.distributed.is_initialized() or (where := _environment(os.environ)) is None:
         return
+    if where.get("cluster_detection_method") == "gcetpu" and not _in_a_slice():
+        return
     try:
         jax.distributed.initialize(**where)
     except (RuntimeError, ValueError, OSError) as error:
-        if where.get("cluster_detection_method") == "gcetpu":
-            return  # no metadata about a slice: a single machine
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"the processes of this run did not find each other ({reason}); start all of them, "
@@ -80,6 +81,20 @@ def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
     if "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env and not hosts:
         return {"cluster_detection_method": "gcetpu"}
     return None
+
+
+@functools.cache
+def _in_a_slice() -> bool:
+    """Returns whether Google's metadata know of a TPU slice that this host belongs to.
+
+    Colab's and Kaggle's hosts have TPU chips and no such metadata; JAX would wait for minutes.
+    """
+    try:
+        from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+        return GceTpuCluster.is_env_present()
+    except (ImportError, RuntimeError, OSError):
+        return False
 
 
 def is_first() -> bool:

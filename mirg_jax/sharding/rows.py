@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,9 +25,18 @@ def row_parts(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
-def whole_rows(count: int, mesh: Mesh) -> int:
-    """Rounds `count` up to the next number of rows that can be sharded evenly."""
-    return -(-count // row_parts(mesh)) * row_parts(mesh)
+def whole_rows(count: int, *meshes: Mesh) -> int:
+    """Rounds `count` up to the next number of rows that can be sharded evenly on all meshes."""
+    parts = math.lcm(*map(row_parts, meshes))
+    return -(-count // parts) * parts
+
+
+def mover(mesh: Mesh) -> Callable[[Any], Any]:
+    """Returns the jitted function that shards rows on `mesh`, from a mesh of the same devices.
+
+    `device_put` can't do this for arrays that other processes hold parts of.
+    """
+    return jax.jit(lambda batch: batch, out_shardings=by_rows(mesh))
 
 
 class Share(NamedTuple):

@@ -36,6 +36,7 @@ from mirg_jax.training.grpo_programs import (
 from mirg_jax.training.loop import Loop, Outcome, StepBatches
 from mirg_jax.training.optimizer import make_apply
 from mirg_jax.training.rollouts import Rollouts
+from mirg_jax.training.speed import grpo_operations
 from mirg_jax.training.start import TrainingRun, claimed, start
 from mirg_jax.types import Rollout, Scalars
 
@@ -183,12 +184,10 @@ class Trainer:
             totals = sharding.place_everywhere(totals, self.mesh)
             first = None
             for _ in range(self.grpo.updates):
-                total = None
-                for experience in sampled.experiences:
-                    given = state.params, self.run.frozen, experience, totals
-                    resident = state.opt_state, self.copies
-                    total = self._gradients(total, resident, *given, self._reference_head)
-                (loss, statistics), grads = total
+                given = state.params, self.run.frozen
+                calls = [(*given, e, totals, self._reference_head) for e in sampled.experiences]
+                resident = state.opt_state, self.copies
+                (loss, statistics), grads = self._gradients.sum(resident, calls, len(calls))
                 state, norm = self._apply(state, grads, loss)
                 first = first or statistics  # later updates are off-policy by design
             return state, Outcome.fetch(loss, norm, state), jax.device_get(first)
@@ -247,6 +246,16 @@ def train(settings: Settings, workdir: pathlib.Path) -> None:
                 state, outcome, statistics = trainer.update(loop, state, sampled)
             trainer.log_groups(batches.step, sampled)
             scalars = scalars_of(sampled, statistics, settings.grpo.max_tokens)
-            state = loop.end_step(state, outcome, scalars, shown=("reward", "kl"))
+            prompt = batches.tokens / len(sampled.lengths)
+            state = loop.end_step(
+                state,
+                outcome,
+                scalars,
+                shown=("reward", "kl"),
+                tokens=batches.tokens + int(sampled.lengths.sum()),
+                operations=grpo_operations(
+                    settings, run.model, batches.forward, prompt, sampled.lengths
+                ),
+            )
 
         loop.finish(state)

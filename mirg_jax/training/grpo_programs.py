@@ -18,7 +18,7 @@ from mirg_jax.rl.logprobs import exact_kl, token_logprobs
 from mirg_jax.rl.rewards import Answers, Targets
 from mirg_jax.runs.settings import GrpoSettings
 from mirg_jax.runs.train_state import TrainState
-from mirg_jax.sharding.memory import accumulating
+from mirg_jax.sharding.memory import Accumulator
 from mirg_jax.types import Images, Rollout, Text
 
 # Reference values for the KL penalty: log-probabilities of tokens, or hidden states for exact KL.
@@ -127,17 +127,14 @@ def loss(
     }
 
 
-def make_gradients(layout: TrainState, options: PolicyOptions) -> Callable:
-    """Creates the function that accumulates `loss`, statistics and gradients over micro-batches.
+def make_gradients(layout: TrainState, options: PolicyOptions) -> Accumulator:
+    """Creates what accumulates `loss`, statistics and gradients over micro-batches.
 
     Args:
       layout: shardings of the training state; gradients are sharded like the parameters.
       options: how log-probabilities are computed.
-
-    Returns:
-      A jitted function with the arguments of `sharding.memory.accumulating`.
     """
-    return accumulating(
+    return Accumulator(
         jax.value_and_grad(functools.partial(loss, options=options), has_aux=True),
         out_shardings=((layout.step, layout.step), layout.params),
     )

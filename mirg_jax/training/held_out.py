@@ -56,6 +56,7 @@ class HeldOut:
         self._predictor = Predictor(
             Model(run.model, run.graph, None, run.workdir),
             run.tokenizer,
+            run.mesh,
             run.sampling_mesh,
             run.settings.preparer(
                 run.tokenizer, with_response=False, image_root=settings.image_root

@@ -7,6 +7,7 @@ step, on SIGTERM or SIGINT, after too many non-finite updates, or when metrics c
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +20,14 @@ from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.pipeline import positions
 from mirg_jax.errors import SaveError, UserError
 from mirg_jax.files.streams import say
+from mirg_jax.models import flops
+from mirg_jax.models.flops import Forward
 from mirg_jax.runs.metrics import Metrics
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sharding import processes
 from mirg_jax.training.held_out import HeldOut
 from mirg_jax.training.optimizer import make_schedule
+from mirg_jax.training.speed import Profile, Speed
 from mirg_jax.training.start import TrainingRun
 from mirg_jax.types import Scalars
 
@@ -46,6 +50,7 @@ class StepBatches(NamedTuple):
     labels: int  # number of label tokens of all processes
     tokens: int  # number of tokens of all processes
     cells: int  # number of tokens of all processes, including padding
+    forward: Forward  # operations of the forward passes over the examples of all processes
 
 
 class Outcome(NamedTuple):
@@ -88,10 +93,13 @@ class Loop:
             settings.optimizer, settings.num_steps * settings.updates_per_step
         )
         self._held_out = HeldOut(run, resident)
+        self._speed = Speed(settings, warns=run.is_first)
+        self._profile = Profile(settings.profile, run.workdir)
         self._signals = processes.Signals()
         self._signal = 0  # signal received by any process; 0: none
         self._problem = ""  # why metrics can't be written
         self._step = run.first_step
+        self._saved_at, self._overdue = time.monotonic(), False
         self._read = self._positions = positions([0] * run.share.count)
         self._bad_in_a_row = 0
 
@@ -113,7 +121,9 @@ class Loop:
                 if self._signal or self._problem:
                     return
                 self._begin()
+                self._profile.before(step)
                 yield batches
+                self._profile.after(step)
 
     def _begin(self) -> None:
         """Writes what describes the run, and opens its logs, when the first step can be taken."""
@@ -148,6 +158,7 @@ class Loop:
             labels=sum(message["labels"] for message in messages),
             tokens=sum(message["tokens"] for message in messages),
             cells=sum(row_count * len(messages) * length for length, _, _ in agreed),
+            forward=Forward(*map(sum, zip(*[m["forward"] for m in messages], strict=True))),
         )
 
     def _exchange(self, items: Sequence[Item], wanted: Sequence[Any]) -> list[dict[str, Any]]:
@@ -164,6 +175,8 @@ class Loop:
           One message for each share of the data.
         """
         run = self._run
+        minutes = (time.monotonic() - self._saved_at) / 60
+        patches = [len(image.patches) for item in items for image in item.images]
         messages = processes.gather(
             {
                 "sizes": wanted,
@@ -172,7 +185,11 @@ class Loop:
                 "share": run.share.index,
                 "next": run.data.get_state()["next_index"],
                 "rejected": run.rejected.take(),
+                "overdue": 0 < run.settings.checkpoint.minutes <= minutes,
                 "tokens": sum(len(item.encoded.tokens) for item in items),
+                "forward": flops.forward(
+                    run.model, [len(item.encoded.tokens) for item in items], patches
+                ),
                 "labels": sum(len(i.encoded.tokens) - i.encoded.prompt_length for i in items),
             }
         )
@@ -181,6 +198,7 @@ class Loop:
                 run.rejected.add(Rejected(**row), told=True)
         self._signal = max(message["signal"] for message in messages)
         self._problem = max(message["problem"] for message in messages)
+        self._overdue = messages[0]["overdue"]
         by_share = {message["share"]: message for message in messages}
         messages = [by_share[index] for index in range(run.share.count)]
         self._read = positions([message["next"] for message in messages])
@@ -192,6 +210,9 @@ class Loop:
         outcome: Outcome,
         scalars: Scalars,
         shown: tuple[str, ...],
+        *,
+        tokens: float,
+        operations: float,
     ) -> TrainState:
         """Ends a step: evaluates if due, writes the metrics, and saves a checkpoint if due.
 
@@ -202,6 +223,8 @@ class Loop:
           outcome: results of the update.
           scalars: the stage's own metrics.
           shown: names of the metrics shown by the progress bar.
+          tokens: tokens that the step processed or sampled, of all processes.
+          operations: the step's operations by formula.
 
         Returns:
           The state with its step counter increased.
@@ -229,10 +252,15 @@ class Loop:
                 **scores,
             },
             shown,
+            self._speed.measure(self._metrics.seconds, tokens, operations),
         )
+        self._speed.check_logprobs(float(scalars.get("logprob_diff", 0.0)))
         with self.phase("checkpoint"):  # its time is counted for the next step
             accuracy = scores.get("eval_acc")
-            run.checkpoints.save(state, run.frozen, self._positions, accuracy=accuracy)
+            if run.checkpoints.save(
+                state, run.frozen, self._positions, force=self._overdue, accuracy=accuracy
+            ):
+                self._saved_at = time.monotonic()
         return state
 
     def finish(self, state: TrainState) -> None:
@@ -250,6 +278,7 @@ class Loop:
                 checkpoints.save(state, self._run.frozen, self._positions, force=True)
             checkpoints.close()
             self._metrics.close()
+            self._profile.close()
             mine = {"signal": self._signals.received, "problem": self._metrics.problem}
             found = processes.gather(mine)
         number = max(each["signal"] for each in found)

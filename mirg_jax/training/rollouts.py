@@ -86,11 +86,8 @@ class Rollouts:
             run.sampling_mesh,
         )
         rows, replicated = sharding.by_rows(run.mesh), sharding.replicated(run.mesh)
-        # Identity functions that move arrays between the meshes; `device_put` can't do this for
-        # arrays that other processes hold parts of.
-        sampling_rows = sharding.by_rows(run.sampling_mesh)
-        self._to_sampling_mesh = jax.jit(lambda x: x, out_shardings=sampling_rows)
-        self._to_training_mesh = jax.jit(lambda x: x, out_shardings=rows)
+        self._to_sampling_mesh = sharding.mover(run.sampling_mesh)
+        self._to_training_mesh = sharding.mover(run.mesh)
         self._see = None
         if settings.tower_is_frozen:
             self._see = jax.jit(functools.partial(see, graph=run.graph), out_shardings=rows)

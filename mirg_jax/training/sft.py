@@ -15,9 +15,10 @@ from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.train_state import TrainState
-from mirg_jax.sharding.memory import accumulating
+from mirg_jax.sharding.memory import Accumulator
 from mirg_jax.training.loop import Loop, Outcome
 from mirg_jax.training.optimizer import make_apply
+from mirg_jax.training.speed import sft_operations
 from mirg_jax.training.start import claimed, start
 
 
@@ -61,18 +62,15 @@ def micro_batches(items: Sequence[Item], shapes: Shapes, rows: int) -> list[Pack
     return [collate(items, part, shapes) for part in divide(items, shapes, rows)]
 
 
-def make_gradients(graph: nnx.GraphDef, layout: TrainState, chunk: int) -> Callable:
-    """Creates the function that accumulates `loss` and gradients over micro-batches.
+def make_gradients(graph: nnx.GraphDef, layout: TrainState, chunk: int) -> Accumulator:
+    """Creates what accumulates `loss` and gradients over micro-batches.
 
     Args:
       graph: the model's graph.
       layout: shardings of the training state; gradients are sharded like the parameters.
       chunk: tokens of each row whose logits are in memory at a time.
-
-    Returns:
-      A jitted function with the arguments of `sharding.memory.accumulating`.
     """
-    return accumulating(
+    return Accumulator(
         jax.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk)),
         out_shardings=(layout.step, layout.params),
     )
@@ -109,11 +107,10 @@ def make_step(
     ) -> tuple[TrainState, Outcome]:
         with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
             count = sharding.place_everywhere(np.float32(labels), mesh)
-            total = None
-            for batch in batches:
-                placed = sharding.place_rows(batch, mesh)
-                total = gradients(total, state.opt_state, state.params, frozen, placed, count)
-            step_loss, grads = total
+            calls = (
+                (state.params, frozen, sharding.place_rows(batch, mesh), count) for batch in batches
+            )
+            step_loss, grads = gradients.sum(state.opt_state, calls, len(batches))
             state, norm = apply(state, grads, step_loss)
             return state, Outcome.fetch(step_loss, norm, state)
 
@@ -147,6 +144,13 @@ def train(settings: Settings, workdir: pathlib.Path) -> None:
                 "tokens": batches.tokens,
                 "padding_fraction": 1 - batches.tokens / batches.cells,
             }
-            state = loop.end_step(state, outcome, scalars, shown=("loss", "learning_rate"))
+            state = loop.end_step(
+                state,
+                outcome,
+                scalars,
+                shown=("loss", "learning_rate"),
+                tokens=batches.tokens,
+                operations=sft_operations(settings, batches.forward),
+            )
 
         loop.finish(state)

@@ -137,6 +137,7 @@ def start(
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
     data = _open_data(settings, kept, preparer, rejected, share)
     checkpoints = Checkpoints(workdir, settings.checkpoint)
+    checkpoints.check_room(state, frozen)
     first_step = checkpoints.latest() or 0
     if first_step:
         state, frozen, data_state = checkpoints.restore(state, frozen)

@@ -8,10 +8,9 @@ import torch
 from transformers.vision_utils import get_vision_window_index
 
 from mirg_jax.data.batching import patch_positions
-from mirg_jax.models import windows
+from mirg_jax.models import flops, windows
 from mirg_jax.models.attention import attend
 from mirg_jax.models.config import QWEN2_5_VL_7B
-from mirg_jax.planning import flops
 
 
 def slots(rng, count: int, most: int, room: int) -> tuple[list[tuple[int, int]], np.ndarray]:

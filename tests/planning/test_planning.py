@@ -14,9 +14,9 @@ from jax.extend.core import jaxprs_in_params
 from benchmarks import planned_prefix
 from configs import grpo_tiny, sft_tiny
 from mirg_jax.errors import ConfigError
-from mirg_jax.models import qwen2_vl, windows
+from mirg_jax.models import flops, qwen2_vl, windows
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from mirg_jax.planning import flops, machines, plans, programs
+from mirg_jax.planning import machines, plans, programs
 from mirg_jax.runs.settings import read
 from mirg_jax.types import Images, Text
 

@@ -144,6 +144,66 @@ def test_four_processes_go_on_where_two_stopped(kind, tiny_model, scenes, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_devices_of_a_slice_in_rings(kind, count, tiny_model, scenes, tmp_path):
+    """The groups of devices that sample together lie across processes, as on a v5e-16."""
+    held_out = {
+        "evaluation__every": 1,
+        "evaluation__benchmark": scenes / "eval.json",
+        "evaluation__image_root": scenes,
+        "evaluation__batch_size": 4,
+        "evaluation__max_tokens": 8,
+        "prompts_per_micro_batch" if kind == "grpo" else "rows_per_micro_batch": 8,
+    }
+    many = {"cpu_devices": 8 // count, "sampling__tensor": 2}
+    for name, processes_, changes in (("one", 1, {}), ("many", count, many)):
+        flags = together.recipe(kind, tiny_model, scenes, num_steps=2, **held_out, **changes)
+        workdir = f"--workdir={tmp_path / name}"
+        together.run(f"train_{kind}", *flags, workdir, count=processes_, rings=processes_ > 1)
+    same_numbers(tmp_path / "many", together.scalars(tmp_path / "one"))
+
+    for name, processes_, changes in (("one", 1, {"cpu_devices": 1}), ("many", count, many)):
+        flags = {"evaluation.batch_size": 8, "evaluation.max_tokens": 8}
+        flags |= {key.replace("__", "."): value for key, value in changes.items()}
+        together.run(
+            "evaluate",
+            "--config=configs/grpo_tiny.py",
+            f"--checkpoint={tmp_path}/one",
+            f"--benchmark={scenes}/eval.json",
+            f"--image_root={scenes}",
+            f"--output_dir={tmp_path}/answers_{name}",
+            *[f"--config.{key}={value}" for key, value in flags.items()],
+            count=processes_,
+            rings=processes_ > 1,
+        )
+    one, many = (
+        sorted((tmp_path / f"answers_{name}/predictions.jsonl").read_text().splitlines())
+        for name in ("one", "many")
+    )
+    assert one == many and len(one) == 20
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(False, []), (True, ["gcetpu"])])
+def test_a_slice_is_asked_for_once(answer, expected, monkeypatch):
+    """Colab's hosts have chips and no slice: nothing is waited for."""
+    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+    asked, started = [], []
+    monkeypatch.setattr(GceTpuCluster, "is_env_present", lambda: asked.append(1) or answer)
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda **where: started.append(where.popitem()[1])
+    )
+    monkeypatch.setattr(processes, "os", SimpleNamespace(environ={"TPU_ML_PLATFORM": "JAX"}))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    processes._in_a_slice.cache_clear()
+    processes.start()
+    processes.start()
+    processes._in_a_slice.cache_clear()
+    assert asked == [1] and started == expected * 2
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all(tiny_model, scenes, tmp_path):
     flags = together.recipe("sft", tiny_model, scenes, num_steps=500)
     started = together.launch("train_sft", *flags, f"--workdir={tmp_path}", count=2)

@@ -31,7 +31,7 @@ VALUES = {
     "optimizer.warmup_ratio=2.0": "optimizer.warmup_ratio=2 must be from 0 to 1",
     "data.shapes.lengths=(156, 124)": "data.shapes.lengths=(156, 124): give sizes",
     "data.max_pixels=9": "data.max_pixels=9 is below data.min_pixels=3136",
-    "data.threads=-1": "data.threads=-1 must be 0 or more",
+    "data.threads=-2": "data.threads=-2 must be -1 or more",
     "mesh.fsdp=0": "mesh.fsdp=0 must be 1 or more",
     "freeze=('vision',)": "freeze='vision' is none of visual, embed_tokens, decoder, lm_head",
     "evaluation.max_tokens=0": "evaluation.max_tokens=0 must be 1 or more",

@@ -66,9 +66,17 @@ def environment() -> dict[str, str]:
 
 
 def launch(
-    script: str, *flags: object, count: int = 1, last: Sequence[object] = ()
+    script: str,
+    *flags: object,
+    count: int = 1,
+    last: Sequence[object] = (),
+    rings: bool = False,
 ) -> list[subprocess.Popen]:
-    """Starts a binary in `count` processes that find each other; `last` is for the last alone."""
+    """Starts a binary in `count` processes that find each other; `last` is for the last alone.
+
+    With `rings`, devices that are neighbours in a mesh lie in different processes.
+    """
+    wrapper = [pathlib.Path(__file__).parent / "rings.py"] if rings else []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +90,7 @@ def launch(
         own = [*flags, *last] if index == count - 1 else flags
         processes.append(
             subprocess.Popen(
-                [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *map(str, own)],
+                [sys.executable, *wrapper, REPOSITORY / f"scripts/{script}.py", *map(str, own)],
                 env=environment() | (where if count > 1 else {}),
                 cwd=REPOSITORY,
                 stdout=subprocess.PIPE,
@@ -109,14 +117,14 @@ def finish(processes: list[subprocess.Popen], timeout: float = 900) -> list[tupl
     return ends
 
 
-def run(script: str, *flags: object, count: int = 1) -> None:
-    for status, said in finish(launch(script, *flags, count=count)):
+def run(script: str, *flags: object, count: int = 1, rings: bool = False) -> None:
+    for status, said in finish(launch(script, *flags, count=count, rings=rings)):
         assert status == 0, said
 
 
 def scalars(workdir: pathlib.Path) -> list[dict]:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "speed")} for row in rows]
 
 
 def groups(workdir: pathlib.Path) -> dict[tuple[int, str], list[str]]:

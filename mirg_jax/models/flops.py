@@ -3,6 +3,9 @@
 The compiler's own count includes a scanned layer only once, and omits custom kernels.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from mirg_jax.models.config import ModelConfig
 
 
@@ -57,3 +60,25 @@ def decoder(config: ModelConfig, tokens: int, pairs: float, labels: int) -> floa
 def causal(tokens: int) -> float:
     """Returns the number of query-key pairs of causal attention over `tokens` tokens."""
     return tokens * (tokens + 1) / 2
+
+
+class Forward(NamedTuple):
+    """Operations of a forward pass over some examples, by part of the model."""
+
+    decoder: float
+    tower: float
+
+
+def forward(config: ModelConfig, tokens: Sequence[int], patches: Sequence[int]) -> Forward:
+    """Returns the operations of the forward pass of examples.
+
+    Args:
+      config: the model's configuration.
+      tokens: tokens of each example; logits are computed of all.
+      patches: patches of each of their images.
+    """
+    pairs = sum(map(causal, tokens))
+    return Forward(
+        decoder(config, sum(tokens), pairs, sum(tokens)),
+        sum(tower(config, 1, count) for count in patches),
+    )

@@ -1,0 +1,180 @@
+"""How fast a run is, what its devices hold, and warnings of what wastes them.
+
+MFU is the model's operations by formula (`models/flops.py`; what rematerialisation computes again
+isn't counted) over the bfloat16 peak of all devices.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from mirg_jax.files.streams import say
+from mirg_jax.models import flops
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.flops import Forward
+from mirg_jax.runs import chips
+from mirg_jax.runs.settings import Settings
+
+_OTHER = ("evaluate", "checkpoint")  # phases that are no part of a step
+_WAITS = 0.1  # fraction of a step spent on waiting for data from which it is worth a warning
+_STEPS = 5  # steps that a warning about waiting is based on
+_FULL = 0.95  # fraction of a device's memory
+_DIFFERS = 0.03  # of sampled and learned log-probabilities, on average
+
+
+def sft_operations(settings: Settings, forward: Forward) -> float:
+    """Returns the operations of an SFT step.
+
+    Args:
+      settings: the run's settings.
+      forward: operations of the forward passes over the step's examples.
+    """
+    return (1 + _backward(settings)) * forward.decoder + _tower_passes(settings) * forward.tower
+
+
+def grpo_operations(
+    settings: Settings,
+    config: ModelConfig,
+    forward: Forward,
+    prompt: float,
+    lengths: Int[np.ndarray, "B G"],
+) -> float:
+    """Returns the operations of a GRPO step: rollout, reference and updates.
+
+    Args:
+      settings: the run's settings.
+      config: the model's configuration.
+      forward: operations of the forward passes over the step's prompts.
+      prompt: tokens of a prompt, on average.
+      lengths: tokens of the completions.
+    """
+    new = int(lengths.sum())
+    pairs = new * prompt + float((lengths * (lengths + 1.0) / 2).sum())
+    decoder = forward.decoder + flops.decoder(config, new, pairs, new)
+    frozen, grpo = settings.tower_is_frozen, settings.grpo
+    assert grpo is not None
+    rollout = decoder + forward.tower
+    reference = (decoder + (0 if frozen else forward.tower)) if grpo.beta else 0.0
+    tower = 0.0 if frozen else 3 * forward.tower
+    return rollout + reference + grpo.updates * ((1 + _backward(settings)) * decoder + tower)
+
+
+def _backward(settings: Settings) -> float:
+    """Returns the work of the decoder's backward pass over that of the forward pass."""
+    return 1.0 if settings.lora else 2.0  # frozen matrices need no gradient
+
+
+def _tower_passes(settings: Settings) -> float:
+    return 1.0 if settings.tower_is_frozen else 3.0
+
+
+class Speed:
+    """Measures steps and warns, once of each kind.
+
+    Args:
+      settings: the run's settings.
+      warns: whether this process prints warnings.
+    """
+
+    def __init__(self, settings: Settings, *, warns: bool):
+        self._settings, self._warns = settings, warns
+        self._said: set[str] = set()
+        self._waited: list[float] = []
+        self._steps = 0
+
+    def measure(
+        self, seconds: Mapping[str, float], tokens: float, operations: float
+    ) -> dict[str, float]:
+        """Returns a step's speed: metrics by name.
+
+        Args:
+          seconds: the step's seconds by phase, in this process.
+          tokens: tokens that the step processed or sampled.
+          operations: the step's operations.
+        """
+        taken = sum(value for name, value in seconds.items() if name not in _OTHER)
+        if not taken:
+            return {}
+        found = {"tokens_per_second": tokens / taken, "data_fraction": seconds["data"] / taken}
+        device = jax.local_devices()[0]
+        if chip := chips.find(device.device_kind):
+            found["mfu"] = operations / taken / (chip.flops * jax.device_count())
+        memory = device.memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            found["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
+            if limit := memory.get("bytes_limit"):
+                self._check_memory(memory["peak_bytes_in_use"] / limit)
+        self._check_waiting(found["data_fraction"])
+        return found
+
+    def _check_waiting(self, fraction: float) -> None:
+        self._steps += 1
+        if self._steps == 1:  # it fills the buffers
+            return
+        self._waited = [*self._waited, fraction][-_STEPS:]
+        mean = sum(self._waited) / _STEPS
+        if len(self._waited) == _STEPS and mean > _WAITS:
+            self._warn(
+                "waiting",
+                f"the last {_STEPS} steps waited for data for {mean:.0%} of their time; raise "
+                "data.threads, lower data.max_pixels, or move the images to a faster disk",
+            )
+
+    def _check_memory(self, fraction: float) -> None:
+        if fraction > _FULL:
+            self._warn(
+                "memory",
+                f"a device's memory was {fraction:.0%} full; larger batches may not fit, and "
+                "scripts/plan.py says what would need less",
+            )
+
+    def check_logprobs(self, difference: float) -> None:
+        """Warns if the learner's log-probabilities aren't those that were sampled from.
+
+        Args:
+          difference: of the tokens' log-probabilities before an update, absolute, on average.
+        """
+        if not difference <= _DIFFERS:
+            self._warn(
+                "log-probabilities",
+                f"sampled and learned log-probabilities differ by {difference:.3g} on average, "
+                f"where up to {_DIFFERS} is rounding; try model.attention=xla, and report it",
+            )
+
+    def _warn(self, kind: str, text: str) -> None:
+        if self._warns and kind not in self._said:
+            say(f"warning: {text}")
+        self._said.add(kind)
+
+
+class Profile:
+    """Records a trace of some steps for TensorBoard or Perfetto, in WORKDIR/profile.
+
+    Args:
+      steps: numbers of the first and the last step, counted from 1; () for none.
+      workdir: the run's folder.
+    """
+
+    def __init__(self, steps: tuple[int, ...], workdir: pathlib.Path):
+        self._steps, self._folder, self._running = steps, workdir / "profile", False
+
+    def before(self, taken: int) -> None:
+        """Starts the trace if the step after `taken` steps is the first to be recorded."""
+        if self._steps and self._steps[0] == taken + 1:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, taken: int) -> None:
+        """Ends the trace if the step after `taken` steps is the last to be recorded."""
+        if self._running and self._steps[1] == taken + 1:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if one is being recorded."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            say(f"trace written to {self._folder}")
