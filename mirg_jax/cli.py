@@ -53,13 +53,18 @@ def _keep_compiled() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another; empty, it turns the cache off.
     """
-    name = "JAX_COMPILATION_CACHE_DIR"
-    if name in os.environ:
-        return
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    os.environ[name] = str(pathlib.Path(home) / "mirg_jax" / "compiled")
-    if jax := sys.modules.get("jax"):  # imported already, with the environment as it was
-        jax.config.update("jax_compilation_cache_dir", os.environ[name])
+    wanted = {
+        "compilation_cache_dir": str(pathlib.Path(home) / "mirg_jax" / "compiled"),
+        # Small programs too: a run has dozens, which a GPU's compiler takes seconds for.
+        "persistent_cache_min_compile_time_secs": 0.0,
+    }
+    for name, value in wanted.items():
+        if f"JAX_{name.upper()}" in os.environ:
+            continue
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+        if jax := sys.modules.get("jax"):  # imported already, with the environment as it was
+            jax.config.update(f"jax_{name}", value)
 
 
 def seeds(flag: flags.FlagHolder) -> list[int]:
