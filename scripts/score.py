@@ -100,6 +100,8 @@ def main(_):
         f" hit rate over all rows {100 * interval.mean:.2f} %"
         f" (95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f})"
     )
+    if scores.without_box is not None:
+        sys.exit(2)
 
 
 if __name__ == "__main__":

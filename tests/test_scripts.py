@@ -94,21 +94,22 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):
     ]
     predictions = tmp_path / "predictions.jsonl"
     some = call("evaluate", *flags, f"--benchmark={scenes}/eval.json", "--limit=7")
-    assert some.returncode == 0, some.stderr
+    assert some.returncode == 2, some.stderr
+    assert "none of 7 responses has a box, so all count as misses; the first: " in some.stderr
     first = [json.loads(line)["index"] for line in predictions.open()]
     told = json.loads((tmp_path / "scores.json").read_text())
     assert [row["index"] for row in told["rows"]] == sorted(first)
     assert len(told["tasks"]) == 7  # which the file goes round
 
     whole = call("evaluate", *flags, f"--benchmark={scenes}/eval.json")
-    assert whole.returncode == 0, whole.stderr
+    assert whole.returncode == 2, whole.stderr  # no box either
     lines = predictions.read_text().splitlines(keepends=True)
     assert sorted(json.loads(line)["index"] for line in lines) == list(range(21))
     assert [json.loads(line)["index"] for line in lines[:7]] == first
     scores = json.loads((tmp_path / "scores.json").read_text())
 
     predictions.write_text("".join(lines[:10]) + lines[10][:9])  # killed while writing
-    assert call("evaluate", *flags, f"--benchmark={scenes}/eval.json").returncode == 0
+    assert call("evaluate", *flags, f"--benchmark={scenes}/eval.json").returncode == 2
     assert sorted(predictions.read_text().splitlines(keepends=True)) == sorted(lines)
     assert json.loads((tmp_path / "scores.json").read_text()) == scores
     assert (tmp_path / "report.html").stat().st_size > 10_000
