@@ -84,7 +84,9 @@ class Journal:
             self.close()
             raise
         # These requests may have been paid although no answer arrived.
-        self.dollars += sum(self._costs[key] * count for key, count in self._unanswered.items())
+        self.dollars += sum(
+            self._costs[key] * count for key, count in self._unanswered.items() if count
+        )
 
     def _read(self, path: pathlib.Path, retry_failed: bool) -> None:
         """Reads a file's lines."""
