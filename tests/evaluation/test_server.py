@@ -338,7 +338,7 @@ def test_an_answer_that_was_cut_or_refused_is_an_answer(fake, tmp_path):
         assert line["response"] == ("I can't do that." if refused else said[line["index"]])
 
 
-@pytest.mark.parametrize("flaw", ["filtered", "as end tokens", "as aborted"])
+@pytest.mark.parametrize("flaw", ["filtered", "as end tokens"])
 def test_an_answer_that_the_server_spoilt_is_asked_for_again(fake, tmp_path, flaw):
     bench, folder = write_benchmark(tmp_path / "data", 20), tmp_path / "out"
     said = answers_of("mirg", bench)
@@ -382,11 +382,12 @@ def test_dialects_of_servers_are_read(fake, tmp_path):
     scores = ask("mirg", odd.url, bench, tmp_path / "odd")
     assert scores == plain and scores.overall.format_rate > 0.7
     # Errors inside a success, and pages, are asked again; the server's words are in the log.
-    flaky = fake(said, "--bad=0.5", "--flaws=as error,text")
+    flaky = fake(said, "--bad=0.5", "--flaws=as error,text,as aborted")
     assert ask("mirg", flaky.url, bench, tmp_path / "flaky") == plain
     reasons = {line["reason"] for line in lines(tmp_path / "flaky/errors.jsonl")}
     assert reasons == {
-        "an error in the answer: the engine is dead", "not a chat completion: a proxy's page"
+        "an error in the answer: the engine is dead", "not a chat completion: a proxy's page",
+        "the server broke the answer off (finish_reason 'abort')",
     }  # fmt: skip
     dead = fake(said, "--bad=1", "--flaws=as error")
     with pytest.raises(UserError, match="no request is answered .*the engine is dead"):
