@@ -25,8 +25,9 @@ _MOST_CHARACTERS = 2000  # of an error's line
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses the flags and runs `main`; does not return.
 
-    Invalid flags and a `UserError` end the program with status 2 and one line on stderr. Any other
-    exception is a bug in this package and keeps its traceback.
+    Invalid flags and a `UserError` end the program with status 2 and one line on stderr. So does
+    output on stdout that couldn't be written, at the end. Any other exception is a bug in this
+    package and keeps its traceback.
 
     Args:
       main: the binary's main function; it receives the program name and no other arguments.
@@ -35,15 +36,24 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
         _keep_compiled()
-        sys.stderr = Steady(sys.stderr)  # progress must not end a run when its reader has left
+        # Neither progress nor results may end a run when their reader has left.
+        sys.stderr = Steady(sys.stderr)
+        sys.stdout = out = Steady(sys.stdout)
         try:
             main(argv)
+            out.flush()
+            if out.failed:
+                raise UserError(f"stdout: cannot be written ({out.failed}); all files were written")
         except UserError as error:
             # After a failed save, a normal exit would print a traceback from each writer thread;
             # in a multi-process run it would wait for the other processes.
             jax = sys.modules.get("jax")
             together = jax is not None and jax.distributed.is_initialized()
             _fail(error, at_once=together or isinstance(error, SaveError))
+        finally:
+            out.flush()
+            if out.failed:
+                out.abandon()
 
     app.run(guarded, flags_parser=_parse_flags)
 

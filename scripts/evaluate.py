@@ -64,12 +64,11 @@ def main(_):
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,
     )
-    if not processes.is_first():
-        return
-    print(format_table({_CHECKPOINT.value: scores}))
-    for note in notes(scores):
-        print(note, file=sys.stderr)
-    print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
+    if processes.is_first():
+        print(format_table({_CHECKPOINT.value: scores}))
+        for note in notes(scores):
+            print(note, file=sys.stderr)
+        print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 from absl import flags
 
 from mirg_jax import cli
+from mirg_jax.chat.client import check_extra_body
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import server
 from mirg_jax.mig_bench import families
@@ -109,6 +110,7 @@ def _extra_body():
         raise ConfigError(f"--extra_body: not valid JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ConfigError('--extra_body: expected a JSON object, such as {"top_k": 1}')
+    check_extra_body(fields, "--extra_body")
     return fields
 
 

@@ -164,6 +164,10 @@ class Server:
             message |= {"content": None, "reasoning_content": said}
         elif flaw == "as parts":
             message["content"] = [{"type": "text", "text": said}]
+        elif flaw == "as end tokens":
+            message["content"] = "<|im_end|>\n<|endoftext|>"
+        elif flaw == "as aborted":
+            completion["choices"][0]["finish_reason"] = "abort"
         elif flaw == "as error":
             return {"error": {"message": "the engine is dead", "code": 500}}
         return completion

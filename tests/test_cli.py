@@ -42,12 +42,13 @@ def run(tmp_path):
     (tmp_path / "binary.py").write_text(BINARY)
     (tmp_path / "good.py").write_text(CONFIG)
 
-    def run(*flags):
+    def run(*flags, stdout=subprocess.PIPE):
         return subprocess.run(
             [sys.executable, "binary.py", *flags],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
         )
 
@@ -79,6 +80,22 @@ def test_bad_input_is_one_line_and_status_2(run, flags, message):
     result = run(*flags)
     assert result.returncode == 2
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_output_that_cannot_be_written_is_one_line_at_the_end(run):
+    with open("/dev/full", "w") as full:
+        result = run("--config=good.py", stdout=full)
+    assert result.returncode == 2 and result.stderr == (
+        "binary.py: stdout: cannot be written (No space left on device); all files were written\n"
+    )
+
+
+def test_output_that_nobody_reads_is_no_error(run):
+    there, here = os.pipe()
+    os.close(there)
+    with os.fdopen(here, "w") as stream:
+        result = run("--config=good.py", stdout=stream)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_bug_keeps_its_traceback(run):

@@ -95,6 +95,7 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path):
     predictions = tmp_path / "predictions.jsonl"
     some = call("evaluate", *flags, f"--benchmark={scenes}/eval.json", "--limit=7")
     assert some.returncode == 0, some.stderr
+    assert "none of 7 responses has a box, so all count as misses; the first: " in some.stderr
     first = [json.loads(line)["index"] for line in predictions.open()]
     told = json.loads((tmp_path / "scores.json").read_text())
     assert [row["index"] for row in told["rows"]] == sorted(first)

@@ -44,6 +44,25 @@ class Unanswerable(Exception):
         self.by_server = by_server
 
 
+def check_extra_body(fields: Mapping[str, Any], name: str) -> None:
+    """Checks that additional fields of a request leave alone what makes it this request.
+
+    Args:
+      fields: the additional fields.
+      name: what the user calls them, for the message: a flag or a setting.
+
+    Raises:
+      ConfigError: if one is the question or the model, or asks for an answer in pieces.
+    """
+    for field, why in (
+        ("messages", "the question is there"),
+        ("model", "it has a setting of its own"),
+        ("stream", "answers are read whole"),
+    ):
+        if field in fields:
+            raise ConfigError(f"{name}: {field!r} can't be set here ({why}); leave it out")
+
+
 class Client:
     """Sends requests to a server, each once."""
 

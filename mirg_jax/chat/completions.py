@@ -6,9 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, THINK_END, THINK_START
+from mirg_jax.grounding.grammar import (
+    ANSWER_END,
+    ANSWER_START,
+    END_OF_TEXT,
+    END_OF_TURN,
+    THINK_END,
+    THINK_START,
+    without_ending,
+)
 
 NO_CHOICE = "no choice in the answer"
+CUT = "the answer was cut at max_tokens"
+FILTERED = "the answer was filtered"
+REFUSED = "the model refused"
 _MOST_WORDS = 300  # characters that are quoted of a server's words
 _SHORTEST_KEY = 8  # characters; anything shorter may be part of an answer by chance
 _BASE64 = re.compile(r"(base64,|\b)[A-Za-z0-9+/=_-]{200,}")
@@ -19,6 +30,23 @@ _NOT_SHOWN = re.compile(
 # The fields of a message, or the types of its parts, that hold a model's thoughts.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _PART_TEXTS = ("text", "output_text")
+# The fields of an object of thoughts that hold its words.
+_WORDS = ("text", "content", "thinking", "reasoning", "summary")
+# End tokens of the usual models, which servers leave in an answer if special tokens are kept.
+_END_TOKENS = (
+    *(END_OF_TURN, END_OF_TEXT, "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>"),
+    *("<|return|>", "</s>", "<eos>", "<pad>", "<｜end▁of▁sentence｜>"),
+)
+# What the reason that an answer ended for says of it, under the names of several servers.
+_PROBLEMS = {
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), CUT),
+    **dict.fromkeys(("content_filter", "sensitive", "safety", "recitation", "blocklist"), FILTERED),
+    **dict.fromkeys(("prohibited_content", "spii"), FILTERED),
+    "refusal": REFUSED,
+}
+# The server itself ended the answer, so it would be another if it were asked for again.
+_FAILURES = {"abort", "aborted", "error", "cancelled", "canceled", "failed", "timeout"}
+_FAILURES |= {"network_error", "insufficient_system_resource"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +75,11 @@ class ServerError(ValueError):
         self.status = status
 
 
+def is_empty(text: str) -> bool:
+    """Returns whether a text has nothing but white space and end tokens."""
+    return not without_ending(text, _END_TOKENS)
+
+
 def quote_words(text: str, hide: str = "") -> str:
     """Shortens a server's words for a line: no markup, no base64, a few hundred characters.
 
@@ -71,7 +104,7 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
         be there by chance.
 
     Raises:
-      ServerError: if the response is an error message.
+      ServerError: if the response is an error message, or the server broke the answer off.
       ValueError: if it has another form; the message quotes it.
     """
     if isinstance(answer, str):
@@ -94,11 +127,14 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
             message = {"content": choice["text"]}
         text, parts_thoughts = _read_content(message.get("content"))
         thoughts = _find_thoughts(message) or parts_thoughts
-        refusal, finish = message.get("refusal"), str(choice.get("finish_reason"))
+        refusal, finish = message.get("refusal"), _read_finish(choice.get("finish_reason"))
     except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
         words = quote_words(_dump(answer), hide)
         raise ValueError(f"an answer of another form than a chat completion: {words}") from None
-    text, problem = _put_together(text, thoughts, str(refusal or ""), finish)
+    if finish in _FAILURES:
+        raise ServerError(f"the server broke the answer off (finish_reason {finish!r})", None)
+    problem = REFUSED if refusal else _PROBLEMS.get(finish, "")
+    text, problem = _put_together(text, thoughts, str(refusal or ""), problem)
     if len(hide) >= _SHORTEST_KEY:
         text = text.replace(hide, "[key]")
     return Reply(text, problem, *tokens)
@@ -113,24 +149,26 @@ def _read_usage(usage: Any) -> list[int]:
     return found
 
 
-def _put_together(text: str, thoughts: str, refusal: str, finish: str) -> tuple[str, str]:
+def _read_finish(reason: Any) -> str:
+    """Returns the reason that an answer ended for, in small letters."""
+    if isinstance(reason, dict):
+        reason = reason.get("type")
+    return str(reason).lower()
+
+
+def _put_together(text: str, thoughts: str, refusal: str, problem: str) -> tuple[str, str]:
     """Returns a reply's whole text and its problem."""
-    finish = "length" if finish == "max_tokens" else finish  # as some servers call it
-    problem = {
-        "length": "the answer was cut at max_tokens",
-        "content_filter": "the answer was filtered",
-    }.get(finish, "")
     if refusal:
-        return text or refusal, "the model refused"
-    if text.strip():
+        return text or refusal, problem
+    if not is_empty(text):
         if thoughts and text.lstrip().startswith(ANSWER_START):
             inside = thoughts.strip().removeprefix(THINK_START).removesuffix(THINK_END)
             text = f"{THINK_START}{inside}{THINK_END}{text}"
         return text, problem
-    if ANSWER_START in thoughts and thoughts.rstrip().endswith(ANSWER_END):
+    if ANSWER_START in thoughts and without_ending(thoughts, _END_TOKENS).endswith(ANSWER_END):
         begins = THINK_START in thoughts or THINK_END not in thoughts
         return thoughts if begins else f"{THINK_START}{thoughts}", problem
-    if thoughts and finish == "length":
+    if thoughts and problem == CUT:
         return f"{THINK_START}{thoughts}", problem
     if thoughts and not problem:
         return "", (
@@ -141,13 +179,14 @@ def _put_together(text: str, thoughts: str, refusal: str, finish: str) -> tuple[
 
 
 def _read_content(content: Any) -> tuple[str, str]:
-    """Returns the text and the thoughts of a message's content, a text or a list of parts.
+    """Returns the text and the thoughts of a message's content: a text, a part, or a list of those.
 
     Raises:
       TypeError: if it has another form.
     """
     if content is None or isinstance(content, str):
         return content or "", ""
+    content = [content] if isinstance(content, dict) else content
     if not isinstance(content, list):
         raise TypeError
     texts, thoughts = [], []
@@ -158,8 +197,7 @@ def _read_content(content: Any) -> tuple[str, str]:
         elif kind in _PART_TEXTS and isinstance(part["text"], str):
             texts.append(part["text"])
         elif kind in _THOUGHTS:
-            said = part.get(kind, part.get("text"))
-            thoughts.append(said if isinstance(said, str) else _read_content(said)[0])
+            thoughts.append(_find_words(part.get(kind, part.get("text"))))
         else:
             raise TypeError
     return "".join(texts), "".join(thoughts)
@@ -167,17 +205,18 @@ def _read_content(content: Any) -> tuple[str, str]:
 
 def _find_thoughts(message: Mapping[str, Any]) -> str:
     """Returns the thoughts in a message's own fields."""
-    for name in _THOUGHTS:
-        if isinstance(message.get(name), str) and message[name]:
-            return message[name]
-    details = message.get("reasoning_details")
-    if not isinstance(details, list):
-        return ""
-    return "".join(
-        each["text"]
-        for each in details
-        if isinstance(each, dict) and isinstance(each.get("text"), str)
-    )
+    said = (_find_words(message.get(name)) for name in (*_THOUGHTS, "reasoning_details"))
+    return next(filter(None, said), "")
+
+
+def _find_words(value: Any, depth: int = 5) -> str:
+    """Returns the words of thoughts: a text, an object that has them in a field, or a list."""
+    if isinstance(value, list) and depth:
+        return "".join(_find_words(each, depth - 1) for each in value)
+    if isinstance(value, dict) and depth:
+        said = (_find_words(value.get(name), depth - 1) for name in _WORDS)
+        return next(filter(None, said), "")
+    return value if isinstance(value, str) else ""
 
 
 def _find_error(answer: Any) -> Any:

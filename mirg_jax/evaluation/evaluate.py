@@ -64,6 +64,8 @@ def run(
         if first:
             what = facts_of(settings, checkpoint, benchmark)
             kept = stack.enter_context(Predictions(output_dir, what, len(rows)))
+            images = facts.ImageHashes(root)
+            kept.check_images(chosen, images)
             plan = _Plan(kept.responses, [row.index for row in kept.missing(chosen)])
             stack.callback(kept.write_rejected, rejected, benchmark)
         first_plan, *_ = processes.gather(plan)
@@ -84,7 +86,7 @@ def run(
                     continue
                 responses[index] = response
                 if kept:
-                    kept.add(index, response)
+                    kept.add(index, response, images=images.of(rows[index].images))
 
     said = [responses[row.index] for row in chosen]
     if all(response is None for response in said):

@@ -6,11 +6,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mirg_jax.chat.completions import is_empty
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import Root
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import lines, outputs
 from mirg_jax.files.locks import Lock
+from mirg_jax.files.streams import Spare, say
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
@@ -24,6 +26,9 @@ _CHANGED = {
     "weights": "the model's weights have changed",
     "benchmark_sha256": "the benchmark's content has changed",
 }
+# Told before a model is asked, not when they are to be written.
+_FILES = ("run.json", "predictions.jsonl", "rejected.jsonl", "errors.jsonl", "scores.json")
+_FILES += ("report.html",)
 
 
 def write_results(
@@ -79,15 +84,18 @@ class Predictions:
           count: number of rows of the benchmark.
 
         Raises:
-          ConfigError: if the folder has predictions of something else, or another process writes
-            to it.
+          ConfigError: if the folder has predictions of something else, another process writes to
+            it, or a file can't be written.
           DataError: if a line of the file is malformed.
         """
         self._folder, self._facts = folder, facts
         self._path = folder / "predictions.jsonl"
         self._lock = Lock(folder / "predictions.lock")
         self._lock.acquire()
+        self._spare = Spare(str(folder / "rejected.jsonl"))
         try:
+            for name in _FILES:
+                outputs.check_file(folder / name, "--output_dir")
             lines.mend(self._path)
             has_some = self._path.exists() and self._path.stat().st_size > 0
             self.unrecorded = _claim(folder, facts, has_some)
@@ -115,7 +123,7 @@ class Predictions:
         rejected = _read_rejected(self._folder / "rejected.jsonl")
         if left := [row for row in found if str(row.index) not in rejected]:
             now = self._folder / "run.now.json"
-            now.write_text(json.dumps(self._facts, indent=1) + "\n")
+            outputs.write_text(now, json.dumps(self._facts, indent=1) + "\n", "--output_dir")
             raise ConfigError(
                 f"{self._folder}: an earlier version made it without recording "
                 f"{', '.join(self.unrecorded)}, so {len(left)} rows that have no prediction may "
@@ -124,24 +132,62 @@ class Predictions:
             )
         return []
 
+    def check_images(self, rows: Sequence[Row], images: recorded_facts.ImageHashes) -> None:
+        """Checks that the responses to some rows are about the images that these have now.
+
+        An image that has gone since is not compared, nor is one of a line of an earlier version,
+        which recorded none.
+
+        Args:
+          rows: the rows.
+          images: hashes of their images.
+
+        Raises:
+          ConfigError: if an image has changed.
+        """
+        if all(self.responses[row.index] is None for row in rows):
+            return
+        recorded = {line["index"]: line.get("images") for line in lines.rows(self._path)}
+        changed, unrecorded = [], 0
+        for row in rows:
+            if self.responses[row.index] is None:
+                continue
+            if (before := recorded[row.index]) is None:
+                unrecorded += 1
+            elif (now := images.of(row.images)) and now != before:
+                changed.append(row)
+        if changed:
+            raise ConfigError(
+                f"{self._folder}: holds predictions of another run (the images of {len(changed)} "
+                f"answered rows have changed, the first: row {changed[0].index}, "
+                f"{', '.join(changed[0].images)}); give another --output_dir, or delete it"
+            )
+        if unrecorded:
+            say(
+                f"{self._folder}: {unrecorded} answers don't record the images that they are "
+                "about, as an earlier version made them; if images have changed since, give "
+                "another --output_dir"
+            )
+
     def add(self, index: int, response: str, **more: Any) -> None:
         """Writes a row's response.
 
         Args:
           index: the row's number in the benchmark.
           response: the response.
-          more: other fields of its line.
+          more: other fields of its line, such as the hash of its images; None leaves one out.
 
         Raises:
           DataError: if the file can't be written.
         """
-        self._file.write({"index": index, "response": response, **more})
+        known = {name: value for name, value in more.items() if value is not None}
+        self._file.write({"index": index, "response": response, **known})
         self.responses[index] = response
 
     def drop_empty(self) -> None:
         """Removes empty responses, which earlier versions kept, so that they are sent again."""
         said = enumerate(self.responses)
-        empty = {n for n, text in said if text is not None and not text.strip()}
+        empty = {n for n, text in said if text is not None and is_empty(text)}
         if not empty:
             return
         kept = [json.dumps(row) for row in lines.rows(self._path) if row["index"] not in empty]
@@ -154,6 +200,8 @@ class Predictions:
     def write_rejected(self, reasons: Mapping[int, str], benchmark: str) -> None:
         """Writes rejected.jsonl: the rows that got no response in this run, and no others.
 
+        If it can't be written, a line says so.
+
         Args:
           reasons: why each row got none, by its index.
           benchmark: path of the benchmark file.
@@ -165,7 +213,7 @@ class Predictions:
             for index, reason in sorted(reasons.items())
         ]
         text = "".join(json.dumps(row) + "\n" for row in rejected)
-        outputs.replace_text(self._folder / "rejected.jsonl", text)
+        self._spare(outputs.replace_text, self._folder / "rejected.jsonl", text)
 
     def __enter__(self) -> "Predictions":
         return self
@@ -192,7 +240,7 @@ def _claim(folder: pathlib.Path, facts: Mapping[str, Any], has_some: bool) -> tu
     path = folder / "run.json"
     facts = json.loads(json.dumps(facts))  # with JSON's types
     if not has_some:
-        path.write_text(json.dumps(facts, indent=1) + "\n")
+        outputs.write_text(path, json.dumps(facts, indent=1) + "\n", "--output_dir")
         return ()
     try:
         found = _BEFORE | json.loads(path.read_text())

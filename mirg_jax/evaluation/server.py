@@ -12,11 +12,19 @@ from typing import Any
 from tqdm import tqdm
 
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
-from mirg_jax.chat.client import Client, Retry, Unanswerable, content, data_url
-from mirg_jax.chat.completions import NO_CHOICE
+from mirg_jax.chat.client import (
+    Client,
+    Retry,
+    Unanswerable,
+    check_extra_body,
+    content,
+    data_url,
+)
+from mirg_jax.chat.completions import FILTERED, NO_CHOICE, is_empty
 from mirg_jax.data.images import ImageRoot, Root, load_image
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
+from mirg_jax.files.streams import Spare
 from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.mig_bench.benchmark import Row, choose, load_benchmark
 from mirg_jax.report import report
@@ -57,8 +65,9 @@ class Server:
         """Creates a client.
 
         Raises:
-          ConfigError: if the environment has no key.
+          ConfigError: if the environment has no key, or the additional fields can't be sent.
         """
+        check_extra_body(self.extra_body or {}, "extra_body")
         how = {"base_url": self.base_url, "key_variable": self.key_variable}
         return Client(self.model, **how, timeout=self.timeout)
 
@@ -107,9 +116,9 @@ class Questions:
           DataError: if an image can't be read.
         """
         parts = prompts.message(self._family, row, self._protocol, self._size_of)
-        what = json.dumps([row.index, parts, self._max_pixels, self._settings], sort_keys=True)
-        key = hashlib.sha256(what.encode()).hexdigest()[:32]
         sent = [(kind, self._url(value) if kind == "image" else value) for kind, value in parts]
+        what = json.dumps([row.index, sent, self._settings], sort_keys=True)
+        key = hashlib.sha256(what.encode()).hexdigest()[:32]
         return {"messages": [{"role": "user", "content": content(sent)}], **self._settings}, key
 
 
@@ -127,9 +136,11 @@ class _Round:
         client: Client,
         server: Server,
         kept: Predictions,
+        images: facts.ImageHashes,
         errors: pathlib.Path,
     ):
         self._questions, self._client, self._kept, self._errors = questions, client, kept, errors
+        self._images, self._spare = images, Spare(str(errors))
         self.asking = Asking(
             concurrency=server.concurrency, retries=server.retries, backoff=server.backoff
         )
@@ -139,10 +150,8 @@ class _Round:
     async def run(self, rows: Sequence[Row], *, progress: bool) -> None:
         """Sends the requests of these rows, several at a time."""
         waiting = iter(rows)
-        with (
-            tqdm(total=len(rows), unit="row", desc="evaluate", disable=not progress) as bar,
-            self._errors.open("a", buffering=1) as self._log,
-        ):
+        self._spare(self._errors.touch)
+        with tqdm(total=len(rows), unit="row", desc="evaluate", disable=not progress) as bar:
 
             async def work() -> None:
                 for row in waiting:
@@ -168,24 +177,29 @@ class _Round:
             body, key = await asyncio.to_thread(self._questions.request, row)
         except DataError as error:
             return give_up(str(error))
-        once = functools.partial(self._once, row.index, body, key)
+        images = await asyncio.to_thread(self._images.of, row.images)
+        once = functools.partial(self._once, row.index, body, key, images)
         await self.asking.ask(self._line, once, give_up)
 
-    async def _once(self, index: int, body: dict[str, Any], key: str) -> None:
+    async def _once(self, index: int, body: dict[str, Any], key: str, images: str | None) -> None:
         """Sends a request once, and writes its response or the error."""
         await self.asking.wait(self._line.pace.wait())
         try:
             reply = await self._client.complete(body, key)
             if reply.problem == NO_CHOICE:
                 raise Retry(NO_CHOICE)
-            if not reply.text.strip():  # listed, and asked again when the server is set right
+            if is_empty(reply.text) or reply.problem == FILTERED:
+                # Listed, and asked again when the server is set right.
                 raise Unanswerable(reply.problem)
         except (Retry, Unanswerable) as error:
-            self._log.write(json.dumps({"index": index, "reason": str(error)}) + "\n")
+            self._spare(self._log, {"index": index, "reason": str(error)})
             raise
         # An answer that was cut or refused counts too, since it would be the same again.
-        more = {"problem": reply.problem} if reply.problem else {}
-        self._kept.add(index, reply.text, **more)
+        self._kept.add(index, reply.text, problem=reply.problem or None, images=images)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        with self._errors.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def run(
@@ -234,8 +248,10 @@ def run(
     }
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:
-        now = _Round(questions, client, server, kept, output_dir / "errors.jsonl")
         kept.drop_empty()
+        images = facts.ImageHashes(image_root)
+        kept.check_images(chosen, images)
+        now = _Round(questions, client, server, kept, images, output_dir / "errors.jsonl")
         missing = kept.missing(chosen)
         asyncio.run(now.run(missing, progress=progress))
         kept.write_rejected(now.rejected, benchmark)

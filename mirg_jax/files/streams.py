@@ -14,41 +14,46 @@ class Steady:
 
     Args:
       stream: the stream that is written to.
+
+    Attributes:
+      failed: why something was lost that has a reader, such as a full disk; "" if nothing was.
     """
 
     def __init__(self, stream: TextIO):
-        self._stream = stream
+        self._stream, self.failed = stream, ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Writes text if it can be written."""
-        with _passed_over(self._stream):
+        with self._passed_over():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Passes on what was written if it can be passed on."""
-        with _passed_over(self._stream):
+        with self._passed_over():
             self._stream.flush()
 
-
-@contextlib.contextmanager
-def _passed_over(stream: TextIO):
-    try:
-        yield
-    except BrokenPipeError:
-        # Nobody reads it any more. What is buffered would fail once more when Python ends.
+    def abandon(self) -> None:
+        """Drops what is buffered: it would fail once more when Python ends."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-    except OSError:
-        pass
-    except ValueError:
-        if not stream.closed:
-            raise
+
+    @contextlib.contextmanager
+    def _passed_over(self):
+        try:
+            yield
+        except BrokenPipeError:  # nobody reads it any more
+            self.abandon()
+        except OSError as error:
+            self.failed = error.strerror or str(error)
+        except ValueError:
+            if not self._stream.closed:
+                raise
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

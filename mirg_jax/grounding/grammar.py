@@ -197,7 +197,7 @@ def parse_response(text: str, num_images: int | None = None) -> Response:
       text: any string, decoded with special tokens kept.
       num_images: number of images in the prompt, to check indices and to resolve "the last image".
     """
-    text = _without_ending(text)
+    text = without_ending(text)
     tags = list(_BLOCK.finditer(text))
     thinking, answer, rest = _blocks(text, tags)
     problems = _structure_problems(text, tags)
@@ -213,11 +213,15 @@ def parse_response(text: str, num_images: int | None = None) -> Response:
     return Response(thinking, answer, mentions, objects, format_ok, tuple(problems))
 
 
-def _without_ending(text: str) -> str:
-    """Strips end-of-turn tokens and white space from the end."""
+def without_ending(text: str, endings: tuple[str, ...] = (END_OF_TURN, END_OF_TEXT)) -> str:
+    """Strips end tokens and white space from the end.
+
+    Args:
+      text: the text.
+      endings: the end tokens.
+    """
     end = len(text)
     while end:
-        endings = (END_OF_TURN, END_OF_TEXT)
         if ending := next((token for token in endings if text.endswith(token, 0, end)), None):
             end -= len(ending)
         elif text[end - 1].isspace():

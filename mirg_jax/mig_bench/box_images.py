@@ -1,13 +1,18 @@
 """Finding the boxes of a response in any family's form, and the image that it names for each."""
 
+import bisect
+import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mirg_jax.grounding import grammar
 
+# The image of a box whose image is named, but isn't there or isn't understood.
+OTHER = 0
+
 # Few digits, and white space only after another character, so that matching takes linear time.
-_N = r"(\d{1,5}(?:\.\d{1,20})?)"
+_N = r"(-?\d{1,5}(?:\.\d{1,20})?)"
 _FOUR = rf"\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*,\s*{_N}\s*"
 _BOX = re.compile(
     rf"<box>\s*{_N}\s+{_N}\s+{_N}\s+{_N}\s*</box>"
@@ -18,15 +23,31 @@ _BOX = re.compile(
     r"(?:\s*(?:<\|box_end\|>|<\|box_start\|>|</box>))?",
     re.ASCII,
 )
-# An object of JSON without objects inside it, whose end may be cut.
-_OBJECT = re.compile(r"\{[^{}]*(?:\}|\Z)")
-# A field such as "image": 2, image_index=1, 'frame_id': "3"; the prefix of a text value is skipped.
-_IMAGE_FIELD = re.compile(
-    r"\b(?:image|img|picture|photo|frame)[ _-]?(?:index|idx|id|number|num|no)?[\"']?"
-    r"\s{0,3}[:=]\s{0,3}[\"']?(?:(?:image|img|picture|photo|frame)[ #_-]{0,2})?(\d{1,3})"
+_BRACE = re.compile(r"[{}]")
+# The name of a field such as "image": 2, target_image=1, 'frame_id': "3"; `open` tells names that
+# are surely not part of a sentence.
+_IMAGE = r"(?:image|img|picture|photo|frame)"
+_NAME = re.compile(
+    r"(?<![A-Za-z0-9_])(?P<open>[\"']|\{\s{0,3})?"
+    rf"(?:(?:target|answer|in|on|box|bbox|object)[ _-]?)?{_IMAGE}"
+    r"[ _-]?(?:index|idx|id|number|num|no|name|file|path)?[\"']?\s{0,3}[:=]\s{0,3}",
+    re.IGNORECASE,
+)
+# Its value: 2, "Image-2", #2, 2.0, [2], image_2.png, "2nd", "the second image".
+_WORDS = "|".join((*grammar.ORDINALS, "last", "final"))
+_VALUE = re.compile(
+    r"(\[\s{0,3})?[\"']?"
+    rf"(?:(?:{_IMAGE}[ #_-]{{0,2}}|\#|no\. ?)?(?P<number>\d{{1,3}})"
+    r"(?:\.0{1,9}|\.(?:png|jpe?g|webp))?"
+    rf"|(?:the )?(?P<ordinal>{_WORDS}|\d{{1,3}}(?:st|nd|rd|th))(?: {_IMAGE})?)"
+    r"[\"']?(?(1)\s{0,3}\])"
     # Not the number of something else, as in "image: 2 dogs".
-    r"(?=\s{0,3}[\"']?\s{0,3}(?:[,;|)}\]>\n]|\Z))",
+    r"(?=\s{0,3}(?:[,;|)}\]>\n]|\Z))",
     re.IGNORECASE | re.ASCII,
+)
+# Values that name no image: nothing, or objects that are inside it.
+_NO_VALUE = re.compile(
+    r"(?:null|none|true|false)\b|\"\s{0,3}\"|'\s{0,3}'|\{|\[\s{0,3}[{\[]|\Z", re.IGNORECASE
 )
 _CLAUSE = re.compile(r"[^,.!?;\n]{0,32}")
 
@@ -38,7 +59,8 @@ class FoundBox(NamedTuple):
       start: where the box begins in the response.
       end: where it ends.
       values: its four numbers, in the response's unit.
-      image: number, from 1, of the image that the response names for it; None if it names none.
+      image: number, from 1, of the image that the response names for it; `OTHER` if that isn't
+        there or isn't understood; None if it names none.
       in_field: whether the image is named in a field or after the box, rather than in the words
         before it.
     """
@@ -58,90 +80,189 @@ def has_box(text: str) -> bool:
 def find_boxes(text: str, num_images: int) -> Iterator[FoundBox]:
     """Yields the boxes of a response, with the image that it names for each.
 
-    The image is, in this order: that of a field beside the box (`{"image": 2, "bbox_2d": …}`), of
-    the other fields of its object ("label": "the dog in image 2"), of the field or words before
-    the box, or, where a response names images behind its boxes ("(1,2),(3,4) in the second
-    image"), of the words behind it. Otherwise it is that of the box before. Fields count from 1, or
-    from 0 if any of them is 0. An image that does not exist counts as not named.
+    The image is, in this order: that of a field beside the box (`{"image": 2, "bbox_2d": …}`), of a
+    field of an object around it, of the other words of its object ("label": "the dog in image 2"),
+    of the field or words before the box, or, where a response names images behind its boxes
+    ("(1,2),(3,4) in the second image"), of the words behind it. Otherwise it is that of the box
+    before. Numbers in fields count from 1, or from 0 if any of them is 0.
 
     Args:
       text: the response.
       num_images: number of images of the question.
     """
     matches = list(_BOX.finditer(text))
-    fields = [int(match[1]) for match in _IMAGE_FIELD.finditer(text)]
-    reader = _ImageReader(num_images, first=0 if 0 in fields else 1)
-    objects = list(_OBJECT.finditer(text))
-    image, in_field, at = None, False, 0
-    behind = _names_behind(text, matches, reader)
-    for number, match in enumerate(matches):
-        before_start = 0
-        if number:
-            before_start = matches[number - 1].end()
-            before_start += len(_behind(text, matches, number - 1)) if behind else 0
-        while at < len(objects) and objects[at].end() <= match.start():
-            at += 1
-        own = objects[at] if at < len(objects) and objects[at].start() < match.start() else None
-        if own and (named := reader.beside(text, own, matches, number)):
+    if not matches:
+        return
+    fields = _find_fields(text, {match.start() for match in matches}, num_images)
+    reader = _Reader(text, matches, fields, num_images)
+    places = _find_places(text, matches, fields)
+    behind = reader.names_behind()
+    image, in_field, end = None, False, 0
+    for number, (match, place) in enumerate(zip(matches, places, strict=True)):
+        if (named := reader.in_object(place, number)) is not None:
             image, in_field = named, True
-        elif named := reader.field(text[before_start : match.start()]):
+        elif (named := reader.field(end, match.start())) is not None:
             image, in_field = named, True
-        elif behind and (named := reader.words(_behind(text, matches, number))):
+        elif behind and (named := reader.words(*reader.clause(number))) is not None:
             image, in_field = named, True
-        elif named := reader.words(text[before_start : match.start()]):
+        elif (named := reader.words(end, match.start())) is not None:
             image, in_field = named, False
+        end = reader.clause(number)[1] if behind else match.end()
         x1, y1, x2, y2 = (float(digits) for digits in match.groups() if digits)
         yield FoundBox(match.start(), match.end(), (x1, y1, x2, y2), image, in_field)
 
 
-class _ImageReader:
-    """Reads the image that a piece of text names; None if there is none or it doesn't exist.
+# Fields and objects -------------------------------------------------------------------------------
 
-    Args:
-      num_images: number of images of the question.
-      first: number of the first image in fields.
+
+class _Field(NamedTuple):
+    """A field that names an image, and where it begins."""
+
+    start: int
+    image: int
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Object:
+    """An object of JSON, whose end may be cut.
+
+    Attributes:
+      start: where it begins.
+      end: where it ends.
+      around: the object around it.
+      image: that of its first field; None if it has none.
+      last_box: number of the latest box directly in it.
+      pending: image of the latest field behind that box.
     """
 
-    def __init__(self, num_images: int, first: int):
-        self._num_images, self._first = num_images, first
+    start: int
+    end: int
+    around: "_Object | None"
+    image: int | None = None
+    last_box: int | None = None
+    pending: int | None = None
 
-    def field(self, text: str) -> int | None:
-        """Reads the last field that names an image."""
-        match = None
-        for match in _IMAGE_FIELD.finditer(text):  # noqa: B007
-            pass
-        if match is None:
+
+@dataclasses.dataclass(slots=True)
+class _Place:
+    """The innermost object that a box lies in, and the images of its fields beside the box."""
+
+    object: _Object | None = None
+    before: int | None = None
+    after: int | None = None
+
+
+def _find_fields(text: str, box_starts: set[int], num_images: int) -> list[_Field]:
+    """Finds the fields that name an image, understood or not."""
+    found: list[tuple[int, re.Match | None]] = []
+    for name in _NAME.finditer(text):
+        value = _VALUE.match(text, name.end())
+        is_other = name["open"] and name.end() not in box_starts
+        if value or (is_other and not _NO_VALUE.match(text, name.end())):
+            found.append((name.start(), value))
+    from_0 = any(value and value["number"] and int(value["number"]) == 0 for _, value in found)
+
+    def image(value: re.Match | None) -> int:
+        if value is None:
+            return OTHER
+        if value["ordinal"]:
+            return grammar.find_image_index(f"{value['ordinal']} image", num_images) or OTHER
+        number = int(value["number"]) + from_0
+        return number if 1 <= number <= num_images else OTHER
+
+    return [_Field(start, image(value)) for start, value in found]
+
+
+def _find_places(text: str, matches: list[re.Match], fields: list[_Field]) -> list[_Place]:
+    """Finds the place of every box among the objects of a text.
+
+    An object's own field counts for the objects inside it that have none, wherever it stands.
+    """
+    opened, closed, named, boxed = range(4)
+    marks = [(m.start(), opened if m[0] == "{" else closed, 0) for m in _BRACE.finditer(text)]
+    marks += [(field.start, named, field.image) for field in fields]
+    marks += [(match.start(), boxed, number) for number, match in enumerate(matches)]
+    places = [_Place() for _ in matches]
+    objects: list[_Object] = []
+    now: _Object | None = None
+    for position, kind, what in sorted(marks):
+        if kind == opened:
+            now = _Object(position, len(text), now)
+            objects.append(now)
+        elif now is None:
+            continue
+        elif kind == closed:
+            now.end, now = position, now.around
+        elif kind == named:
+            now.image = what if now.image is None else now.image
+            now.pending = what
+            if now.last_box is not None and places[now.last_box].after is None:
+                places[now.last_box].after = what
+        else:
+            places[what] = _Place(now, before=now.pending)
+            now.last_box, now.pending = what, None
+    for each in objects:  # those around come first
+        if each.image is None and each.around is not None:
+            each.image = each.around.image
+    return places
+
+
+class _Reader:
+    """Reads the image that a part of a response names; None if it names none.
+
+    Args:
+      text: the response.
+      matches: its boxes.
+      fields: its fields that name an image.
+      num_images: number of images of the question.
+    """
+
+    def __init__(
+        self, text: str, matches: list[re.Match], fields: Sequence[_Field], num_images: int
+    ):
+        self._text, self._matches, self._num_images = text, matches, num_images
+        self._fields, self._starts = fields, [field.start for field in fields]
+
+    def field(self, start: int, end: int) -> int | None:
+        """Reads the last field that begins between two places."""
+        last = bisect.bisect_left(self._starts, end) - 1
+        return self._fields[last].image if last >= 0 and self._starts[last] >= start else None
+
+    def words(self, start: int, end: int) -> int | None:
+        """Reads the last words between two places that name an image, as "the second image"."""
+        text = self._text[start:end]
+        if found := grammar.find_image_index(text, self._num_images):
+            return found
+        return OTHER if grammar.find_image_index(text) else None
+
+    def in_object(self, place: _Place, number: int) -> int | None:
+        """Reads the objects around a box: the words of its own as far as no other box comes."""
+        if place.object is None:
             return None
-        image = int(match[1]) + 1 - self._first
-        return image if 1 <= image <= self._num_images else None
-
-    def words(self, text: str) -> int | None:
-        """Reads the last words that name an image, such as "the second image"."""
-        return grammar.find_image_index(text, self._num_images)
-
-    def beside(self, text: str, own: re.Match, matches: list[re.Match], number: int) -> int | None:
-        """Reads the object around a box, as far as it is about this box alone."""
-        start, end = own.span()
+        for image in (place.before, place.after, place.object.image):
+            if image is not None:
+                return image
+        box = self._matches[number]
+        start, end = place.object.start, min(place.object.end, self._next(number))
         if number:
-            start = max(start, matches[number - 1].end())
-        if number + 1 < len(matches):
-            end = min(end, matches[number + 1].start())
-        before, after = text[start : matches[number].start()], text[matches[number].end() : end]
-        return self.field(before) or self.field(after) or self.words(after) or self.words(before)
+            start = max(start, self._matches[number - 1].end())
+        after, before = self.words(box.end(), end), self.words(start, box.start())
+        return before if after is None else after
 
+    def clause(self, number: int) -> tuple[int, int]:
+        """Returns where the first words behind a box are, up to the next box or mark."""
+        end = self._matches[number].end()
+        clause = _CLAUSE.match(self._text, end, self._next(number))
+        return end, clause.end() if clause else end
 
-def _behind(text: str, matches: list[re.Match], number: int) -> str:
-    """Returns the first words behind a box, up to the next box or mark."""
-    end = matches[number + 1].start() if number + 1 < len(matches) else len(text)
-    clause = _CLAUSE.match(text, matches[number].end(), end)
-    return clause[0] if clause else ""
+    def names_behind(self) -> bool:
+        """Returns whether a response names images behind its boxes, judged by the first box."""
+        before = 0, self._matches[0].start()
+        if self.field(*before) is not None or self.words(*before) is not None:
+            return False
+        return self.words(*self.clause(0)) is not None
 
-
-def _names_behind(text: str, matches: list[re.Match], reader: _ImageReader) -> bool:
-    """Returns whether a response names images behind its boxes, judged by the first box."""
-    if not matches:
-        return False
-    before = text[: matches[0].start()]
-    return not (reader.field(before) or reader.words(before)) and bool(
-        reader.words(_behind(text, matches, 0))
-    )
+    def _next(self, number: int) -> int:
+        """Returns where the box after one begins, or the text ends."""
+        following = self._matches[number + 1 : number + 2]
+        return following[0].start() if following else len(self._text)

@@ -230,8 +230,9 @@ def to_grammar(
 ) -> str | None:
     """Converts every box of a response to the format of our grammar; None stays None.
 
-    Pixels are those of the image that the response names for the box (see `box_images`), or
-    otherwise of the row's target image. Numbers beyond the image's edge are set to the edge.
+    Pixels are those of the image that the response names for the box (see `box_images`), or of the
+    row's target image if it names none. If that image isn't there or isn't understood, the box is
+    made one that the grammar doesn't read. Numbers beyond the image's edge are set to the edge.
 
     Args:
       family: the family of the model.
@@ -247,21 +248,26 @@ def to_grammar(
     pieces, end = [], 0
     numbers: collections.Counter[int] = collections.Counter()
     for found in box_images.find_boxes(response, len(row.images)):
-        image = found.image or row.target_image or len(row.images)
+        image = found.image
+        if image is None or len(row.images) == 1:
+            image = row.target_image or len(row.images)
         values = list(found.values)
         if max(values) <= 1:
-            values = [boxes.GRID * value for value in values]
-        elif family.numbers == "pixels":
+            values = [max(boxes.GRID * value, 0) for value in values]
+        elif family.numbers == "pixels" and image != box_images.OTHER:
             assert size_of is not None
             width, height = size_of(row.images[image - 1])
             scaled = zip(values, (width, height, width, height), strict=True)
-            values = [min(boxes.GRID * value / side, boxes.GRID) for value, side in scaled]
+            values = [min(max(boxes.GRID * v / side, 0), boxes.GRID) for v, side in scaled]
         x1, y1, x2, y2 = map(round, values)
+        corners = f"({x1},{y1}),({x2},{y2})"
+        if family.numbers == "pixels" and image == box_images.OTHER:
+            corners = f"[{x1}, {y1}, {x2}, {y2}]"
         identity = ""
         if found.in_field:  # where the grammar doesn't look for it
             numbers[image] += 1
             identity = grammar.format_id(image, numbers[image])
-        box = f"{identity}{grammar.BOX_START}({x1},{y1}),({x2},{y2}){grammar.BOX_END}"
+        box = f"{identity}{grammar.BOX_START}{corners}{grammar.BOX_END}"
         pieces += [response[end : found.start], box]
         end = found.end
     return "".join([*pieces, response[end:]])

@@ -99,6 +99,7 @@ class Scores:
       missing: number of scored rows without a response, which count as misses.
       unreadable: by row index, why a response can't be read; such a row has no response.
       other_form: number of responses without a box in our format that have one in another format.
+      without_box: the first response, if no response has a box in any format; None otherwise.
       overall: the scores over all rows.
       average: mean of the tasks' hit rates, the paper's AVE.
       average_interval: the same with its 95 % interval.
@@ -115,6 +116,7 @@ class Scores:
     missing: int
     unreadable: dict[int, str]
     other_form: int
+    without_box: str | None
     overall: Summary
     average: float
     average_interval: Interval
@@ -201,6 +203,7 @@ def score(
             for (_, response), answer in zip(scored, parsed, strict=True)
             if protocol == "answer" and answer.box is None
         ),
+        without_box=_first_without_box([response for _, response in scored], parsed),
         overall=_summarise(row_scores, above),
         average=_mean([summary.hit_rate for summary in summaries.values()]),
         average_interval=bootstrap_average(
@@ -211,6 +214,16 @@ def score(
         tasks=summaries,
         rows=row_scores,
     )
+
+
+def _first_without_box(
+    responses: Sequence[str | None], parsed: Sequence[ParsedAnswer]
+) -> str | None:
+    """Returns the first response if none has a box."""
+    said = [response for response in responses if response is not None]
+    if any(answer.box for answer in parsed) or any(map(box_images.has_box, said)):
+        return None
+    return next(iter(said), None)
 
 
 def _is_possible(row: Row) -> bool:

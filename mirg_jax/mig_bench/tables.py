@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from mirg_jax.data.json_rows import quote
 from mirg_jax.grounding import tasks
 from mirg_jax.mig_bench.scoring import Scores
 
@@ -56,9 +57,16 @@ def notes(scores: Scores) -> list[str]:
     if 2 * scores.other_form > answered > 0:
         lines.append(
             f"{scores.other_form} of {answered} responses have a box in another form than "
-            "that of models trained here, which was not read: name the model's --family "
+            "that of models trained here, or in pixels of an image that isn't there or isn't "
+            "understood, which was not read: name the model's --family "
             "(scripts/score.py, scripts/evaluate_server.py), or set "
             "config.evaluation.coordinates=pixels for a published Qwen2.5-VL"
+        )
+    if scores.without_box is not None:
+        lines.append(
+            f"none of {answered} responses has a box, so all count as misses; the first: "
+            f"{quote(scores.without_box)}; see whether the model, its prompt and the limit of "
+            "tokens are right"
         )
     return lines
 

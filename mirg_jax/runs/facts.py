@@ -1,11 +1,15 @@
 """Facts that results depend on: hashes of models and files, and descriptions of what changed."""
 
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import ExifTags, Image
+
+from mirg_jax.data.images import ImageRoot, Root, resolve_image
 from mirg_jax.errors import CheckpointError, DataError
 from mirg_jax.runs import adapters, loading, run_folder
 
@@ -20,6 +24,8 @@ _SMALL_FILES = (
     "special_tokens_map.json",
 )
 _SAMPLE = 1024  # bytes
+_IMAGE_PARTS = 16  # of an image's file, each of which is sampled
+_IMAGES_KEPT = 4096  # hashes, since rows that follow one another share images
 
 
 def hash_file(path: str | pathlib.Path) -> str:
@@ -67,6 +73,48 @@ def hash_model(source: str | pathlib.Path) -> str | None:
     if record := adapters.read(saved.run):
         digest.update(f"{hash_model(record.base)} {record.param_dtype} {record.lora}".encode())
     return digest.hexdigest()
+
+
+class ImageHashes:
+    """Tells images from others by samples of their files' content, wherever they lie.
+
+    Small files are read whole. Dates don't count, nor do paths.
+    """
+
+    def __init__(self, root: Root):
+        """
+        Args:
+          root: the image root. Where it applies EXIF orientations, an image that is turned differs
+            from the same as stored.
+        """
+        self._root = ImageRoot.of(root)
+        self._of_image = functools.lru_cache(_IMAGES_KEPT)(self._hash)
+
+    def of(self, paths: Sequence[str]) -> str | None:
+        """Returns a hash of some images in their order; None if one of them can't be read."""
+        try:
+            text = " ".join(map(self._of_image, paths))
+        except (OSError, DataError):
+            return None
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _hash(self, path: str) -> str:
+        file, digest = resolve_image(self._root, path), hashlib.sha256()
+        if self._root.apply_exif and _is_turned(file):
+            digest.update(b"turned\n")
+        size = file.stat().st_size
+        ends = [size * part // _IMAGE_PARTS for part in range(_IMAGE_PARTS + 1)]
+        _add_samples(digest, file, "", list(zip(ends, ends[1:], strict=False)))
+        return digest.hexdigest()
+
+
+def _is_turned(file: pathlib.Path) -> bool:
+    """Returns whether an image has an EXIF orientation other than upright."""
+    try:
+        with Image.open(file) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # Pillow raises many types; whoever loads the image says what is wrong
+        return False
 
 
 def describe_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

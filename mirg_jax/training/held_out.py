@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 
 from mirg_jax.data.examples import Rejected
-from mirg_jax.data.images import image_size
+from mirg_jax.data.images import ImageRoot, image_size
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import outputs
 from mirg_jax.files.streams import Spare
@@ -47,7 +47,7 @@ class HeldOut:
             raise DataError(
                 f"no held-out row can be used; the first: {problem}; set evaluation.image_root"
             )
-        self._claim_questions()
+        self._claim_questions(root)
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),
             run.settings.model.precision.compute,
@@ -65,8 +65,11 @@ class HeldOut:
             max_tokens=settings.max_tokens,
         )
 
-    def _claim_questions(self) -> None:
+    def _claim_questions(self, root: ImageRoot) -> None:
         """Records what held-out accuracies depend on; those of all steps are compared.
+
+        Args:
+          root: the root of the questions' images.
 
         Raises:
           ConfigError: if the run was evaluated on other questions before.
@@ -78,6 +81,9 @@ class HeldOut:
             "limit": settings.limit,
             "max_tokens": settings.max_tokens,
         }
+        paths = dict.fromkeys(path for row in self._rows for path in row.images)
+        if images := facts.ImageHashes(root).of(list(paths)):  # of a missing one none is compared
+            now["images"] = images
         if run.first_step and path.exists():
             if changes := facts.describe_changes(json.loads(path.read_text()), now):
                 raise ConfigError(

@@ -109,18 +109,24 @@ class BatchFiles:
     def on_missing(self, request: Request) -> None:
         """Journals a request's answer if a file has it; else writes the request to a new file."""
         key = request.key
+        if key not in self._answers and request.key_by_name in self._answers:
+            key = request.key_by_name  # in a file of an earlier version
         if key in self._answers:
             row = self._answers[key]
             if row is None:
                 self.waiting += 1
                 return
-            if self._take_answer(request, row):
+            if self._take_answer(request, key, row):
                 return
         self._write(request)
 
-    def _take_answer(self, request: Request, row: dict[str, Any]) -> bool:
-        """Journals what came back for a request; returns False if it is to be written again."""
-        key = request.key
+    def _take_answer(self, request: Request, key: str, row: dict[str, Any]) -> bool:
+        """Journals what came back for a request; returns False if it is to be written again.
+
+        Args:
+          key: the key that it was written under.
+          row: what came back.
+        """
         try:
             if (row.get("response") or {}).get("status_code") != 200:
                 raise ValueError(json.dumps(row.get("error") or row.get("response"))[:300])
@@ -132,7 +138,8 @@ class BatchFiles:
                 return False
             self._journal.failed(key, reason)
         else:
-            record_reply(self._journal, request, reply, self._stages[request.stage].costs, 0.0)
+            costs = self._stages[request.stage].costs
+            record_reply(self._journal, request, reply, costs, 0.0, key=key)
         return True
 
     def _write(self, request: Request) -> None:

@@ -2,17 +2,18 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
-import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from mirg_jax.data.examples import Example
 from mirg_jax.data.images import Root
-from mirg_jax.errors import ConfigError
+from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.runs import facts
-from mirg_jax.trajectories import checks, outputs, page, prompts, select
+from mirg_jax.trajectories import checks, outputs, page, prompts, select, shards
 from mirg_jax.trajectories.batches import BatchFiles, exchange_files
 from mirg_jax.trajectories.estimate import Estimate, estimate
 from mirg_jax.trajectories.ingest import Source
@@ -26,30 +27,8 @@ from mirg_jax.trajectories.settings import (
     SceneTeacherSettings,
     TrajectorySettings,
 )
+from mirg_jax.trajectories.shards import Shard
 from mirg_jax.trajectories.teachers import EncodedImages, OpenAITeacher, Teacher
-
-
-class Shard(NamedTuple):
-    """One of `count` parts of the questions: those at `index`, `index + count`, …"""
-
-    index: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Reads "i/n", where i counts from 0.
-
-        Raises:
-          ConfigError: the text has another form.
-        """
-        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if not match or int(match[1]) >= int(match[2]):
-            raise ConfigError(f"--shard={text}: it is i/n with i from 0 to n - 1, such as 0/4")
-        return cls(int(match[1]), int(match[2]))
-
-    @property
-    def name(self) -> str:
-        return f"{self.index}-of-{self.count}"
 
 
 def _encoded_images(settings: TrajectorySettings, image_root: Root) -> EncodedImages:
@@ -116,8 +95,12 @@ def _check_models(settings: TrajectorySettings, record: pathlib.Path) -> None:
     record.write_text(json.dumps(found | hashes, indent=1) + "\n")
 
 
-def make_plan(settings: TrajectorySettings) -> Plan:
+def make_plan(settings: TrajectorySettings, image_root: Root) -> Plan:
     """Reads the prompts, and makes the plan of the stages.
+
+    Args:
+      settings: the settings.
+      image_root: folder that the images' paths are relative to.
 
     Raises:
       ConfigError: for prompts that can't be used, or a task of the selection without prompts.
@@ -130,7 +113,7 @@ def make_plan(settings: TrajectorySettings) -> Plan:
             "folder, or give it the weight 0"
         )
     rules = dataclasses.replace(settings.rules, leaks=checks.read_leaks(texts.leaks))
-    return Plan(texts, rules, settings.stages)
+    return Plan(texts, rules, settings.stages, facts.ImageHashes(image_root).of)
 
 
 def _questions(
@@ -141,10 +124,10 @@ def _questions(
     shard: Shard | None,
 ) -> list[Example]:
     """Returns the questions to annotate: of a shard, its part."""
-    questions = select.prepare_questions(
-        source, image_root, output_dir / "selection", settings.selection
-    )
-    return questions[shard.index :: shard.count] if shard else questions
+    folder = output_dir / "selection"
+    with _explained(folder):
+        questions = select.prepare_questions(source, image_root, folder, settings.selection)
+    return shards.draw(questions, shard, output_dir) if shard else questions
 
 
 def _open_journal(output_dir: pathlib.Path, shard: Shard | None, retry_failed: bool) -> Journal:
@@ -194,7 +177,7 @@ def build(
     questions = _questions(settings, source, image_root, output_dir, shard)
     _check_models(settings, output_dir / "models.json")
     teachers = make_teachers(settings, image_root)
-    plan = make_plan(settings)
+    plan = make_plan(settings, image_root)
     journal = _open_journal(output_dir, shard, retry_failed)
     try:
         pipeline = Pipeline(plan, teachers, journal, settings.requests)
@@ -243,7 +226,7 @@ def batch(
     if not all(isinstance(teacher, OpenAITeacherSettings) for teacher in teachers):
         raise ConfigError("--batches: every stage's teacher must be openai")
     questions = _questions(settings, source, image_root, output_dir, shard)
-    plan = make_plan(settings)
+    plan = make_plan(settings, image_root)
     journal = _open_journal(output_dir, shard, retry_failed)
     try:
         images = _encoded_images(settings, image_root)
@@ -271,13 +254,27 @@ def _write_outputs(
     Returns: the summary.
     """
     folder = _output_folder(output_dir, shard)
-    folder.mkdir(parents=True, exist_ok=True)
     sample = page.Sample(settings.page_examples, len({question.task for question in questions}))
-    for outcome in outputs.write_outcomes(replay(questions, plan, journal), folder):
-        sample.add(outcome)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    page.write_trajectory_page(folder / "report.html", summary, sample.outcomes, image_root)
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for outcome in outputs.write_outcomes(replay(questions, plan, journal), folder):
+            sample.add(outcome)
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        page.write_trajectory_page(folder / "report.html", summary, sample.outcomes, image_root)
     return summary
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path) -> Iterator[None]:
+    """Turns errors of the system in a `with` block into a `DataError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        raise DataError(
+            f"{folder}: can't be written ({file}{error.strerror or error}); mend it and run again, "
+            "no answer is lost"
+        ) from None
 
 
 def _output_folder(output_dir: pathlib.Path, shard: Shard | None) -> pathlib.Path:
@@ -301,7 +298,7 @@ def dry_run(
       UserError: for input that can't be used.
     """
     questions = _questions(settings, source, image_root, output_dir, shard)
-    plan = make_plan(settings)
+    plan = make_plan(settings, image_root)
     journal = Journal(output_dir, "replies.jsonl", write=False)
     try:
         tasks = collections.Counter(question.task for question in questions)

@@ -9,6 +9,9 @@ Lines name a request by its key:
     {"lost": KEY, "reason": …, "dollars"}   it got no answer, and may be sent again
     {"failed": KEY, "reason": …}            it got no answer, and will not be sent again
     {"reply": KEY, "text": …, …}            its answer, in full
+
+A key depends on the content of the images. Replies also have "by_name", the key that doesn't, which
+finds an answer whose images have gone since.
 """
 
 import collections
@@ -19,10 +22,11 @@ import pathlib
 from typing import Any, NamedTuple
 
 from mirg_jax.chat.asking import GivenUp
-from mirg_jax.chat.completions import Reply
+from mirg_jax.chat.completions import Reply, is_empty
 from mirg_jax.errors import DataError
 from mirg_jax.files import lines
 from mirg_jax.files.locks import Lock
+from mirg_jax.files.streams import say
 from mirg_jax.trajectories.limits import Costs
 from mirg_jax.trajectories.request import Request
 
@@ -60,6 +64,8 @@ class Journal:
           DataError: a line does not belong to a journal.
         """
         self.dollars = 0.0
+        self._folder, self._told = folder, False
+        self._by_name: dict[str, str] = {}
         self._places: dict[str, _Place] = {}
         self._files: list[int] = []
         self._out: lines.LineWriter | None = None
@@ -78,7 +84,9 @@ class Journal:
             self.close()
             raise
         # These requests may have been paid although no answer arrived.
-        self.dollars += sum(self._costs[key] * count for key, count in self._unanswered.items())
+        self.dollars += sum(
+            self._costs[key] * count for key, count in self._unanswered.items() if count
+        )
 
     def _read(self, path: pathlib.Path, retry_failed: bool) -> None:
         """Reads a file's lines."""
@@ -103,19 +111,40 @@ class Journal:
                 self._unanswered[key] -= self._unanswered[key] > 0
                 self.dollars += dollars
             # An empty answer is a failure too: it may be the server's setting, mended since.
-            failed = kind == "failed" or (kind == "reply" and not str(row.get("text")).strip())
+            failed = kind == "failed" or (kind == "reply" and is_empty(str(row.get("text"))))
             if kind in ("reply", "failed") and not (failed and retry_failed):
                 self._places[key] = _Place(descriptor, line.start, len(line.text))
+                if name := row.get("by_name"):
+                    self._by_name[name] = key
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Returns the "reply" or "failed" line of a request; None if there is neither."""
+        """Returns the "reply" or "failed" line of a key; None if there is neither."""
         if key not in self._places:
             return None
         place = self._places[key]
         return json.loads(os.pread(place.file, place.length, place.start))
+
+    def find(self, request: Request) -> str | None:
+        """Returns the key that a "reply" or "failed" line has for a request; None if there is none.
+
+        An answer that an earlier version filed without its images counts, and a line says so. If
+        the images can't be read any more, the latest answer about images of these names does.
+        """
+        if request.key in self:
+            return request.key
+        if request.key_by_name in self:
+            if not self._told:
+                self._told = True
+                say(
+                    f"{self._folder}: has answers of an earlier version, which don't record the "
+                    "images that they are about; if images have changed since, give another "
+                    "--output_dir"
+                )
+            return request.key_by_name
+        return self._by_name.get(request.key_by_name) if request.pictures is None else None
 
     def asked(self, key: str, dollars: float) -> None:
         """Writes that a request is being sent.
@@ -174,17 +203,26 @@ class PricedReply(NamedTuple):
 
 
 def record_reply(
-    journal: Journal, request: Request, reply: Reply, costs: Costs, seconds: float
+    journal: Journal,
+    request: Request,
+    reply: Reply,
+    costs: Costs,
+    seconds: float,
+    *,
+    key: str | None = None,
 ) -> PricedReply:
     """Writes a reply to the journal.
 
     Args:
       seconds: that the answer took.
+      key: the key that the request was sent under; None for its own.
     """
     dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
+    by_name = {} if request.pictures == "" else {"by_name": request.key_by_name}
     journal.reply(
-        request.key,
+        key or request.key,
         dollars,
+        **by_name,
         id=request.question.id,
         stage=request.stage,
         **{"try": request.attempt},
@@ -200,9 +238,10 @@ def recorded_reply(journal: Journal, request: Request) -> PricedReply | None:
     Raises:
       GivenUp: the journal says that the request will not be sent again.
     """
-    row = journal.get(request.key)
-    if row is None:
+    key = journal.find(request)
+    if key is None:
         return None
+    row = journal.get(key)
     if "failed" in row:
         raise GivenUp(row["reason"])
     tokens = row["prompt_tokens"], row["completion_tokens"]

@@ -6,7 +6,7 @@ outputs are written by going through them once more, in order.
 """
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mirg_jax.chat.asking import GivenUp, Stopped
@@ -70,11 +70,18 @@ class Plan:
     """The stages: their prompts, teachers and checks.
 
     With the answers in the journal, it determines the outcome of every question.
+
+    Attributes:
+      texts: the prompts.
+      rules: the rules of the checks.
+      stages: the settings of the stages, by name.
+      pictures: returns a hash of some images, by their paths; None if one can't be read.
     """
 
     texts: prompts.Prompts
     rules: checks.Rules
     stages: Mapping[str, StageSettings]
+    pictures: Callable[[Sequence[str]], str | None]
 
     async def run_stages(self, outcome: QuestionOutcome, ask: AskTeacher) -> None:
         """Takes a question through the stages.
@@ -114,8 +121,11 @@ class Plan:
         """
         prompt = self.texts.render(stage, outcome.question, **values)
         identity = self.stages[stage].teacher.identity
+        pictures = self.pictures(outcome.question.images)
         for attempt in range(1, self.stages[stage].tries + 1):
-            request = Request(outcome.question, stage, attempt, prompt, outcome.objects, identity)
+            request = Request(
+                outcome.question, stage, attempt, prompt, outcome.objects, identity, pictures
+            )
             try:
                 reply, dollars = await ask(request)
             except GivenUp as error:
@@ -160,7 +170,7 @@ def replay(
     """
 
     async def ask(request: Request) -> PricedReply:
-        if request.key not in journal:
+        if journal.find(request) is None:
             on_missing(request)
         if (found := recorded_reply(journal, request)) is None:
             raise Stopped

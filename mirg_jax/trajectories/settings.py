@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from mirg_jax.chat.client import check_extra_body
 from mirg_jax.errors import ConfigError
 from mirg_jax.grounding.tasks import TRAINING_TASKS
 from mirg_jax.trajectories.checks import Rules
@@ -378,6 +379,7 @@ def _check_stage(field: str, stage: StageSettings) -> None:
             raise ConfigError(f"{field}.timeout={stage.teacher.timeout:g} must be above 0")
         if stage.teacher.max_pixels < 1:
             raise ConfigError(f"max_pixels={stage.teacher.max_pixels} must be at least 1")
+        check_extra_body(stage.teacher.extra_body, f"{field}.extra_body")
     if not isinstance(stage.teacher, SceneTeacherSettings):
         _check_not_negative({f"{field}.temperature": stage.teacher.temperature})
     else:

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mirg_jax.chat.client import Client, encode_image, retry_after
-from mirg_jax.chat.completions import Reply, ServerError, quote_words, read_completion
+from mirg_jax.chat.completions import (
+    Reply,
+    ServerError,
+    is_empty,
+    quote_words,
+    read_completion,
+)
 from mirg_jax.errors import ConfigError, DataError
 
 FIELDS = "choices message content refusal usage finish_reason reasoning error type text".split()
@@ -73,7 +79,13 @@ WHOLE = f"<think>I look.</think>{ANSWER}"
         ({"content": ANSWER, "thinking": "I look."}, WHOLE),
         ({"content": ANSWER, "reasoning": None, "reasoning_content": "I look."}, WHOLE),
         ({"content": ANSWER, "reasoning_details": [{"text": "I "}, {"text": "look."}]}, WHOLE),
+        ({"content": ANSWER, "reasoning": {"content": "I look."}}, WHOLE),
+        ({"content": ANSWER, "reasoning": {"summary": [{"text": "I "}, "look."]}}, WHOLE),
+        ({"content": ANSWER, "thinking": [{"type": "text", "text": "I look."}]}, WHOLE),
+        ({"content": ANSWER, "reasoning_details": [{"summary": "I look."}]}, WHOLE),
         # All of it taken for thoughts, with and without the tags around them.
+        ({"content": None, "reasoning": WHOLE + "<|im_end|>"}, WHOLE + "<|im_end|>"),
+        ({"content": "<|im_end|>", "reasoning": WHOLE + "\n</s>\n"}, WHOLE + "\n</s>\n"),
         ({"content": None, "reasoning": WHOLE}, WHOLE),
         ({"content": "\n", "reasoning": WHOLE.removeprefix("<think>")}, WHOLE),
         ({"reasoning_content": ANSWER}, ANSWER),
@@ -82,6 +94,7 @@ WHOLE = f"<think>I look.</think>{ANSWER}"
          "(1,2),(3,4)"),
         ({"content": ["(1,2),", "(3,4)"]}, "(1,2),(3,4)"),
         ({"content": [{"type": "output_text", "text": "(1,2)"}]}, "(1,2)"),
+        ({"content": {"type": "text", "text": "(1,2)"}}, "(1,2)"),
         ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "I look."}]},
                       {"type": "text", "text": ANSWER}]}, WHOLE),
     ],
@@ -92,6 +105,33 @@ def test_dialects_that_say_the_same(message, text):
         json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}),  # as text/plain
     ):
         assert read_completion(answer) == Reply(text)
+
+
+@pytest.mark.parametrize(
+    ("finish", "problem"),
+    [
+        *((finish, "the answer was cut at max_tokens") for finish in ("max_tokens", "MAX_TOKENS")),
+        *((finish, "the answer was filtered") for finish in ("content_filter", "SAFETY")),
+        ("refusal", "the model refused"),
+        *((finish, "") for finish in ("stop", "eos", "end_turn", None, "tool_calls")),
+        *((finish, None) for finish in ("abort", "error", "cancelled", {"type": "abort"})),
+    ],
+)
+def test_why_an_answer_ended(finish, problem):
+    answer = {"choices": [{"message": {"content": ANSWER}, "finish_reason": finish}]}
+    if problem is not None:
+        assert read_completion(answer) == Reply(ANSWER, problem)
+        return
+    with pytest.raises(ServerError, match="the server broke the answer off") as error:
+        read_completion(answer)
+    assert error.value.status is None  # so it is asked for again
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "\n<|endoftext|> <|im_end|>\n", "</s></s>"])
+def test_end_tokens_alone_are_an_empty_answer(text):
+    answer = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+    assert is_empty(text) and not is_empty(text + "(1,2)")
+    assert read_completion(answer) == Reply("", "an empty answer")
 
 
 def test_the_text_of_another_endpoint_is_read():

@@ -13,6 +13,7 @@ from mirg_jax import defaults
 from mirg_jax.data.images import load_image
 from mirg_jax.errors import ConfigError, DataError, UserError
 from mirg_jax.evaluation import evaluate
+from mirg_jax.evaluation.predictions import Predictions
 from mirg_jax.inference.predictor import Prediction, Predictor
 from mirg_jax.runs.settings import read
 
@@ -84,6 +85,10 @@ def run(data, folder="out", model="model", bench="rows.json", root=None, limit=0
     )
 
 
+def draw(path, colour, size=(60, 40)):
+    Image.new("RGB", size, colour).save(path)
+
+
 def edit_rows(data):
     rows = json.loads((data / "rows.json").read_text())
     rows[3]["question"] += " Look again."
@@ -109,6 +114,12 @@ def retrain(data):
         ({}, edit_rows, "the benchmark's content has changed"),
         ({}, retrain, "the model's weights have changed"),
         ({}, lambda data: write(data / "model/tokenizer.json", {}), "weights have changed"),
+        (
+            {},
+            lambda data: draw(data / "1.jpg", "red"),
+            "the images of 2 answered rows have changed",
+        ),
+        ({}, lambda data: draw(data / "0.jpg", "black", (60, 41)), "the first: row"),
     ],
 )
 def test_answers_of_other_settings_are_not_kept(asked, data, before, change, words):
@@ -134,6 +145,47 @@ def test_the_same_content_elsewhere_is_the_same(asked, data):
     changes = {"evaluation.batch_size": 3, "cpu_devices": 0, "data.threads": 1}
     assert run(data, model="moved", bench="renamed.json", **changes).missing == 0
     assert sorted(asked.rows) == list(range(6))
+
+
+def test_images_count_by_their_content(asked, data, capsys):
+    run(data, limit=2)
+    copy = data / "copy"
+    copy.mkdir()
+    for n in range(2):
+        shutil.copy(data / f"{n}.jpg", copy)  # with another date
+    assert run(data, root=copy, limit=4).missing == 0 and len(asked.rows) == 4
+    draw(copy / "0.jpg", "red")
+    with pytest.raises(ConfigError, match="images of 4 answered rows have changed"):
+        run(data, root=copy)
+    (copy / "0.jpg").unlink()  # one that has gone is no other
+    assert run(data, root=copy).missing == 2 and len(asked.rows) == 6
+    # Lines of an earlier version don't say which images they are about.
+    path = data / "out/predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"images": None}) + "\n" for row in rows))
+    draw(data / "1.jpg", "red")
+    assert "images" not in capsys.readouterr().err
+    assert run(data).missing == 0
+    assert "4 answers don't record the images that they are about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run.json", "rejected.jsonl", "scores.json", "predictions.jsonl"])
+def test_a_folder_in_a_file_s_place_is_told_before_anything_is_asked(asked, data, name):
+    (data / "out" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"{name}' cannot be written .it is a folder"):
+        run(data)
+    assert not asked.rows
+
+
+def test_a_list_of_rejected_rows_that_cannot_be_written_costs_a_line(data, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mirg_jax.evaluation.predictions.outputs.replace_text", full)
+    with Predictions(data / "out", {}, 1) as kept:
+        kept.write_rejected({0: "no such file"}, "rows.json")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "rejected.jsonl: cannot be written (No space left" in said
 
 
 def test_a_folder_without_predictions_can_be_used_for_anything(asked, data):

@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
+from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import DataError
 from mirg_jax.runs import facts
 
@@ -67,6 +69,36 @@ def test_a_run_is_another_model_when_it_was_trained_anew(model, tmp_path):
     assert adapters != before
     save(model, b=np.zeros(3, np.float32))
     assert facts.hash_model(run) != adapters
+
+
+@pytest.mark.parametrize("size", [1, 700, 30_000, 2_000_000])
+def test_images_are_told_apart_by_content(size, tmp_path):
+    content = bytearray(n % 251 for n in range(size))
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    before = facts.ImageHashes(tmp_path).of(["a.png"])
+    shutil.copy(path, tmp_path / "b.png")
+    os.utime(tmp_path / "b.png", (0, 0))
+    assert facts.ImageHashes(tmp_path).of(["b.png"]) == before
+    for place in (0, size // 2, size - 1):
+        path.write_bytes(content[:place] + bytes([255]) + content[place + 1 :])
+        assert facts.ImageHashes(tmp_path).of(["a.png"]) != before
+    both = facts.ImageHashes(tmp_path).of(["a.png", "b.png"])
+    assert both != facts.ImageHashes(tmp_path).of(["b.png", "a.png"])
+    assert facts.ImageHashes(tmp_path).of(["b.png", "../b.png"]) is None
+    assert facts.ImageHashes(tmp_path).of(["none.png"]) is None
+
+
+def test_an_image_that_is_turned_is_another(tmp_path):
+    for name, orientation in (("plain.jpg", 1), ("turned.jpg", 6)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (40, 20)).save(tmp_path / name, exif=exif)
+    stored, upright = (
+        facts.ImageHashes(ImageRoot(tmp_path, apply_exif=turns)) for turns in (False, True)
+    )
+    assert stored.of(["plain.jpg"]) == upright.of(["plain.jpg"])
+    assert stored.of(["turned.jpg"]) != upright.of(["turned.jpg"])
 
 
 def test_changes_in_words():

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,9 @@ def test_what_is_sent(tmp_path):
     assert "skip_special_tokens" not in body
     assert [p["type"] for p in content(body)] == ["image_url"] * 2 + ["text"]
     assert key == request("internvl2")[1] != other != request("qwen2_vl")[1]
+    for path in (tmp_path / "data/images").iterdir():
+        Image.new("RGB", (30, 30), "red").save(path)
+    assert key != request("internvl2")[1]  # other pixels of the same names
 
 
 def flags_for(name, url, bench, folder, *more):
@@ -275,6 +279,7 @@ def test_no_key_is_one_line(tmp_path, monkeypatch):
         (["--family=gpt"], "--family=gpt"),
         (["--extra_body=[1]"], "--extra_body: expected a JSON object"),
         (["--extra_body={"], "--extra_body: not valid JSON"),
+        (['--extra_body={"model": "other"}'], "--extra_body: 'model' can't be set here"),
         (["--concurrency=0"], "concurrency=0: 0 is not a positive integer"),
         (["--max_pixels=9"], "--max_pixels=9"),
         (["--benchmark=none.json"], "none.json: cannot be read"),
@@ -320,17 +325,53 @@ def test_what_is_never_answered_is_listed_and_asked_again_the_next_time(fake, tm
 def test_an_answer_that_was_cut_or_refused_is_an_answer(fake, tmp_path):
     bench, folder = write_benchmark(tmp_path / "data", 40), tmp_path / "out"
     said = answers_of("mirg", bench)
-    odd = fake(said, "--bad=0.5", "--flaws=refusal,length,filtered")
+    odd = fake(said, "--bad=0.5", "--flaws=refusal,length")
     ask("mirg", odd.url, bench, folder)
     kept = lines(folder / "predictions.jsonl")
     problems = collections.Counter(line.get("problem") for line in kept)
     assert problems.keys() == {
-        None, "the model refused", "the answer was cut at max_tokens", "the answer was filtered"
+        None, "the model refused", "the answer was cut at max_tokens"
     }  # fmt: skip
     assert len(kept) == len(odd.requests()) == 40
     for line in kept:
         refused = line.get("problem") == "the model refused"
         assert line["response"] == ("I can't do that." if refused else said[line["index"]])
+
+
+@pytest.mark.parametrize("flaw", ["filtered", "as end tokens"])
+def test_an_answer_that_the_server_spoilt_is_asked_for_again(fake, tmp_path, flaw):
+    bench, folder = write_benchmark(tmp_path / "data", 20), tmp_path / "out"
+    said = answers_of("mirg", bench)
+    spoiling = fake(said, "--bad=0.5", f"--flaws={flaw}")
+    scores = ask("mirg", spoiling.url, bench, folder, concurrency=1, retries=0)
+    fates = [fate for _, fate in spoiling.requests()]
+    assert scores.missing == fates.count(flaw) > 3
+    assert len(answered(folder)) == fates.count("good") > 3
+    assert ask("mirg", fake(said).url, bench, folder).missing == 0
+
+
+def test_a_log_of_errors_that_cannot_be_written_costs_a_line(fake, tmp_path, monkeypatch, capsys):
+    bench, folder = write_benchmark(tmp_path / "data", 20), tmp_path / "out"
+
+    def full(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(server._Round, "_log", full)
+    flaky = fake(answers_of("mirg", bench), "--bad=0.5", "--flaws=500")
+    assert ask("mirg", flaky.url, bench, folder).missing == 0
+    assert capsys.readouterr().err.count("errors.jsonl: cannot be written (No space left") == 1
+
+
+def test_answers_to_other_images_are_not_kept(fake, tmp_path):
+    bench, folder = write_benchmark(tmp_path / "data", 4), tmp_path / "out"
+    up = fake(answers_of("mirg", bench))
+    ask("mirg", up.url, bench, folder)
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    assert ask("mirg", up.url, tmp_path / "moved/bench.json", folder).missing == 0
+    Image.new("RGB", (30, 30)).save(tmp_path / "moved/images/0.jpg")
+    with pytest.raises(ConfigError, match="the images of . answered rows have changed"):
+        ask("mirg", up.url, tmp_path / "moved/bench.json", folder)
+    assert len(up.requests()) == 4
 
 
 def test_dialects_of_servers_are_read(fake, tmp_path):
@@ -341,11 +382,12 @@ def test_dialects_of_servers_are_read(fake, tmp_path):
     scores = ask("mirg", odd.url, bench, tmp_path / "odd")
     assert scores == plain and scores.overall.format_rate > 0.7
     # Errors inside a success, and pages, are asked again; the server's words are in the log.
-    flaky = fake(said, "--bad=0.5", "--flaws=as error,text")
+    flaky = fake(said, "--bad=0.5", "--flaws=as error,text,as aborted")
     assert ask("mirg", flaky.url, bench, tmp_path / "flaky") == plain
     reasons = {line["reason"] for line in lines(tmp_path / "flaky/errors.jsonl")}
     assert reasons == {
-        "an error in the answer: the engine is dead", "not a chat completion: a proxy's page"
+        "an error in the answer: the engine is dead", "not a chat completion: a proxy's page",
+        "the server broke the answer off (finish_reason 'abort')",
     }  # fmt: skip
     dead = fake(said, "--bad=1", "--flaws=as error")
     with pytest.raises(UserError, match="no request is answered .*the engine is dead"):

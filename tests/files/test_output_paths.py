@@ -94,6 +94,11 @@ def test_messages_and_spare_files_may_fail(capsys):
     with os.fdopen(here, "w") as stream:
         say("nobody reads this", stream)
         print("nor this", file=Steady(stream), flush=True)
+    with open("/dev/full", "w") as stream:
+        full_disk = Steady(stream)
+        print("no room for this", file=full_disk, flush=True)
+        assert full_disk.failed == "No space left on device"
+        full_disk.abandon()  # or else closing it would fail
     spare = Spare("charts")
 
     def full():

@@ -260,7 +260,9 @@ def numbered(image, number, *corners):
         ("qwen2_5_vl", "In the first image: [20, 5, 40, 10], [40, 10, 80, 20]",
          "In the first image: " + box(100, 50, 200, 100) + ", " + box(200, 100, 400, 200)),
         ("qwen2_5_vl", "[20, 5, 104, 51]", box(200, 100, 1000, 1000)),
-        ("qwen2_5_vl", "in Image-9 [20, 5, 40, 10]", "in Image-9 " + box(200, 100, 400, 200)),
+        ("qwen2_5_vl", "[-20, 5, 40, 10.4]", box(0, 100, 400, 208)),
+        ("mantis", "[-0.01, 0.2, 0.3, 0.4]", box(0, 200, 300, 400)),
+        ("qwen2_vl", "(-1,2),(3,4)", box(-1, 2, 3, 4)),  # off the grid it stays
         # The image named beside the box: by a field before or behind it, as a number or in words,
         ("qwen2_5_vl", '{"image": 1, "bbox_2d": [20, 5, 40, 10]}',
          '{"image": 1, "bbox_2d": ' + numbered(1, 1, 100, 50, 200, 100) + "}"),
@@ -292,12 +294,10 @@ def numbered(image, number, *corners):
          numbered(1, 1, 1, 2, 3, 4) + " in image 1, and in image 2 " + box(5, 6, 7, 8)),
         ("internvl2", '{"image": 2, "box": [[1, 2, 3, 4]]}',
          '{"image": 2, "box": ' + numbered(2, 1, 1, 2, 3, 4) + "}"),
-        # An image that isn't there, and the number of something else, name none.
-        ("qwen2_5_vl", '{"image": 7, "bbox_2d": [20, 5, 40, 10]}',
-         '{"image": 7, "bbox_2d": ' + box(200, 100, 400, 200) + "}"),
+        # The number of something else names none.
         ("qwen2_5_vl", "In this image: 1 dog at [20, 5, 40, 10]",
          "In this image: 1 dog at " + box(200, 100, 400, 200)),
-        *((name, "1 2 3 4 or (1,2) or [1, 2, 3] or [-1, 2, 3, 4]", None) for name in FAMILIES),
+        *((name, "1 2 3 4 or (1,2) or [1, 2, 3] or [1-2, 2, 3, 4]", None) for name in FAMILIES),
         *((name, "", None) for name in FAMILIES),
     ],
 )  # fmt: skip
@@ -308,11 +308,77 @@ def test_boxes_are_brought_into_our_form(name, text, expected):
     assert read == (text if expected is None else expected)
 
 
+IN_FIRST = numbered(1, 1, 100, 50, 200, 100)
+UNREAD = numbered(0, 1, 20, 5, 40, 10).replace("(20,5),(40,10)", "[20, 5, 40, 10]")
+
+
+@pytest.mark.parametrize(
+    ("text", "box_of"),
+    [
+        *(
+            (f'{{"{name}": 1, "bbox_2d": BOX}}', IN_FIRST)
+            for name in ("target_image", "in_image", "imageIndex", "target-frame-id", "answer_img")
+        ),
+        *(
+            (f'{{"image": {value}, "bbox_2d": BOX}}', IN_FIRST)
+            for value in (
+                '"first"', '"1st"', '"#1"', "[1]", '["1"]', "1.0", '"the first image"',
+                '"image_1.png"', '"Picture 1"', '"1st image"', '"no. 1"',
+            )
+        ),
+        # A field of an object around it, before or behind; the nearest counts.
+        ('{"image": 1, "found": {"kind": "dog", "boxes": [{"bbox_2d": BOX}]}}', IN_FIRST),
+        ('{"found": [{"bbox_2d": BOX}], "image": 1}', IN_FIRST),
+        ('{"image": 2, "found": [{"bbox_2d": BOX, "image": "first"}]}', IN_FIRST),
+        ('{"image": 1, "found": [{"label": "as in image 2", "bbox_2d": BOX}]}', IN_FIRST),
+        ('{"box": BOX, "size": {"w": 2}, "image": 1', IN_FIRST),
+        # What names an image that isn't there or isn't understood is no box in the target image.
+        *(
+            (f'{{"image": {value}, "bbox_2d": BOX}}', UNREAD)
+            for value in (
+                7, '"the garden"', "[1, 2]", '"dog.jpg"', "-1", "1.5", '"seventh"', '"3rd"',
+            )
+        ),
+        ('{"target_image": "left", "found": [{"bbox_2d": BOX}]}', UNREAD),
+        ("{image: garden, bbox_2d: BOX}", UNREAD),
+        ("In the ninth image: BOX", UNREAD.replace(grammar.format_id(0, 1), "")),
+        # These name none.
+        *(
+            (f'{{"{field}, "bbox_2d": BOX}}', box(200, 100, 400, 200))
+            for field in (
+                'image": null', 'image": ""', 'in_image": true', 'image_width": 640',
+                'images": 2', 'label": "a dog in the image: brown"', 'source_image": 1',
+            )
+        ),
+        ('{"image": BOX}', box(200, 100, 400, 200)),
+        ('{"frame": {"bbox_2d": BOX}}', box(200, 100, 400, 200)),
+    ],
+)  # fmt: skip
+def test_the_image_of_a_box_in_pixels(text, box_of):
+    (item,) = rows_of([file_row(question="Where is it in the second image?")])
+    sizes = {"0.jpg": (200, 100), "1.jpg": (100, 50)}
+    read = families.to_grammar(
+        FAMILIES["qwen2_5_vl"], text.replace("BOX", "[20, 5, 40, 10]"), item, sizes.__getitem__
+    )
+    assert read == text.replace("BOX", box_of)
+    (row,) = scoring.score([item], [read]).rows
+    assert (row.box is None) == ("[20," in box_of)
+    assert row.image == (1 if box_of == IN_FIRST else None)
+
+
+def test_an_image_that_is_not_understood_is_wrong_on_the_grid_too():
+    (item,) = rows_of([file_row(question="Where is it in the second image?")])
+    text = 'Unlike in image 2: {"image": "garden", "box": [100, 200, 500, 600]}'
+    (row,) = families.score(FAMILIES["qwen2_vl"], [item], [text]).rows
+    assert row.hit and row.image is None
+
+
 def test_reading_takes_time_in_proportion_to_the_text():
     (item,) = rows_of([file_row(question="Where is it?")])
     pieces = ["<box>", "<|box_start|>", "(1,", "[[1, ", "[1,2,3,", "1 ", " ", "(" * 9, "Image 1 "]
     pieces += ["9" * 50, "(1,2),(3,4)", "1.", "<box>1 2 3", "{", '{"image": 2, ', '"image": 2, ']
     pieces += ['{"bbox": [1,2,3,4], "image": 1}', '"bbox": [1,2,3,4], "image": 1 ', "}{[1,2,3,4]"]
+    pieces += ['{"image": "x", ', '{"image": [', "image=the ", "{[1,2,3,4]", "image: 1, ", "#-"]
     for family in FAMILIES.values():
         for piece in pieces:
             start = time.process_time()

@@ -48,6 +48,16 @@ def test_authors_protocol_equals_an_independent_reading_on_every_row(benchmark, 
     assert scores.overall.image_accuracy is scores.overall.format_rate is None
 
 
+@pytest.mark.parametrize("protocol", ["answer", "authors"])
+def test_answers_without_any_box_are_pointed_out(protocol):
+    rows = rows_of([file_row() for _ in range(3)])
+    scores = scoring.score(rows, [None, "I see no dog.", "(1,2) or [1, 2, 3]"], protocol)
+    (note,) = tables.notes(scores)
+    assert "none of 2 responses has a box" in note and "the first: 'I see no dog.'" in note
+    for fine in (["x", "(100,200),(500,600)", None], [None] * 3):
+        assert scoring.score(rows, fine, protocol).without_box is None
+
+
 @pytest.mark.parametrize(
     "form",
     [
@@ -64,7 +74,7 @@ def test_answers_in_another_family_s_form_are_pointed_out(form):
     assert (scores.other_form, scores.overall.hit_rate) == (4, 0.2)
     (note,) = tables.notes(scores)
     assert "4 of 5 responses" in note and "--family" in note and "coordinates=pixels" in note
-    for fine in ([ours] * 5, [None] * 5, ["I see no dog."] * 5, [*other[:2], ours, ours, ours]):
+    for fine in ([ours] * 5, [None] * 5, [*["I see no dog."] * 4, ours], [*other[:2], *[ours] * 3]):
         assert tables.notes(scoring.score(rows, fine)) == []
     # The authors' rule reads all forms.
     assert tables.notes(scoring.score(rows, [*other, ours], "authors")) == []
@@ -209,6 +219,12 @@ def test_score_binary(tmp_path):
     assert written["tasks"]["region"]["accuracy"]["0.5"] == 1
     assert written["average"] == 0.5 and len(written["average_interval"]) == 3
     assert [r["index"] for r in written["rows"]] == [0, 1]
+
+    predictions.write_text(json.dumps({"index": 1, "response": "I see no dog."}))
+    result = call("score", *flags)
+    assert result.returncode == 0 and "has a box" in result.stderr and "0.00" in result.stdout
+    assert json.loads(output.read_text())["without_box"] == "I see no dog."
+    predictions.write_text(json.dumps({"index": 1, "response": qwen((100, 200, 500, 600))}))
 
     result = call("score", *flags, "--migician_scaling")
     assert result.returncode == 0 and json.loads(output.read_text())["scale_y"] is True

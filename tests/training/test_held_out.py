@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 from conftest import train
+from PIL import Image
 
 from configs import sft_tiny
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
@@ -128,6 +130,12 @@ def test_accuracies_of_other_questions_are_not_compared(recipe, scenes, tmp_path
         with pytest.raises(ConfigError, match=message):
             train(recipe("sft", num_steps=4, **options | change), tmp_path / "run")
     rows = json.loads(benchmark.read_text())
+    shutil.copytree(scenes, tmp_path / "other")
+    for row in rows:
+        Image.new("RGB", (56, 56)).save(tmp_path / "other" / row["images"][0])
+    with pytest.raises(ConfigError, match="images was"):
+        other = {"evaluation.image_root": str(tmp_path / "other")}
+        train(recipe("sft", num_steps=4, **options | other), tmp_path / "run")
     benchmark.write_text(json.dumps(rows[::-1]))
     with pytest.raises(ConfigError, match="benchmark_sha256 was"):
         train(recipe("sft", num_steps=4, **options), tmp_path / "run")

@@ -149,7 +149,7 @@ def test_a_torn_line_of_predictions_is_passed_over_by_every_reader(
     scenes, tmp_path, refusal, capsys
 ):
     path = tmp_path / "predictions.jsonl"
-    path.write_text('{"index": 3, "response": "x"}\n{"index": 4, "resp')
+    path.write_text('{"index": 3, "response": "(1,2),(3,4)"}\n{"index": 4, "resp')
     known = (f"--benchmark={scenes}/eval.json", f"--output={tmp_path}/out")
     assert refusal("score", *known, f"--predictions={path}") == ""
     assert "its last line was not finished" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from asking import write_questions
 from pipeline_runs import check_whole, lines
 
 from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.runs import facts
 from mirg_jax.trajectories import batches, build, settings
 
 config = pipeline_runs.config
@@ -74,3 +75,18 @@ def test_batch_files_go_round_by_round(config, tmp_path, monkeypatch):
         build.batch(settings.read(how), **what | {"output_dir": tmp_path / "capped"})
     with pytest.raises(ConfigError, match="must be openai"):
         build.batch(settings.read(config("", **{"stages.mapping.teacher": "scenes"})), **what)
+
+
+def test_files_of_an_earlier_version_are_gone_on_with(config, tmp_path, monkeypatch):
+    source = write_questions(tmp_path / "data", 7)
+    how = settings.read(config("http://127.0.0.1:9/v1"))
+    what = {"source": str(source), "image_root": str(source.parent), "output_dir": tmp_path / "out"}
+    with monkeypatch.context() as patch:  # which named requests without their images
+        patch.setattr(facts.ImageHashes, "of", lambda self, paths: "")
+        (first,) = build.batch(how, **what).files
+    again = build.batch(how, **what)
+    assert not again.files and again.waiting == 7
+    provider(first, fake_server.answer)
+    result = build.batch(how, **what)
+    assert result.waiting == 0 and [path.name for path in result.files] == ["mapping-0001.jsonl"]
+    assert len(lines(result.files[0])) == 7

@@ -1,13 +1,16 @@
 """The pipeline against a server that gives bad answers, over real HTTP."""
 
 import collections
+import json
+import shutil
 
 import pipeline_runs
 import pytest
 from asking import KEY, write_questions
+from PIL import Image
 from pipeline_runs import check_whole, lines, run
 
-from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.errors import ConfigError, DataError, UserError
 from mirg_jax.trajectories import build, settings
 from mirg_jax.trajectories.journal import Journal
 
@@ -90,6 +93,53 @@ def test_unreadable_images_are_rejected(server, config, tmp_path):
     _, rejected = check_whole(tmp_path / "out", 24)
     assert len(rejected) == 2
     assert all("not an image" in row["reason"] for row in rejected)
+
+
+def test_answers_are_about_the_images_that_were_sent(server, config, tmp_path, capsys):
+    source, folder = write_questions(tmp_path / "data", 7), tmp_path / "out"
+    fake = server()
+    run(config(fake.url), folder, source)
+    check_whole(folder, 7)
+    asked, whole = len(fake.requests()), (folder / "grounded.jsonl").read_text()
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "data", moved)
+    run(config(fake.url), folder, source, image_root=moved)  # the same images elsewhere
+    assert len(fake.requests()) == asked
+    Image.new("RGB", (48, 48)).save(moved / "images/0.jpg")  # of one question
+    run(config(fake.url), folder, source, image_root=moved)
+    assert len(fake.requests()) == asked + 3
+    run(config(fake.url), folder, source)  # the first answer is still there
+    assert len(fake.requests()) == asked + 3
+    # Images that have gone leave the answers as they are.
+    (moved / "images").rename(tmp_path / "elsewhere")
+    run(config(fake.url), folder, source, image_root=moved)
+    assert len(fake.requests()) == asked + 3
+    check_whole(folder, 7)
+    assert "earlier version" not in capsys.readouterr().err
+
+    # As an earlier version filed them.
+    journal = folder / "replies.jsonl"
+    rows = [row for row in lines(journal) if "reply" in row][:asked]
+    earlier = [row | {"reply": row.pop("by_name")} for row in rows]
+    journal.write_text("".join(json.dumps(row) + "\n" for row in earlier))
+    run(config(fake.url), folder, source)
+    assert len(fake.requests()) == asked + 3
+    assert (folder / "grounded.jsonl").read_text() == whole
+    assert capsys.readouterr().err.count("has answers of an earlier version") == 1
+
+
+def test_outputs_that_cannot_be_written_are_one_line(server, config, tmp_path):
+    source, folder = write_questions(tmp_path / "data", 3), tmp_path / "out"
+    (folder / "rejected.jsonl").mkdir(parents=True)
+    fake = server()
+    with pytest.raises(
+        DataError, match="out: can't be written .*rejected.jsonl.*no answer is lost"
+    ):
+        run(config(fake.url), folder, source)
+    (folder / "rejected.jsonl").rmdir()
+    run(config(fake.url), folder, source)
+    check_whole(folder, 3)
+    assert len(fake.requests()) == 9
 
 
 def test_shards_merge(server, config, tmp_path):

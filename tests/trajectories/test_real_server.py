@@ -125,7 +125,7 @@ def model(data, tmp_path_factory):
     config.prompts = str(data / "prompts")
     config.scenes.update(seed=9, error=0.0)
     teachers = build.make_teachers(settings.read(config), str(data))
-    plan = build.make_plan(settings.read(config))
+    plan = build.make_plan(settings.read(config), str(data))
     rows = []
 
     async def ask(request):

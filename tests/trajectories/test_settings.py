@@ -36,6 +36,20 @@ def test_keys_of_requests_never_change(stage, changes, key):
     config.stages[stage].update(changes)
     identity = settings.read(config).stages[stage].teacher.identity
     assert Request(QUESTION, stage, 2, "the prompt", (), identity).key == key
+    of_images = Request(QUESTION, stage, 2, "the prompt", (), identity, "0123abcd")
+    assert of_images.key_by_name == key
+
+
+@pytest.mark.parametrize(
+    ("pictures", "key"),
+    [
+        ("", "1a9493e0dae574dab39e5875f8ad4b27"),
+        ("0123abcd", "f0f25ea44cb469de7dd0ad146ca0a649"),
+        (None, "8145d8d80328406b085e056f55de6052"),
+    ],
+)
+def test_keys_with_images_never_change_either(pictures, key):
+    assert Request(QUESTION, "reasoning", 2, "the prompt", (), "{}", pictures).key == key
 
 
 def test_a_recipe_is_part_of_a_teachers_identity():
@@ -70,6 +84,10 @@ def test_an_equal_answer_is_not_asked_for_again():
         ({"stages.mapping.timeout": 0.0}, "stages.mapping.timeout=0 must be above 0"),
         ({"stages.mapping.prompt_price": -2.5}, "stages.mapping.prompt_price=-2.5 may not be"),
         ({"stages.mapping.temperature": -1.0}, "stages.mapping.temperature=-1 may not be"),
+        (
+            {"stages.mapping.extra_body": {"messages": []}},
+            "stages.mapping.extra_body: 'messages' can't be set here",
+        ),
         ({"stages.reasoning.teacher": "scenes", "scenes.error": -0.1}, "scenes.error=-0.1 may"),
     ],
 )
