@@ -46,22 +46,23 @@ def read_scores(path: str | pathlib.Path) -> dict[str, Any]:
       DataError: if the file is missing or contains something else; the message names the row.
     """
     remedy = "make them with scripts/score.py"
+    scores: Any = None
     try:
         scores = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        rows = scores["rows"]
-        is_whole = isinstance(rows, list) and rows and {"protocol", "strict"} <= scores.keys()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        is_whole = False
-    if not is_whole:
+    except (ValueError, RecursionError):
+        pass
+    fields = scores if isinstance(scores, dict) else {}
+    rows = fields.get("rows")
+    if not rows or not isinstance(rows, list) or not {"protocol", "strict"} <= fields.keys():
         raise DataError(f"{path}: not the scores of a run; {remedy}")
     for number, row in enumerate(rows):
         if wrong := _odd_field(row):
             raise DataError(f"{path}: rows[{number}] {wrong}; not the scores of a run, {remedy}")
     if len({row["index"] for row in rows}) < len(rows):
         raise DataError(f"{path}: has rows of the same index; {remedy}")
-    return scores
+    return fields
 
 
 _TYPES = {"index": (int,), "task": (str,), "iou": (int, float), "hit": (bool,)}
@@ -71,11 +72,10 @@ def _odd_field(row: Any) -> str:
     """Returns what is wrong with the fields of a row that are compared; "" if nothing is."""
     if not isinstance(row, dict):
         return f"is {kind_of(row)} where an object is needed"
-    for name, types in _TYPES.items():
-        value = row.get(name)
-        if type(value) not in types or (name == "iou" and not 0 <= value < 1.001):
-            return f"has {name}={quote(value)}"
-    return ""
+    wrong = [name for name, types in _TYPES.items() if type(row.get(name)) not in types]
+    if not wrong and not 0 <= row["iou"] < 1.001:
+        wrong = ["iou"]
+    return f"has {wrong[0]}={quote(row.get(wrong[0]))}" if wrong else ""
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
