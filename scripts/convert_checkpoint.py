@@ -102,6 +102,7 @@ def _export_adapter(target: pathlib.Path) -> None:
         raise ConfigError(f"--target={target}: not empty; give another folder")
     mesh = sharding.make_mesh(data=1, fsdp=-1)
     record, config, values = loading.load_adapters(_SOURCE.value, mesh)
+    loading.check_base(_SOURCE.value)
     peft.save(target, values, record.lora, config, record.base)
     print(f"{_SOURCE.value} → {target} (adapter of {record.base})")
 
