@@ -78,12 +78,14 @@ def _begin(target: pathlib.Path, weights: pathlib.Path, dtype: str) -> pathlib.P
         "dtype": dtype,
     }
     if _is_used(target):
-        if not marker.exists():
+        remedy = "delete the folder or give another one"
+        begun = run_folder.read_record(marker, run_folder.as_object, "a conversion", remedy)
+        if begun is None:
             raise ConfigError(f"--target={target}: not empty; give another folder")
-        if changes := facts.describe_changes(json.loads(marker.read_text()), job):
+        if changes := facts.describe_changes(begun, job):
             raise ConfigError(
                 f"--target={target}: another conversion was left unfinished here "
-                f"({'; '.join(changes)}); delete the folder or give another one"
+                f"({'; '.join(changes)}); {remedy}"
             )
     marker.write_text(json.dumps(job, indent=1) + "\n")
     return marker
@@ -100,6 +102,7 @@ def _export_adapter(target: pathlib.Path) -> None:
         raise ConfigError(f"--target={target}: not empty; give another folder")
     mesh = sharding.make_mesh(data=1, fsdp=-1)
     record, config, values = loading.load_adapters(_SOURCE.value, mesh)
+    loading.check_base(_SOURCE.value)
     peft.save(target, values, record.lora, config, record.base)
     print(f"{_SOURCE.value} → {target} (adapter of {record.base})")
 

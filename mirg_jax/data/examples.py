@@ -27,6 +27,7 @@ from mirg_jax.data.json_rows import (
     quote,
     read_rows,
     text_field,
+    without_nulls,
 )
 from mirg_jax.errors import DataError, shorten
 from mirg_jax.grounding import tasks
@@ -206,6 +207,7 @@ def _load(path: pathlib.Path) -> tuple[list[Any], _ReadRow]:
 
 def _reader_of(row: dict[str, Any]) -> _ReadRow | None:
     """What reads rows with such fields; None if they are of no known format."""
+    row = without_nulls(row)
     if not row.keys().isdisjoint(conversation_rows.NAMES):
         return _read_conversation
     if {"question", "answer"} <= row.keys() and "targets" not in row:
@@ -246,7 +248,7 @@ def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Ex
     box = fraction_to_grid(_inside(fields.answer, 1))
     if not is_valid(box):
         raise DataError(f"the box {[*fields.answer]} is too small for a grid of {GRID}")
-    name = _id(row) if "id" in row else f"{fields.task}_{index:05d}"
+    name = f"{fields.task}_{index:05d}" if row.get("id") is None else _id(row)
     target = Target(box, fields.target_image)
     yield Example(name, fields.task, fields.images, question, (target,), None, source)
 
@@ -255,14 +257,14 @@ def _read_conversation(
     row: dict[str, Any], index: int, source: str
 ) -> Iterator[Example | Rejected]:
     """An example a turn. The second turn of row "x" is "x#2"."""
+    row = without_nulls(row)
     images, turns = conversation_rows.read_fields(row)
     task = tasks.task_of_mgrounding(row | {"images": [*images]})
-    # Chat data often have no ids.
-    name = _id(row) if "id" in row or "messages" not in row else f"{task}_{index:05d}"
+    name = _id(row) if "id" in row else f"{task}_{index:05d}"
     if any(map(_CAPTIONING.search, (name, source, str(row.get("type"))))):
         raise DataError("gg_reg is captioning, not grounding")
     # The images belong to the row, so the marks do as well.
-    _check_marks(sum(asked.count_marks() for asked, _ in turns), len(images))
+    _check_marks(sum(len(asked.marks()) for asked, _ in turns), len(images))
 
     for n, (asked, answered) in enumerate(turns, start=1):
         turn = name if n == 1 else f"{name}#{n}"

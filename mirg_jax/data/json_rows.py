@@ -3,10 +3,15 @@
 import json
 import pathlib
 import re
+import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from mirg_jax.errors import DataError
 
+# Where an object that stands for an image has its path, and where the image itself.
+_PATHS, _CONTENTS = ("path", "url", "image", "image_url"), ("bytes", "base64", "source")
+IMAGE_FIELDS = (*_PATHS, *_CONTENTS)
 _LONGEST_PATH = 4096  # of Linux
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")
@@ -88,20 +93,54 @@ def list_field(row: dict[str, Any], name: str) -> list[Any]:
 
 
 def images_field(row: dict[str, Any]) -> tuple[str, ...]:
-    """The paths in the field "images", or in "image", which may be one.
+    """The paths in the field "images", or in "image", which may be one; see `image_path`.
 
     Raises:
-      DataError: it holds anything else.
+      DataError: it holds anything else, or the two name different images.
     """
-    if row.get("images") is None and isinstance(row.get("image"), str | list):
-        single = row["image"]
-        row = {"images": [single] if isinstance(single, str) else single}
-    images = list_field(row, "images")
-    if not all(isinstance(image, str) and image for image in images):
+    single = row.get("image")
+    singles = single if isinstance(single, list) else [single]
+    if row.get("images") is None and isinstance(single, str | list | dict):
+        row = {"images": singles}
+    images = tuple(map(image_path, list_field(row, "images")))
+    if isinstance(row.get("image"), str | list | dict):
+        others = [image for image in map(image_path, singles) if image not in images]
+        if others:
+            raise DataError(
+                f"'image' has {quote(others[0])}, which is not in 'images'; remove one of the two"
+            )
+    return images
+
+
+def image_path(value: Any) -> str:
+    """The path of an image, given as such, as a file's address, or as an object with either.
+
+    Raises:
+      DataError: it is anything else, such as a web address or the image itself.
+    """
+    for _ in range(2):  # {image_url: {url: path}}
+        if isinstance(value, dict):
+            given = without_nulls(value)
+            if held := [name for name in _CONTENTS if name in given]:
+                raise DataError(
+                    f"an image is given in {held[0]!r} where a path is needed; save it as a file"
+                )
+            value = next((given[name] for name in _PATHS if name in given), None)
+    if not isinstance(value, str) or not value:
         raise DataError("'images' holds something that is not a path")
-    for image in images:
-        check_path(image)
-    return tuple(images)
+    if value.startswith(("http://", "https://")):
+        raise DataError(
+            f"image {quote(value)} is a web address; download it, and give the file's path"
+        )
+    if value.startswith("file://"):
+        value = urllib.parse.unquote(urllib.parse.urlsplit(value).path)
+    check_path(value)
+    return value
+
+
+def without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not null."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def check_path(image: str) -> None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mirg_jax.errors import ConfigError
 from mirg_jax.experiments.rows import TableRow
-from mirg_jax.runs import facts
+from mirg_jax.runs import facts, run_folder
 
 # What changes neither the data nor what is learned from it: where things lie (their content is
 # compared instead), how work is divided, what is logged.
@@ -72,6 +72,7 @@ def check(
 
     Raises:
       ConfigError: if the part was made with other settings.
+      CheckpointError: if the record can't be read.
     """
     wanted = json.loads(json.dumps(wanted))  # with JSON's types
     if not made:
@@ -79,7 +80,10 @@ def check(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(wanted, indent=1) + "\n")
         return
-    found = json.loads(path.read_text()) if path.exists() else of_earlier()
+    remedy = f"delete {path.parent} to make that part again"
+    found = run_folder.read_record(path, run_folder.as_object, "a part's settings", remedy)
+    if found is None:
+        found = of_earlier()
     if changes := facts.describe_changes(found, wanted):
         raise ConfigError(
             f"{path.parent}: was made with other settings ({'; '.join(changes)}); delete it, or "
@@ -102,8 +106,10 @@ def facts_of_row(row: TableRow, recipe: ConfigDict) -> dict[str, Any]:
 
 def facts_of_run(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns what a run's folder itself tells of its settings."""
-    path = workdir / "config.json"
-    return _flat(json.loads(path.read_text())) if path.exists() else {}
+    found = run_folder.read_record(
+        workdir / "config.json", run_folder.as_object, "a run's settings"
+    )
+    return _flat(found or {})
 
 
 def facts_of_config(config: ConfigDict) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from mirg_jax.errors import ConfigError
-from mirg_jax.runs import settings
+from mirg_jax.runs import setting_types, settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ def read(config: ConfigDict) -> Table:
     Raises:
       ConfigError: for rows that can't be run, or data that isn't named.
     """
+    setting_types.check_none(config.to_dict())
     rows = read_rows(config)
     counts = config.scenes.to_dict()
     first_seed, data = counts.pop("first_seed"), None

@@ -88,7 +88,9 @@ class Predictor:
         self._mesh, self._preparer = mesh, preparer
         self._batch_size = sharding.whole_rows(batch_size, mesh, sampling_mesh)
         config = SamplingConfig(
-            max_tokens=max_tokens, temperature=temperature, stop_tokens=stop_ids(tokenizer)
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop_tokens=stop_ids(tokenizer, model.config.end_tokens),
         )
         forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
         self._sample = with_resident(make_sampler(model.graph, sampling_mesh, forbidden, config))
@@ -253,7 +255,7 @@ class Predictor:
             rollout = self._sample(resident, params, *prompts)
             tokens, mask = self._to_mesh((rollout.tokens, rollout.mask))
             tokens, mask = sharding.local_rows(tokens), sharding.local_rows(mask)
-            texts = decode(self.tokenizer, tokens, mask)
+            texts = decode(self.tokenizer, tokens, mask, self.model.config.end_tokens)
             # Rows after the numbered ones are padding.
             yield from _of_all_processes(
                 [Prediction(index, text) for index, text in zip(indices, texts, strict=False)]

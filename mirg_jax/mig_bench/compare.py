@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mirg_jax.data.json_rows import kind_of, quote
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import tasks
 from mirg_jax.mig_bench.intervals import Interval, mcnemar, paired_bootstrap
@@ -42,20 +43,39 @@ def read_scores(path: str | pathlib.Path) -> dict[str, Any]:
     """Reads a scores.json, the result of `scoring.Scores.to_json`.
 
     Raises:
-      DataError: if the file is missing or contains something else.
+      DataError: if the file is missing or contains something else; the message names the row.
     """
+    remedy = "make them with scripts/score.py"
+    scores: Any = None
     try:
         scores = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        for row in scores["rows"]:
-            row["index"], row["task"], row["iou"] + 0, row["hit"]
-        scores["protocol"], scores["strict"], scores["rows"][0]
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        raise DataError(
-            f"{path}: not the scores of a run; make them with scripts/score.py"
-        ) from None
-    return scores
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (ValueError, RecursionError):
+        pass
+    fields = scores if isinstance(scores, dict) else {}
+    rows = fields.get("rows")
+    if not rows or not isinstance(rows, list) or not {"protocol", "strict"} <= fields.keys():
+        raise DataError(f"{path}: not the scores of a run; {remedy}")
+    for number, row in enumerate(rows):
+        if wrong := _odd_field(row):
+            raise DataError(f"{path}: rows[{number}] {wrong}; not the scores of a run, {remedy}")
+    if len({row["index"] for row in rows}) < len(rows):
+        raise DataError(f"{path}: has rows of the same index; {remedy}")
+    return fields
+
+
+_TYPES = {"index": (int,), "task": (str,), "iou": (int, float), "hit": (bool,)}
+
+
+def _odd_field(row: Any) -> str:
+    """Returns what is wrong with the fields of a row that are compared; "" if nothing is."""
+    if not isinstance(row, dict):
+        return f"is {kind_of(row)} where an object is needed"
+    wrong = [name for name, types in _TYPES.items() if type(row.get(name)) not in types]
+    if not wrong and not 0 <= row["iou"] < 1.001:
+        wrong = ["iou"]
+    return f"has {wrong[0]}={quote(row.get(wrong[0]))}" if wrong else ""
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:

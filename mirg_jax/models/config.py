@@ -7,6 +7,7 @@ from typing import Any
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models import unsupported
+from mirg_jax.models.json_fields import end_tokens, number, section, size, sizes, token_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,11 @@ class TextConfig:
 class ModelConfig:
     """Configuration of a whole model, with the IDs of its special tokens.
 
+    Attributes:
+      eos_token_id: as in config.json, which may have a list.
+      end_tokens: all IDs that end an answer by the model's files. Neither makes it another model,
+        since runs of earlier versions don't record them.
+
     Raises:
       ValueError: if the sizes are inconsistent.
     """
@@ -88,7 +94,8 @@ class ModelConfig:
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
     bos_token_id: int = 151643
-    eos_token_id: int = 151645
+    eos_token_id: int | tuple[int, ...] = dataclasses.field(default=151645, compare=False)
+    end_tokens: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self):
         text, vision = self.text, self.vision
@@ -101,6 +108,9 @@ class ModelConfig:
             == 0,
             "mrope_section must add up to half the head size": 2 * sum(text.mrope_section)
             == text.head_dim,
+            "the vision tower's width must be a multiple of its num_heads": vision.embed_dim
+            % vision.num_heads
+            == 0,
             "the vision head size must be a multiple of 4": vision.head_dim % 4 == 0,
             "the vision tower's out_dim must be the decoder's width": vision.out_dim
             == text.hidden_size,
@@ -124,62 +134,77 @@ class ModelConfig:
             with `text_config`.
 
         Raises:
-          ValueError: if the model type is another, the sizes are inconsistent, or a field asks for
-            another computation (a `CheckpointError` then; see `unsupported.check`).
+          ValueError: if the model type is another, a field is of another type or out of range, the
+            sizes are inconsistent, or a field asks for another computation (a `CheckpointError`
+            then; see `unsupported.check`).
           KeyError: if a field is missing.
         """
         if raw.get("model_type") not in ARCHITECTURES:
             names = " or ".join(ARCHITECTURES)
             raise ValueError(f"model_type {raw.get('model_type')!r} is not {names}")
-        unsupported.check(raw)
-        text = raw.get("text_config") or raw
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        vision = raw["vision_config"]
-        ids = ("image", "video", "vision_start", "vision_end")
-        return cls(
-            text=TextConfig(
-                vocab_size=text["vocab_size"],
-                hidden_size=text["hidden_size"],
-                intermediate_size=text["intermediate_size"],
-                num_layers=text["num_hidden_layers"],
-                num_heads=text["num_attention_heads"],
-                num_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-                rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1e6),
-                mrope_section=tuple(rope.get("mrope_section") or (16, 24, 24)),
-                rms_norm_eps=text["rms_norm_eps"],
-                # In the newer form it may be at either level.
-                tie_word_embeddings=any(c.get("tie_word_embeddings") for c in (raw, text)),
-            ),
-            vision=_vision_from_hf(vision, raw["model_type"]),
-            **{f"{n}_token_id": raw[f"{n}_token_id"] for n in ids if f"{n}_token_id" in raw},
-            **{
-                k: text[k] for k in ("bos_token_id", "eos_token_id") if isinstance(text.get(k), int)
-            },
+        text = section(raw, "text_config") or raw
+        rope = section(text, "rope_parameters") or section(text, "rope_scaling")
+        if not section(raw, "vision_config"):
+            raise KeyError("vision_config")
+        heads = size(text, "num_attention_heads")
+        sections = sizes(rope, "mrope_section", (16, 24, 24))
+        if len(sections) != 3:
+            raise ValueError(f"mrope_section={list(sections)} is not a list of three sizes")
+        decoder = TextConfig(
+            vocab_size=size(text, "vocab_size"),
+            hidden_size=size(text, "hidden_size"),
+            intermediate_size=size(text, "intermediate_size"),
+            num_layers=size(text, "num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=size(text, "num_key_value_heads", heads),
+            rope_theta=number(rope, "rope_theta", number(text, "rope_theta", 1e6)),
+            mrope_section=sections,
+            rms_norm_eps=number(text, "rms_norm_eps"),
+            # In the newer form it may be at either level.
+            tie_word_embeddings=any(c.get("tie_word_embeddings") for c in (raw, text)),
         )
+        vision = _vision_from_hf(raw["vision_config"], raw["model_type"])
+        unsupported.check(raw)
+        ids = {
+            name: found
+            for part, names in ((raw, _IMAGE_IDS + _TEXT_IDS), (text, _TEXT_IDS))
+            for name in names
+            if (found := token_ids(part, name, decoder.vocab_size))
+        }
+        for name, found in ids.items():
+            if len(found) > 1 and name != "eos_token_id":
+                raise ValueError(f"{name}={list(found)} is not one token's ID")
+        values = {name: found if found[1:] else found[0] for name, found in ids.items()}
+        return cls(decoder, vision, **values, end_tokens=ids.get("eos_token_id", ()))
 
     @classmethod
     def from_folder(cls, folder: str | pathlib.Path) -> "ModelConfig":
-        """Reads `folder/config.json`.
+        """Reads `folder/config.json`, and the end tokens in generation_config.json beside it.
 
         Raises:
-          CheckpointError: if the file is missing, damaged, or describes an unsupported model.
+          CheckpointError: if a file is damaged, the former is missing, or it describes an
+            unsupported model.
         """
-        path = pathlib.Path(folder) / "config.json"
+        folder = pathlib.Path(folder)
+        path = folder / "config.json"
         try:
-            return cls.from_hf(json.loads(path.read_text()))
+            config = cls.from_hf(json.loads(path.read_text(encoding="utf-8")))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
         except KeyError as error:
             problem = f"lacks the field {error}"
         except OSError as error:
             problem = error.strerror
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             problem = str(error)
+        else:
+            ends = (*config.end_tokens, *end_tokens(folder, config.text.vocab_size))
+            return dataclasses.replace(config, end_tokens=tuple(dict.fromkeys(ends)))
         raise CheckpointError(f"{path}: {problem}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the contents of a `config.json` in the published flat form."""
-        text, vision = self.text, self.vision
+        text, vision, ends = self.text, self.vision, self.eos_token_id
         return {
             "architectures": [ARCHITECTURES[self.model_type]],
             "model_type": self.model_type,
@@ -201,31 +226,31 @@ class ModelConfig:
             "vision_start_token_id": self.vision_start_token_id,
             "vision_end_token_id": self.vision_end_token_id,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
+            "eos_token_id": ends if isinstance(ends, int) else list(ends),
         }
 
 
 def _vision_from_hf(raw: dict[str, Any], model_type: str) -> VisionConfig:
     common = {
-        "depth": raw["depth"],
-        "num_heads": raw["num_heads"],
-        "patch_size": raw.get("patch_size", 14),
-        "merge_size": raw.get("spatial_merge_size", 2),
-        "temporal_patch_size": raw.get("temporal_patch_size", 2),
+        "depth": size(raw, "depth"),
+        "num_heads": size(raw, "num_heads"),
+        "patch_size": size(raw, "patch_size", 14),
+        "merge_size": size(raw, "spatial_merge_size", 2),
+        "temporal_patch_size": size(raw, "temporal_patch_size", 2),
     }
     if model_type == "qwen2_vl":
         own = {
-            "embed_dim": raw["embed_dim"],
-            "mlp_ratio": raw.get("mlp_ratio", 4),
-            "out_dim": raw["hidden_size"],
+            "embed_dim": size(raw, "embed_dim"),
+            "mlp_ratio": size(raw, "mlp_ratio", 4),
+            "out_dim": size(raw, "hidden_size"),
         }
     else:
         own = {
-            "embed_dim": raw["hidden_size"],
-            "mlp_dim": raw["intermediate_size"],
-            "out_dim": raw["out_hidden_size"],
-            "window_size": raw.get("window_size", 112),
-            "full_blocks": tuple(raw.get("fullatt_block_indexes", (7, 15, 23, 31))),
+            "embed_dim": size(raw, "hidden_size"),
+            "mlp_dim": size(raw, "intermediate_size"),
+            "out_dim": size(raw, "out_hidden_size"),
+            "window_size": size(raw, "window_size", 112),
+            "full_blocks": sizes(raw, "fullatt_block_indexes", (7, 15, 23, 31)),
         }
     return VisionConfig(**common, **own)
 
@@ -256,6 +281,9 @@ def _vision_to_hf(vision: VisionConfig, model_type: str) -> dict[str, Any]:
         "fullatt_block_indexes": list(vision.full_blocks),
     }
 
+
+_IMAGE_IDS = tuple(f"{n}_token_id" for n in ("image", "video", "vision_start", "vision_end"))
+_TEXT_IDS = ("bos_token_id", "eos_token_id")
 
 # transformers' class names, by model_type.
 ARCHITECTURES = {

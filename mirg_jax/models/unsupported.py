@@ -14,14 +14,13 @@ _VISION = {
 }
 _PATCHES = {"patch_size": 14, "spatial_merge_size": 2, "in_chans": 3, "in_channels": 3}
 _ROPE_TYPES = ("mrope", "default")
-_IDS = ("image", "video", "vision_start", "vision_end", "bos", "eos")
 
 
 def check(raw: Mapping[str, Any]) -> None:
     """Checks that nothing in a `config.json` would have to be computed otherwise.
 
     Args:
-      raw: the parsed JSON, with a `model_type` that is supported.
+      raw: the parsed JSON, with a `model_type` that is supported, and sizes that are integers.
 
     Raises:
       CheckpointError: if a field has another value than the one that is computed here; the message
@@ -38,13 +37,6 @@ def check(raw: Mapping[str, Any]) -> None:
     width = text["hidden_size"] // text["num_attention_heads"]
     if text.get("head_dim") not in (None, width):
         raise _unsupported("head_dim", text["head_dim"], width)
-    for name in (f"{name}_token_id" for name in _IDS):
-        for number in _numbers(raw.get(name)) + _numbers(text.get(name)):
-            if number >= text["vocab_size"]:
-                raise CheckpointError(
-                    f"{name} is {number}, but the embedding has only vocab_size="
-                    f"{text['vocab_size']} rows; resize the embedding or correct the field"
-                )
 
 
 def _check_values(part: Mapping[str, Any], allowed: Mapping[str, Any], where: str) -> None:
@@ -80,10 +72,6 @@ def _check_rope(part: Mapping[str, Any]) -> None:
             _check_values(
                 rope, {"mrope_interleaved": False, "partial_rotary_factor": 1}, f"{name}."
             )
-
-
-def _numbers(value: Any) -> list[int]:
-    return [each for each in (value if isinstance(value, list) else [value]) if type(each) is int]
 
 
 def _unsupported(name: str, value: Any, supported: Any) -> CheckpointError:

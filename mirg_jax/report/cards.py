@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mirg_jax.data.images import ImageRoot, Root
-from mirg_jax.errors import DataError
+from mirg_jax.data.json_rows import list_field
+from mirg_jax.errors import DataError, shorten
 from mirg_jax.files import lines
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.mig_bench import scoring
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.report.browser import Answer, Card, PlacedBox, View, task_title, task_titles
+from mirg_jax.runs import metrics
 
 _RESULTS = ("hit", "miss", "wrong image", "bad format", "no response")
 _RUNS = ("all hit", "they differ", "all miss")
@@ -162,14 +164,46 @@ def groups_view(workdirs: Mapping[str, str | pathlib.Path]) -> View:
     chosen = [draw.choice(found[start : start + size]) for start in range(0, len(found), size)]
     for name, root, path, line in chosen:
         try:
-            cards.append(_group(name, root, int(path.stem.removeprefix("step_")), json.loads(line)))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{path}: not a group of GRPO ({error!r}); delete the file") from error
+            step, group = int(path.stem.removeprefix("step_")), json.loads(line)
+            _check_group(group)
+            cards.append(_group(name, root, step, group))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{path}: not a group of GRPO ({error}); delete the file") from None
     facets = {"Run": list(workdirs)} if several else {}
     titles = dict.fromkeys(title for card in cards for title in card.facets["Task"])
     facets |= {"Task": list(titles), "Rewards": _REWARDS}
     orders = ["step", "mean reward", "spread of rewards"]
     return View("GRPO groups", cards, facets, orders, spread=("Task", "Rewards"))
+
+
+def _check_group(group: Any) -> None:
+    """Checks that the fields of a logged group are of the types that are shown.
+
+    Raises:
+      ValueError: if one isn't.
+      LookupError, TypeError, AttributeError: if one is missing or in another place.
+    """
+    completions, images = group["completions"], list_field(group, "images")
+    texts = {name: group[name] for name in ("id", "task", "question")}
+    texts |= {f"image {n}": image for n, image in enumerate(images, start=1)}
+    texts |= {f"text {n}": each["text"] for n, each in enumerate(completions, start=1)}
+    numbers = {
+        f"{name} of completion {n}": value
+        for n, each in enumerate(completions, start=1)
+        for name, value in each.items()
+        if name != "text" and not (name == "advantage" and value is None)
+    }
+    for n, (image, *box) in enumerate(group["targets"], start=1):
+        if image is not None and (type(image) is not int or not 1 <= image <= len(images)):
+            raise ValueError(f"target {n} is in image {image!r} of {len(images)}")
+        if len(box) != 4:
+            raise ValueError(f"target {n} is no box")
+        numbers |= {f"side {side} of target {n}": value for side, value in enumerate(box)}
+    for kind, values, wanted in ((str, texts, "text"), ((int, float), numbers, "a number")):
+        for name, value in values.items():
+            odd = isinstance(value, bool) or not isinstance(value, kind)
+            if odd or (isinstance(value, int) and not metrics.is_finite(value)):
+                raise ValueError(f"{name} is {shorten(repr(value), 60)}, not {wanted}")
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -188,8 +222,11 @@ def _image_root(workdir: pathlib.Path) -> ImageRoot:
         data = json.loads(path.read_text(encoding="utf-8"))["data"]
         how = {name: bool(data.get(name)) for name in ("follow_links", "apply_exif")}
         return ImageRoot(pathlib.Path(data["image_root"]), **how)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: doesn't tell the image root ({error!r})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: doesn't tell the image root ({shorten(str(error), 200)}); restore it from a "
+            "copy of the run"
+        ) from None
 
 
 def _group(run: str, root: Root, step: int, group: dict[str, Any]) -> Card:

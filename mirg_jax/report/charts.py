@@ -45,16 +45,17 @@ def training_curves(
       The points by chart and run.
 
     Raises:
-      DataError: if a folder has no readable metrics.jsonl.
+      DataError: if a folder has no metrics.jsonl that can be read, or a line of it is no metrics.
     """
     charts: dict[str, dict[str, Points]] = {}
     for run, workdir in workdirs.items():
         try:
             steps = metrics.read(workdir)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise DataError(
-                f"{workdir}: no metrics.jsonl that can be read ({error}); is it a run's folder?"
-            ) from error
+                f"{metrics.path_in(workdir)}: cannot be read ({error.strerror}); is it a run's "
+                "folder?"
+            ) from None
         kind = "GRPO" if any("reward" in step for step in steps) else "SFT"
         names = dict.fromkeys(name for step in steps for name in step)
         shown = [name for name in _SHOWN if name in names]

@@ -11,6 +11,8 @@ from PIL import ExifTags, Image
 
 from mirg_jax.data.images import ImageRoot, Root, resolve_image
 from mirg_jax.errors import CheckpointError, DataError
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.json_fields import token_ids
 from mirg_jax.runs import adapters, loading, run_folder
 
 # The files beside the weights that an answer depends on.
@@ -62,6 +64,8 @@ def hash_model(source: str | pathlib.Path) -> str | None:
     for name in _SMALL_FILES:
         if (folder / name).is_file():
             digest.update(f"{name} {hash_file(folder / name)}\n".encode())
+    if ends := _end_tokens(folder):
+        digest.update(f"end tokens {ends}\n".encode())
     if saved is None:
         for path in sorted(folder.glob("*.safetensors")):
             _add_tensors(digest, path)
@@ -139,6 +143,16 @@ def describe_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
     return changes
 
 
+def _end_tokens(folder: pathlib.Path) -> list[int]:
+    """Returns the end tokens that generation_config.json names and config.json doesn't."""
+    try:
+        config = ModelConfig.from_folder(folder)
+    except CheckpointError:  # whoever loads it says so
+        return []
+    own = token_ids(config.to_hf(), "eos_token_id", config.text.vocab_size)
+    return sorted({*config.end_tokens} - {*own, config.bos_token_id})
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -152,7 +166,8 @@ def _add_tensors(digest, path: pathlib.Path) -> None:
             header = json.loads(file.read(min(length, 2**30)))
             offsets = [v["data_offsets"] for k, v in header.items() if k != "__metadata__"]
             parts = [(8 + length + begin, 8 + length + end) for begin, end in offsets]
-        except (ValueError, KeyError, TypeError, AttributeError):  # whoever loads it says so
+        # Whoever loads it says so.
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             parts, length = [], 0
     _add_samples(digest, path, path.name, [(0, 8 + length), *sorted(parts)])
 

@@ -184,6 +184,22 @@ def load_adapters(
     return record, config, values
 
 
+def check_base(source: str | pathlib.Path) -> None:
+    """Checks that the base of a LoRA run has the weights that it had in training.
+
+    Args:
+      source: a LoRA run's folder or checkpoint. If its base is not on this machine, nothing is
+        checked.
+
+    Raises:
+      CheckpointError: if it has others.
+    """
+    saved = run_folder.find_run(source)
+    record = saved and adapters.read(saved.run)
+    if record and pathlib.Path(record.base).exists():
+        _merging_reader(saved)
+
+
 def _merging_reader(saved: SavedStep) -> hf.Read:
     """Returns a `Read` of a LoRA run's merged parameters, computed slice by slice."""
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
@@ -192,6 +208,7 @@ def _merging_reader(saved: SavedStep) -> hf.Read:
         base, read_base = open_model(record.base)
         if base.config != config:
             raise CheckpointError(f"{record.base} is a model with another config.json")
+        _check_base(saved, record, base, read_base, mesh)
     held = {path: np.asarray(leaf.get_value()) for path, leaf in hf.by_path(values).items()}
 
     def read(path: str, index: hf.Index, out: np.ndarray) -> None:
@@ -205,6 +222,35 @@ def _merging_reader(saved: SavedStep) -> hf.Read:
         out[...] = kernel.astype(np.float32) + record.lora.scale * (a @ b)
 
     return read
+
+
+def _check_base(
+    saved: SavedStep,
+    record: adapters.Record,
+    base: Model,
+    read_base: hf.Read,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Checks that the base of a LoRA run has the weights that it had in training, if recorded.
+
+    Raises:
+      CheckpointError: if it has others.
+    """
+    began, of_base = origin.read(saved.run), run_folder.find_run(record.base)
+    if began is None:
+        return
+    if of_base and adapters.read(of_base.run):
+        # Merged slice by slice, the numbers are rounded otherwise than in training. Opening the
+        # base has checked its own base.
+        if record.base == began.source:
+            return
+        kept = Precision(jnp.float32, jnp.dtype(record.param_dtype))
+        params = load_model(record.base, mesh, ModelOptions(kept)).params
+        found = origin.fingerprint(params, mesh)
+    else:
+        found = origin.fingerprint_of_files(base.params, read_base, record.param_dtype)
+    if found != began.weights:
+        raise CheckpointError(f"{record.base} has other weights than in its training")
 
 
 @contextlib.contextmanager

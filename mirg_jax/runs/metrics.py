@@ -8,10 +8,11 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tqdm import tqdm
 
-from mirg_jax.errors import DataError
+from mirg_jax.errors import DataError, shorten
 from mirg_jax.files import lines, outputs
 from mirg_jax.files.streams import Spare, Steady
 from mirg_jax.runs.board import Board
@@ -153,7 +154,16 @@ def held_out(workdir: str | pathlib.Path) -> dict[int, float]:
     """
     if not path_in(workdir).exists():
         return {}
-    return {row["step"]: row["eval_acc"] for row in read(workdir) if "eval_acc" in row}
+    accuracies = {row["step"]: row.get("eval_acc") for row in read(workdir)}
+    return {step: accuracy for step, accuracy in accuracies.items() if is_finite(accuracy)}
+
+
+def is_finite(value: Any) -> bool:
+    """Returns whether a value is a finite number; a truth value is none."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def read(workdir: str | pathlib.Path) -> list[dict]:
@@ -165,6 +175,13 @@ def read(workdir: str | pathlib.Path) -> list[dict]:
     """
     found = list(lines.rows(path_in(workdir)))
     for number, row in enumerate(found, start=1):
-        if not isinstance(row.get("step"), int):
-            raise DataError(f"{path_in(workdir)} line {number}: has no step; remove the line")
+        where = f"{path_in(workdir)} line {number}"
+        if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
+            raise DataError(f"{where}: has no step; remove the line")
+        for name, value in row.items():
+            if name == "seconds" or value is None or type(value) is float:
+                continue
+            if not is_finite(value):
+                quoted = shorten(repr(value), 60)
+                raise DataError(f"{where}: {name}={quoted} is not a number; remove the line")
     return found

@@ -7,12 +7,14 @@ when the run goes on, a Hugging Face folder when it is replaced, a setting when 
 
 import dataclasses
 import json
+import math
 import pathlib
 import zlib
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
@@ -21,8 +23,10 @@ from mirg_jax import sharding
 from mirg_jax.errors import CheckpointError
 from mirg_jax.files import outputs
 from mirg_jax.runs import run_folder
+from mirg_jax.weights import hf
 
 _WORDS = 2  # 32-bit words of a fingerprint
+_PART = 2**24  # numbers that are read from files at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,32 @@ def fingerprint(params: nnx.State, mesh: Mesh) -> str:
       mesh: the mesh that they lie on.
     """
     sums = jax.jit(_sums, out_shardings=sharding.replicated(mesh))
-    words = jax.device_get(sums(nnx.to_pure_dict(params)))
+    return _as_text(jax.device_get(sums(nnx.to_pure_dict(params))))
+
+
+def fingerprint_of_files(shapes: nnx.State, read: hf.Read, dtype: str) -> str:
+    """Computes the same checksum from files, in parts, so that memory use stays small.
+
+    Args:
+      shapes: shapes of the parameters.
+      read: reads slices of them.
+      dtype: dtype that the parameters had when their checksum was recorded.
+    """
+    total = np.zeros(_WORDS, np.uint32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(shapes)):
+        name, width = jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape[1:]
+        row = math.prod(width)
+        rows = max(1, _PART // row)
+        for first in range(0, leaf.shape[0], rows):
+            last = min(first + rows, leaf.shape[0])
+            part = np.empty((last - first, *width), dtype)
+            read(name, (slice(first, last), *(slice(None) for _ in width)), part)
+            start = np.uint32(first * row % 2**32)
+            total += jax.device_get(_sums_of_part(part, _name_of(path), start))
+    return _as_text(total)
+
+
+def _as_text(words: UInt32[np.ndarray, " words"]) -> str:
     return "".join(f"{int(word):08x}" for word in words)
 
 
@@ -56,19 +85,30 @@ def _sums(params: Mapping) -> UInt32[Array, " words"]:
     """Sums a hash of every number with its place and its parameter's name, in any order."""
     total = jnp.zeros(_WORDS, jnp.uint32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
-        place, stride = jnp.uint32(0), 1
-        for axis in reversed(range(leaf.ndim)):
-            along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-            place = place + along * jnp.uint32(stride % 2**32)
-            stride *= leaf.shape[axis]
-        name = zlib.crc32(jax.tree_util.keystr(path).encode())
-        words = [
-            _mix(bits ^ _mix(place + jnp.uint32((name + word) % 2**32))).sum(dtype=jnp.uint32)
-            for word in range(_WORDS)
-        ]
-        total = total + jnp.stack(words)
+        total = total + _sums_of_leaf(leaf, _name_of(path), np.uint32(0))
     return total
+
+
+def _sums_of_leaf(leaf: Array, name: np.uint32, start: np.uint32) -> UInt32[Array, " words"]:
+    """Sums the hashes of a parameter, or of the part of it that begins with number `start`."""
+    bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+    place, stride = jnp.uint32(start), 1
+    for axis in reversed(range(leaf.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        place = place + along * jnp.uint32(stride % 2**32)
+        stride *= leaf.shape[axis]
+    words = [
+        _mix(bits ^ _mix(place + jnp.uint32(name) + jnp.uint32(word))).sum(dtype=jnp.uint32)
+        for word in range(_WORDS)
+    ]
+    return jnp.stack(words)
+
+
+_sums_of_part = jax.jit(_sums_of_leaf)
+
+
+def _name_of(path: tuple) -> np.uint32:
+    return np.uint32(zlib.crc32(jax.tree_util.keystr(path).encode()))
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

@@ -198,25 +198,44 @@ def reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def read_record(path: pathlib.Path, parse: Callable[[Any], T], what: str) -> T | None:
+def read_record(
+    path: pathlib.Path,
+    parse: Callable[[Any], T],
+    what: str,
+    remedy: str = "restore it from a copy of the run",
+) -> T | None:
     """Reads a JSON record in a run's folder.
 
     Args:
       path: the file.
       parse: makes the record from the file's JSON.
       what: what is recorded, for the message.
+      remedy: what the user should do if the file holds something else.
 
     Returns:
       The record; None if there is no such file.
 
     Raises:
-      CheckpointError: if the file is not a valid record.
+      CheckpointError: if the file can't be read, or is not a valid record.
     """
-    if not path.exists():
-        return None
     try:
-        return parse(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
         raise CheckpointError(
-            f"{path}: not a record of {what} ({error}); restore it from a copy of the run"
+            f"{path}: cannot be read ({error.strerror}); let this user read it"
         ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a record of {what} ({error}); {remedy}") from None
+
+
+def as_object(raw: Any) -> dict[str, Any]:
+    """Returns a JSON object itself; for `read_record`.
+
+    Raises:
+      TypeError: if it is something else.
+    """
+    if not isinstance(raw, dict):
+        raise TypeError("no JSON object")
+    return raw

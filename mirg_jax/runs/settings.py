@@ -5,7 +5,6 @@ when they are created (`checks.py`): an invalid one is a `ConfigError`, wherever
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import ConfigError
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.lora import Lora
-from mirg_jax.runs import checks, run_folder
+from mirg_jax.runs import checks, run_folder, setting_types
 
 Stage = Literal["sft", "grpo", "inference"]
 
@@ -243,14 +242,14 @@ def read(config: ConfigDict) -> Settings:
     """Converts a config of `mirg_jax.defaults` to settings.
 
     Raises:
-      ConfigError: if a value is invalid.
+      ConfigError: if a value is invalid, missing, or of another type.
     """
-    stage: Stage = "inference"
+    stage = _stage_of(config)
+    setting_types.check(config.to_dict(), _DEFAULTS[stage]().to_dict())
     micro_batch = 0
-    if "grpo" in config:
-        stage, micro_batch = "grpo", config.prompts_per_micro_batch
-    elif "rows_per_micro_batch" in config:
-        stage, micro_batch = "sft", config.rows_per_micro_batch
+    if stage != "inference":
+        names = {"grpo": "prompts_per_micro_batch", "sft": "rows_per_micro_batch"}
+        micro_batch = config[names[stage]]
     data, mesh, lora = config.data, config.mesh, config.lora
     shapes = Shapes(**{name: tuple(sizes) for name, sizes in data.shapes.items()})
     return Settings(
@@ -312,13 +311,31 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
 
 
 def of_model(source: str | pathlib.Path) -> ConfigDict:
-    """Returns the config that a run was trained with, or the defaults for any other model."""
-    config = defaults.inference()
+    """Returns the config that a run was trained with, or the defaults for any other model.
+
+    Raises:
+      CheckpointError: if the run's config.json can't be read, or holds something else.
+    """
+    usual = defaults.inference()
+
+    def parse(raw: Any) -> ConfigDict:
+        config = ConfigDict(usual.to_dict() | raw)
+        setting_types.check(config.to_dict(), _DEFAULTS[_stage_of(config)]().to_dict())
+        return config
+
     if saved := run_folder.find_run(source):
-        own = saved.run / "config.json"
-        if own.exists():
-            config = ConfigDict(config.to_dict() | json.loads(own.read_text()))
-    return config
+        own = run_folder.read_record(saved.run / "config.json", parse, "a run's settings")
+        return own or usual
+    return usual
+
+
+_DEFAULTS = {"sft": defaults.sft, "grpo": defaults.grpo, "inference": defaults.inference}
+
+
+def _stage_of(config: ConfigDict) -> Stage:
+    if "grpo" in config:
+        return "grpo"
+    return "sft" if "rows_per_micro_batch" in config else "inference"
 
 
 def _lora(config: ConfigDict) -> Lora:

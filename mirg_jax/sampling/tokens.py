@@ -1,5 +1,7 @@
 """Completion tokens: stop tokens, forbidden tokens, and decoding to text."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -15,9 +17,15 @@ _FORBIDDEN = (
 _STOPS = ("<|im_end|>", "<|endoftext|>")
 
 
-def stop_ids(tokenizer) -> tuple[int, ...]:
-    """Returns the IDs of the tokens that end a completion."""
-    return tuple(tokenizer.convert_tokens_to_ids(list(_STOPS)))
+def stop_ids(tokenizer, end_tokens: Sequence[int] = ()) -> tuple[int, ...]:
+    """Returns the IDs of the tokens that end a completion.
+
+    Args:
+      tokenizer: the model's tokenizer, whose own tokens for that come first.
+      end_tokens: those that the model's files name.
+    """
+    own = tokenizer.convert_tokens_to_ids(list(_STOPS))
+    return tuple(dict.fromkeys([*own, *end_tokens]))
 
 
 def forbidden_ids(tokenizer, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
@@ -32,10 +40,26 @@ def forbidden_ids(tokenizer, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
     return mask
 
 
-def decode(tokenizer, tokens: Int[np.ndarray, "*B L"], mask: Bool[np.ndarray, "*B L"]) -> list[str]:
-    """Decodes completions to text; special tokens are kept, since boxes consist of them."""
+def decode(
+    tokenizer,
+    tokens: Int[np.ndarray, "*B L"],
+    mask: Bool[np.ndarray, "*B L"],
+    end_tokens: Sequence[int] = (),
+) -> list[str]:
+    """Decodes completions to text; special tokens are kept, since boxes consist of them.
+
+    Args:
+      tokenizer: the model's tokenizer.
+      tokens: the completions.
+      mask: which of their tokens are meant.
+      end_tokens: tokens that may end a completion besides the tokenizer's own; they are no text.
+    """
+    others = set(end_tokens) - set(stop_ids(tokenizer))
     flat, held = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
-    return [
-        tokenizer.decode(row[keep].tolist(), skip_special_tokens=False)
-        for row, keep in zip(flat, held, strict=True)
-    ]
+    texts = []
+    for row, keep in zip(flat, held, strict=True):
+        ids = row[keep].tolist()
+        if ids and ids[-1] in others:
+            del ids[-1]
+        texts.append(tokenizer.decode(ids, skip_special_tokens=False))
+    return texts

@@ -131,7 +131,7 @@ class Trainer:
                 tokens = sharding.local_rows(found.rollout.tokens)
                 mask = sharding.local_rows(found.rollout.mask)
             with loop.phase("reward"):
-                said = decode(self.run.tokenizer, tokens, mask)
+                said = decode(self.run.tokenizer, tokens, mask, self.run.model.end_tokens)
                 size = self.grpo.max_objects
                 answers = answer_arrays(said, found.examples, mask, size)
                 targets = target_arrays(found.examples, self.grpo.group, size)

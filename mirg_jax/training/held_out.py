@@ -12,7 +12,7 @@ from mirg_jax.files import outputs
 from mirg_jax.files.streams import Spare
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import benchmark, scoring
-from mirg_jax.runs import facts
+from mirg_jax.runs import facts, run_folder
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.weights import make_weights
@@ -73,6 +73,7 @@ class HeldOut:
 
         Raises:
           ConfigError: if the run was evaluated on other questions before.
+          CheckpointError: if the record of them can't be read.
         """
         run, settings = self._run, self._settings
         path = run.workdir / "held_out/questions.json"
@@ -84,8 +85,12 @@ class HeldOut:
         paths = dict.fromkeys(path for row in self._rows for path in row.images)
         if images := facts.ImageHashes(root).of(list(paths)):  # of a missing one none is compared
             now["images"] = images
-        if run.first_step and path.exists():
-            if changes := facts.describe_changes(json.loads(path.read_text()), now):
+        found = None
+        if run.first_step:
+            what = "held-out questions"
+            found = run_folder.read_record(path, run_folder.as_object, what)
+        if found is not None:
+            if changes := facts.describe_changes(found, now):
                 raise ConfigError(
                     f"{run.workdir}: its held-out accuracies are of other questions "
                     f"({'; '.join(changes)}); keep config.evaluation, or give another --workdir"

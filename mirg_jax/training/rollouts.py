@@ -78,7 +78,8 @@ class Rollouts:
         self._run, self._resident, self._group = run, resident, settings.grpo.group
         self._micro_batches = settings.sampled_prompts // settings.micro_batch
         parts = sharding.row_parts(run.sampling_mesh)
-        config = sampling_config(settings.grpo, parts, stop_ids(run.tokenizer))
+        stops = stop_ids(run.tokenizer, run.model.end_tokens)
+        config = sampling_config(settings.grpo, parts, stops)
         self._sample = with_resident(make_sampler(run.graph, run.sampling_mesh, forbidden, config))
         self._weights_of = make_weights(
             nnx.merge_state(run.state.params, run.frozen),

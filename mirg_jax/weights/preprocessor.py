@@ -40,7 +40,7 @@ def check(folder: pathlib.Path) -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
             found = found.get("image_processor", found)
             wrong = next((key for key in _ALWAYS if not _is_same(found.get(key), _ALWAYS[key])), "")
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); get it again") from None
         if wrong:
             raise CheckpointError(

@@ -106,7 +106,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         paths = [folder / file for file in files]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index}: not an index of shards ({error}); download the checkpoint again"
         ) from None

@@ -233,6 +233,12 @@ BAD_ROWS = [
             ({"task": None}, "'task' is missing"),
             ({"task": ["diff"]}, "'task' is a list"),
             ({"id": {}}, "'id' is an object"),
+            ({"images": [{"bytes": "/9j/4AAQ", "path": "1.jpg"}, "2.jpg"]}, "given in 'bytes'"),
+            ({"images": [{"image": {"base64": "/9j/4"}}]}, "given in 'base64'"),
+            ({"images": [{"bytes": None, "path": None}]}, "not a path"),
+            ({"images": [{"url": {"url": {"url": "1.jpg"}}}]}, "not a path"),
+            ({"images": ["https://a.b/1.jpg", "2.jpg"]}, "web address; download it"),
+            ({"image": "3.jpg"}, "'image' has '3.jpg', which is not in 'images'"),
         ]
     ),
     (TRAJECTORY, {"id": None}, "'id' is missing"),
@@ -260,7 +266,7 @@ BAD_ROWS = [
     (MIG_BENCH, {"answer": ["0.1", 0.2, 0.3, 0.4]}, "four numbers"),
     (MIG_BENCH, {"answer": [False, 0.2, True, 0.4]}, "four numbers"),
     (MIG_BENCH, {"answer": "0.1 0.2 0.3 0.4"}, "four numbers"),
-    (MGROUNDING, {"id": None}, "'id' is missing"),
+    (MGROUNDING, {"videos": ["a.mp4"]}, "the row has videos"),
     (MGROUNDING, {"type": "gg_reg_train"}, "captioning"),
     (MGROUNDING, {"id": "COCO_GG_REG_7"}, "captioning"),
     (MGROUNDING, {"conversations": []}, "empty"),
@@ -298,7 +304,8 @@ def test_no_field_can_be_left_out_or_be_of_another_type(read, row):
             examples, rejected = read([row, {**row, field: value}], name)
             assert len(examples) + len(rejected) == 2
             assert examples[0].source.endswith("row 0")
-        if field not in ("response", "additional_info", "need_format", "type"):
+        optional = ("response", "additional_info", "need_format", "type")
+        if field not in (*optional, *(["id"] if row is MGROUNDING else [])):
             missing = {key: row[key] for key in row if key != field}
             assert len(read([row, missing], name)[1]) == 1
     for value in (None, 5, "x", [], [row]):
@@ -336,6 +343,20 @@ ASKED, ANSWERED = ("user", "<image><image>Where is the dog?"), ("assistant", f"I
         ({"conversations": chat(ASKED, ANSWERED)["messages"], "image": ["a", "b"], "id": 3}, "ab"),
         ({"conversations": said(BOX), "image": "1.jpg", "id": "a"}, ["1.jpg"]),
         ({"messages": said(BOX), "image": "1.jpg", "images": None}, ["1.jpg"]),
+        # As LLaMA-Factory has them, and as tables do, whose rows have all columns.
+        ({"conversations": said(BOX), "images": ["1.jpg"]}, ["1.jpg"]),
+        ({"conversations": said(BOX), "images": ["1.jpg"], "id": None, "system": None}, ["1.jpg"]),
+        (chat(ASKED, ANSWERED, conversations=None, question=None, answer=None), ["1.jpg", "2.jpg"]),
+        (
+            {
+                "messages": [
+                    {"from": None, "value": None, "role": role, "content": content}
+                    for role, content in (ASKED, ANSWERED)
+                ],
+                "images": [{"bytes": None, "path": "1.jpg"}, {"url": "file:///d/2%20b.jpg"}],
+            },
+            ["1.jpg", "/d/2 b.jpg"],
+        ),
     ],
 )
 def test_other_forms_of_conversations(read, row, images):
@@ -343,7 +364,7 @@ def test_other_forms_of_conversations(read, row, images):
     assert rejected == [] and example.images == tuple(images)
     assert example.targets[0].box == (10, 20, 300, 400)
     assert example.question.startswith("<image>")
-    assert example.id == str(row.get("id", "unknown_00000"))
+    assert example.id == str(row.get("id") or "unknown_00000")
 
 
 def test_contents_in_parts(read):
@@ -360,8 +381,46 @@ def test_contents_in_parts(read):
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "2.jpg", "detail": "high"}},
+        {"type": "image_url", "image_url": "2.jpg"},
+        {"type": "input_image", "image_url": "2.jpg"},
+        {"type": "image", "path": "2.jpg", "text": None},
+        {"type": "image", "url": "2.jpg"},
+        {"type": "image", "image": {"bytes": None, "path": "2.jpg"}},
+        {"image": "2.jpg"},
+    ],
+)
+def test_forms_of_an_images_part(read, part):
+    asked = ("user", [{"type": "image", "image": "1.jpg"}, part, {"text": "Where?"}])
+    rows = [chat(asked, ANSWERED, **images) for images in ({}, {"images": []}, {"images": None})]
+    rows[0]["images"] = [{"path": "1.jpg"}, "2.jpg"]
+    examples, rejected = read(rows)
+    assert rejected == [] and len(examples) == 3
+    for example in examples:
+        assert example.images == ("1.jpg", "2.jpg")
+        assert example.question == "<image><image>Where?"
+    rows[0]["images"] = ["1.jpg", "3.jpg"]
+    _, (bad,) = read(rows)
+    assert bad.source == "rows.json row 0"
+    assert "image '2.jpg' where 'images' has '3.jpg'; remove the wrong one" in bad.reason
+
+
+IMAGE = {"type": "image", "image": "1.jpg"}
+
+
+@pytest.mark.parametrize(
     "row, reason",
     [
+        (chat(("user", [IMAGE | {"image": "2.jpg"}, ASKED[1]]), ANSWERED), "'1.jpg'; remove"),
+        (chat(("user", [{"type": "image", "base64": "/9j/4"}]), ANSWERED), "given in 'base64'"),
+        (
+            chat(("user", [{"type": "image_url", "image_url": {"url": "http://a"}}]), ANSWERED),
+            "web address",
+        ),
+        (chat(("system", [IMAGE]), ASKED, ANSWERED), "system message has an image"),
+        (chat(ASKED, ("assistant", [IMAGE])), "an answer has an image"),
         (chat(("system", "You see boxes.")), "in turn"),
         (chat(ASKED, ANSWERED, ("system", "x"), ANSWERED), "in turn"),
         (chat(ASKED, ANSWERED, ASKED), "in turn"),

@@ -112,3 +112,11 @@ def test_changes_in_words():
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="none.json: cannot be read"):
         facts.hash_file(tmp_path / "none.json")
+
+
+def test_further_end_tokens_make_another_model(tmp_path, tiny_model):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    before, own = facts.hash_model(model), json.loads((model / "config.json").read_text())
+    for ends, other in (([own["eos_token_id"], own["bos_token_id"]], False), ([7], True)):
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert (facts.hash_model(model) != before) == other

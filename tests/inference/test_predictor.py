@@ -1,5 +1,7 @@
 """`mirg_jax.load`: a model opened once, asked in Python."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -83,3 +85,16 @@ def test_importing_it_is_cheap():
     assert result.stdout.strip() == "[]"
     assert set(mirg_jax.__all__) == {"GroundedAnswer", "GroundedObject", "Predictor", "load"}
     assert all(getattr(mirg_jax, name) for name in mirg_jax.__all__)
+
+
+def test_an_answer_ends_with_any_end_token_of_the_models_files(model, paths, tiny_model, tmp_path):
+    before = model.ground(paths, QUESTIONS[0]).text
+    ids = model.tokenizer.encode(before, add_special_tokens=False)
+    end = next(number for number in ids[1:] if number != ids[0])
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, end]}))
+    config = grpo_tiny.get_config()
+    config.cpu_devices, config.evaluation.max_tokens = 0, 8
+    after = mirg_jax.load(folder, settings=read(config)).ground(paths, QUESTIONS[0]).text
+    kept = ids[: ids.index(end)]
+    assert model.tokenizer.encode(after, add_special_tokens=False) == kept

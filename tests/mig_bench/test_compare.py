@@ -55,6 +55,30 @@ def test_runs_that_cannot_be_compared_are_refused():
         compare.compare(one, run(rows[::-1], [HIT, HIT]))
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [("index", "0"), ("index", None), ("index", 1), ("task", ["diff"]), ("task", None)]
+    + [("iou", "0.5"), ("iou", 10**400), ("iou", float("nan")), ("hit", 1), ("hit", "yes")],
+)
+def test_scores_of_odd_types_are_named(tmp_path, field, value, refusal):
+    path = tmp_path / "a.json"
+    scores = run([row(), row("region")], [HIT, MISS], path)
+    scores["rows"][0][field] = value
+    (tmp_path / "b.json").write_text(json.dumps(scores))
+    line = refusal("compare", f"--before={path}", f"--after={tmp_path / 'b.json'}")
+    expected = "same index" if value == 1 and field == "index" else f"rows[0] has {field}="
+    assert line.startswith(f"{tmp_path}/b.json: ") and expected in line
+    assert len(line) < 200 + len(str(tmp_path)) and "scripts/score.py" in line
+
+
+@pytest.mark.parametrize("text", ["[]", '{"rows": {}}', '{"rows": [1]}', "[" * 100_000, "7"])
+def test_files_that_hold_no_scores(tmp_path, text):
+    path = tmp_path / "scores.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"scores\.json: .*make them with scripts/score.py"):
+        compare.read_scores(path)
+
+
 def test_compare_as_a_user_runs_it(tmp_path):
     rows = [row() for _ in range(4)]
     run(rows, [MISS, MISS, HIT, HIT], tmp_path / "a.json")

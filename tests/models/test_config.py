@@ -116,6 +116,7 @@ def test_tied_at_either_level(outer, inner, tied):
         (json.dumps({k: v for k, v in PUBLISHED_2B.items() if k != "vocab_size"}), "vocab_size"),
         (json.dumps(PUBLISHED_2B | {"hidden_size": 1537}), "hidden_size must be a multiple"),
         (json.dumps(QWEN2_VL_7B.to_hf() | {"vision_config": TOWER_OF_2B}), "decoder's width"),
+        ("[" * 100_000, "config.json: .*recursion"),
     ],
 )
 def test_unusable_config_files(tmp_path, text, message):
@@ -124,3 +125,53 @@ def test_unusable_config_files(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         ModelConfig.from_folder(tmp_path)
+
+
+BAD_FIELDS = {
+    "num_attention_heads": [0, -12, "12", 1.5, True],
+    "num_key_value_heads": [0],
+    "num_hidden_layers": [0, 10**9],
+    "vocab_size": [None, -1, 10**30],
+    "rms_norm_eps": ["1e-6", -1.0, float("nan")],
+    "rope_theta": [-1.0, "1e6"],
+    "rope_scaling": ["mrope", {"mrope_section": [32, 32]}, {"mrope_section": [80, -40, 24]}],
+    "text_config": [[1]],
+    "vision_config": [
+        [],
+        "vit",
+        *(TOWER_OF_2B | field for field in ({"num_heads": 0}, {"num_heads": 7}, {"depth": "32"})),
+    ],
+    "eos_token_id": [-1, "<|im_end|>", [151645, -1], [[151645]], True, 151936, [1, 151936]],
+    "bos_token_id": [[1, 2], 1.0],
+    "image_token_id": [-151655, {}],
+}
+
+
+@pytest.mark.parametrize("field", BAD_FIELDS)
+def test_values_that_no_field_can_have(tmp_path, field):
+    for value in BAD_FIELDS[field]:
+        (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_2B | {field: value}))
+        with pytest.raises(CheckpointError) as caught:
+            ModelConfig.from_folder(tmp_path)
+        line = str(caught.value)
+        assert line.startswith(f"{tmp_path}/config.json: ") and "\n" not in line, value
+        names = ("mrope_section", "num_heads", "depth", field)
+        assert any(name in line for name in names), line
+
+
+def test_an_answer_may_end_with_several_tokens(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_2B | {"eos_token_id": [7, 9]}))
+    config = ModelConfig.from_folder(tmp_path)
+    assert config.end_tokens == (7, 9) and config == QWEN2_VL_2B
+    assert ModelConfig.from_hf(config.to_hf()).end_tokens == (7, 9)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [151645, 9], "temperature": 0.1}))
+    config = ModelConfig.from_folder(tmp_path)
+    assert config.end_tokens == (7, 9, 151645) and config.to_hf()["eos_token_id"] == [7, 9]
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_2B))
+    config = ModelConfig.from_folder(tmp_path)
+    assert config.end_tokens == (151645, 9) and config.to_hf()["eos_token_id"] == 151645
+    for text in ("{", "[]", "[" * 100_000, '{"eos_token_id": [-1]}', '{"eos_token_id": 151936}'):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=r"generation_config\.json: .*; .*"):
+            ModelConfig.from_folder(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from mirg_jax.errors import DataError
 from mirg_jax.report.charts import chart, smooth, smoothing_window, training_curves
+from mirg_jax.runs import metrics
 
 NAN, INF = float("nan"), float("inf")
 
@@ -133,5 +134,32 @@ def test_curves_of_runs_of_one_kind_share_charts(tmp_path):
     assert {"GRPO reward", "GRPO reward_mine", "GRPO kl"} < set(found)
     assert found["GRPO eval_acc"] == {"grpo": [(2, 0.5)]}
     assert not any("seconds" in name for name in found)
-    with pytest.raises(DataError, match=r"metrics\.jsonl"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read \(No such file"):
         training_curves({"none": tmp_path})
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"step": 2, "loss": "high"}, "loss='high' is not a number"),
+        ({"step": 2, "reward": [1.0]}, r"reward=\[1.0\] is not a number"),
+        ({"step": 2, "eval_acc": {"diff": 1}}, "eval_acc=.* is not a number"),
+        ({"step": 2, "loss": 10**400}, "loss=1000.* is not a number"),
+        ({"step": 2, "kl": False}, "kl=False is not a number"),
+        ({"step": True, "loss": 1.0}, "has no step"),
+        ({"step": -1}, "has no step"),
+        ({"step": 10**400}, "has no step"),
+    ],
+)
+def test_metrics_of_odd_types_are_named(tmp_path, row, message):
+    """By every reader: curves, the choice of the best checkpoint, and a run that goes on."""
+    good = [{"step": 1, "loss": 2, "eval_acc": None, "seconds": {}}, {"step": 1, "loss": NAN}]
+    text = "".join(json.dumps(each) + "\n" for each in (*good, row))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    for reader in (lambda run: training_curves({"a": run}), metrics.held_out, metrics.read):
+        with pytest.raises(DataError, match=rf"metrics\.jsonl line 3: {message}") as caught:
+            reader(tmp_path)
+        assert "\n" not in str(caught.value) and "remove the line" in str(caught.value)
+    (tmp_path / "metrics.jsonl").write_text("".join(text.splitlines(keepends=True)[:2]))
+    assert metrics.held_out(tmp_path) == {}
+    assert str(training_curves({"a": tmp_path})["SFT loss"]["a"]) == "[(1, 2), (1, nan)]"

@@ -387,6 +387,42 @@ def test_a_file_that_holds_no_groups_is_named(tmp_path, training, text):
         report.write_report(tmp_path / "report.html", "", rows_of([row()]), {}, training=training)
 
 
+ODD_GROUPS = {
+    "task": ["diff"],
+    "question": None,
+    "id": {},
+    "images": ["a.jpg", 2],
+    "targets": [[3, 1, 2, 3, 4]],
+    "completions": [{"text": "x", "reward": "high"}],
+}
+
+
+@pytest.mark.parametrize("field", ODD_GROUPS)
+def test_groups_of_odd_types_are_named(tmp_path, training, field):
+    path = training["grpo"] / "groups/step_000021.jsonl"
+    group = json.loads(path.read_text())
+    others = {
+        "targets": [[True, 1, 2, 3, 4], [1, "a", 2, 3, 4], [1, 2, 3], 7],
+        "completions": [[], [{"reward": 1.0}], [group["completions"][0] | {"format": None}]]
+        + [[{"text": 5, "reward": 1.0}], [{"text": "x", "reward": 10**400}]],
+        "images": ["ab", [], None],
+    }
+    for value in (ODD_GROUPS[field], *others.get(field, [])):
+        path.write_text(json.dumps(group | {field: value}) + "\n")
+        with pytest.raises(DataError, match="step_000021.jsonl: not a group of GRPO") as caught:
+            groups_view(training)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"data": []}', '{"data": {"image_root": 5}}', '{"data": null}', "[" * 100_000]
+)
+def test_a_config_that_tells_no_image_root_is_named(training, text):
+    (training["grpo"] / "config.json").write_text(text)
+    with pytest.raises(DataError, match=r"config\.json: doesn't tell the image root"):
+        groups_view(training)
+
+
 def test_a_report_without_runs_shows_the_curves(tmp_path, training):
     path = tmp_path / "report.html"
     report.write_report(path, "", rows_of([row()]), {}, training={"sft": training["sft"]})

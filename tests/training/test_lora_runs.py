@@ -92,11 +92,13 @@ def test_grpo_on_top_of_a_lora_sft_run(recipe, tmp_path, mesh):
     record = json.loads((second / "lora.json").read_text())
     other = record | {"base": str(first / "checkpoints" / "5")}
     (second / "lora.json").write_text(json.dumps(other))
-    with pytest.raises(CheckpointError, match="/5 has other weights than in its training"):
-        loading.load_model(second, mesh)
+    for opened in (lambda: loading.load_model(second, mesh), lambda: loading.open_model(second)):
+        with pytest.raises(CheckpointError, match="/5 has other weights than in its training"):
+            opened()
     moved = record | {"base": str(tmp_path / "moved/checkpoints/4")}
     (second / "lora.json").write_text(json.dumps(moved))
     assert_same(loading.load_model(second, mesh).params, before, atol=0)
+    loading.open_model(second)
     (second / "lora.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a record of a LoRA run"):
         loading.load_model(second, mesh)

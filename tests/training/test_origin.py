@@ -78,7 +78,7 @@ def test_grpo_goes_on_only_with_the_reference_that_it_started_from(steady_recipe
     assert [row["step"] for row in together.scalars(run)] == [1, 2, 3, 4]
 
 
-def test_weights_replaced_in_place_are_noticed(steady_recipe, tiny_model, tmp_path):
+def test_weights_replaced_in_place_are_noticed(steady_recipe, tiny_model, tmp_path, refusal):
     model, run, adapted = tmp_path / "model", tmp_path / "run", tmp_path / "adapted"
     shutil.copytree(tiny_model, model)
     kept = (model / "model.safetensors").read_bytes()
@@ -91,10 +91,19 @@ def test_weights_replaced_in_place_are_noticed(steady_recipe, tiny_model, tmp_pa
     assert changed in refused(steady_recipe("sft", **again), run)
     assert changed in refused(steady_recipe("sft", **again, **lora), adapted)
     mesh = devices.start(read(steady_recipe("sft")).devices)
-    with pytest.raises(CheckpointError, match=f"{model} has other weights than in its training"):
+    other = f"{model} has other weights than in its training"
+    with pytest.raises(CheckpointError, match=other):
         loading.load_model(adapted, mesh)
+    export = ("convert_checkpoint", "--direction=export", f"--source={adapted}")
+    line = refusal(*export, f"--target={tmp_path / 'a'}")
+    assert other in line and "\n" not in line and not list((tmp_path / "a").glob("*.safetensors"))
+    assert other in refusal(*export, f"--target={tmp_path / 'a'}", "--adapter")
+    (adapted / "origin.json").rename(tmp_path / "origin.json")  # a run of an earlier version
+    assert refusal(*export, f"--target={tmp_path / 'b'}") == ""
+    (tmp_path / "origin.json").rename(adapted / "origin.json")
     (model / "model.safetensors").write_bytes(kept)
     loading.load_model(adapted, mesh)
+    assert refusal(*export, f"--target={tmp_path / 'a'}") == ""
     line = refused(steady_recipe("sft", **again, **{"model.param_dtype": "bfloat16"}), run)
     assert "set model.param_dtype=float32" in line
     (run / "origin.json").write_text("{")
@@ -103,7 +112,7 @@ def test_weights_replaced_in_place_are_noticed(steady_recipe, tiny_model, tmp_pa
     )
 
 
-def test_a_fingerprint_is_of_the_values_and_their_places():
+def test_a_fingerprint_is_of_the_values_and_their_places(monkeypatch):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     rng = np.random.default_rng(0)
     values = {name: rng.normal(size=(3, 4, 5)).astype(jnp.bfloat16) for name in "ab"}
@@ -112,7 +121,16 @@ def test_a_fingerprint_is_of_the_values_and_their_places():
         arrays = {name: nnx.Param(jnp.asarray(value)) for name, value in (values | changes).items()}
         return origin.fingerprint(nnx.State(arrays), mesh)
 
+    def of_files(array):
+        def read(path, index, out):
+            out[...] = array[path][index]
+
+        shapes = {name: nnx.Param(jnp.asarray(value)) for name, value in array.items()}
+        return origin.fingerprint_of_files(nnx.State(shapes), read, "bfloat16")
+
     same = of()
+    monkeypatch.setattr(origin, "_PART", 40)  # two rows, and one that is left
+    assert of_files(values) == same != of_files(values | {"a": values["a"][::-1]})
     assert same == of(a=values["a"].astype(np.float32)) and len(same) == 16
     swapped = values["a"].copy()
     swapped[0, 0, 0], swapped[2, 3, 4] = swapped[2, 3, 4], swapped[0, 0, 0]

@@ -1,15 +1,21 @@
 """Values that can't work are refused before anything is loaded; 0 means none."""
 
 import dataclasses
+import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from ml_collections import ConfigDict
 
+from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.experiments import records
 from mirg_jax.rl.logprobs import token_logprobs
-from mirg_jax.runs.settings import read
+from mirg_jax.runs import adapters, origin
+from mirg_jax.runs.settings import of_model, read
 from mirg_jax.training.optimizer import make_optimizer
 
 VALUES = {
@@ -78,6 +84,75 @@ def test_a_value_that_cannot_work_is_refused_first(kind, given, message, refusal
 def test_flags_that_cannot_work_are_refused_first(script, flags, refusal):
     line = refusal(script, *flags)
     assert flags[-1] in line and "\n" not in line
+
+
+NOT_VALUES = {
+    "optimizer.learning_rate": (None, "optimizer.learning_rate=None must be a number"),
+    "num_steps": (2.5, "num_steps=2.5 must be an integer"),
+    "model.path": (None, "model.path=None must be text"),
+    "freeze": ((None,), "freeze=(None,) must be a list, each of it text"),
+    "data.shapes.lengths": (124, "data.shapes.lengths=124 must be a list, each of it an integer"),
+    "data.shapes": (None, "data.shapes=None must be a section of settings"),
+    "data.apply_exif": (None, "data.apply_exif=None must be True or False"),
+    "lora": (None, "lora=None must be a section of settings"),
+    "grpo.rewards": ({"format": None}, "grpo.rewards.format=None must be a number"),
+    "grpo.kl": (True, "grpo.kl=True must be text"),
+    "sampling": ({"tensor": 1}, "sampling.prompts is missing"),
+    "prompt": (
+        {"system": "", "image_label": "", "instruction": "", "suffix": ""},
+        "prompt.suffix is no setting; those there are image_label, instruction, system",
+    ),
+}
+
+
+@pytest.mark.parametrize("field", NOT_VALUES)
+def test_none_and_other_types_are_no_values(field, recipe, tmp_path):
+    value, message = NOT_VALUES[field]
+    raw = recipe("grpo").to_dict()
+    *sections, name = field.split(".")
+    functools.reduce(dict.__getitem__, sections, raw)[name] = value
+    with pytest.raises(ConfigError) as caught:
+        read(ConfigDict(raw))
+    assert str(caught.value).startswith(message)
+
+    # The same in the folder of a run, whose config.json no flag has checked.
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    (tmp_path / "checkpoints/2/_CHECKPOINT_METADATA").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="config.json: not a record of a run's settings"):
+        of_model(tmp_path)
+
+
+def test_a_config_file_that_sets_none_is_refused_in_a_line(refusal, tmp_path):
+    file = tmp_path / "mine.py"
+    text = "from configs import {0}\ndef get_config():\n    config = {0}.get_config({1})\n"
+    file.write_text(text.format("sft_tiny", "") + "    config.seed = None\n    return config\n")
+    line = refusal("train_sft", f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert line == "seed=None must be an integer"
+    file.write_text(
+        text.format("table_3", "'tiny'") + "    config.order = None\n    return config\n"
+    )
+    line = refusal("table", f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert line.startswith("order=None is not a value") and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "null", '"text"'])
+def test_damaged_records_of_a_run_are_named(text, tmp_path, tiny_model, refusal):
+    """Each reader of a file in a run's folder, or in that of a conversion or a table."""
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    (tmp_path / "checkpoints/2/_CHECKPOINT_METADATA").write_text("{}")
+    names = ("config.json", "origin.json", "lora.json", "unfinished.json", "made_with.json")
+    for name in names:
+        (tmp_path / name).write_text(text)
+    readers = (of_model, origin.read, adapters.read, records.facts_of_run)
+    for reader, name in zip(readers, (*names[:3], names[0]), strict=True):
+        with pytest.raises(CheckpointError, match=f"{name}: not a record of "):
+            reader(tmp_path)
+    with pytest.raises(CheckpointError, match="made_with.json: not a record of a part's settings"):
+        records.check(tmp_path / "made_with.json", {"seed": 1}, made=True)
+    target = f"--target={tmp_path}"
+    line = refusal("convert_checkpoint", "--direction=export", f"--source={tiny_model}", target)
+    assert "unfinished.json: not a record of a conversion" in line and "\n" not in line
 
 
 def test_a_trajectory_seed_is_checked_too(refusal, tmp_path):

@@ -4,9 +4,12 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import pytest
-from conftest import train
+import together
+from conftest import REPOSITORY, train
 from test_survival import at_step, steps_in
 
 from mirg_jax.data.examples import Rejected
@@ -54,6 +57,48 @@ def test_training_goes_on_when_tensorboards_file_is_full(
     train(config, tmp_path)
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4]
     assert steps_in(tmp_path) == ["3", "4"]  # every=0: only at the end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kilobytes, steps, told",
+    [
+        # The model's tokenizer doesn't fit.
+        (8, 2, ["train_sft.py: {run}: cannot be written (File too large); make room there"]),
+        # TensorBoard's file is full first, then metrics, and a checkpoint is never written.
+        (
+            24,
+            120,
+            [
+                "{run}/tensorboard: cannot be written (File too large); the run goes on without",
+                "train_sft.py: {run}/checkpoints: a checkpoint could not be written (",
+            ],
+        ),
+    ],
+)
+def test_a_binary_on_a_full_disk_ends_in_a_line(
+    kilobytes, steps, told, tiny_model, scenes, tmp_path
+):
+    """By `ulimit -f` of bash, whose blocks have 1024 bytes."""
+    run = tmp_path / "run"
+    flags = together.recipe("sft", tiny_model, scenes, num_steps=steps, checkpoint__every=0)
+    script = REPOSITORY / "scripts/train_sft.py"
+    process = subprocess.Popen(
+        ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
+        + [sys.executable, str(script), *flags, f"--workdir={run}"],
+        # What would be written to the cache of programs is cut too.
+        env=together.environment() | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ((status, said),) = together.finish([process])
+    assert status == 2 and "Traceback" not in said, said
+    for line in told:
+        assert said.count(line.format(run=run)) == 1, said
+    assert said.splitlines()[-1].startswith("train_sft.py: ")
+    assert steps == 2 or len(metrics.read(run)) > 50
 
 
 def test_files_that_cannot_be_written_cost_a_line_each(steady_recipe, scenes, tmp_path, capsys):
