@@ -1,5 +1,6 @@
 """The shared entry point of every binary: parses flags and reports user errors in one line."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -61,11 +62,17 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _keep_compiled() -> None:
     """Gives XLA a folder for compiled programs, which other runs of the same programs then use.
 
-    JAX_COMPILATION_CACHE_DIR names another; empty, it turns the cache off.
+    JAX_COMPILATION_CACHE_DIR names another; empty, it turns the cache off. Where no folder can be
+    made, programs are compiled anew.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = ""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        path = pathlib.Path(home) / "mirg_jax" / "compiled"
+        path.mkdir(parents=True, exist_ok=True)
+        folder = str(path) if os.access(path, os.W_OK) else ""
     wanted = {
-        "compilation_cache_dir": str(pathlib.Path(home) / "mirg_jax" / "compiled"),
+        "compilation_cache_dir": folder,
         # Small programs too: a run has dozens, which a GPU's compiler takes seconds for.
         "persistent_cache_min_compile_time_secs": 0.0,
     }

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mirg_jax import sharding
 from mirg_jax.data import pipeline
-from mirg_jax.data.examples import Example, read_examples
+from mirg_jax.data.examples import Example, Rejected, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import SaveError
@@ -110,29 +110,21 @@ def start(
     """
     mesh, sampling_mesh = _start_devices(settings)
     share = sharding.data_share(mesh)
-    evaluation = settings.evaluation
-    benchmark = load_benchmark(evaluation.benchmark) if evaluation.every else []
+    held_out = settings.evaluation
+    benchmark = load_benchmark(held_out.benchmark) if held_out.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
     kept, refused = usable.split(examples, refuse)
     bad_rows += refused
     usable.check(settings.data, kept, bad_rows)
     resumes = run_folder.find_run(workdir) is not None
     source, adapter_record = _source_of(settings, workdir, resumes)
-    # A new run doesn't inherit the rows that an attempt before it could not use.
-    path, first = workdir / "rejected.jsonl", processes.is_first()
-    rejected = RejectedLog(path, write=first, resume=resumes)
-    for row in bad_rows:
-        rejected.add(row, told=True)
-
+    rejected = _list_rejected(workdir, bad_rows, resumes)
     options = engines.options(settings.model, loading.model_config(source), mesh)
     tokenizer = load_tokenizer(loading.model_folder(source))
     model = loading.load_model(source, mesh, options)
     began = _check_origin(settings, workdir, source, model.params, mesh, resumes)
     graph, params, frozen = trainable(model, settings, mesh)
-    optimizer = make_optimizer(settings.optimizer, settings.num_steps * settings.updates_per_step)
-    layout = state_shardings(params, optimizer, mesh)
-    state = _first_state(params, optimizer, layout, settings.seed)
-
+    optimizer, layout, state = _first_state(params, settings, mesh)
     image_root = settings.data.root(settings.data.image_root)
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
     data = _open_data(settings, kept, preparer, rejected, share)
@@ -140,8 +132,8 @@ def start(
     checkpoints.check_room(state, frozen)
     first_step = checkpoints.latest() or 0
     if first_step:
-        state, frozen, data_state = checkpoints.restore(state, frozen)
-        data.set_state(pipeline.position(data_state, *share))
+        state, frozen, read = checkpoints.restore(state, frozen)
+        data.set_state(pipeline.position(read, *share))
     _say(first_step, len(examples), len(rejected))
     return TrainingRun(
         settings=settings,
@@ -244,14 +236,29 @@ def _open_data(
 
 
 def _first_state(
-    params: nnx.State, optimizer: optax.GradientTransformation, layout: TrainState, seed: int
-) -> TrainState:
+    params: nnx.State, settings: Settings, mesh: Mesh
+) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
+    """Returns the optimizer, the shardings of the state's arrays, and the state of step 0."""
+    optimizer = make_optimizer(settings.optimizer, settings.num_steps * settings.updates_per_step)
+    layout = state_shardings(params, optimizer, mesh)
     # The parameters are not passed through the jitted function, which would copy them.
     begin = jax.jit(
-        lambda p: init_state(p, optimizer, seed)._replace(params=None),
+        lambda p: init_state(p, optimizer, settings.seed)._replace(params=None),
         out_shardings=layout._replace(params=None),
     )
-    return begin(params)._replace(params=params)
+    return optimizer, layout, begin(params)._replace(params=params)
+
+
+def _list_rejected(workdir: pathlib.Path, rows: Sequence[Rejected], resumes: bool) -> RejectedLog:
+    """Opens the list of rows that can't be used, with those that are known from the start.
+
+    A new run doesn't inherit the rows that an attempt before it could not use.
+    """
+    path = workdir / "rejected.jsonl"
+    rejected = RejectedLog(path, write=processes.is_first(), resume=resumes)
+    for row in rows:
+        rejected.add(row, told=True)
+    return rejected
 
 
 def _source_of(

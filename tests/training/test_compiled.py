@@ -39,6 +39,8 @@ cli.run(main)
 
     assert told() == [str(tmp_path / "mirg_jax/compiled"), "0.0"]
     assert told(JAX_COMPILATION_CACHE_DIR="/elsewhere")[0] == "/elsewhere"
+    (tmp_path / "file").touch()
+    assert told(XDG_CACHE_HOME=str(tmp_path / "file")) == ["0.0"]  # no folder can be made
 
 
 @pytest.mark.slow
