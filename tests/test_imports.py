@@ -40,6 +40,10 @@ ALLOWED = {
     "experiments": {
         "evaluation", "mig_bench", "report", "runs", "scenes", "training", "trajectories",
     },
+    "doctor": {
+        "data", "defaults", "files", "mig_bench", "models", "planning", "runs", "scenes",
+        "sharding", "training", "weights",
+    },
     "cli": {"data", "files"},
 }  # fmt: skip
 ANYWHERE = {"types", "errors"}

@@ -190,7 +190,7 @@ def test_bad_settings_end_in_one_line(flag, message, tiny_model, scenes, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "script", ["train_sft", "train_grpo", "evaluate", "score", "report", "ground"]
+    "script", ["train_sft", "train_grpo", "evaluate", "score", "report", "ground", "doctor"]
 )
 def test_help_explains_every_flag(script):
     help_text = call(script, "--help").stdout

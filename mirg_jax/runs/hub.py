@@ -16,8 +16,16 @@ _VARIABLES = (
 )
 
 
-def download(name: str) -> pathlib.Path:
+# A model's files apart from its weights.
+_SMALL = ("*.json", "*.txt", "*.jinja")
+
+
+def download(name: str, *, weights: bool = True) -> pathlib.Path:
     """Downloads a model, or finds it in the cache, and returns its folder.
+
+    Args:
+      name: the model's name on the hub.
+      weights: whether its weights are wanted too; otherwise they may be missing in the folder.
 
     Raises:
       CheckpointError: if there is no such model, it can't be had without a token, or the hub can't
@@ -31,7 +39,9 @@ def download(name: str) -> pathlib.Path:
     except Exception as error:
         raise CheckpointError(f"{name}: {_unreachable(error)}") from None
     try:
-        return pathlib.Path(snapshot_download(name))
+        return pathlib.Path(
+            snapshot_download(name, allow_patterns=None if weights else list(_SMALL))
+        )
     except errors.HFValidationError:
         problem = (
             "not a folder here, and not a name on the Hugging Face hub, which has the form "
