@@ -3,8 +3,8 @@
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 # Set before transformers is imported: we use it only for tokenizers, and without this every binary
 # would warn that PyTorch is missing.
@@ -13,13 +13,16 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
 from mirg_jax.files.streams import Steady
 
 _MOST_CHARACTERS = 2000  # of an error's line
+# Flags and settings that are addresses of servers or text, and not paths.
+_NO_PATHS = ("base_url", "query", "title", "system", "image_label", "instruction")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -131,7 +134,36 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(f"the config has no field {name!r}; its fields are in the file named by --config")
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: all options are flags, see --help")
+    try:
+        _refuse_urls()
+    except ConfigError as error:
+        _fail(error)
     return rest
+
+
+def _refuse_urls() -> None:
+    """Checks that no flag or setting is a URL, which would be taken for the path of a new folder.
+
+    Raises:
+      ConfigError: if one is.
+    """
+    for name in flags.FLAGS:
+        for key, value in _texts(name, flags.FLAGS[name].value):
+            if not key.endswith(_NO_PATHS):
+                # A list's entry may have a name, as in --predictions=NAME=PATH.
+                places.check_local(value.rpartition("=")[2], f"--{key}")
+
+
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yields all texts of a flag's value with their names."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, ConfigDict):
+        for key in value:
+            yield from _texts(f"{name}.{key}", value[key])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(name, each)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mirg_jax.errors import DataError
+from mirg_jax.files import places
 
 PATCH = 14
 MERGE = 2
@@ -69,6 +70,9 @@ class ImageRoot:
     follow_links: bool = False
     apply_exif: bool = False
     rotated: set[str] = field(default_factory=set, compare=False)
+
+    def __post_init__(self):
+        places.check_local(self.path, "image root")
 
     @staticmethod
     def of(root: "str | pathlib.Path | ImageRoot") -> "ImageRoot":

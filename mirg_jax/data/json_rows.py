@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from mirg_jax.errors import DataError
+from mirg_jax.files import places
 
 _LONGEST_PATH = 4096  # of Linux
 _DECODER = json.JSONDecoder()
@@ -19,7 +20,7 @@ def read_text(path: str | pathlib.Path) -> str:
       DataError: the file can't be read or is not UTF-8.
     """
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8-sig")
+        return places.local(path, "file").read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:

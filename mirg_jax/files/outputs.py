@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 from mirg_jax.errors import ConfigError
+from mirg_jax.files import places
 
 
 def check_folder(path: pathlib.Path, name: str) -> None:
@@ -15,8 +16,9 @@ def check_folder(path: pathlib.Path, name: str) -> None:
       name: what the user calls it, for the message: a flag or a setting.
 
     Raises:
-      ConfigError: if it can't be made, is something else, or doesn't take files.
+      ConfigError: if it is a URL, can't be made, is something else, or doesn't take files.
     """
+    places.check_local(path, name)
     with _explained(path, name):
         existing = _nearest_existing(path)
         if not existing.is_dir():
@@ -32,8 +34,9 @@ def check_file(path: pathlib.Path, name: str) -> None:
       name: what the user calls it, for the message: a flag or a setting.
 
     Raises:
-      ConfigError: if it is a folder or can't be written.
+      ConfigError: if it is a URL or a folder, or can't be written.
     """
+    places.check_local(path, name)
     with _explained(path, name):
         path = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
         if path.is_dir():

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from mirg_jax.errors import CheckpointError
+from mirg_jax.files import places
 from mirg_jax.runs import metrics
 
 T = TypeVar("T")
@@ -50,8 +51,9 @@ def find_run(source: str | pathlib.Path) -> SavedStep | None:
 
     Raises:
       CheckpointError: for RUN/best, if the run was never evaluated.
+      ConfigError: if `source` is a URL.
     """
-    path = pathlib.Path(source).absolute()
+    path = places.local(source, "model").absolute()
     if path.name == "best" and (path.parent / "checkpoints").is_dir():
         step = best_of(metrics.held_out(path.parent), steps(path.parent / "checkpoints"))
         if step is None:
