@@ -21,6 +21,19 @@ from mirg_jax.files import outputs, places
 from mirg_jax.files.streams import Steady
 
 _MOST_CHARACTERS = 2000  # of an error's line
+# Flags and settings that may be URLs of stores, by binary.
+_RECIPE = (
+    "config.data.train_json",
+    "config.data.image_root",
+    "config.evaluation.benchmark",
+    "config.evaluation.image_root",
+)
+_TAKE_URLS = {
+    "train_sft.py": _RECIPE,
+    "train_grpo.py": _RECIPE,
+    "evaluate.py": ("benchmark", "image_root", *_RECIPE),
+    "evaluate_server.py": ("benchmark", "image_root"),
+}
 # Flags and settings that are addresses of servers or text, and not paths.
 _NO_PATHS = ("base_url", "query", "title", "system", "image_label", "instruction")
 
@@ -118,7 +131,9 @@ def image_flags() -> Callable[[str], ImageRoot]:
         "Whether images are turned as their EXIF orientation says; by default they are read as "
         "stored, which is what the boxes of published data sets are relative to.",
     )
-    return lambda folder: ImageRoot(pathlib.Path(folder), follow_links.value, apply_exif.value)
+    return lambda folder: ImageRoot(
+        places.of(folder, "--image_root"), follow_links.value, apply_exif.value
+    )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -142,16 +157,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _refuse_urls() -> None:
-    """Checks that no flag or setting is a URL, which would be taken for the path of a new folder.
+    """Checks that flags and settings are no URLs, which would be taken for paths of new folders.
 
     Raises:
-      ConfigError: if one is.
+      ConfigError: if one is that may not be one, or is of a store that can't be reached.
     """
+    taken = _TAKE_URLS.get(os.path.basename(sys.argv[0]), ())
     for name in flags.FLAGS:
         for key, value in _texts(name, flags.FLAGS[name].value):
             if not key.endswith(_NO_PATHS):
+                check = places.check if key in taken else places.check_local
                 # A list's entry may have a name, as in --predictions=NAME=PATH.
-                places.check_local(value.rpartition("=")[2], f"--{key}")
+                check(value.rpartition("=")[2], f"--{key}")
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:

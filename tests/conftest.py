@@ -22,6 +22,7 @@ from jaxtyping import install_import_hook
 ROOMS = ("data", "models", "rl", "sampling", "training", "weights")
 install_import_hook([f"mirg_jax.{room}" for room in ROOMS], "typechecks.check")
 
+import bucket as fake_bucket
 import jax
 import pytest
 from absl import flags
@@ -92,6 +93,23 @@ def refusal(monkeypatch, capsys):
             flags.FLAGS.unparse_flags()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _server():
+    server = fake_bucket.Server()
+    os.environ.update(server.environment())  # TensorStore reads it once
+    fake_bucket.install()
+    return server
+
+
+@pytest.fixture
+def bucket(_server):
+    """The server of gs://bucket, which is empty."""
+    _server.objects.clear()
+    _server.requests.clear()
+    _server.delay, _server.broken = 0.0, set()
+    return _server
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ ALLOWED = {
     "chat": {"data", "grounding"},
     "defaults": set(),
     "runs": {"data", "defaults", "files", "models", "rl", "sharding", "weights"},
-    "inference": {"data", "grounding", "models", "runs", "sampling", "sharding"},
+    "inference": {"data", "files", "grounding", "models", "runs", "sampling", "sharding"},
     "mig_bench": {"data", "files", "grounding"},
     "training": {
         "data", "files", "grounding", "inference", "mig_bench", "models", "rl", "runs",

@@ -1,33 +1,33 @@
 """Text files, JSON rows and their fields; whatever is wrong with one is said in a line."""
 
 import json
-import pathlib
 import re
 from typing import Any
 
 from mirg_jax.errors import DataError
 from mirg_jax.files import places
+from mirg_jax.files.places import Place
 
 _LONGEST_PATH = 4096  # of Linux
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")
 
 
-def read_text(path: str | pathlib.Path) -> str:
+def read_text(path: str | Place) -> str:
     """The text of a UTF-8 file, with or without a byte order mark.
 
     Raises:
       DataError: the file can't be read or is not UTF-8.
     """
     try:
-        return places.local(path, "file").read_text(encoding="utf-8-sig")
+        return places.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
-def read_rows(path: str | pathlib.Path) -> list[Any]:
+def read_rows(path: str | Place) -> list[Any]:
     """The rows of a file: a JSON list, or JSON lines; what it is called doesn't matter.
 
     Raises:
@@ -51,7 +51,7 @@ def read_rows(path: str | pathlib.Path) -> list[Any]:
     return rows
 
 
-def _decode(path: str | pathlib.Path, text: str, at: int) -> tuple[Any, int]:
+def _decode(path: str | Place, text: str, at: int) -> tuple[Any, int]:
     """One JSON value of a text from `at` on, and where it ends."""
     try:
         return _DECODER.raw_decode(text, at)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mirg_jax.errors import CheckpointError, DataError
+from mirg_jax.files import places
 from mirg_jax.runs import adapters, loading, run_folder
 
 # The files beside the weights that an answer depends on.
@@ -22,13 +23,15 @@ _SMALL_FILES = (
 _SAMPLE = 1024  # bytes
 
 
-def hash_file(path: str | pathlib.Path) -> str:
+def hash_file(path: str | places.Place) -> str:
     """Returns the SHA-256 hash of a file's content.
 
     Raises:
       DataError: if the file can't be read.
     """
     try:
+        if places.is_url(path):
+            return hashlib.sha256(places.read_bytes(path)).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
