@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.files import outputs
 from mirg_jax.files.locks import Lock
 from mirg_jax.models.layers import Precision
 from mirg_jax.runs import checkpoints, facts, loading, run_folder
@@ -141,6 +142,7 @@ def _convert(target: pathlib.Path) -> None:
                 )
                 hf.copy_processor(model.folder, target)
             else:
+                outputs.check_renames(target)
                 origin = json.dumps({"imported_from": _SOURCE.value}, indent=1)
                 checkpoints.write_model_folder(target, model, origin)
                 checkpoints.save_params(target, model.params, read, bar.update)

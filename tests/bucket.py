@@ -226,8 +226,14 @@ class Bucket(AbstractFileSystem):
             return {"name": path, "size": 0, "type": "directory"}
         raise FileNotFoundError(path)
 
-    def _rm(self, path):
-        self._ask("DELETE", path)
+    def rm(self, path, recursive=False, **_):
+        path = self._strip_protocol(path)
+        keys = [key for key, _ in self._keys(path)]
+        found = [key for key in keys if key == path or recursive and key.startswith(f"{path}/")]
+        if not found:
+            raise FileNotFoundError(path)
+        for key in found:
+            self._ask("DELETE", key)
 
     def mkdir(self, path, create_parents=True, **_):
         pass

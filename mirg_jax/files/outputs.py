@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 
 from mirg_jax.errors import ConfigError
@@ -51,6 +52,33 @@ def check_file(path: pathlib.Path, name: str) -> None:
     check_folder(path.parent, name)
     with _explained(path, name):
         _nearest_existing(path)
+
+
+def check_renames(folder: pathlib.Path) -> None:
+    """Checks that folders with files in them can be renamed, as a checkpoint is once complete.
+
+    A bucket that is mounted with gcsfuse refuses that, unless it is told otherwise.
+
+    Args:
+      folder: a folder that is there; it is left as it is.
+
+    Raises:
+      ConfigError: if they can't.
+    """
+    before = pathlib.Path(tempfile.mkdtemp(prefix="rename.", dir=folder))
+    after = before.with_name(f"{before.name}.done")
+    try:
+        (before / "file").touch()
+        before.rename(after)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: its file system renames no folders ({error.strerror}), which checkpoints "
+            "need; give a folder on a disk or on NFS, or mount the bucket with "
+            "gcsfuse --rename-dir-limit=100000"
+        ) from None
+    finally:
+        for path in (before, after):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _explained:

@@ -17,7 +17,8 @@ from mirg_jax.data import pipeline
 from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
-from mirg_jax.errors import SaveError
+from mirg_jax.errors import ConfigError, SaveError
+from mirg_jax.files import outputs
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
 from mirg_jax.models import lora
@@ -172,10 +173,19 @@ def claimed(settings: Settings, workdir: pathlib.Path) -> Iterator[None]:
     """Keeps a run's folder to this run while the `with` block runs.
 
     Raises:
-      ConfigError: if another run is writing to the folder, or devices and settings don't match.
+      ConfigError: if another run is writing to the folder, it can't hold checkpoints, or devices
+        and settings don't match.
     """
     devices.start(settings.devices)
     with processes.locked(workdir / "run.lock"):
+        problem = ""
+        if processes.is_first():
+            try:
+                outputs.check_renames(workdir)
+            except ConfigError as error:
+                problem = str(error)
+        if problem := processes.gather(problem)[0]:
+            raise ConfigError(problem)
         yield
 
 

@@ -1,6 +1,8 @@
 """Output paths that can't be written, of every binary: said first, before anything is loaded."""
 
+import errno
 import os
+import pathlib
 import re
 import sys
 
@@ -127,6 +129,21 @@ def test_what_can_be_written_is_left_as_it_is(tmp_path):
             outputs.check_file(path, "--output")
     with pytest.raises(ConfigError, match="link to nowhere"):
         outputs.check_folder(tmp_path / "link", "--workdir")
+
+
+def test_a_folder_that_renames_no_folders_holds_no_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+    outputs.check_renames(tmp_path)
+
+    def rename(self, target, before=pathlib.Path.rename):
+        if self.is_dir() and any(self.iterdir()):  # as gcsfuse answers
+            raise OSError(errno.EMFILE, "Too many open files")
+        return before(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", rename)
+    with pytest.raises(ConfigError, match=r"renames no folders \(Too many .*--rename-dir-limit"):
+        outputs.check_renames(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_messages_and_spare_files_may_fail(capsys):
