@@ -18,20 +18,25 @@ from ml_collections import ConfigDict
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
 from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Steady
 
 _MOST_CHARACTERS = 2000  # of an error's line
 # Flags and settings that may be URLs of stores, by binary.
 _RECIPE = (
+    "config.init_from",
+    "config.model.path",
     "config.data.train_json",
     "config.data.image_root",
     "config.evaluation.benchmark",
     "config.evaluation.image_root",
 )
 _TAKE_URLS = {
-    "train_sft.py": _RECIPE,
-    "train_grpo.py": _RECIPE,
-    "evaluate.py": ("benchmark", "image_root", *_RECIPE),
+    "train_sft.py": ("workdir", *_RECIPE),
+    "train_grpo.py": ("workdir", *_RECIPE),
+    "evaluate.py": ("checkpoint", "benchmark", "image_root", *_RECIPE),
+    "convert_checkpoint.py": ("source",),
+    "ground.py": ("checkpoint", *_RECIPE),
     "evaluate_server.py": ("benchmark", "image_root"),
 }
 # Flags and settings that are addresses of servers or text, and not paths.
@@ -94,14 +99,15 @@ def output_file(flag: flags.FlagHolder) -> pathlib.Path:
     """Returns the path of a file to write, after checking that it can be written.
 
     Raises:
-      ConfigError: if it can't.
+      ConfigError: if it can't, or is a URL.
     """
-    outputs.check_file(_path(flag), f"--{flag.name}")
-    return _path(flag)
+    path = places.local(_path(flag), f"--{flag.name}")
+    outputs.check_file(path, f"--{flag.name}")
+    return path
 
 
-def output_folder(flag: flags.FlagHolder) -> pathlib.Path:
-    """Returns the path of a folder to write to, after checking that it takes files.
+def output_folder(flag: flags.FlagHolder) -> Place:
+    """Returns the folder to write to, after checking that it takes files.
 
     Raises:
       ConfigError: if it doesn't.
@@ -110,10 +116,10 @@ def output_folder(flag: flags.FlagHolder) -> pathlib.Path:
     return _path(flag)
 
 
-def _path(flag: flags.FlagHolder) -> pathlib.Path:
+def _path(flag: flags.FlagHolder) -> Place:
     if not flag.value.strip():
         raise ConfigError(f"--{flag.name}: is empty; give a path")
-    return pathlib.Path(flag.value)
+    return places.of(flag.value, f"--{flag.name}")
 
 
 def image_flags() -> Callable[[str], ImageRoot]:

@@ -13,8 +13,8 @@ def _common() -> ConfigDict:
             "seed": 0,
             "num_steps": 1000,
             "batch_size": 128,  # examples (SFT) or prompts (GRPO) per step
-            # Initial weights: a run, a checkpoint, a Hugging Face folder or a hub name; "" means
-            # model.path.
+            # Initial weights: a run, a checkpoint, a Hugging Face folder (also in a bucket, gs://…)
+            # or a hub name; "" means model.path.
             "init_from": "",
             "freeze": ("visual",),  # modules not trained: "visual", "decoder", …; open
             # With rank > 0 only the adapters are trained; the whole base model is frozen.

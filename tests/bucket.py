@@ -227,6 +227,10 @@ class Bucket(AbstractFileSystem):
         raise FileNotFoundError(path)
 
     def rm(self, path, recursive=False, **_):
+        if isinstance(path, list):
+            for each in path:
+                self.rm(each, recursive)
+            return
         path = self._strip_protocol(path)
         keys = [key for key, _ in self._keys(path)]
         found = [key for key in keys if key == path or recursive and key.startswith(f"{path}/")]

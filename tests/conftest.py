@@ -27,6 +27,7 @@ import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
+from orbax.checkpoint._src.path import gcs_utils
 
 from configs import grpo_tiny, sft_tiny, trajectories
 from mirg_jax import cli
@@ -104,8 +105,12 @@ def _server():
 
 
 @pytest.fixture
-def bucket(_server):
+def bucket(_server, monkeypatch, tmp_path_factory):
     """The server of gs://bucket, which is empty."""
+    # Asks Google's own client, which is not needed otherwise.
+    monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    _server.generations.clear()
     _server.objects.clear()
     _server.requests.clear()
     _server.delay, _server.broken = 0.0, set()

@@ -17,7 +17,7 @@ ALLOWED = {
     "data": {"files", "grounding"},
     "sharding": {"files"},
     "models": {"sharding"},
-    "weights": {"models"},
+    "weights": {"files", "models"},
     "sampling": {"models", "rl", "sharding"},
     "scenes": {"data", "grounding", "models", "rl"},
     "chat": {"data", "grounding"},

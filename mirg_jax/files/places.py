@@ -22,6 +22,8 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 
 Place = pathlib.Path | epath.Path
 
+# Whose folders can be written to: Orbax knows how a checkpoint is completed without a rename.
+WRITABLE = ("gs",)
 STORES = ("gs", "s3", "az", "hf")
 # Clients remember what was in a folder; TensorStore and other processes write there as well.
 for _name in (*STORES, "gcs"):
@@ -46,7 +48,7 @@ def check_local(path: str | os.PathLike, name: str) -> None:
       ConfigError: if it is a URL.
     """
     if is_url(path):
-        remedy = "copy the files to a disk, or mount the bucket, and give the path there"
+        remedy = "give a path on a disk of this machine, and copy files there first"
         if os.fspath(path).strip().lower().startswith("file:"):
             remedy = "give the path itself, without file://"
         raise ConfigError(f"{name}={os.fspath(path)}: is a URL where a path is needed; {remedy}")
@@ -77,6 +79,24 @@ def check(path: str | os.PathLike, name: str) -> None:
             f"{name}={text}: {scheme}:// needs another package ({error}); install it, or give a "
             "path on a disk"
         ) from None
+
+
+def check_writable(path: str | os.PathLike, name: str) -> None:
+    """Checks that a path is no URL, or one of a store that runs can be written to.
+
+    Args:
+      path: the path, the URL, or "".
+      name: what the user calls it, for the message: a flag or a setting.
+
+    Raises:
+      ConfigError: see `check`; or if it is a URL of another store.
+    """
+    check(path, name)
+    if is_url(path) and os.fspath(path).partition("://")[0] not in WRITABLE:
+        raise ConfigError(
+            f"{name}={os.fspath(path)}: runs are written to disks and to gs:// alone; give such a "
+            "folder"
+        )
 
 
 def of(path: str | os.PathLike, name: str = "path") -> Place:
@@ -127,10 +147,13 @@ def reached(place: str | os.PathLike) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(place)) from None
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "File exists", str(place)) from None
     except Exception as error:  # of HTTP, of credentials, of time
         first = (str(error).splitlines() or [""])[0][:200]
         kind = PermissionError if isinstance(error, PermissionError) else OSError
-        raise kind(errno.EIO, f"{type(error).__name__}: {first}", str(place)) from None
+        told = getattr(error, "strerror", None) or f"{type(error).__name__}: {first}"
+        raise kind(errno.EIO, told, str(place)) from None
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -149,3 +172,31 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     with reached(place):
         system, name = fsspec.url_to_fs(str(place))
         return system.cat_file(name)
+
+
+def write_bytes(place: Place, data: bytes) -> None:
+    """Writes an object of a store, whole or not at all.
+
+    Raises:
+      OSError: if it can't be written.
+    """
+    with reached(place):
+        system, name = fsspec.url_to_fs(str(place))
+        system.pipe_file(name, data)
+
+
+def create(place: Place, data: bytes) -> None:
+    """Writes an object of a store that must not be there yet.
+
+    Raises:
+      FileExistsError: if it is there.
+      OSError: if it can't be written.
+    """
+    with reached(place):
+        system, name = fsspec.url_to_fs(str(place))
+        system.pipe_file(name, data, mode="create")
+
+
+def absolute(place: Place) -> Place:
+    """Returns a path from the root of the file system; a URL is one already."""
+    return place.absolute() if isinstance(place, pathlib.Path) else place

@@ -6,6 +6,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import fsspec
+from etils import epath
+
 from mirg_jax.errors import CheckpointError, DataError
 from mirg_jax.files import places
 from mirg_jax.runs import adapters, loading, run_folder
@@ -38,7 +41,7 @@ def hash_file(path: str | places.Place) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
-def hash_model(source: str | pathlib.Path) -> str | None:
+def hash_model(source: str | places.Place) -> str | None:
     """Returns a hash that tells a model's weights, config and tokenizer from others.
 
     It is made from samples of every tensor, so that it takes a second for large models too. Of a
@@ -64,9 +67,12 @@ def hash_model(source: str | pathlib.Path) -> str | None:
             _add_tensors(digest, path)
         return digest.hexdigest()
     params = saved.folder / "params"
-    for path in sorted(path for path in params.rglob("*") if path.is_file()):
-        # Orbax names data files at random, and its manifest lists them.
-        _add_samples(digest, path, str(path.relative_to(params)), [(0, path.stat().st_size)])
+    if not isinstance(params, pathlib.Path):
+        _add_stored(digest, params)
+    else:
+        for path in sorted(path for path in params.rglob("*") if path.is_file()):
+            # Orbax names data files at random, and its manifest lists them.
+            _add_samples(digest, path, str(path.relative_to(params)), [(0, path.stat().st_size)])
     if record := adapters.read(saved.run):
         digest.update(f"{hash_model(record.base)} {record.param_dtype} {record.lora}".encode())
     return digest.hexdigest()
@@ -110,6 +116,18 @@ def _add_tensors(digest, path: pathlib.Path) -> None:
         except (ValueError, KeyError, TypeError, AttributeError):  # whoever loads it says so
             parts, length = [], 0
     _add_samples(digest, path, path.name, [(0, 8 + length), *sorted(parts)])
+
+
+def _add_stored(digest, params: epath.Path) -> None:
+    """Adds the arrays of a checkpoint in a store, as `_add_samples` adds those on a disk."""
+    system, where = fsspec.url_to_fs(str(params))
+    found = system.find(where, detail=True)
+    for path in sorted(map(pathlib.PurePosixPath, found)):
+        size = found[str(path)]["size"]
+        digest.update(f"{path.relative_to(where)} {size}\n".encode())
+        for start in (0, size // 2, max(0, size - _SAMPLE)):
+            if end := min(size, start + _SAMPLE):
+                digest.update(system.cat_file(str(path), start=start, end=end))
 
 
 def _add_samples(digest, path: pathlib.Path, name: str, parts: list[tuple[int, int]]) -> None:

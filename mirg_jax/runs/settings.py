@@ -6,7 +6,6 @@ when they are created (`checks.py`): an invalid one is a `ConfigError`, wherever
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -311,13 +310,13 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
     return settings
 
 
-def of_model(source: str | pathlib.Path) -> ConfigDict:
+def of_model(source: str | places.Place) -> ConfigDict:
     """Returns the config that a run was trained with, or the defaults for any other model."""
     config = defaults.inference()
     if saved := run_folder.find_run(source):
         own = saved.run / "config.json"
         if own.exists():
-            config = ConfigDict(config.to_dict() | json.loads(own.read_text()))
+            config = ConfigDict(config.to_dict() | json.loads(places.read_bytes(own)))
     return config
 
 

@@ -5,7 +5,6 @@ Each step: prompts → rollout → parsed answers → rewards → advantages →
 """
 
 import functools
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -221,7 +220,7 @@ def scalars_of(sampled: Groups, statistics: Scalars, max_tokens: int) -> Scalars
     }
 
 
-def train(settings: Settings, workdir: pathlib.Path) -> None:
+def train(settings: Settings, workdir: Place) -> None:
     """Runs or resumes GRPO training.
 
     Args:

@@ -8,7 +8,7 @@ from flax import nnx
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import image_size
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
 from mirg_jax.files.streams import Spare
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import benchmark, scoring
@@ -78,7 +78,8 @@ class HeldOut:
             "max_tokens": settings.max_tokens,
         }
         if run.first_step and path.exists():
-            if changes := facts.describe_changes(json.loads(path.read_text()), now):
+            found = json.loads(places.read_bytes(path))
+            if changes := facts.describe_changes(found, now):
                 raise ConfigError(
                     f"{run.workdir}: its held-out accuracies are of other questions "
                     f"({'; '.join(changes)}); keep config.evaluation, or give another --workdir"
@@ -131,5 +132,5 @@ class HeldOut:
 
     def _write(self, name: str, text: str) -> None:
         folder = self._run.workdir / "held_out"
-        folder.mkdir(exist_ok=True)
+        outputs.make_folder(folder)
         outputs.replace_text(folder / name, text)

@@ -19,6 +19,7 @@ from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import ConfigError, SaveError
 from mirg_jax.files import outputs
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
 from mirg_jax.models import lora
@@ -41,7 +42,7 @@ class Description(NamedTuple):
     adapters: adapters.Record | None  # of a LoRA run
     origin: origin.Origin
 
-    def write(self, workdir: pathlib.Path) -> None:
+    def write(self, workdir: Place) -> None:
         """Writes the description.
 
         Raises:
@@ -61,7 +62,7 @@ class TrainingRun(NamedTuple):
     """A training run that is ready for its next step."""
 
     settings: Settings
-    workdir: pathlib.Path
+    workdir: Place
     mesh: Mesh
     sampling_mesh: Mesh
     model: ModelConfig
@@ -90,7 +91,7 @@ class TrainingRun(NamedTuple):
 
 def start(
     settings: Settings,
-    workdir: pathlib.Path,
+    workdir: Place,
     *,
     with_response: bool,
     refuse: Callable[[Example], str] = lambda _: "",
@@ -169,7 +170,7 @@ def start(
 
 
 @contextlib.contextmanager
-def claimed(settings: Settings, workdir: pathlib.Path) -> Iterator[None]:
+def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
     """Keeps a run's folder to this run while the `with` block runs.
 
     Raises:
@@ -181,7 +182,8 @@ def claimed(settings: Settings, workdir: pathlib.Path) -> Iterator[None]:
         problem = ""
         if processes.is_first():
             try:
-                outputs.check_renames(workdir)
+                if isinstance(workdir, pathlib.Path):
+                    outputs.check_renames(workdir)
             except ConfigError as error:
                 problem = str(error)
         if problem := processes.gather(problem)[0]:
@@ -264,7 +266,7 @@ def _first_state(
 
 
 def _source_of(
-    settings: Settings, workdir: pathlib.Path, resumes: bool
+    settings: Settings, workdir: Place, resumes: bool
 ) -> tuple[str, adapters.Record | None]:
     """Returns the model that the run starts from, and the record of a LoRA run.
 
@@ -283,7 +285,7 @@ def _source_of(
 
 def _check_origin(
     settings: Settings,
-    workdir: pathlib.Path,
+    workdir: Place,
     source: str,
     params: nnx.State,
     mesh: Mesh,
