@@ -34,7 +34,7 @@ _RECIPE = (
 _TAKE_URLS = {
     "train_sft.py": ("workdir", *_RECIPE),
     "train_grpo.py": ("workdir", *_RECIPE),
-    "evaluate.py": ("checkpoint", "benchmark", "image_root", *_RECIPE),
+    "evaluate.py": ("checkpoint", "output_dir", "benchmark", "image_root", *_RECIPE),
     "convert_checkpoint.py": ("source",),
     "ground.py": ("checkpoint", *_RECIPE),
     "evaluate_server.py": ("benchmark", "image_root"),

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import pathlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -35,6 +36,7 @@ class RejectedLog:
     def __init__(self, path: Place | None = None, *, write: bool = True, resume: bool = True):
         self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
         self._writes = write and path is not None
+        self._file: lines.LineWriter | None = None
         if path and not resume:
             if write:
                 lines.remove(path)
@@ -59,8 +61,12 @@ class RejectedLog:
 
     def _write(self, row: dict) -> None:
         try:
-            with contextlib.closing(lines.LineWriter(self._path)) as file:
-                file.write(row)
+            if isinstance(self._path, pathlib.Path):
+                with contextlib.closing(lines.LineWriter(self._path)) as file:
+                    file.write(row)
+            else:  # in a store, where opening takes several requests
+                self._file = self._file or lines.LineWriter(self._path)
+                self._file.write(row)
         except DataError as error:
             self._writes = False
             say(f"{error}; the run goes on, and lists no more rows")

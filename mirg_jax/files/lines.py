@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
@@ -76,8 +77,7 @@ def remove(path: Place) -> None:
         path.unlink(missing_ok=True)
     elif pieces.exists(path):
         pieces.replace(path, b"")
-        with places.reached(path):
-            path.unlink()
+        places.remove(path)
 
 
 def rows(path: str | Place) -> Iterator[dict[str, Any]]:
@@ -150,19 +150,21 @@ class LineWriter:
     again, so that it can be written once there is room.
     """
 
-    def __init__(self, path: str | Place, *, sync: bool = False):
+    def __init__(self, path: str | Place, *, sync: bool = False, pause: float = 0.0):
         """Opens the file and cuts a line that an earlier process left unfinished.
 
         Args:
           path: the file, which need not exist.
-          sync: whether a line is on the disk, not only with the system, when `write` returns; it
-            always is in a store.
+          sync: whether a line is on the disk, not only with the system, when `write` returns.
+          pause: seconds between two pieces in a store, where each takes a request; lines that come
+            sooner wait for the next piece. With 0, a line is in the store when `write` returns.
 
         Raises:
           DataError: if the file can't be opened for writing.
         """
         self.path, self._sync, self._end = places.of(path), sync, 0
         self._pieces: PieceWriter | None = None
+        self._pause, self._waiting, self._written = pause, b"", 0.0
         try:
             if not isinstance(self.path, pathlib.Path):
                 self._pieces = PieceWriter(self.path)
@@ -185,10 +187,9 @@ class LineWriter:
         """
         text, done = json.dumps(row).encode() + b"\n", 0
         if self._pieces:
-            try:
-                self._pieces.write(text)
-            except OSError as error:
-                raise self._failed(error) from None
+            self._waiting += text
+            if time.monotonic() - self._written >= self._pause:
+                self._write_waiting(self._pieces)
             return Line(0, 0, text)
         try:
             while done < len(text):
@@ -203,6 +204,14 @@ class LineWriter:
         self._end += len(text)
         return line
 
+    def _write_waiting(self, to: PieceWriter) -> None:
+        text, self._waiting = self._waiting, b""
+        try:
+            to.write(text)
+        except OSError as error:
+            raise self._failed(error) from None
+        self._written = time.monotonic()
+
     def _failed(self, error: OSError) -> DataError:
         return DataError(
             f"{self.path}: cannot be written ({error.strerror}); make room there and run again to "
@@ -210,8 +219,14 @@ class LineWriter:
         )
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file.
+
+        Raises:
+          DataError: if lines wait that can't be written.
+        """
         if self._pieces:
+            if self._waiting:
+                self._write_waiting(self._pieces)
             with contextlib.suppress(OSError):  # every line is there already, in its piece
                 self._pieces.close()
         else:

@@ -217,8 +217,7 @@ class _StoredLock(Lock):
 
     def _remove(self) -> None:
         for place in (self._sign, self._path):
-            with places.reached(place):
-                place.unlink(missing_ok=True)
+            places.remove(place)
 
     def _remove_stale(self, me: Holder) -> None:
         holder = _read(self._path)

@@ -77,7 +77,7 @@ def _remove(path: epath.Path, names: list[str]) -> None:
 
 
 class PieceWriter:
-    """Writes lines behind those that are there; each is in the store when `write` returns."""
+    """Writes lines behind those that are there; they are in the store when `write` returns."""
 
     def __init__(self, path: epath.Path):
         """Merges the pieces that are there.
@@ -89,16 +89,16 @@ class PieceWriter:
         self._merge()
 
     def write(self, text: bytes) -> None:
-        """Writes a line, with its line break.
+        """Writes one or more lines, with their line breaks.
 
         Raises:
-          OSError: if it can't be written; it is then not there.
+          OSError: if they can't be written; they are then not there.
         """
         if self._pieces >= _MOST:
             self._merge()
         name = epath.Path(f"{self._path}.d") / f"{self._count:012d}.jsonl"
         places.write_bytes(name, text)
-        self._count += 1
+        self._count += text.count(b"\n")
         self._pieces += 1
 
     def close(self) -> None:

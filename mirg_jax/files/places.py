@@ -197,6 +197,17 @@ def create(place: Place, data: bytes) -> None:
         system.pipe_file(name, data, mode="create")
 
 
+def remove(place: Place) -> None:
+    """Removes an object of a store, if it is there.
+
+    Raises:
+      OSError: if it can't be removed.
+    """
+    with reached(place):
+        if place.exists():
+            place.unlink(missing_ok=True)
+
+
 def absolute(place: Place) -> Place:
     """Returns a path from the root of the file system; a URL is one already."""
     return place.absolute() if isinstance(place, pathlib.Path) else place

@@ -6,6 +6,7 @@ checkpoint's step, so that the run is always resumed and loaded with the weights
 
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 from mirg_jax.errors import CheckpointError
@@ -50,8 +51,10 @@ def write(run: Place, record: Record | None) -> None:
     """Writes a record to a run's folder; with None, removes any record there."""
     path = path_in(run)
     if record is None:
-        with places.reached(path):
+        if isinstance(path, pathlib.Path):
             path.unlink(missing_ok=True)
+        else:
+            places.remove(path)
         return
     outputs.replace_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 

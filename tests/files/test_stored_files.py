@@ -74,6 +74,19 @@ def test_a_line_that_could_not_be_written_can_be_written_later(path, bucket):
     assert steps(path) == [0, 1]
 
 
+def test_lines_that_come_at_once_share_a_piece(path, bucket):
+    writer = lines.LineWriter(path, pause=0.3)
+    for step in range(3):
+        writer.write({"step": step})
+    assert steps(path) == [0]
+    time.sleep(0.3)
+    writer.write({"step": 3})
+    assert steps(path) == [*range(4)] and count_pieces(bucket) == 2
+    writer.write({"step": 4})
+    writer.close()
+    assert steps(path) == [*range(5)]
+
+
 def test_files_of_lines_are_replaced_and_removed_with_their_pieces(path, bucket):
     writer = lines.LineWriter(path)
     for step in range(4):
