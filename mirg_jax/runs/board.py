@@ -1,5 +1,6 @@
 """A run's scalars for TensorBoard."""
 
+import importlib
 import time
 from collections.abc import Mapping
 
@@ -28,6 +29,8 @@ class Board:
         self._folder = folder
         outputs.make_folder(folder)
         with places.reached(folder):
+            if places.is_url(folder):  # or else a writer without the client fails twice
+                importlib.import_module("google.cloud.storage")
             self._writer = EventsWriter(str(folder / "events"))
             start = SessionLog(status=SessionLog.START)
             self._write(Event(step=first_step, file_version="brain.Event:2"))
