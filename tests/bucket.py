@@ -196,33 +196,32 @@ class Bucket(AbstractFileSystem):
         options = {"ifGenerationMatch": "0"} if mode == "create" else {}
         self._ask("POST", path, value, **options)
 
-    def _keys(self, prefix: str) -> list[tuple[str, int]]:
+    def _found(self, prefix: str) -> dict[str, dict]:
+        """What fsspec is told of each object whose name begins so."""
         bucket, _, name = prefix.partition("/")
-        items = json.loads(self._ask("GET", bucket, prefix=name))["items"]
-        return [(f"{bucket}/{item['name']}", int(item["size"])) for item in items]
+        found = {}
+        for item in json.loads(self._ask("GET", bucket, prefix=name))["items"]:
+            key, size = f"{bucket}/{item['name']}", int(item["size"])
+            told = {"name": key, "size": size, "type": "file", "generation": item["generation"]}
+            found[key] = told
+        return found
 
     def ls(self, path, detail=True, **_):
         path, found = self._strip_protocol(path), {}
-        for key, size in self._keys(f"{path}/"):
-            rest = key[len(path) + 1 :]
-            name, slash, _ = rest.partition("/")
-            kind = "directory" if slash else "file"
+        for key, told in self._found(f"{path}/").items():
+            name, slash, _ = key[len(path) + 1 :].partition("/")
             full = f"{path}/{name}"
-            found[full] = {"name": full, "size": 0 if slash else size, "type": kind}
+            found[full] = {"name": full, "size": 0, "type": "directory"} if slash else told
         if not found:
-            key = dict(self._keys(path)).get(path)
-            if key is None:
-                raise FileNotFoundError(path)
-            found[path] = {"name": path, "size": key, "type": "file"}
+            found[path] = self.info(path)
         return list(found.values()) if detail else sorted(found)
 
     def info(self, path, **_):
         path = self._strip_protocol(path)
-        keys = self._keys(path)
-        for key, size in keys:
-            if key == path:
-                return {"name": path, "size": size, "type": "file"}
-        if any(key.startswith(f"{path}/") for key, _ in keys):
+        found = self._found(path)
+        if path in found:
+            return found[path]
+        if any(key.startswith(f"{path}/") for key in found):
             return {"name": path, "size": 0, "type": "directory"}
         raise FileNotFoundError(path)
 
@@ -232,8 +231,12 @@ class Bucket(AbstractFileSystem):
                 self.rm(each, recursive)
             return
         path = self._strip_protocol(path)
-        keys = [key for key, _ in self._keys(path)]
-        found = [key for key in keys if key == path or recursive and key.startswith(f"{path}/")]
+        inside = f"{path}/"
+        found = [
+            key
+            for key in self._found(path)
+            if key == path or (recursive and key.startswith(inside))
+        ]
         if not found:
             raise FileNotFoundError(path)
         for key in found:
