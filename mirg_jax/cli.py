@@ -4,8 +4,8 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 # Set before transformers is imported: we use it only for tokenizers, and without this every binary
 # would warn that PyTorch is missing.
@@ -14,13 +14,34 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Steady
 
 _MOST_CHARACTERS = 2000  # of an error's line
+# Flags and settings that may be URLs of stores, by binary.
+_RECIPE = (
+    "config.init_from",
+    "config.model.path",
+    "config.data.train_json",
+    "config.data.image_root",
+    "config.evaluation.benchmark",
+    "config.evaluation.image_root",
+)
+_TAKE_URLS = {
+    "train_sft.py": ("workdir", *_RECIPE),
+    "train_grpo.py": ("workdir", *_RECIPE),
+    "evaluate.py": ("checkpoint", "output_dir", "benchmark", "image_root", *_RECIPE),
+    "convert_checkpoint.py": ("source",),
+    "ground.py": ("checkpoint", *_RECIPE),
+    "evaluate_server.py": ("benchmark", "image_root"),
+}
+# Flags and settings that are addresses of servers or text, and not paths.
+_NO_PATHS = ("base_url", "query", "title", "system", "image_label", "instruction")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -100,14 +121,15 @@ def output_file(flag: flags.FlagHolder) -> pathlib.Path:
     """Returns the path of a file to write, after checking that it can be written.
 
     Raises:
-      ConfigError: if it can't.
+      ConfigError: if it can't, or is a URL.
     """
-    outputs.check_file(_path(flag), f"--{flag.name}")
-    return _path(flag)
+    path = places.local(_path(flag), f"--{flag.name}")
+    outputs.check_file(path, f"--{flag.name}")
+    return path
 
 
-def output_folder(flag: flags.FlagHolder) -> pathlib.Path:
-    """Returns the path of a folder to write to, after checking that it takes files.
+def output_folder(flag: flags.FlagHolder) -> Place:
+    """Returns the folder to write to, after checking that it takes files.
 
     Raises:
       ConfigError: if it doesn't.
@@ -116,10 +138,10 @@ def output_folder(flag: flags.FlagHolder) -> pathlib.Path:
     return _path(flag)
 
 
-def _path(flag: flags.FlagHolder) -> pathlib.Path:
+def _path(flag: flags.FlagHolder) -> Place:
     if not flag.value.strip():
         raise ConfigError(f"--{flag.name}: is empty; give a path")
-    return pathlib.Path(flag.value)
+    return places.of(flag.value, f"--{flag.name}")
 
 
 def image_flags() -> Callable[[str], ImageRoot]:
@@ -137,7 +159,9 @@ def image_flags() -> Callable[[str], ImageRoot]:
         "Whether images are turned as their EXIF orientation says; by default they are read as "
         "stored, which is what the boxes of published data sets are relative to.",
     )
-    return lambda folder: ImageRoot(pathlib.Path(folder), follow_links.value, apply_exif.value)
+    return lambda folder: ImageRoot(
+        places.of(folder, "--image_root"), follow_links.value, apply_exif.value
+    )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -153,7 +177,38 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(f"the config has no field {name!r}; its fields are in the file named by --config")
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: all options are flags, see --help")
+    try:
+        _refuse_urls()
+    except ConfigError as error:
+        _fail(error)
     return rest
+
+
+def _refuse_urls() -> None:
+    """Checks that flags and settings are no URLs, which would be taken for paths of new folders.
+
+    Raises:
+      ConfigError: if one is that may not be one, or is of a store that can't be reached.
+    """
+    taken = _TAKE_URLS.get(os.path.basename(sys.argv[0]), ())
+    for name in flags.FLAGS:
+        for key, value in _texts(name, flags.FLAGS[name].value):
+            if not key.endswith(_NO_PATHS):
+                check = places.check if key in taken else places.check_local
+                # A list's entry may have a name, as in --predictions=NAME=PATH.
+                check(value.rpartition("=")[2], f"--{key}")
+
+
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yields all texts of a flag's value with their names."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, ConfigDict):
+        for key in value:
+            yield from _texts(f"{name}.{key}", value[key])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(name, each)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -13,8 +13,8 @@ def _common() -> ConfigDict:
             "seed": 0,
             "num_steps": 1000,
             "batch_size": 128,  # examples (SFT) or prompts (GRPO) per step
-            # Initial weights: a run, a checkpoint, a Hugging Face folder or a hub name; "" means
-            # model.path.
+            # Initial weights: a run, a checkpoint, a Hugging Face folder (also in a bucket, gs://…)
+            # or a hub name; "" means model.path.
             "init_from": "",
             "freeze": ("visual",),  # modules not trained: "visual", "decoder", …; open
             # With rank > 0 only the adapters are trained; the whole base model is frozen.
@@ -46,11 +46,13 @@ def _common() -> ConfigDict:
             },
             "data": {
                 "train_json": "",  # MGrounding-630k, MIG-Bench or trajectories, JSON or JSON lines
-                "image_root": "",  # folder that image paths in the data are relative to
+                "image_root": "",  # folder, or gs:// URL, that image paths are relative to
                 "follow_links": False,  # whether links below it may lead to files elsewhere
                 # Whether images are turned as their EXIF orientation says; False: read as stored,
                 # which is what boxes of published data sets are relative to.
                 "apply_exif": False,
+                # Folder on a disk that keeps the images of a root in a store; "": none are kept.
+                "image_cache": "",
                 "min_pixels": 3136,  # images are resized to between min_pixels and max_pixels
                 "max_pixels": 401408,  # open
                 # Padded sizes of arrays (mirg_jax/data/batching.py): tokens per row, image slots

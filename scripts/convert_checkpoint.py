@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.files import outputs
 from mirg_jax.files.locks import Lock
+from mirg_jax.files.places import Place
 from mirg_jax.models.layers import Precision
 from mirg_jax.runs import checkpoints, facts, loading, run_folder
 from mirg_jax.weights import hf, peft
@@ -64,7 +66,7 @@ _ADAPTER = flags.DEFINE_bool(
 _LOCK = "conversion.lock"
 
 
-def _begin(target: pathlib.Path, weights: pathlib.Path, dtype: str) -> pathlib.Path:
+def _begin(target: pathlib.Path, weights: Place, dtype: str) -> pathlib.Path:
     """Writes a marker file that describes this conversion into the target folder.
 
     Raises:
@@ -73,7 +75,7 @@ def _begin(target: pathlib.Path, weights: pathlib.Path, dtype: str) -> pathlib.P
     marker = target / "unfinished.json"
     job = {
         "direction": _DIRECTION.value,
-        "source": str(weights.resolve()),
+        "source": str(weights.resolve() if isinstance(weights, pathlib.Path) else weights),
         "weights": facts.hash_model(_SOURCE.value),
         "dtype": dtype,
     }
@@ -144,6 +146,7 @@ def _convert(target: pathlib.Path) -> None:
                 )
                 hf.copy_processor(model.folder, target)
             else:
+                outputs.check_renames(target)
                 origin = json.dumps({"imported_from": _SOURCE.value}, indent=1)
                 checkpoints.write_model_folder(target, model, origin)
                 checkpoints.save_params(target, model.params, read, bar.update)

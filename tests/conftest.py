@@ -22,10 +22,12 @@ from jaxtyping import install_import_hook
 ROOMS = ("data", "models", "rl", "sampling", "training", "weights")
 install_import_hook([f"mirg_jax.{room}" for room in ROOMS], "typechecks.check")
 
+import bucket as fake_bucket
 import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
+from orbax.checkpoint._src.path import gcs_utils
 
 from configs import grpo_tiny, sft_tiny, trajectories
 from mirg_jax import cli
@@ -92,6 +94,27 @@ def refusal(monkeypatch, capsys):
             flags.FLAGS.unparse_flags()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _server():
+    server = fake_bucket.Server()
+    os.environ.update(server.environment())  # TensorStore reads it once
+    fake_bucket.install()
+    return server
+
+
+@pytest.fixture
+def bucket(_server, monkeypatch, tmp_path_factory):
+    """The server of gs://bucket, which is empty."""
+    # Asks Google's own client, which is not needed otherwise.
+    monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    _server.generations.clear()
+    _server.objects.clear()
+    _server.requests.clear()
+    _server.delay, _server.broken = 0.0, set()
+    return _server
 
 
 @pytest.fixture(autouse=True)

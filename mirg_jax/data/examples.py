@@ -30,6 +30,7 @@ from mirg_jax.data.json_rows import (
     without_nulls,
 )
 from mirg_jax.errors import DataError, shorten
+from mirg_jax.files import places
 from mirg_jax.grounding import tasks
 from mirg_jax.grounding.boxes import GRID, Box, fraction_to_grid, grid_to_fraction, is_valid
 from mirg_jax.grounding.grammar import (
@@ -91,13 +92,13 @@ class Rejected:
         object.__setattr__(self, "reason", shorten(self.reason, 500))
 
 
-def read_examples(path: str | pathlib.Path) -> tuple[list[Example], list[Rejected]]:
+def read_examples(path: str | places.Place) -> tuple[list[Example], list[Rejected]]:
     """Reads a file of any of the three formats, recognised by its content.
 
     Raises:
       DataError: the file is missing, unreadable, cut, empty, or of no known format.
     """
-    path = pathlib.Path(path)
+    path = places.of(path)
     rows, read_row = _load(path)
     examples, rejected = [], []
     for index, row in enumerate(rows):
@@ -190,7 +191,7 @@ def write_mig_bench(path: str | pathlib.Path, examples: Iterable[Example]) -> No
 _ReadRow = Callable[[dict[str, Any], int, str], Iterator[Example | Rejected]]
 
 
-def _load(path: pathlib.Path) -> tuple[list[Any], _ReadRow]:
+def _load(path: places.Place) -> tuple[list[Any], _ReadRow]:
     """The rows of a file and what reads them."""
     rows = read_rows(path)
     for row in rows:

@@ -5,6 +5,7 @@ per patch are transferred instead of 1176 floats.
 """
 
 import functools
+import io
 import logging
 import math
 import os
@@ -12,10 +13,13 @@ import pathlib
 from dataclasses import dataclass, field
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from mirg_jax.errors import DataError
+from mirg_jax.data import stored_images
+from mirg_jax.errors import DataError, UserError
+from mirg_jax.files import places
 
 PATCH = 14
 MERGE = 2
@@ -58,16 +62,18 @@ class ImageRoot:
     """A data set's folder of images, and how its images are read.
 
     Attributes:
-      path: the folder.
+      path: the folder, or the URL of one in a store.
       follow_links: whether links below it may lead to files elsewhere.
       apply_exif: whether images are turned as their EXIF orientation says; by default they are read
         as stored, since that is what the boxes of published data sets are relative to.
+      cache: folder on a disk that keeps what is fetched from a store; "": none.
       rotated: paths of the images met so far that have such an orientation.
     """
 
-    path: pathlib.Path
+    path: places.Place
     follow_links: bool = False
     apply_exif: bool = False
+    cache: str = ""
     rotated: set[str] = field(default_factory=set, compare=False)
 
     @staticmethod
@@ -93,7 +99,7 @@ Root = str | pathlib.Path | ImageRoot
 
 @functools.cache
 def _by_default(folder: str) -> ImageRoot:
-    return ImageRoot(pathlib.Path(folder))
+    return ImageRoot(places.of(folder, "image root"))
 
 
 def resolve_image(root: Root, path: str) -> pathlib.Path:
@@ -109,8 +115,10 @@ def resolve_image(root: Root, path: str) -> pathlib.Path:
       path: a path in the data.
 
     Raises:
+      ConfigError: if the root is a URL, whose files are no paths.
       DataError: if the path is invalid or leads out of the root.
     """
+    places.check_local(ImageRoot.of(root).path, "image root")
     root, relative = ImageRoot.of(root), pathlib.PurePosixPath(path)
     folder = root.path
     found = folder / relative  # an absolute path stands for itself
@@ -152,6 +160,37 @@ def _is_in_store(file: pathlib.Path, folder: pathlib.Path) -> bool:
     return False
 
 
+def find_image(root: ImageRoot, path: str) -> tuple[str, pathlib.Path | io.BytesIO]:
+    """Returns an image's name for messages, and what Pillow can open: its file, or its content.
+
+    Raises:
+      DataError: if the path is invalid or leads out of the root.
+      FileNotFoundError: if it is not in the store.
+      UserError: if the store can't be read; that is no fault of the row, which is not left out.
+    """
+    if not places.is_url(root.path):
+        file = resolve_image(root, path)
+        return str(file), file
+    found = stored_images.candidates(epath.Path(root.path), path, _DATASET_FOLDERS)
+    try:
+        url, data = stored_images.fetch(found, root.cache)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"image {str(found[0])!r}: the store can't be read ({error.strerror}); mend it and run "
+            "again to go on"
+        ) from None
+    return url, io.BytesIO(data)
+
+
+def _length(content: pathlib.Path | io.BytesIO) -> int:
+    """Returns the number of bytes of what `_find` returns."""
+    if isinstance(content, pathlib.Path):
+        return os.path.getsize(content)
+    return len(content.getbuffer())
+
+
 def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation by which an image is still to be turned; 1 for none."""
     try:
@@ -169,19 +208,22 @@ def image_size(root: Root, path: str) -> tuple[int, int]:
       DataError: if the file is missing, not an image, or too narrow.
     """
     root = ImageRoot.of(root)
-    file = resolve_image(root, path)
+    file = path
     try:
-        with Image.open(file, formats=_FORMATS) as image:
+        file, content = find_image(root, path)
+        with Image.open(content, formats=_FORMATS) as image:
             size = image.size
             if root.apply_exif and _orientation(image) >= 5:
                 size = size[::-1]
         if max(size) > MAX_ASPECT_RATIO * min(size):
             raise ValueError(f"it is narrower than 1:{MAX_ASPECT_RATIO}")
         return size
+    except UserError:
+        raise
     except Exception as error:  # as in `load_image`
         what = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"image {str(file)!r}: can't read its size ({what}); check the image root and the row"
+            f"image {file!r}: can't read its size ({what}); check the image root and the row"
         ) from None
 
 
@@ -199,16 +241,17 @@ def load_image(root: Root, path: str) -> Image.Image:
       DataError: if the file is missing, not an image, damaged, too large or too narrow.
     """
     root = ImageRoot.of(root)
-    file = resolve_image(root, path)
+    file = path
 
     def unusable(what: str, remedy: str) -> DataError:
-        return DataError(f"image {str(file)!r}: {what}; {remedy}")
+        return DataError(f"image {file!r}: {what}; {remedy}")
 
     again = "get the file again or remove the row"
     try:
-        if os.path.getsize(file) == 0:
+        file, content = find_image(root, path)
+        if _length(content) == 0:
             raise unusable("the file is empty", again)
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(content, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_FILE_PIXELS:
                 raise unusable(
@@ -223,7 +266,7 @@ def load_image(root: Root, path: str) -> Image.Image:
                 return rgb
             root.met(path)
             return rgb.transpose(_UPRIGHT[orientation]) if root.apply_exif else rgb
-    except DataError:
+    except UserError:
         raise
     except FileNotFoundError:
         raise unusable("no such file", "check the image root and the row") from None

@@ -1,13 +1,14 @@
 """Text files, JSON rows and their fields; whatever is wrong with one is said in a line."""
 
 import json
-import pathlib
 import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
 from mirg_jax.errors import DataError
+from mirg_jax.files import places
+from mirg_jax.files.places import Place
 
 # Where an object that stands for an image has its path, and where the image itself.
 _PATHS, _CONTENTS = ("path", "url", "image", "image_url"), ("bytes", "base64", "source")
@@ -17,21 +18,21 @@ _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")
 
 
-def read_text(path: str | pathlib.Path) -> str:
+def read_text(path: str | Place) -> str:
     """The text of a UTF-8 file, with or without a byte order mark.
 
     Raises:
       DataError: the file can't be read or is not UTF-8.
     """
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8-sig")
+        return places.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
-def read_rows(path: str | pathlib.Path) -> list[Any]:
+def read_rows(path: str | Place) -> list[Any]:
     """The rows of a file: a JSON list, or JSON lines; what it is called doesn't matter.
 
     Raises:
@@ -55,7 +56,7 @@ def read_rows(path: str | pathlib.Path) -> list[Any]:
     return rows
 
 
-def _decode(path: str | pathlib.Path, text: str, at: int) -> tuple[Any, int]:
+def _decode(path: str | Place, text: str, at: int) -> tuple[Any, int]:
     """One JSON value of a text from `at` on, and where it ends."""
     try:
         return _DECODER.raw_decode(text, at)

@@ -17,6 +17,7 @@ from mirg_jax.data.images import Root, load_image, patchify
 from mirg_jax.data.prompts import PromptStyle, Tokenizer, encode
 from mirg_jax.errors import DataError
 from mirg_jax.files import lines
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, GroundedObject, format_answer
 
@@ -33,15 +34,14 @@ class RejectedLog:
       resume: whether an existing file is continued; if not, it is deleted.
     """
 
-    def __init__(
-        self, path: pathlib.Path | None = None, *, write: bool = True, resume: bool = True
-    ):
+    def __init__(self, path: Place | None = None, *, write: bool = True, resume: bool = True):
         self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
         self._writes = write and path is not None
+        self._file: lines.LineWriter | None = None
         if path and not resume:
             if write:
-                path.unlink(missing_ok=True)
-        elif path and path.exists():
+                lines.remove(path)
+        elif path and lines.exists(path):
             self._seen = {(row.get("source"), row.get("id")) for row in lines.rows(path)}
 
     def add(self, rejected: Rejected, *, told: bool = False) -> None:
@@ -62,8 +62,12 @@ class RejectedLog:
 
     def _write(self, row: dict) -> None:
         try:
-            with contextlib.closing(lines.LineWriter(self._path)) as file:
-                file.write(row)
+            if isinstance(self._path, pathlib.Path):
+                with contextlib.closing(lines.LineWriter(self._path)) as file:
+                    file.write(row)
+            else:  # in a store, where opening takes several requests
+                self._file = self._file or lines.LineWriter(self._path)
+                self._file.write(row)
         except DataError as error:
             self._writes = False
             say(f"{error}; the run goes on, and lists no more rows")

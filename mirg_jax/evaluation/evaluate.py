@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from mirg_jax.data.images import Root
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
+from mirg_jax.files.places import Place
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.mig_bench.benchmark import Row, as_example, choose, load_benchmark
@@ -32,7 +32,7 @@ def run(
     checkpoint: str,
     benchmark: str,
     image_root: Root,
-    output_dir: pathlib.Path,
+    output_dir: Place,
     protocol: scoring.Protocol = "answer",
     limit: int = 0,
 ) -> scoring.Scores:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,16 @@ from mirg_jax.chat.completions import is_empty
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.images import Root
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.files import lines, outputs
-from mirg_jax.files.locks import Lock
+from mirg_jax.files import lines, outputs, places
+from mirg_jax.files.locks import lock_of
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare, say
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.report import report
 from mirg_jax.runs import facts as recorded_facts
 
+_PAUSE = 1.0  # seconds between two writes to a store; a batch's answers come at once
 # Where a model and a benchmark lie counts only where their content was not recorded.
 _CONTENT_OF = {"model": "weights", "step": "weights", "benchmark": "benchmark_sha256"}
 # What was so before it was recorded.
@@ -32,7 +35,7 @@ _FILES += ("report.html",)
 
 
 def write_results(
-    folder: pathlib.Path,
+    folder: Place,
     system: str,
     benchmark: str,
     run: report.Responses,
@@ -59,7 +62,13 @@ def write_results(
     title = f"{name} on {pathlib.Path(benchmark).name}"
     try:
         outputs.replace_text(folder / "scores.json", json.dumps(told, indent=1) + "\n")
-        report.write_report(folder / "report.html", title, rows, {name: run}, image_root)
+        if isinstance(folder, pathlib.Path):
+            report.write_report(folder / "report.html", title, rows, {name: run}, image_root)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            page = pathlib.Path(scratch) / "report.html"
+            report.write_report(page, title, rows, {name: run}, image_root)
+            places.write_bytes(folder / page.name, page.read_bytes())
     except OSError as error:
         raise DataError(
             f"{folder}: scores or report cannot be written ({error.strerror}); the predictions are "
@@ -75,7 +84,7 @@ class Predictions:
       unrecorded: names of the facts that the folder, made by an earlier version, doesn't record.
     """
 
-    def __init__(self, folder: pathlib.Path, facts: Mapping[str, Any], count: int):
+    def __init__(self, folder: Place, facts: Mapping[str, Any], count: int):
         """Opens the file, and creates the folder if necessary.
 
         Args:
@@ -90,16 +99,16 @@ class Predictions:
         """
         self._folder, self._facts = folder, facts
         self._path = folder / "predictions.jsonl"
-        self._lock = Lock(folder / "predictions.lock")
+        self._lock = lock_of(folder / "predictions.lock")
         self._lock.acquire()
         self._spare = Spare(str(folder / "rejected.jsonl"))
         try:
             for name in _FILES:
                 outputs.check_file(folder / name, "--output_dir")
             lines.mend(self._path)
-            has_some = self._path.exists() and self._path.stat().st_size > 0
+            has_some = lines.exists(self._path) and any(lines.read(self._path))
             self.unrecorded = _claim(folder, facts, has_some)
-            self._file = lines.LineWriter(self._path, sync=True)
+            self._file = lines.LineWriter(self._path, sync=True, pause=_PAUSE)
             self.responses: list[str | None] = [None] * count
             if has_some:
                 self.responses = load_predictions(self._path, count)
@@ -219,11 +228,13 @@ class Predictions:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._lock.release()
+        try:
+            self._file.close()
+        finally:
+            self._lock.release()
 
 
-def _claim(folder: pathlib.Path, facts: Mapping[str, Any], has_some: bool) -> tuple[str, ...]:
+def _claim(folder: Place, facts: Mapping[str, Any], has_some: bool) -> tuple[str, ...]:
     """Records in the folder what its predictions depend on, or compares it with the record.
 
     Args:
@@ -243,7 +254,7 @@ def _claim(folder: pathlib.Path, facts: Mapping[str, Any], has_some: bool) -> tu
         outputs.write_text(path, json.dumps(facts, indent=1) + "\n", "--output_dir")
         return ()
     try:
-        found = _BEFORE | json.loads(path.read_text())
+        found = _BEFORE | json.loads(places.read_bytes(path))
         changes = _changes(found, facts)
     except (OSError, ValueError, AttributeError, TypeError):
         raise ConfigError(
@@ -276,6 +287,6 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     return [_CHANGED[name] for name in changed] + recorded_facts.describe_changes(found, others)
 
 
-def _read_rejected(path: pathlib.Path) -> set[str]:
+def _read_rejected(path: Place) -> set[str]:
     """Reads the ids of a folder's rejected rows."""
     return {row["id"] for row in lines.rows(path)} if path.exists() else set()

@@ -2,16 +2,25 @@
 
 A process that is killed, or that fills the disk, can leave the beginning of a line at the end of
 such a file. Every reader passes over it, and whoever goes on writing to the file cuts it first.
+
+In a store such a file is written in pieces (`pieces.py`), which are there whole or not at all.
 """
 
 import contextlib
+import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, NamedTuple
+
+from etils import epath
 
 from mirg_jax.errors import DataError
+from mirg_jax.files import outputs, pieces, places
+from mirg_jax.files.pieces import PieceWriter
+from mirg_jax.files.places import Place
 
 
 class Line(NamedTuple):
@@ -28,17 +37,50 @@ class Line(NamedTuple):
     text: bytes
 
 
-def read(path: str | pathlib.Path) -> Iterator[Line]:
+def read(path: str | Place) -> Iterator[Line]:
     """Yields the lines of a file, without one at its end that was not finished."""
     start = 0
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         for number, text in enumerate(file, start=1):
             if text.endswith(b"\n") or _is_whole(text):
                 yield Line(number, start, text)
             start += len(text)
 
 
-def rows(path: str | pathlib.Path) -> Iterator[dict[str, Any]]:
+def _opened(path: str | Place) -> IO[bytes]:
+    if places.is_url(path):
+        return io.BytesIO(pieces.read(epath.Path(path)))
+    return open(path, "rb")
+
+
+def exists(path: Place) -> bool:
+    """Returns whether there is such a file."""
+    return path.exists() if isinstance(path, pathlib.Path) else pieces.exists(path)
+
+
+def replace(path: Place, found: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file anew with these objects.
+
+    Raises:
+      OSError: if it can't be written.
+    """
+    text = "".join(json.dumps(row) + "\n" for row in found)
+    if isinstance(path, pathlib.Path):
+        outputs.replace_text(path, text)
+    else:
+        pieces.replace(path, text.encode())
+
+
+def remove(path: Place) -> None:
+    """Removes a file, if it is there."""
+    if isinstance(path, pathlib.Path):
+        path.unlink(missing_ok=True)
+    elif pieces.exists(path):
+        pieces.replace(path, b"")
+        places.remove(path)
+
+
+def rows(path: str | Place) -> Iterator[dict[str, Any]]:
     """Yields the objects of a file's lines, without one at its end that was not finished.
 
     Raises:
@@ -56,15 +98,17 @@ def rows(path: str | pathlib.Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def is_torn(path: str | pathlib.Path) -> bool:
+def is_torn(path: str | Place) -> bool:
     """Returns whether the line at the end of a file was not finished."""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         rest = _last_part(file, file.seek(0, os.SEEK_END))
     return bool(rest.strip()) and not _is_whole(rest)
 
 
-def mend(path: str | pathlib.Path) -> None:
+def mend(path: str | Place) -> None:
     """Cuts a line at the end of a file that was not finished; without the file, does nothing."""
+    if places.is_url(path):
+        return  # where lines are whole
     try:
         with open(path, "r+b") as file:
             before = file.seek(0, os.SEEK_END)
@@ -106,18 +150,25 @@ class LineWriter:
     again, so that it can be written once there is room.
     """
 
-    def __init__(self, path: str | pathlib.Path, *, sync: bool = False):
+    def __init__(self, path: str | Place, *, sync: bool = False, pause: float = 0.0):
         """Opens the file and cuts a line that an earlier process left unfinished.
 
         Args:
           path: the file, which need not exist.
           sync: whether a line is on the disk, not only with the system, when `write` returns.
+          pause: seconds between two pieces in a store, where each takes a request; lines that come
+            sooner wait for the next piece. With 0, a line is in the store when `write` returns.
 
         Raises:
           DataError: if the file can't be opened for writing.
         """
-        self.path, self._sync = pathlib.Path(path), sync
+        self.path, self._sync, self._end = places.of(path), sync, 0
+        self._pieces: PieceWriter | None = None
+        self._pause, self._waiting, self._written = pause, b"", 0.0
         try:
+            if not isinstance(self.path, pathlib.Path):
+                self._pieces = PieceWriter(self.path)
+                return
             mend(path)
             self._file = open(path, "a+b", buffering=0)
         except OSError as error:
@@ -135,6 +186,11 @@ class LineWriter:
           DataError: if it can't be written.
         """
         text, done = json.dumps(row).encode() + b"\n", 0
+        if self._pieces:
+            self._waiting += text
+            if time.monotonic() - self._written >= self._pause:
+                self._write_waiting(self._pieces)
+            return Line(0, 0, text)
         try:
             while done < len(text):
                 done += self._file.write(text[done:])
@@ -148,6 +204,14 @@ class LineWriter:
         self._end += len(text)
         return line
 
+    def _write_waiting(self, to: PieceWriter) -> None:
+        text, self._waiting = self._waiting, b""
+        try:
+            to.write(text)
+        except OSError as error:
+            raise self._failed(error) from None
+        self._written = time.monotonic()
+
     def _failed(self, error: OSError) -> DataError:
         return DataError(
             f"{self.path}: cannot be written ({error.strerror}); make room there and run again to "
@@ -155,5 +219,15 @@ class LineWriter:
         )
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file.
+
+        Raises:
+          DataError: if lines wait that can't be written.
+        """
+        if self._pieces:
+            if self._waiting:
+                self._write_waiting(self._pieces)
+            with contextlib.suppress(OSError):  # every line is there already, in its piece
+                self._pieces.close()
+        else:
+            self._file.close()

@@ -15,7 +15,11 @@ import threading
 import time
 import uuid
 
+from etils import epath
+
 from mirg_jax.errors import ConfigError
+from mirg_jax.files import places
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 
 _BEAT = 15.0  # seconds between two signs of life
@@ -56,13 +60,18 @@ class Holder:
         )
 
 
+def lock_of(path: Place) -> "Lock":
+    """Returns the lock that a file is, on a disk or in a store."""
+    return Lock(path) if isinstance(path, pathlib.Path) else _StoredLock(path)
+
+
 class Lock:
     """A lock, held between `acquire` and `release` or in a `with` block.
 
     The lock of a process that has ended is taken over. In one process it is held by one `Lock`.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: Place):
         """
         Args:
           path: the lock's file, in the folder that it protects.
@@ -80,8 +89,7 @@ class Lock:
         """
         me = Holder.this()
         try:
-            self._made_folder = not self._path.parent.exists()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             while not self._create(me):
                 self._remove_stale(me)
         except OSError as error:
@@ -99,9 +107,7 @@ class Lock:
         self._released.set()
         if _read(self._path) == self._me:
             with contextlib.suppress(OSError):
-                self._path.unlink()
-                if self._made_folder:
-                    self._path.parent.rmdir()  # fails if there is anything in it
+                self._remove()
         self._me = None
 
     def __enter__(self) -> "Lock":
@@ -110,6 +116,15 @@ class Lock:
 
     def __exit__(self, *_) -> None:
         self.release()
+
+    def _make_folder(self) -> None:
+        self._made_folder = not self._path.parent.exists()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _remove(self) -> None:
+        self._path.unlink()
+        if self._made_folder:
+            self._path.parent.rmdir()  # fails if there is anything in it
 
     def _create(self, me: Holder) -> bool:
         """Writes the lock's file; returns False if there is one."""
@@ -180,15 +195,74 @@ class Lock:
                 os.utime(self._path)
 
 
-def _read(path: pathlib.Path) -> Holder | None:
+class _StoredLock(Lock):
+    """A lock in a store, where nothing is renamed or touched: signs of life are a file beside it.
+
+    Of two processes that find a dead holder at the same instant, both may take the lock.
+    """
+
+    def __init__(self, path: epath.Path):
+        super().__init__(path)
+        self._sign = path.with_name(f"{path.name}.alive")
+
+    def _make_folder(self) -> None:
+        pass
+
+    def _create(self, me: Holder) -> bool:
+        try:
+            places.create(self._path, json.dumps(dataclasses.asdict(me)).encode())
+        except FileExistsError:
+            return False
+        return True
+
+    def _remove(self) -> None:
+        for place in (self._sign, self._path):
+            places.remove(place)
+
+    def _remove_stale(self, me: Holder) -> None:
+        holder = _read(self._path)
+        if holder and holder.machine == _machine():
+            lives = _started(holder.pid) == holder.started
+        else:
+            lives = self._hears_from(holder, me)
+        if lives:
+            raise ConfigError(_refusal(self._path, holder))
+        if holder and _read(self._path) == holder:
+            self._remove()
+
+    def _hears_from(self, holder: Holder | None, me: Holder) -> bool:
+        before, began = self._last_sign(), time.monotonic()
+        who = f"process {holder.pid} on {holder.host}" if holder else "a process"
+        say(f"{self._path.parent}: is held by {who}; waiting for a sign of its life")
+        while time.monotonic() - began < _SILENCE:
+            time.sleep(_LOOK)
+            if _read(self._path) != holder:  # released meanwhile
+                return False
+            if self._last_sign() != before:
+                return True
+        return False
+
+    def _last_sign(self) -> bytes:
+        try:
+            return places.read_bytes(self._sign)
+        except FileNotFoundError:
+            return b""
+
+    def _beat(self) -> None:
+        while not self._released.wait(_BEAT):
+            with contextlib.suppress(OSError):
+                places.write_bytes(self._sign, uuid.uuid4().hex.encode())
+
+
+def _read(path: Place) -> Holder | None:
     """Returns the holder that a lock's file names; None if it names none, or none yet."""
     try:
-        return Holder(**json.loads(path.read_text()))
+        return Holder(**json.loads(places.read_bytes(path)))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _refusal(path: pathlib.Path, holder: Holder | None) -> str:
+def _refusal(path: Place, holder: Holder | None) -> str:
     who = f" ({holder.pid} on {holder.host}, since {holder.since})" if holder else ""
     return (
         f"{path.parent}: another process writes to it{who}; wait until that has ended, or give "

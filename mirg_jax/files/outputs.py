@@ -2,26 +2,45 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
+import uuid
+
+from etils import epath
 
 from mirg_jax.errors import ConfigError
+from mirg_jax.files import places
+from mirg_jax.files.places import Place
 
 
-def check_folder(path: pathlib.Path, name: str) -> None:
-    """Checks that files can be written into a folder; nothing is created.
+def check_folder(path: Place, name: str) -> None:
+    """Checks that files can be written into a folder; nothing is created, or left there.
 
     Args:
-      path: the folder, which need not exist.
+      path: the folder, which need not exist, or a URL of one that runs can be written to.
       name: what the user calls it, for the message: a flag or a setting.
 
     Raises:
-      ConfigError: if it can't be made, is something else, or doesn't take files.
+      ConfigError: if it is another URL, can't be made, is something else, or doesn't take files.
     """
+    if not isinstance(path, pathlib.Path):
+        _check_stored_folder(path, name)
+        return
+    places.check_local(path, name)
     with _explained(path, name):
         existing = _nearest_existing(path)
         if not existing.is_dir():
             raise NotADirectoryError(None, f"{existing} is not a folder")
         tempfile.TemporaryFile(dir=existing).close()
+
+
+def _check_stored_folder(path: epath.Path, name: str) -> None:
+    places.check_writable(path, name)
+    with _explained(path, name):
+        probe = path / f"write_test.{uuid.uuid4().hex[:12]}"
+        places.write_bytes(probe, b"")
+        with places.reached(probe):
+            probe.unlink()
 
 
 def check_file(path: pathlib.Path, name: str) -> None:
@@ -32,8 +51,9 @@ def check_file(path: pathlib.Path, name: str) -> None:
       name: what the user calls it, for the message: a flag or a setting.
 
     Raises:
-      ConfigError: if it is a folder or can't be written.
+      ConfigError: if it is a URL or a folder, or can't be written.
     """
+    places.check_local(path, name)
     with _explained(path, name):
         path = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
         if path.is_dir():
@@ -50,10 +70,37 @@ def check_file(path: pathlib.Path, name: str) -> None:
         _nearest_existing(path)
 
 
+def check_renames(folder: pathlib.Path) -> None:
+    """Checks that folders with files in them can be renamed, as a checkpoint is once complete.
+
+    A bucket that is mounted with gcsfuse refuses that, unless it is told otherwise.
+
+    Args:
+      folder: a folder that is there; it is left as it is.
+
+    Raises:
+      ConfigError: if they can't.
+    """
+    before = pathlib.Path(tempfile.mkdtemp(prefix="rename.", dir=folder))
+    after = before.with_name(f"{before.name}.done")
+    try:
+        (before / "file").touch()
+        before.rename(after)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: its file system renames no folders ({error.strerror}), which checkpoints "
+            "need; give a folder on a disk or on NFS, or mount the bucket with "
+            "gcsfuse --rename-dir-limit=100000"
+        ) from None
+    finally:
+        for path in (before, after):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class _explained:
     """Turns errors of the system in a `with` block into a `ConfigError` that names the path."""
 
-    def __init__(self, path: pathlib.Path, name: str):
+    def __init__(self, path: Place, name: str):
         self._path, self._name = path, name
 
     def __enter__(self):
@@ -91,11 +138,11 @@ def _nearest_existing(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def write_text(path: pathlib.Path, text: str, name: str) -> None:
+def write_text(path: Place, text: str, name: str) -> None:
     """Writes a user's output file, and makes its folder.
 
     Args:
-      path: the file.
+      path: the file, or the URL of one in a store.
       text: its content.
       name: what the user calls it, for the message: a flag or a setting.
 
@@ -103,12 +150,24 @@ def write_text(path: pathlib.Path, text: str, name: str) -> None:
       ConfigError: if it can't be written.
     """
     with _explained(path, name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        make_folder(path.parent)
+        if isinstance(path, pathlib.Path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            places.write_bytes(path, text.encode())
 
 
-def replace_text(path: pathlib.Path, text: str) -> None:
+def make_folder(path: Place) -> None:
+    """Makes a folder, and those above it; in a store, where there are none, does nothing."""
+    if isinstance(path, pathlib.Path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def replace_text(path: Place, text: str) -> None:
     """Writes a file under another name and renames it, so that it is never there in part."""
+    if not isinstance(path, pathlib.Path):
+        places.write_bytes(path, text.encode())
+        return
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -21,6 +21,7 @@ from mirg_jax.data.json_rows import check_path
 from mirg_jax.data.pipeline import Preparer, threads_of_this_machine
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import DataError
+from mirg_jax.files import places
 from mirg_jax.inference.answer import GroundedAnswer
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
@@ -316,7 +317,7 @@ def _open_image(image: ImageLike, upright: bool) -> Image.Image:
             )
         return to_rgb(Image.fromarray(image))
     check_path(str(image))
-    path = pathlib.Path(image).resolve()
+    path = places.local(image, "image").resolve()
     return load_image(ImageRoot(path.parent, apply_exif=upright), path.name)
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Sequence
 
 from mirg_jax.data.examples import Example
 from mirg_jax.data.json_rows import kind_of, quote, read_rows
 from mirg_jax.data.mig_bench_rows import Fractions, read_fields
 from mirg_jax.errors import DataError
+from mirg_jax.files.places import Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Row:
     target_image: int | None
 
 
-def load_benchmark(path: str | pathlib.Path) -> list[Row]:
+def load_benchmark(path: str | Place) -> list[Row]:
     """Reads the rows of a file, including those whose answer can't be hit.
 
     Args:

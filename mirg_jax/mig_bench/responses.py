@@ -1,18 +1,18 @@
 """Reading files of predictions, which have a line of JSON for each answered row."""
 
 import json
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from mirg_jax.data.json_rows import read_rows
 from mirg_jax.errors import DataError
-from mirg_jax.files import lines
+from mirg_jax.files import lines, places
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 
 
-def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
+def load_predictions(path: str | Place, count: int) -> list[str | None]:
     """Reads a file of predictions, one line of JSON each: `{"index": i, "response": "…"}`.
 
     Args:
@@ -46,12 +46,14 @@ def load_predictions(path: str | pathlib.Path, count: int) -> list[str | None]:
     return responses
 
 
-def _is_list(path: str | pathlib.Path) -> bool:
+def _is_list(path: str | Place) -> bool:
     """Returns whether a file holds a JSON list instead of lines.
 
     Raises:
       DataError: if it can't be read.
     """
+    if places.is_url(path):
+        return False  # there it is one of ours
     try:
         with open(path, "rb") as file:
             return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(100)) is not None
@@ -59,7 +61,7 @@ def _is_list(path: str | pathlib.Path) -> bool:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
-def _entries(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
+def _entries(path: str | Place) -> Iterator[tuple[str, Any]]:
     """Yields each entry of a file of responses, after the place where it stands."""
     if _is_list(path):
         for number, entry in enumerate(read_rows(path)):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.data.json_rows import list_field
 from mirg_jax.errors import DataError, shorten
-from mirg_jax.files import lines
+from mirg_jax.files import lines, places
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.mig_bench import scoring
@@ -221,7 +221,7 @@ def _image_root(workdir: pathlib.Path) -> ImageRoot:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))["data"]
         how = {name: bool(data.get(name)) for name in ("follow_links", "apply_exif")}
-        return ImageRoot(pathlib.Path(data["image_root"]), **how)
+        return ImageRoot(places.of(data["image_root"]), **how)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: doesn't tell the image root ({shorten(str(error), 200)}); restore it from a "

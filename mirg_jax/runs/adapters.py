@@ -10,7 +10,8 @@ import pathlib
 from typing import Any
 
 from mirg_jax.errors import CheckpointError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.models.lora import Lora
 from mirg_jax.runs import run_folder
 
@@ -24,12 +25,12 @@ class Record:
     lora: Lora
 
 
-def path_in(run: pathlib.Path) -> pathlib.Path:
+def path_in(run: Place) -> Place:
     """Returns the path of the record in a run's folder."""
     return run / "lora.json"
 
 
-def read(run: pathlib.Path) -> Record | None:
+def read(run: Place) -> Record | None:
     """Reads the record in a run's folder.
 
     Returns:
@@ -46,16 +47,19 @@ def read(run: pathlib.Path) -> Record | None:
     return run_folder.read_record(path_in(run), parse, "a LoRA run")
 
 
-def write(run: pathlib.Path, record: Record | None) -> None:
+def write(run: Place, record: Record | None) -> None:
     """Writes a record to a run's folder; with None, removes any record there."""
     path = path_in(run)
     if record is None:
-        path.unlink(missing_ok=True)
+        if isinstance(path, pathlib.Path):
+            path.unlink(missing_ok=True)
+        else:
+            places.remove(path)
         return
     outputs.replace_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
 
-def claim(run: pathlib.Path, wanted: Record | None, *, resumes: bool) -> Record | None:
+def claim(run: Place, wanted: Record | None, *, resumes: bool) -> Record | None:
     """Returns a run's record, after checking that of a run to resume.
 
     Args:

@@ -1,12 +1,15 @@
 """A run's scalars for TensorBoard."""
 
-import pathlib
+import importlib
 import time
 from collections.abc import Mapping
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
+
+from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 
 _FLUSH_SECONDS = 120
 
@@ -22,13 +25,17 @@ class Board:
       first_step: the first step to come; what an earlier run wrote of it and later ones is hidden.
     """
 
-    def __init__(self, folder: pathlib.Path, *, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        start = SessionLog(status=SessionLog.START)
-        self._write(Event(step=first_step, file_version="brain.Event:2"))
-        self._write(Event(step=first_step, session_log=start))
-        self._writer.flush()
+    def __init__(self, folder: Place, *, first_step: int):
+        self._folder = folder
+        outputs.make_folder(folder)
+        with places.reached(folder):
+            if places.is_url(folder):  # or else a writer without the client fails twice
+                importlib.import_module("google.cloud.storage")
+            self._writer = EventsWriter(str(folder / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(step=first_step, file_version="brain.Event:2"))
+            self._write(Event(step=first_step, session_log=start))
+            self._writer.flush()
         self._flushed = time.monotonic()
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -37,11 +44,12 @@ class Board:
         Raises:
           OSError: if they can't be written.
         """
-        for name, value in scalars.items():
-            self._write(Event(step=step, summary=scalar(name, value)))
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = time.monotonic()
+        with places.reached(self._folder):
+            for name, value in scalars.items():
+                self._write(Event(step=step, summary=scalar(name, value)))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
@@ -53,4 +61,5 @@ class Board:
         Raises:
           OSError: if it can't be written.
         """
-        self._writer.close()
+        with places.reached(self._folder):
+            self._writer.close()

@@ -14,7 +14,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from mirg_jax.errors import SaveError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.models import lora
 from mirg_jax.runs import metrics, run_folder
 from mirg_jax.runs.loading import Model
@@ -57,14 +58,15 @@ class _LatestAndBest:
 class Checkpoints:
     """The checkpoints of one run, written in the background.
 
-    A checkpoint is renamed to its final name once complete; an incomplete one of a killed run is
-    removed. After a save, older checkpoints are removed, except for the best of those evaluated.
+    A checkpoint is renamed to its final name once complete (in a store, it gets a file that says
+    so); an incomplete one of a killed run is removed. After a save, older checkpoints are removed,
+    except for the best of those evaluated.
     """
 
-    def __init__(self, workdir: pathlib.Path, settings: CheckpointSettings):
+    def __init__(self, workdir: Place, settings: CheckpointSettings):
         self._every = settings.every
         self._accuracies = metrics.held_out(workdir)
-        self._folder = (workdir / "checkpoints").absolute()
+        self._folder = places.absolute(workdir / "checkpoints")
         _quiet()
         with self._writing():
             self._manager = ocp.CheckpointManager(
@@ -155,6 +157,8 @@ class Checkpoints:
           SaveError: in all processes, if a checkpoint takes more than is free on the first one's
             disk.
         """
+        if not isinstance(self._folder, pathlib.Path):
+            return  # a store has room
         arrays = jax.tree.leaves((_saved(state.params, frozen), state.opt_state))
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
         free = shutil.disk_usage(self._folder).free
@@ -248,7 +252,7 @@ def save_params(
         unfinished.rename(checkpoint)
 
 
-def write_model_folder(workdir: pathlib.Path, model: Model, config: str) -> None:
+def write_model_folder(workdir: Place, model: Model, config: str) -> None:
     """Writes the model's config.json and tokenizer, and the run's settings, to the run's folder.
 
     Args:

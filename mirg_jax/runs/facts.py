@@ -2,15 +2,20 @@
 
 import functools
 import hashlib
+import io
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
+import fsspec
+from etils import epath
 from PIL import ExifTags, Image
 
-from mirg_jax.data.images import ImageRoot, Root, resolve_image
+from mirg_jax.data.images import ImageRoot, Root, find_image
 from mirg_jax.errors import CheckpointError, DataError
+from mirg_jax.files import places
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.json_fields import token_ids
 from mirg_jax.runs import adapters, loading, run_folder
@@ -30,20 +35,22 @@ _IMAGE_PARTS = 16  # of an image's file, each of which is sampled
 _IMAGES_KEPT = 4096  # hashes, since rows that follow one another share images
 
 
-def hash_file(path: str | pathlib.Path) -> str:
+def hash_file(path: str | places.Place) -> str:
     """Returns the SHA-256 hash of a file's content.
 
     Raises:
       DataError: if the file can't be read.
     """
     try:
+        if places.is_url(path):
+            return hashlib.sha256(places.read_bytes(path)).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
-def hash_model(source: str | pathlib.Path) -> str | None:
+def hash_model(source: str | places.Place) -> str | None:
     """Returns a hash that tells a model's weights, config and tokenizer from others.
 
     It is made from samples of every tensor, so that it takes a second for large models too. Of a
@@ -71,9 +78,14 @@ def hash_model(source: str | pathlib.Path) -> str | None:
             _add_tensors(digest, path)
         return digest.hexdigest()
     params = saved.folder / "params"
-    for path in sorted(path for path in params.rglob("*") if path.is_file()):
-        # Orbax names data files at random, and its manifest lists them.
-        _add_samples(digest, path, str(path.relative_to(params)), [(0, path.stat().st_size)])
+    if not isinstance(params, pathlib.Path):
+        _add_stored(digest, params)
+    else:
+        for path in sorted(path for path in params.rglob("*") if path.is_file()):
+            # Orbax names data files at random, and its manifest lists them.
+            name = str(path.relative_to(params))
+            with open(path, "rb") as file:
+                _add_samples(digest, file, name, [(0, path.stat().st_size)])
     if record := adapters.read(saved.run):
         digest.update(f"{hash_model(record.base)} {record.param_dtype} {record.lora}".encode())
     return digest.hexdigest()
@@ -103,16 +115,17 @@ class ImageHashes:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _hash(self, path: str) -> str:
-        file, digest = resolve_image(self._root, path), hashlib.sha256()
-        if self._root.apply_exif and _is_turned(file):
+        (_, content), digest = find_image(self._root, path), hashlib.sha256()
+        if self._root.apply_exif and _is_turned(content):
             digest.update(b"turned\n")
-        size = file.stat().st_size
-        ends = [size * part // _IMAGE_PARTS for part in range(_IMAGE_PARTS + 1)]
-        _add_samples(digest, file, "", list(zip(ends, ends[1:], strict=False)))
+        with content.open("rb") if isinstance(content, pathlib.Path) else content as file:
+            size = file.seek(0, os.SEEK_END)
+            ends = [size * part // _IMAGE_PARTS for part in range(_IMAGE_PARTS + 1)]
+            _add_samples(digest, file, "", list(zip(ends, ends[1:], strict=False)))
         return digest.hexdigest()
 
 
-def _is_turned(file: pathlib.Path) -> bool:
+def _is_turned(file: pathlib.Path | io.BytesIO) -> bool:
     """Returns whether an image has an EXIF orientation other than upright."""
     try:
         with Image.open(file) as image:
@@ -169,14 +182,26 @@ def _add_tensors(digest, path: pathlib.Path) -> None:
         # Whoever loads it says so.
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             parts, length = [], 0
-    _add_samples(digest, path, path.name, [(0, 8 + length), *sorted(parts)])
-
-
-def _add_samples(digest, path: pathlib.Path, name: str, parts: list[tuple[int, int]]) -> None:
-    """Adds a file's name and size, and the beginning, middle and end of each of its parts."""
-    digest.update(f"{name} {path.stat().st_size}\n".encode())
     with open(path, "rb") as file:
-        for begin, end in parts:
-            for start in (begin, (begin + end) // 2, max(begin, end - _SAMPLE)):
-                file.seek(start)
-                digest.update(file.read(min(_SAMPLE, end - start)))
+        _add_samples(digest, file, path.name, [(0, 8 + length), *sorted(parts)])
+
+
+def _add_stored(digest, params: epath.Path) -> None:
+    """Adds the arrays of a checkpoint in a store, as `_add_samples` adds those on a disk."""
+    system, where = fsspec.url_to_fs(str(params))
+    found = system.find(where, detail=True)
+    for path in sorted(map(pathlib.PurePosixPath, found)):
+        size = found[str(path)]["size"]
+        digest.update(f"{path.relative_to(where)} {size}\n".encode())
+        for start in (0, size // 2, max(0, size - _SAMPLE)):
+            if end := min(size, start + _SAMPLE):
+                digest.update(system.cat_file(str(path), start=start, end=end))
+
+
+def _add_samples(digest, file: BinaryIO, name: str, parts: list[tuple[int, int]]) -> None:
+    """Adds a file's name and size, and the beginning, middle and end of each of its parts."""
+    digest.update(f"{name} {file.seek(0, os.SEEK_END)}\n".encode())
+    for begin, end in parts:
+        for start in (begin, (begin + end) // 2, max(begin, end - _SAMPLE)):
+            file.seek(start)
+            digest.update(file.read(min(_SAMPLE, end - start)))

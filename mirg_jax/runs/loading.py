@@ -14,10 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from mirg_jax import sharding
 from mirg_jax.errors import CheckpointError
+from mirg_jax.files import places
+from mirg_jax.files.copies import copied
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
@@ -47,8 +50,10 @@ def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
     )
 
 
-def model_folder(source: str | pathlib.Path) -> pathlib.Path:
+def model_folder(source: str | places.Place) -> pathlib.Path:
     """Returns the folder with a model's config.json and tokenizer, downloading it if necessary.
+
+    Of a model in a store it is a copy on a disk, without the arrays of a run.
 
     Args:
       source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
@@ -56,8 +61,17 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
     Raises:
       CheckpointError: if it is neither a folder with a model nor available on the hub.
     """
-    if saved := run_folder.find_run(source):
-        return saved.model_folder
+    saved = run_folder.find_run(source)
+    if places.is_url(source):
+        copy = copied(epath.Path(saved.model_folder if saved else source))
+        if not (copy / "config.json").is_file():
+            raise CheckpointError(
+                f"{source}: no config.json and no checkpoints there; give a run, a checkpoint or a "
+                "Hugging Face folder"
+            )
+        return copy
+    if saved:
+        return pathlib.Path(saved.model_folder)
     path = pathlib.Path(source)
     if (path / "config.json").is_file():
         return path
@@ -69,7 +83,7 @@ def model_folder(source: str | pathlib.Path) -> pathlib.Path:
     return hub.download(str(source))
 
 
-def model_config(source: str | pathlib.Path) -> ModelConfig:
+def model_config(source: str | places.Place) -> ModelConfig:
     """Returns a model's configuration.
 
     Args:
@@ -85,7 +99,7 @@ def model_config(source: str | pathlib.Path) -> ModelConfig:
 
 
 def load_model(
-    source: str | pathlib.Path,
+    source: str | places.Place,
     mesh: jax.sharding.Mesh,
     options: ModelOptions = DEFAULT,
 ) -> Model:
@@ -113,7 +127,7 @@ def load_model(
 
 
 def open_model(
-    source: str | pathlib.Path, *, precision: Precision = FLOAT32
+    source: str | places.Place, *, precision: Precision = FLOAT32
 ) -> tuple[Model, hf.Read]:
     """Opens a model without loading its parameters.
 
@@ -144,7 +158,7 @@ def open_model(
     return Model(config, graph, state, folder), read
 
 
-def stored_dtype(source: str | pathlib.Path) -> str:
+def stored_dtype(source: str | places.Place) -> str:
     """Returns the dtype that a model's weights are kept in, "bfloat16" or "float32".
 
     float32 also stands for float16, and for weights of several dtypes. Adapters count as their base
@@ -164,7 +178,7 @@ def stored_dtype(source: str | pathlib.Path) -> str:
 
 
 def load_adapters(
-    source: str | pathlib.Path, mesh: jax.sharding.Mesh
+    source: str | places.Place, mesh: jax.sharding.Mesh
 ) -> tuple[adapters.Record, ModelConfig, nnx.State]:
     """Loads the adapters of a LoRA run or one of its checkpoints.
 
@@ -178,7 +192,7 @@ def load_adapters(
     record = saved and adapters.read(saved.run)
     if not record:
         raise CheckpointError(f"{source}: not a LoRA run with a checkpoint, so it has no adapters")
-    config = ModelConfig.from_folder(saved.model_folder)
+    config = ModelConfig.from_folder(model_folder(source))
     _, shapes = lora.attach(*abstract(config), record.lora)
     values = run_folder.restore_params(saved.folder, with_shardings(shapes, mesh))
     return record, config, values

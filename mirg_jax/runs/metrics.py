@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import json
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mirg_jax.errors import DataError, shorten
-from mirg_jax.files import lines, outputs
+from mirg_jax.files import lines, outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare, Steady
 from mirg_jax.runs.board import Board
 from mirg_jax.types import Scalars
@@ -37,9 +36,7 @@ class Metrics:
       problem: why rows are not in metrics.jsonl; "" if all are.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, *, step: int, num_steps: int, name: str, write: bool = True
-    ):
+    def __init__(self, workdir: Place, *, step: int, num_steps: int, name: str, write: bool = True):
         self._workdir, self._step, self._num_steps, self._name = workdir, step, num_steps, name
         self._seconds = collections.Counter()
         self.problem = ""
@@ -56,11 +53,11 @@ class Metrics:
         if not self._writes:
             return
         workdir, step = self._workdir, self._step
-        workdir.mkdir(parents=True, exist_ok=True)
+        outputs.make_folder(workdir)
         path = path_in(workdir)
-        kept = [row for row in read(workdir) if row["step"] <= step] if path.exists() else []
+        kept = [row for row in read(workdir) if row["step"] <= step] if lines.exists(path) else []
         try:
-            outputs.replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+            lines.replace(path, kept)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be written ({error.strerror}); make room there and run again"
@@ -141,18 +138,18 @@ class Metrics:
         self._file.close()
 
 
-def path_in(workdir: str | pathlib.Path) -> pathlib.Path:
+def path_in(workdir: str | Place) -> Place:
     """Returns the path of the metrics in a run's folder."""
-    return pathlib.Path(workdir) / "metrics.jsonl"
+    return places.of(workdir) / "metrics.jsonl"
 
 
-def held_out(workdir: str | pathlib.Path) -> dict[int, float]:
+def held_out(workdir: str | Place) -> dict[int, float]:
     """Returns the accuracy on held-out rows by step, for the steps that were evaluated.
 
     Raises:
       DataError: if the metrics can't be read.
     """
-    if not path_in(workdir).exists():
+    if not lines.exists(path_in(workdir)):
         return {}
     accuracies = {row["step"]: row.get("eval_acc") for row in read(workdir)}
     return {step: accuracy for step, accuracy in accuracies.items() if is_finite(accuracy)}
@@ -166,7 +163,7 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-def read(workdir: str | pathlib.Path) -> list[dict]:
+def read(workdir: str | Place) -> list[dict]:
     """Reads the rows of a run's metrics.jsonl, without one at its end that was not finished.
 
     Raises:

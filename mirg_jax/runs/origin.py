@@ -8,7 +8,6 @@ when the run goes on, a Hugging Face folder when it is replaced, a setting when 
 import dataclasses
 import json
 import math
-import pathlib
 import zlib
 from collections.abc import Mapping
 
@@ -21,7 +20,8 @@ from jaxtyping import Array, UInt32
 
 from mirg_jax import sharding
 from mirg_jax.errors import CheckpointError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.runs import run_folder
 from mirg_jax.weights import hf
 
@@ -118,12 +118,12 @@ def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return x ^ (x >> 16)
 
 
-def path_in(run: pathlib.Path) -> pathlib.Path:
+def path_in(run: Place) -> Place:
     """Returns the path of the record in a run's folder."""
     return run / "origin.json"
 
 
-def read(run: pathlib.Path) -> Origin | None:
+def read(run: Place) -> Origin | None:
     """Reads the record in a run's folder.
 
     Returns:
@@ -135,7 +135,7 @@ def read(run: pathlib.Path) -> Origin | None:
     return run_folder.read_record(path_in(run), lambda raw: Origin(**raw), "a run's start")
 
 
-def write(run: pathlib.Path, origin: Origin) -> None:
+def write(run: Place, origin: Origin) -> None:
     """Writes a record to a run's folder."""
     text = json.dumps(dataclasses.asdict(origin), indent=1) + "\n"
     outputs.replace_text(path_in(run), text)
@@ -152,13 +152,13 @@ def source_of(wanted: str, recorded: Origin | None) -> str:
       recorded: the record of the run to resume; None without one.
     """
     exact = run_folder.exactly(wanted)
-    if recorded is None or exact == str(pathlib.Path(wanted).absolute()):
+    if recorded is None or exact == str(places.absolute(places.of(wanted))):
         return exact
     named, before = run_folder.find_run(wanted), run_folder.find_run(recorded.source)
     return recorded.source if named and before and named.run == before.run else exact
 
 
-def check(run: pathlib.Path, recorded: Origin, found: Origin) -> None:
+def check(run: Place, recorded: Origin, found: Origin) -> None:
     """Checks that a run to resume starts from the weights that it started from before.
 
     Args:

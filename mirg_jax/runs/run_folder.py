@@ -6,7 +6,6 @@ A run's folder contains `model/` (config.json, tokenizer), `checkpoints/STEP/` (
 
 import contextlib
 import json
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +16,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from mirg_jax.errors import CheckpointError
+from mirg_jax.files import places
+from mirg_jax.files.places import Place
 from mirg_jax.runs import metrics
 
 T = TypeVar("T")
@@ -25,21 +26,21 @@ T = TypeVar("T")
 class SavedStep(NamedTuple):
     """A checkpoint of a run: the run's folder, and the step at which it was saved."""
 
-    run: pathlib.Path
+    run: Place
     step: int
 
     @property
-    def folder(self) -> pathlib.Path:
+    def folder(self) -> Place:
         """The checkpoint's folder."""
         return self.run / "checkpoints" / str(self.step)
 
     @property
-    def model_folder(self) -> pathlib.Path:
+    def model_folder(self) -> Place:
         """The run's folder with config.json and tokenizer."""
         return self.run / "model"
 
 
-def find_run(source: str | pathlib.Path) -> SavedStep | None:
+def find_run(source: str | Place) -> SavedStep | None:
     """Finds the checkpoint that a path refers to.
 
     Args:
@@ -50,8 +51,9 @@ def find_run(source: str | pathlib.Path) -> SavedStep | None:
 
     Raises:
       CheckpointError: for RUN/best, if the run was never evaluated.
+      ConfigError: if `source` is a URL of a store that can't be reached.
     """
-    path = pathlib.Path(source).absolute()
+    path = places.absolute(places.of(source, "model"))
     if path.name == "best" and (path.parent / "checkpoints").is_dir():
         step = best_of(metrics.held_out(path.parent), steps(path.parent / "checkpoints"))
         if step is None:
@@ -74,23 +76,23 @@ def best_of(accuracies: Mapping[int, float], steps: Iterable[int]) -> int | None
     )
 
 
-def exactly(source: str | pathlib.Path) -> str:
+def exactly(source: str | Place) -> str:
     """Resolves `source` to an absolute path or a hub name that stays valid later.
 
     A run is resolved to its current checkpoint, which may not be its latest one later.
     """
     if saved := find_run(source):
         return str(saved.folder)
-    path = pathlib.Path(source)
-    return str(path.absolute() if path.exists() else source)
+    path = places.of(source, "model")
+    return str(places.absolute(path) if path.exists() else source)
 
 
-def steps(folder: pathlib.Path) -> list[int]:
+def steps(folder: Place) -> list[int]:
     """Returns the steps with a complete checkpoint in a `checkpoints` folder."""
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
-def restore_params(checkpoint: pathlib.Path, state: nnx.State) -> nnx.State:
+def restore_params(checkpoint: Place, state: nnx.State) -> nnx.State:
     """Restores a checkpoint's parameters with the dtypes and shardings of `state`.
 
     Raises:
@@ -130,7 +132,7 @@ class _Misfit(Exception):
     """The arrays of a checkpoint have other names or shapes than expected."""
 
 
-def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
+def check_shapes(folder: Place, wanted: Any) -> None:
     """Checks that a checkpoint has the wanted arrays in the wanted shapes; reads metadata only.
 
     Raises:
@@ -151,13 +153,13 @@ def check_shapes(folder: pathlib.Path, wanted: Any) -> None:
         raise _Misfit(f"{min(shapes)} is there, and is not wanted")
 
 
-def dtypes(folder: pathlib.Path) -> set[str]:
+def dtypes(folder: Place) -> set[str]:
     """Returns the dtypes of a checkpoint's arrays; reads metadata only."""
     return {str(leaf.dtype) for leaf in jax.tree.leaves(pytree_handler().metadata(folder).tree)}
 
 
 @contextlib.contextmanager
-def reading(checkpoint: pathlib.Path, what: str, remedy: str):
+def reading(checkpoint: Place, what: str, remedy: str):
     """Turns errors in a `with` block that reads a checkpoint into a `CheckpointError`.
 
     Args:
@@ -199,7 +201,7 @@ def reason(error: Exception) -> str:
 
 
 def read_record(
-    path: pathlib.Path,
+    path: Place,
     parse: Callable[[Any], T],
     what: str,
     remedy: str = "restore it from a copy of the run",
@@ -219,7 +221,7 @@ def read_record(
       CheckpointError: if the file can't be read, or is not a valid record.
     """
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        return parse(json.loads(places.read_bytes(path)))
     except FileNotFoundError:
         return None
     except OSError as error:

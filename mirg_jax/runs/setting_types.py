@@ -15,6 +15,7 @@ _FREE = ("grpo.rewards",)  # sections with any names
 _NEWER = (
     "data.follow_links",
     "data.apply_exif",
+    "data.image_cache",
     "logprob_chunk",
     "checkpoint.minutes",
     "profile",

@@ -5,7 +5,6 @@ when they are created (`checks.py`): an invalid one is a `ConfigError`, wherever
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import ConfigError
+from mirg_jax.files import places
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.lora import Lora
 from mirg_jax.runs import checks, run_folder, setting_types
@@ -51,12 +51,14 @@ class DataSettings:
     # Runs made before have no such settings.
     follow_links: bool = False
     apply_exif: bool = False
+    image_cache: str = ""
 
     def root(self, image_root: Root) -> ImageRoot:
         """Returns an image root with the settings' way of reading images."""
         if isinstance(image_root, ImageRoot):
             return image_root
-        return ImageRoot(pathlib.Path(image_root), self.follow_links, self.apply_exif)
+        folder = places.of(image_root, "image_root")
+        return ImageRoot(folder, self.follow_links, self.apply_exif, self.image_cache)
 
     def __post_init__(self):
         checks.data(self)
@@ -310,7 +312,7 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
     return settings
 
 
-def of_model(source: str | pathlib.Path) -> ConfigDict:
+def of_model(source: str | places.Place) -> ConfigDict:
     """Returns the config that a run was trained with, or the defaults for any other model.
 
     Raises:

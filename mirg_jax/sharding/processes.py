@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import os
-import pathlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mirg_jax.errors import ConfigError, UserError
-from mirg_jax.files.locks import Lock
+from mirg_jax.files.locks import lock_of
+from mirg_jax.files.places import Place
 
 _MESSAGE = 2048  # bytes per process in the first exchange; longer messages need a second one
 
@@ -129,7 +129,7 @@ def gather(value: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: Place) -> Iterator[None]:
     """Keeps a folder to this run while the `with` block runs; all processes must enter it.
 
     The first process holds the lock, for all of them.
@@ -140,7 +140,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     Raises:
       ConfigError: in all processes, if another run holds the lock.
     """
-    lock, problem = Lock(path), ""
+    lock, problem = lock_of(path), ""
     if is_first():
         try:
             lock.acquire()

@@ -1,7 +1,6 @@
 """Writing of GRPO's sampled groups for inspection: WORKDIR/groups/step_NNNNNN.jsonl."""
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,10 +8,11 @@ from jaxtyping import Float
 
 from mirg_jax.data.examples import Example
 from mirg_jax.files import outputs
+from mirg_jax.files.places import Place
 
 
 def write(
-    workdir: pathlib.Path,
+    workdir: Place,
     step: int,
     examples: Sequence[Example],
     texts: Sequence[str],
@@ -33,7 +33,7 @@ def write(
       OSError: if they can't be written.
     """
     path = workdir / "groups" / f"step_{step:06d}.jsonl"
-    path.parent.mkdir(exist_ok=True)
+    outputs.make_folder(path.parent)
     group = len(texts) // len(examples)
     lines = []
     for i, example in enumerate(examples[:count]):

@@ -5,7 +5,6 @@ Each step: prompts → rollout → parsed answers → rewards → advantages →
 """
 
 import functools
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 
 from mirg_jax import sharding
 from mirg_jax.data.examples import Example
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare
 from mirg_jax.models import lora
 from mirg_jax.models.qwen2_vl import computed_dtypes
@@ -220,7 +220,7 @@ def scalars_of(sampled: Groups, statistics: Scalars, max_tokens: int) -> Scalars
     }
 
 
-def train(settings: Settings, workdir: pathlib.Path) -> None:
+def train(settings: Settings, workdir: Place) -> None:
     """Runs or resumes GRPO training.
 
     Args:

@@ -143,5 +143,5 @@ class HeldOut:
 
     def _write(self, name: str, text: str) -> None:
         folder = self._run.workdir / "held_out"
-        folder.mkdir(exist_ok=True)
+        outputs.make_folder(folder)
         outputs.replace_text(folder / name, text)

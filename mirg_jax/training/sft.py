@@ -1,7 +1,6 @@
 """Trajectory SFT: cross-entropy on response tokens (the paper's stage 1)."""
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float
 
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
+from mirg_jax.files.places import Place
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.train_state import TrainState
@@ -117,7 +117,7 @@ def make_step(
     return step
 
 
-def train(settings: Settings, workdir: pathlib.Path) -> None:
+def train(settings: Settings, workdir: Place) -> None:
     """Runs or resumes SFT training.
 
     Args:

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from mirg_jax.files import places
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 from mirg_jax.models import flops
 from mirg_jax.models.config import ModelConfig
@@ -158,7 +160,10 @@ class Profile:
       workdir: the run's folder.
     """
 
-    def __init__(self, steps: tuple[int, ...], workdir: pathlib.Path):
+    def __init__(self, steps: tuple[int, ...], workdir: Place):
+        """Raises ConfigError if a trace is asked for and can't be written to the folder."""
+        if steps:
+            places.check_local(workdir, "profile can't be recorded in a store: --workdir")
         self._steps, self._folder, self._running = steps, workdir / "profile", False
 
     def before(self, taken: int) -> None:

@@ -17,7 +17,9 @@ from mirg_jax.data import pipeline
 from mirg_jax.data.examples import Example, Rejected, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
-from mirg_jax.errors import SaveError
+from mirg_jax.errors import ConfigError, SaveError
+from mirg_jax.files import outputs
+from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
 from mirg_jax.models import lora
@@ -40,7 +42,7 @@ class Description(NamedTuple):
     adapters: adapters.Record | None  # of a LoRA run
     origin: origin.Origin
 
-    def write(self, workdir: pathlib.Path) -> None:
+    def write(self, workdir: Place) -> None:
         """Writes the description.
 
         Raises:
@@ -60,7 +62,7 @@ class TrainingRun(NamedTuple):
     """A training run that is ready for its next step."""
 
     settings: Settings
-    workdir: pathlib.Path
+    workdir: Place
     mesh: Mesh
     sampling_mesh: Mesh
     model: ModelConfig
@@ -89,7 +91,7 @@ class TrainingRun(NamedTuple):
 
 def start(
     settings: Settings,
-    workdir: pathlib.Path,
+    workdir: Place,
     *,
     with_response: bool,
     refuse: Callable[[Example], str] = lambda _: "",
@@ -161,14 +163,24 @@ def start(
 
 
 @contextlib.contextmanager
-def claimed(settings: Settings, workdir: pathlib.Path) -> Iterator[None]:
+def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
     """Keeps a run's folder to this run while the `with` block runs.
 
     Raises:
-      ConfigError: if another run is writing to the folder, or devices and settings don't match.
+      ConfigError: if another run is writing to the folder, it can't hold checkpoints, or devices
+        and settings don't match.
     """
     devices.start(settings.devices)
     with processes.locked(workdir / "run.lock"):
+        problem = ""
+        if processes.is_first():
+            try:
+                if isinstance(workdir, pathlib.Path):
+                    outputs.check_renames(workdir)
+            except ConfigError as error:
+                problem = str(error)
+        if problem := processes.gather(problem)[0]:
+            raise ConfigError(problem)
         yield
 
 
@@ -262,7 +274,7 @@ def _list_rejected(workdir: pathlib.Path, rows: Sequence[Rejected], resumes: boo
 
 
 def _source_of(
-    settings: Settings, workdir: pathlib.Path, resumes: bool
+    settings: Settings, workdir: Place, resumes: bool
 ) -> tuple[str, adapters.Record | None]:
     """Returns the model that the run starts from, and the record of a LoRA run.
 
@@ -281,7 +293,7 @@ def _source_of(
 
 def _check_origin(
     settings: Settings,
-    workdir: pathlib.Path,
+    workdir: Place,
     source: str,
     params: nnx.State,
     mesh: Mesh,

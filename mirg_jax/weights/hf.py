@@ -20,6 +20,8 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
@@ -395,15 +397,18 @@ def save(
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
 
 
-def copy_processor(source: str | pathlib.Path, target: str | pathlib.Path) -> None:
+def copy_processor(source: str | pathlib.Path, target: str | Place) -> None:
     """Copies tokenizer and preprocessor files, so that transformers can load `target`."""
-    target = pathlib.Path(target)
-    target.mkdir(parents=True, exist_ok=True)
+    target = places.of(target)
+    outputs.make_folder(target)
     for file in sorted(pathlib.Path(source).iterdir()):
         if file.suffix in (".json", ".txt", ".jinja") and not file.name.startswith(
             ("config.json", "model.safetensors")
         ):
-            shutil.copyfile(file, target / file.name)
+            if isinstance(target, pathlib.Path):
+                shutil.copyfile(file, target / file.name)
+            else:
+                places.write_bytes(target / file.name, file.read_bytes())
 
 
 def from_pretrained(

@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
 
+from mirg_jax.files import places
+from mirg_jax.files.places import Place
 from mirg_jax.weights.hf import Index, Read, ahead, by_path
 from mirg_jax.weights.safetensors_files import copy
 
@@ -57,19 +59,22 @@ def write(
     writer.save(folder, args=ocp.args.PyTreeSave(_nested(leaves)))
 
 
-def reader(folder: str | pathlib.Path) -> Read:
+def reader(folder: str | Place) -> Read:
     """Opens an Orbax checkpoint of parameters for reading, one chunk at a time.
 
     Checkpoints from `write` have chunks of one or a few layers. Checkpoints saved by a run have
     larger ones: a whole stacked parameter, or as many of its rows as Orbax stored together.
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = places.absolute(places.of(folder))
+    base = str(folder) if places.is_url(folder) else f"file://{folder}"
     ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(folder)
     held: dict[tuple[str, int, int], np.ndarray] = {}
 
     def read(path: str, index: Index, out: np.ndarray) -> None:
         if ocdbt:
-            where = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{path}/"}
+            where = {"driver": "ocdbt", "base": f"{base}/", "path": f"{path}/"}
+        elif places.is_url(folder):
+            where = f"{base}/{path}/"
         else:
             where = {"driver": "file", "path": f"{folder / path}/"}
         store = ts.open({"driver": "zarr", "kvstore": where}, open=True).result()

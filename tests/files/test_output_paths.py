@@ -1,14 +1,20 @@
 """Output paths that can't be written, of every binary: said first, before anything is loaded."""
 
+import errno
 import os
+import pathlib
+import re
 import sys
 
 import pytest
 from conftest import REPOSITORY
 
+from mirg_jax.data.images import ImageRoot
+from mirg_jax.data.json_rows import read_rows
 from mirg_jax.errors import ConfigError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
 from mirg_jax.files.streams import Spare, Steady, say
+from mirg_jax.runs import run_folder
 
 # Of every binary: its flag for the output, and others; none of the files that they name exists.
 BENCHMARK = ("--benchmark=no.json", "--image_root=nowhere")
@@ -61,6 +67,43 @@ def test_every_binary_refuses_an_output_that_cannot_be_written(script, refusal, 
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("script", BINARIES)
+def test_every_binary_refuses_urls_where_paths_are_needed(script, refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flag, *others = BINARIES[script]
+    paths = [f"--{flag}=out.png"] + [each for each in others if re.search(r"=.*no", each)]
+    for given in paths:
+        name = re.split(r"=(?!.*=)", given)[0]
+        for url in ("s4://bucket/x", "file:///tmp/x", "gs:/bucket/x"):
+            flags = [each for each in (*others, paths[0]) if each != given]
+            line = refusal(script, *flags, f"{name}={url}")
+            assert name.partition("=")[0] in line and f"{url}: is a URL" in line, line
+            assert ("without file://" in line) == url.startswith("file") and "\n" not in line
+    assert not os.listdir(tmp_path)
+
+
+def test_every_setting_that_is_a_url_is_refused(refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, *flags = BINARIES["train_sft"]
+    for name in ("data.image_root", "evaluation.benchmark", "model.path", "init_from"):
+        line = refusal("train_sft", *flags, "--workdir=w", f"--config.{name}=s4://bucket/x")
+        assert f"--config.{name}=s4://bucket/x: is a URL" in line
+    _, *flags = BINARIES["build_trajectories"]
+    line = refusal("build_trajectories", *flags, "--output_dir=o", "--config.prompts=s4://bucket/x")
+    assert "--config.prompts=s4://bucket/x: is a URL" in line
+    line = refusal("evaluate_server", *BINARIES["evaluate_server"][1:], "--output_dir=o",
+                   "--base_url=http://localhost:1/v1")  # fmt: skip
+    assert line.startswith("no.json: ")  # the benchmark comes next
+    assert not os.listdir(tmp_path)
+
+
+def test_functions_refuse_urls_too():
+    for call in (run_folder.find_run, ImageRoot.of, read_rows):
+        with pytest.raises(ConfigError, match="s4://bucket/x: is a URL"):
+            call("s4://bucket/x")
+    assert not places.is_url("runs/demo:2/x") and not places.is_url("a:b")
+
+
 @pytest.mark.parametrize("name", ["out", "out.xyz", "out.json", "out.png.part"])
 def test_a_picture_without_a_known_ending_is_refused_first(name, refusal, tmp_path):
     flags = BINARIES["ground"][1:]
@@ -86,6 +129,21 @@ def test_what_can_be_written_is_left_as_it_is(tmp_path):
             outputs.check_file(path, "--output")
     with pytest.raises(ConfigError, match="link to nowhere"):
         outputs.check_folder(tmp_path / "link", "--workdir")
+
+
+def test_a_folder_that_renames_no_folders_holds_no_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+    outputs.check_renames(tmp_path)
+
+    def rename(self, target, before=pathlib.Path.rename):
+        if self.is_dir() and any(self.iterdir()):  # as gcsfuse answers
+            raise OSError(errno.EMFILE, "Too many open files")
+        return before(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", rename)
+    with pytest.raises(ConfigError, match=r"renames no folders \(Too many .*--rename-dir-limit"):
+        outputs.check_renames(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_messages_and_spare_files_may_fail(capsys):

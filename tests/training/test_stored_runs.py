@@ -1,0 +1,121 @@
+"""Runs whose folder, data and model are in a bucket: the same numbers as on a disk."""
+
+import random
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import together
+from conftest import REPOSITORY, train
+
+from mirg_jax.files import places
+from mirg_jax.runs import facts, metrics, run_folder
+from mirg_jax.runs.loading import load_model, stored_dtype
+from mirg_jax.sharding import make_mesh
+
+RUN = "gs://bucket/runs/sft"
+# A binary in a process of its own, for which gs:// is the bucket of the test.
+BINARY = """
+import runpy, sys
+import bucket
+from orbax.checkpoint._src.path import gcs_utils
+bucket.install()
+gcs_utils.is_hierarchical_namespace_enabled = lambda path: False
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def scalars(workdir):
+    return [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in metrics.read(workdir)
+    ]
+
+
+@pytest.fixture
+def upload(bucket):
+    def upload(folder, name: str) -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                bucket.objects[f"bucket/{name}/{path.relative_to(folder)}"] = path.read_bytes()
+
+    return upload
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def test_a_run_in_a_bucket_is_resumed_and_ends_as_on_a_disk(
+    recipe, tiny_model, scenes, upload, bucket, tmp_path, monkeypatch
+):
+    train(recipe("sft"), tmp_path)
+    upload(tiny_model, "model")
+    upload(scenes, "data")
+    config = recipe("sft")
+    config.model.path = "gs://bucket/model"
+    config.data.image_root = "gs://bucket/data"
+    config.data.train_json = "gs://bucket/data/sft.jsonl"
+    write = metrics.Metrics.write
+
+    def write_and_end(self, step, *args, **kwargs):
+        write(self, step, *args, **kwargs)
+        if step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(metrics.Metrics, "write", write_and_end)
+        train(config, places.of(RUN))
+    assert [row["step"] for row in metrics.read(RUN)] == [1, 2, 3]
+    train(config, places.of(RUN))
+    assert scalars(RUN) == scalars(tmp_path)
+    names = {key.split("/")[3] for key in bucket.objects if key.startswith("bucket/runs/sft/")}
+    assert {"config.json", "origin.json", "metrics.jsonl", "model", "checkpoints"} <= names
+    assert not names & {"run.lock", "run.lock.alive", "metrics.jsonl.d"}
+
+    saved = run_folder.find_run(RUN)
+    assert (saved.step, str(saved.folder)) == (4, f"{RUN}/checkpoints/4")
+    assert stored_dtype(RUN) == stored_dtype(tmp_path)
+    upload(tmp_path, "copy")
+    assert facts.hash_model("gs://bucket/copy") == facts.hash_model(tmp_path)
+    ours, theirs = (load_model(source, make_mesh()).params for source in (RUN, tmp_path))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_kills_at_any_moment_lose_nothing_in_a_bucket(
+    kind, tiny_model, scenes, upload, bucket, tmp_path
+):
+    script = REPOSITORY / "scripts" / f"train_{kind}.py"
+    changes = {"num_steps": 6, "checkpoint.every": 1}
+    whole = together.recipe(kind, tiny_model, scenes, **changes)
+    together.run(f"train_{kind}", *whole, f"--workdir={tmp_path}")
+    upload(tiny_model, "model")
+    upload(scenes, "data")
+    flags = together.recipe(kind, "gs://bucket/model", places.of("gs://bucket/data"), **changes)
+    command = [sys.executable, "-c", BINARY, script, *flags, f"--workdir={RUN}"]
+    draw, killed = random.Random(0), 0
+    for _ in range(60):
+        process = subprocess.Popen(
+            [*map(str, command)],
+            env=together.environment() | bucket.environment(),
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            _, said = process.communicate(timeout=draw.uniform(15, 60) if killed < 10 else 900)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            killed += 1
+            continue
+        assert process.returncode == 0, said
+        break
+    assert killed
+    assert scalars(RUN) == scalars(tmp_path)
