@@ -261,7 +261,7 @@ def _first_state(
     return optimizer, layout, begin(params)._replace(params=params)
 
 
-def _list_rejected(workdir: pathlib.Path, rows: Sequence[Rejected], resumes: bool) -> RejectedLog:
+def _list_rejected(workdir: Place, rows: Sequence[Rejected], resumes: bool) -> RejectedLog:
     """Opens the list of rows that can't be used, with those that are known from the start.
 
     A new run doesn't inherit the rows that an attempt before it could not use.
