@@ -4,7 +4,6 @@ MFU is the model's operations by formula (`models/flops.py`; what rematerialisat
 isn't counted) over the bfloat16 peak of all devices.
 """
 
-import pathlib
 from collections.abc import Mapping
 
 import jax
