@@ -174,7 +174,7 @@ def batches(
       seed: random seed of the order.
       share: index of this share, which has every `shares`-th example of the global order.
       shares: number of shares.
-      threads: number of threads that prepare examples; -1: those of `threads_of_this_machine`.
+      threads: number of threads that prepare examples.
 
     Raises:
       DataError: if no example can be used.
@@ -199,7 +199,6 @@ def batches(
     dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
     dataset = dataset[share::shares] if shares > 1 else dataset
     dataset = dataset.map(load).filter(lambda pair: pair is not None)
-    threads = threads_of_this_machine() if threads < 0 else threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
     return iter(dataset.to_iter_dataset(options).batch(batch_size, batch_fn=list))
 

@@ -50,7 +50,7 @@ def measure(
       DataError: if no example can be used.
     """
     wanted = max(settings.batch_size // share.count, 1)
-    threads = max(settings.data.threads, 1)
+    threads = max(settings.data.reading_threads, 1)
     rejected = RejectedLog()
     batches = pipeline.batches(
         examples,
@@ -60,7 +60,7 @@ def measure(
         seed=settings.seed,
         share=share.index,
         shares=share.count,
-        threads=settings.data.threads,
+        threads=settings.data.reading_threads,
     )
     count = images = 0
     computed, start = time.process_time(), time.perf_counter()
@@ -101,7 +101,7 @@ def images(
     needed = rate.images / rate.examples * settings.batch_size / share.count
     speed = rate.images / rate.seconds
     reading = settings.batch_size / share.count * rate.seconds / rate.examples
-    threads, cores = settings.data.threads, os.cpu_count() or 1
+    threads, cores = settings.data.reading_threads, os.cpu_count() or 1
     text = (
         f"{speed:.0f} images/s by {threads} threads on {cores} cores; a step takes {needed:.0f} "
         f"images a host, {reading:.1f} s of reading"

@@ -83,6 +83,7 @@ def tiny(sizes: ModelConfig, mesh: Mesh, sampling_tensor: int) -> ModelConfig:
         vision_end_token_id=end,
         bos_token_id=bos,
         eos_token_id=eos,
+        end_tokens=(),
     )
 
 
@@ -130,6 +131,7 @@ def small(settings: Settings, stage: Stage, folder: pathlib.Path, rows: int) -> 
         checkpoint=dataclasses.replace(settings.checkpoint, every=0, keep=1),
         evaluation=dataclasses.replace(settings.evaluation, every=0),
         grpo=of,
+        profile=(),
     )
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mirg_jax import defaults
 from mirg_jax.data.batching import Shapes
 from mirg_jax.data.images import ImageRoot, Root
-from mirg_jax.data.pipeline import Preparer
+from mirg_jax.data.pipeline import Preparer, threads_of_this_machine
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import ConfigError
 from mirg_jax.files import places
@@ -52,6 +52,11 @@ class DataSettings:
     follow_links: bool = False
     apply_exif: bool = False
     image_cache: str = ""
+
+    @property
+    def reading_threads(self) -> int:
+        """The number of threads that read and prepare examples."""
+        return threads_of_this_machine() if self.threads < 0 else self.threads
 
     def root(self, image_root: Root) -> ImageRoot:
         """Returns an image root with the settings' way of reading images."""

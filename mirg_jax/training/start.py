@@ -243,7 +243,7 @@ def _open_data(
         seed=settings.seed,
         share=share.index,
         shares=share.count,
-        threads=settings.data.threads,
+        threads=settings.data.reading_threads,
     )
 
 
