@@ -176,7 +176,7 @@ def read(workdir: str | Place) -> list[dict]:
         if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
             raise DataError(f"{where}: has no step; remove the line")
         for name, value in row.items():
-            if name == "seconds" or value is None or type(value) is float:
+            if name in ("seconds", "speed") or value is None or type(value) is float:
                 continue
             if not is_finite(value):
                 quoted = shorten(repr(value), 60)
