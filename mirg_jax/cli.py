@@ -3,13 +3,11 @@
 import contextlib
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-# Set before transformers is imported: we use it only for tokenizers, and without this every binary
-# would warn that PyTorch is missing.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # Of a GPU's memory JAX takes three quarters by default; plans count on nine tenths.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
@@ -88,8 +86,11 @@ def _keep_compiled() -> None:
     """
     folder = ""
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        path = pathlib.Path(home) / "mirg_jax" / "compiled"
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+        home = (
+            home if home.is_absolute() else pathlib.Path.home() / ".cache"
+        )  # as the standard says
+        path = home / "mirg_jax" / "compiled"
         path.mkdir(parents=True, exist_ok=True)
         folder = str(path) if os.access(path, os.W_OK) else ""
     wanted = {
@@ -173,8 +174,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, OSError) as error:
         _fail(_user_error(error) or f"{error}; see --help")
     except AttributeError as error:  # how config_flags rejects --config.no_such_field
-        name = str(error).strip("\"'")
-        _fail(f"the config has no field {name!r}; its fields are in the file named by --config")
+        close = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
+        name = close[2] if close else str(error).strip("\"'")
+        meant = f" (did you mean {close[1]!r}?)" if close else ""
+        _fail(
+            f"the config has no field {name!r}{meant}; its fields are in the file named by "
+            "--config and in mirg_jax/defaults.py"
+        )
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: all options are flags, see --help")
     try:

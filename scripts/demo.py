@@ -18,7 +18,7 @@ _BASE = flags.DEFINE_string(
     "base", "assets/small_base", "Model that SFT starts from: a Hugging Face folder or a run."
 )
 _QUICK = flags.DEFINE_bool(
-    "quick", False, "Take ten steps a stage: two minutes, too few to learn anything."
+    "quick", False, "Take ten steps a stage: three minutes, too few to learn anything."
 )
 _SEEDS = flags.DEFINE_list(
     "seeds", ["0"], "Random seeds, separated by commas; the whole chain is run for each."

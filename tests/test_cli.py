@@ -70,7 +70,10 @@ def test_flags_reach_main(run):
             ["--config=good.py:two", "--config.seed=7"],
             "binary.py: good.py: no number 'two'; there is one\n",
         ),
-        (["--config=good.py", "--config.sed=7"], "no field"),
+        (
+            ["--config=good.py", "--config.sed=7"],
+            "no field 'sed' (did you mean 'seed'?); its fields",
+        ),
         (["--config=good.py", "--config.seed=seven"], "--config.seed=seven"),
         (["--confg=good.py"], "Unknown command line flag 'confg'"),
         (["--config=good.py", "seed=7"], "unexpected argument 'seed=7'"),

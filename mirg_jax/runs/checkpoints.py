@@ -161,8 +161,8 @@ class Checkpoints:
             return  # a store has room
         arrays = jax.tree.leaves((_saved(state.params, frozen), state.opt_state))
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
-        free = shutil.disk_usage(self._folder).free
-        if processes.gather(free < needed)[0]:
+        total, _, free = shutil.disk_usage(self._folder)
+        if processes.gather(total > 0 and free < needed)[0]:  # some file systems don't know
             raise SaveError(
                 f"{self._folder}: a checkpoint takes {needed / 1e9:.3g} GB, and there are "
                 f"{free / 1e9:.3g} GB free; make room, or give another --workdir"

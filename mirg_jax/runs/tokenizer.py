@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 
 from mirg_jax.data.prompts import FORBIDDEN as CONTROL_TOKENS
@@ -34,6 +35,8 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     try:
         # Imported here, since settings of the environment can make the import itself fail.
         with contextlib.redirect_stdout(io.StringIO()):
+            # We use it only for tokenizers; without this it warns that PyTorch is missing.
+            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

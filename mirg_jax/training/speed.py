@@ -4,7 +4,7 @@ MFU is the model's operations by formula (`models/flops.py`; what rematerialisat
 isn't counted) over the bfloat16 peak of all devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -168,8 +168,7 @@ class Profile:
     def before(self, taken: int) -> None:
         """Starts the trace if the step after `taken` steps is the first to be recorded."""
         if self._steps and self._steps[0] == taken + 1:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
+            self._running = self._try(lambda: jax.profiler.start_trace(str(self._folder)))
 
     def after(self, taken: int) -> None:
         """Ends the trace if the step after `taken` steps is the last to be recorded."""
@@ -179,6 +178,15 @@ class Profile:
     def close(self) -> None:
         """Ends the trace, if one is being recorded."""
         if self._running:
-            jax.profiler.stop_trace()
             self._running = False
-            say(f"trace written to {self._folder}")
+            if self._try(jax.profiler.stop_trace):
+                say(f"trace written to {self._folder}")
+
+    def _try(self, record: Callable[[], None]) -> bool:
+        """Returns whether it could be recorded; if not, says why, since a run can do without."""
+        try:
+            record()
+        except Exception as error:  # of many types, from the profiler's own library
+            say(f"{self._folder}: no trace is recorded ({' '.join(str(error).split())[:200]})")
+            return False
+        return True

@@ -94,6 +94,18 @@ def test_a_trace_of_some_steps_is_recorded(recipe, tmp_path, capsys):
     assert told == [{"tokens_per_second", "data_fraction"}] * 3
 
 
+def test_a_trace_that_cannot_be_written_costs_a_line(tmp_path, capsys, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", fail)
+    trace = speed.Profile((1, 1), tmp_path)
+    trace.before(0)
+    trace.after(0)
+    trace.close()
+    assert capsys.readouterr().err == f"{tmp_path}/profile: no trace is recorded (no room)\n"
+
+
 def test_a_save_is_due_after_some_minutes(recipe, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 60))  # a minute at each look
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -113,7 +125,7 @@ def test_a_save_is_due_after_some_minutes(recipe, tmp_path, monkeypatch):
 
 def test_a_disk_too_small_for_a_checkpoint_is_told_first(recipe, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(SaveError, match="a checkpoint takes .* GB, and there are 1e-06 GB free"):
         train(recipe("sft"), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
