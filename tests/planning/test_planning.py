@@ -17,6 +17,7 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.models import flops, qwen2_vl, windows
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.planning import machines, plans, programs
+from mirg_jax.runs.chips import Chip
 from mirg_jax.runs.settings import read
 from mirg_jax.types import Images, Text
 
@@ -29,7 +30,7 @@ def here(monkeypatch):
 
     def make(gib):
         monkeypatch.setattr(machines.Machine, "devices", lambda _: jax.devices()[:1])
-        return machines.Machine("here:1", machines.Kind("cpu", gib, 1e11), "1")
+        return machines.Machine("here:1", Chip("cpu", gib, 1e11), "1")
 
     return make
 
