@@ -45,6 +45,7 @@ from mirg_jax.training.grpo_programs import (
 )
 from mirg_jax.training.optimizer import make_apply, make_optimizer
 from mirg_jax.training.rollouts import sampling_config, see
+from mirg_jax.training.speed import sft_operations
 from mirg_jax.training.start import trainable
 
 # Two examples fill a row of 6,144 tokens; four images of 616 × 616 pixels each.
@@ -112,13 +113,9 @@ def _planned(settings: Settings, size: Size, tokens: int) -> dict[str, int]:
 
 def sft_work(recipe: Recipe, items: list[Item]) -> float:
     """Operations of a step's forward and backward passes."""
-    settings, config = recipe.settings, recipe.model.config
     lengths = [len(item.encoded.tokens) for item in items]
-    forward = flops.decoder(config, sum(lengths), sum(map(flops.causal, lengths)), sum(lengths))
-    backward = 1.0 if settings.lora else 2.0  # frozen matrices need no gradient
-    images = [len(image.patches) for item in items for image in item.images]
-    tower = sum(flops.tower(config, 1, patches) for patches in images)
-    return (1 + backward) * forward + (1 if settings.tower_is_frozen else 3) * tower
+    patches = [len(image.patches) for item in items for image in item.images]
+    return sft_operations(recipe.settings, flops.forward(recipe.model.config, lengths, patches))
 
 
 def _torch_model(recipe: Recipe, device: str):

@@ -185,7 +185,7 @@ def find_image(root: ImageRoot, path: str) -> tuple[str, pathlib.Path | io.Bytes
 
 
 def _length(content: pathlib.Path | io.BytesIO) -> int:
-    """Returns the number of bytes of what `_find` returns."""
+    """Returns the number of bytes of what `find_image` returns."""
     if isinstance(content, pathlib.Path):
         return os.path.getsize(content)
     return len(content.getbuffer())

@@ -30,10 +30,9 @@ from mirg_jax.runs.settings import Settings, Stage, read
 from mirg_jax.scenes import scene_tasks, small_tokenizer
 from mirg_jax.sharding import processes
 from mirg_jax.training import grpo, sft
+from mirg_jax.training.speed import MOST_DIFFERENT
 from mirg_jax.weights import hf
 
-# Sampled and learned log-probs of the same tokens differ by rounding alone; more is a fault.
-MOST_DIFFERENT = 0.03
 _TOKENS = 16  # of a completion
 _TRAIN = {"sft": sft.train, "grpo": grpo.train}
 

@@ -153,6 +153,10 @@ class Lock:
             lives = self._hears_from(holder, me)
         if lives:
             raise ConfigError(_refusal(self._path, holder))
+        self._discard(holder, me)
+
+    def _discard(self, holder: Holder | None, me: Holder) -> None:
+        """Removes the lock's file if it is still that of this holder."""
         # Of several processes that come here, one renames the file. Should it rename the new lock
         # of another, it gives that back.
         aside = self._path.with_name(f"{self._path.name}.{me.token}")
@@ -219,14 +223,7 @@ class _StoredLock(Lock):
         for place in (self._sign, self._path):
             places.remove(place)
 
-    def _remove_stale(self, me: Holder) -> None:
-        holder = _read(self._path)
-        if holder and holder.machine == _machine():
-            lives = _started(holder.pid) == holder.started
-        else:
-            lives = self._hears_from(holder, me)
-        if lives:
-            raise ConfigError(_refusal(self._path, holder))
+    def _discard(self, holder: Holder | None, me: Holder) -> None:
         if holder and _read(self._path) == holder:
             self._remove()
 

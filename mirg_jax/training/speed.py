@@ -23,7 +23,9 @@ _OTHER = ("evaluate", "checkpoint")  # phases that are no part of a step
 _WAITS = 0.1  # fraction of a step spent on waiting for data from which it is worth a warning
 _STEPS = 5  # steps that a warning about waiting is based on
 _FULL = 0.95  # fraction of a device's memory
-_DIFFERS = 0.03  # of sampled and learned log-probabilities, on average
+# Sampled and learned log-probabilities of the same tokens differ by rounding alone, on average by
+# less than this; more is a fault.
+MOST_DIFFERENT = 0.03
 
 
 def sft_operations(settings: Settings, forward: Forward) -> float:
@@ -138,11 +140,11 @@ class Speed:
         Args:
           difference: of the tokens' log-probabilities before an update, absolute, on average.
         """
-        if not difference <= _DIFFERS:
+        if not difference <= MOST_DIFFERENT:
             self._warn(
                 "log-probabilities",
                 f"sampled and learned log-probabilities differ by {difference:.3g} on average, "
-                f"where up to {_DIFFERS} is rounding; try model.attention=xla, and report it",
+                f"where up to {MOST_DIFFERENT} is rounding; try model.attention=xla, and report it",
             )
 
     def _warn(self, kind: str, text: str) -> None:
