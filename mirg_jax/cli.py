@@ -86,11 +86,7 @@ def _keep_compiled() -> None:
     """
     folder = ""
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
-        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-        home = (
-            home if home.is_absolute() else pathlib.Path.home() / ".cache"
-        )  # as the standard says
-        path = home / "mirg_jax" / "compiled"
+        path = places.cache_folder("compiled")
         path.mkdir(parents=True, exist_ok=True)
         folder = str(path) if os.access(path, os.W_OK) else ""
     wanted = {

@@ -15,6 +15,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if os.environ["JAX_PLATFORMS"] != "cpu":  # there float32 is by default multiplied in fewer bits
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
 
 from jaxtyping import install_import_hook
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from types import SimpleNamespace
 
 import jax
@@ -12,8 +13,8 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.models import flash
 from mirg_jax.models.config import QWEN2_5_VL_7B, QWEN2_VL_2B, QWEN2_VL_7B
 from mirg_jax.models.layers import FLOAT32, Precision
-from mirg_jax.runs import engines
-from mirg_jax.runs.settings import ModelSettings
+from mirg_jax.runs import devices, engines
+from mirg_jax.runs.settings import ModelSettings, read
 
 BFLOAT16 = Precision(jnp.bfloat16, jnp.float32)
 
@@ -77,6 +78,7 @@ def on_a_gpu(monkeypatch):
     """Tries kernels on the CPU, each time anew."""
     monkeypatch.setattr(jax, "default_device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(engines, "_failure", engines._failure.__wrapped__)
+    monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION", raising=False)
     precision = jax.config.jax_default_matmul_precision
     yield
     jax.config.update("jax_default_matmul_precision", precision)
@@ -105,3 +107,23 @@ def test_float32_is_computed_as_float32_on_accelerators(on_a_gpu, capsys):
     assert engines.options(settings(FLOAT32), QWEN2_VL_7B, Mesh()).attention == "xla"
     assert "not in float32" in capsys.readouterr().err
     assert jax.config.jax_default_matmul_precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "plugin", "flags", "expected"),
+    [
+        ("float32", True, "", "--xla_gpu_enable_triton_gemm=false"),
+        ("float32", True, "--a=1", "--a=1 --xla_gpu_enable_triton_gemm=false"),
+        ("float32", True, "--xla_gpu_enable_triton_gemm=true", None),  # the user's choice
+        ("float32", False, "", None),
+        ("bfloat16", True, "", None),
+    ],
+)
+def test_products_in_float32_are_left_to_cublas(
+    dtype, plugin, flags, expected, recipe, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    found = SimpleNamespace() if plugin else None
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: found)
+    devices.start(read(recipe("sft", **{"model.compute_dtype": dtype})).devices)
+    assert os.environ["XLA_FLAGS"] == (expected or flags)

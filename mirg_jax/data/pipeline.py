@@ -199,7 +199,8 @@ def batches(
     dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
     dataset = dataset[share::shares] if shares > 1 else dataset
     dataset = dataset.map(load).filter(lambda pair: pair is not None)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
+    ahead = 2 * batch_size  # as many rows are read before they are needed, whatever the machine
+    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
     return iter(dataset.to_iter_dataset(options).batch(batch_size, batch_fn=list))
 
 

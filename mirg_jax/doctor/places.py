@@ -22,6 +22,7 @@ from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.planning.programs import RunShapes
 from mirg_jax.runs import facts, hub, loading, origin, run_folder
+from mirg_jax.runs.checkpoints import saved_bytes
 from mirg_jax.runs.settings import DataSettings, EvaluationSettings, Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.sharding import processes
@@ -115,7 +116,7 @@ def _read(folder: pathlib.Path, file: pathlib.Path) -> str:
 def room(check: Check, run: RunShapes, folder: pathlib.Path) -> None:
     """Compares the bytes of the recipe's checkpoints with the free space for them."""
     settings = run.settings
-    each = checkpoint_bytes(run)
+    each = saved_bytes(run.state, run.frozen)
     evaluated = 1 if settings.evaluation.every else 0  # the best is kept too
     keep, every = settings.checkpoint.keep, settings.checkpoint.every
     saves = settings.num_steps // every if every else 0
@@ -134,13 +135,6 @@ def room(check: Check, run: RunShapes, folder: pathlib.Path) -> None:
         )
     else:
         check.ok(f"{what}, {_bytes(free)} free")
-
-
-def checkpoint_bytes(run: RunShapes) -> int:
-    """Returns the bytes of a checkpoint: parameters (adapters, of LoRA) and the optimizer's."""
-    params = run.params if run.settings.lora else (run.params, run.frozen)
-    leaves = jax.tree.leaves((params, run.state.opt_state))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 class FoundModel(NamedTuple):

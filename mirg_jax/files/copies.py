@@ -3,7 +3,6 @@
 import concurrent.futures
 import hashlib
 import json
-import os
 import pathlib
 import posixpath
 import shutil
@@ -44,10 +43,9 @@ def copied(folder: epath.Path) -> pathlib.Path:
         raise CheckpointError(
             f"{folder}: can't be read ({error.strerror}); check the address and the credentials"
         ) from None
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     facts = sorted(_facts(each) for each in found)
     digest = hashlib.sha256(json.dumps([str(folder), facts]).encode()).hexdigest()
-    target = pathlib.Path(home) / "mirg_jax" / "stores" / digest[:32]
+    target = places.cache_folder("stores") / digest[:32]
     missing = [each for each in found if not (target / _name(each)).exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)

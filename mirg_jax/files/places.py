@@ -32,6 +32,18 @@ for _name in (*STORES, "gcs"):
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")
 
 
+def cache_folder(name: str) -> pathlib.Path:
+    """Returns a folder of ours below XDG_CACHE_HOME, or ~/.cache; it need not be there.
+
+    Raises:
+      RuntimeError: if the user has no home.
+    """
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():  # the standard says to ignore a relative one
+        home = pathlib.Path.home() / ".cache"
+    return home / "mirg_jax" / name
+
+
 def is_url(path: str | os.PathLike) -> bool:
     """Returns whether a path is really a URL, such as gs://bucket/folder."""
     return _URL.match(os.fspath(path).strip()) is not None

@@ -159,8 +159,7 @@ class Checkpoints:
         """
         if not isinstance(self._folder, pathlib.Path):
             return  # a store has room
-        arrays = jax.tree.leaves((_saved(state.params, frozen), state.opt_state))
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
+        needed = saved_bytes(state, frozen)
         total, _, free = shutil.disk_usage(self._folder)
         if processes.gather(total > 0 and free < needed)[0]:  # some file systems don't know
             raise SaveError(
@@ -223,6 +222,12 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+def saved_bytes(state: TrainState, frozen: nnx.State) -> int:
+    """Returns the bytes of a checkpoint of arrays or their shapes: parameters and optimizer."""
+    arrays = jax.tree.leaves((_saved(state.params, frozen), state.opt_state))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
 
 
 def _saved(params: nnx.State, frozen: nnx.State) -> nnx.State:

@@ -91,13 +91,14 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceSettings:
-    """Mesh sizes for training and sampling."""
+    """Mesh sizes for training and sampling, and what the devices are started for."""
 
     data: int
     fsdp: int
     tensor: int
     sampling_tensor: int
     cpu_devices: int
+    float32: bool  # whether the model computes in float32
 
     def __post_init__(self):
         checks.devices(self)
@@ -288,6 +289,7 @@ def read(config: ConfigDict) -> Settings:
             tensor=mesh.tensor,
             sampling_tensor=config.sampling.tensor,
             cpu_devices=config.cpu_devices,
+            float32=config.model.compute_dtype == "float32",
         ),
         checkpoint=CheckpointSettings(**config.checkpoint),
         evaluation=EvaluationSettings(**config.evaluation),

@@ -296,3 +296,9 @@ class Loop:
                 name = signal.Signals(number).name
                 say(f"stopped by {name} {where}; run the same command again to go on")
             sys.exit(128 + number)
+        if processes.is_first():
+            folder = self._run.workdir
+            say(
+                f"all {step} steps are done and saved in {folder}; to score the model: "
+                f"scripts/evaluate.py --checkpoint={folder}, see docs/evaluation.md"
+            )

@@ -219,6 +219,7 @@ def encoded(image, format):
         (encoded(photo(), "PDF"), "not an image"),
         (encoded(photo(), "EPS"), "not an image"),
     ],
+    ids=itertools.count(),  # an EPS file has the time at which it was made
 )
 def test_unusable_files(tmp_path, content, message):
     if content is not None:

@@ -20,6 +20,7 @@ from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.models.config import PUBLISHED
 from mirg_jax.planning.programs import run_shapes
 from mirg_jax.runs import devices
+from mirg_jax.runs.checkpoints import saved_bytes
 from mirg_jax.runs.settings import read
 from mirg_jax.runs.tokenizer import load_tokenizer
 
@@ -118,7 +119,7 @@ def shapes(recipe, tiny_model, **changes):
 
 def test_a_full_disk_is_a_problem(recipe, tiny_model, tmp_path, monkeypatch):
     run, workdir = shapes(recipe, tiny_model), tmp_path / "run"
-    each = places.checkpoint_bytes(run)
+    each = saved_bytes(run.state, run.frozen)
     for free, level in ((3 * each, OK), (3 * each - 1, PROBLEM)):
         usage = shutil._ntuple_diskusage(free, 0, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
@@ -131,7 +132,7 @@ def test_a_full_disk_is_a_problem(recipe, tiny_model, tmp_path, monkeypatch):
 
 def test_checkpoints_that_are_there_need_no_room(recipe, tiny_model, tmp_path, monkeypatch):
     run = shapes(recipe, tiny_model)
-    each = places.checkpoint_bytes(run)
+    each = saved_bytes(run.state, run.frozen)
     usage = shutil._ntuple_diskusage(9 * each, 0, each)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(places.run_folder, "steps", lambda folder: [2, 4])
@@ -142,7 +143,7 @@ def test_checkpoints_that_are_there_need_no_room(recipe, tiny_model, tmp_path, m
 
 def test_a_lora_checkpoint_is_adapters_alone(recipe, tiny_model):
     whole, adapters = (shapes(recipe, tiny_model, **{"lora.rank": r}) for r in (0, 2))
-    assert places.checkpoint_bytes(adapters) < places.checkpoint_bytes(whole) / 2
+    assert saved_bytes(adapters.state, adapters.frozen) < saved_bytes(whole.state, whole.frozen) / 2
 
 
 @pytest.mark.parametrize("made", [True, False])
