@@ -79,7 +79,7 @@ docs: .venv-docs/.ready
 	.venv-docs/bin/pip install -q --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
-# What can be said of the code without running it, a line a checker. `make format` mends what it can.
+# What can be said of the code without running it, a line a checker. `make format` corrects what it can.
 lint: .venv/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -37,7 +37,7 @@ def scenes():
     """Trajectories of the procedural scenes, by the embedded teacher: no network, no cost.
 
     As in the paper the annotator is imperfect: a side of a box lies up to 0.3 sides too far out,
-    and the truth doesn't mend it.
+    and the truth doesn't correct it.
     """
     config = settings.trajectories()
     for stage in config.stages.values():

@@ -20,7 +20,7 @@ if os.environ["JAX_PLATFORMS"] != "cpu":  # there float32 is by default multipli
 
 from jaxtyping import install_import_hook
 
-# Calls in the rooms of arrays are checked against their signatures: types, shapes, dtypes.
+# Their functions' calls are checked against the signatures: types, shapes, dtypes.
 ROOMS = ("data", "models", "rl", "sampling", "training", "weights")
 install_import_hook([f"mirg_jax.{room}" for room in ROOMS], "typechecks.check")
 

@@ -1,4 +1,4 @@
-"""The directions of imports that keep the rooms apart (docs/architecture.md)."""
+"""The directions of imports that keep the subpackages apart (docs/architecture.md)."""
 
 import ast
 
@@ -6,8 +6,8 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "mirg_jax"
-# What each room may import of ours, besides itself, `types` and `errors`. Rooms stand in the order
-# of their floors: none imports one that stands below it in this table.
+# What each subpackage may import of ours, besides itself, `types` and `errors`. They are in the
+# order of their layers: none imports one that is below it in this table.
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -50,7 +50,7 @@ ANYWHERE = {"types", "errors"}
 
 
 def imports_of(path):
-    """The rooms that a file of the package imports."""
+    """The subpackages that a file of the package imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):

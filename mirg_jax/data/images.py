@@ -178,8 +178,8 @@ def find_image(root: ImageRoot, path: str) -> tuple[str, pathlib.Path | io.Bytes
         raise
     except OSError as error:
         raise UserError(
-            f"image {str(found[0])!r}: the store can't be read ({error.strerror}); mend it and run "
-            "again to go on"
+            f"image {str(found[0])!r}: the store can't be read ({error.strerror}); fix that and "
+            "run again to go on"
         ) from None
     return url, io.BytesIO(data)
 

@@ -72,7 +72,7 @@ def write_results(
     except OSError as error:
         raise DataError(
             f"{folder}: scores or report cannot be written ({error.strerror}); the predictions are "
-            "there, mend it and run again"
+            "there, fix that and run again"
         ) from None
 
 

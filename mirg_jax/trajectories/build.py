@@ -272,8 +272,8 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         file = f"{error.filename}: " if error.filename else ""
         raise DataError(
-            f"{folder}: can't be written ({file}{error.strerror or error}); mend it and run again, "
-            "no answer is lost"
+            f"{folder}: can't be written ({file}{error.strerror or error}); fix that and run "
+            "again, no answer is lost"
         ) from None
 
 

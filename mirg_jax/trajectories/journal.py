@@ -110,7 +110,7 @@ class Journal:
             elif kind in ("lost", "reply"):
                 self._unanswered[key] -= self._unanswered[key] > 0
                 self.dollars += dollars
-            # An empty answer is a failure too: it may be the server's setting, mended since.
+            # An empty answer is a failure too: it may be the server's setting, changed since.
             failed = kind == "failed" or (kind == "reply" and is_empty(str(row.get("text"))))
             if kind in ("reply", "failed") and not (failed and retry_failed):
                 self._places[key] = _Place(descriptor, line.start, len(line.text))
