@@ -17,6 +17,7 @@ from mirg_jax.grounding.grammar import (
     find_objects,
     format_response,
     parse_response,
+    without_ending,
 )
 
 _BLOCKS = (THINK_START, THINK_END, ANSWER_START, ANSWER_END)
@@ -28,12 +29,10 @@ class Answer(NamedTuple):
     """What an answer says.
 
     Attributes:
-      text: the answer without its thoughts.
       objects: the boxes of the answer, with the image that it names for each.
       response: thoughts and answer in the form of a trajectory; None if there are no thoughts.
     """
 
-    text: str
     objects: tuple[GroundedObject, ...]
     response: str | None
 
@@ -49,7 +48,7 @@ def read_answer(said: str, thoughts: str, num_images: int) -> Answer:
     Raises:
       DataError: if there is no box, a box is not usable, or the blocks are not in order.
     """
-    said = _BOX.sub(_with_integers, said)
+    said = _BOX.sub(_with_integers, without_ending(said))
     thoughts = _BOX.sub(_with_integers, thoughts)
     if thoughts:
         if THINK_START in said or THINK_END in said:
@@ -77,7 +76,7 @@ def read_answer(said: str, thoughts: str, num_images: int) -> Answer:
         raise DataError("; ".join(problems))
     if not objects:
         raise DataError("the answer holds no box")
-    return Answer(text, _with_images(objects, text, num_images), response)
+    return Answer(_with_images(objects, text, num_images), response)
 
 
 def _with_images(

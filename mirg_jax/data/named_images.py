@@ -41,7 +41,7 @@ def find_asked_image(question: str, num_images: int) -> int | None:
 
 
 def check_captions(question: str, first: int, num_images: int) -> None:
-    """Checks that captions number the images as they are numbered here.
+    """Checks that no caption gives an image the number that another one has here.
 
     Args:
       question: the question.
@@ -49,12 +49,12 @@ def check_captions(question: str, first: int, num_images: int) -> None:
       num_images: number of images.
 
     Raises:
-      DataError: if one doesn't.
+      DataError: if one does.
     """
     texts = question.split(IMAGE_MARK)
     captions = [match[0].strip(_PUNCTUATION) for match in _captions_behind(texts)]
     for number, caption in enumerate(captions or map(_caption, texts[:-1]), start=first):
-        if caption and find_image_index(caption, num_images) != number:
+        if caption and find_image_index(caption, num_images) not in (None, number):
             raise DataError(
                 f"image {number} of the conversation is called {quote(caption)}; number images "
                 "from 1 in their order, or leave the captions out"

@@ -32,6 +32,7 @@ def answered(content, **fields):
     [
         (answered(WHOLE), WHOLE),
         (answered(WHOLE.replace("<answer>", "\n\n<answer>") + "\n"), None),
+        (answered(f"{WHOLE}<|im_end|>\n"), WHOLE),
         (answered([{"type": "text", "text": WHOLE}]), WHOLE),
         (answered(f"<think>{THOUGHTS}</think>\n{ANSWER}"), WHOLE),
         (answered(f"{THOUGHTS}</think><answer>{ANSWER}</answer>"), WHOLE),

@@ -74,14 +74,14 @@ def test_where_a_question_names_its_image(question, image):
 @pytest.mark.parametrize(
     "question, called",
     [
-        ("Image 0: <image>\nImage 1: <image>\n", "image 1 of the conversation is called 'Image 0'"),
+        ("Image 0: <image>\nImage 1: <image>\n", "image 2 of the conversation is called 'Image 1'"),
         ("Image 2: <image>\nImage 1: <image>\n", "image 1 of the conversation is called 'Image 2'"),
         ("The second picture: <image> <image>\n", "called 'second picture'"),
         ("Image 1: <image>\nImage 1: <image>\n", "image 2 of the conversation is called 'Image 1'"),
-        ("Image 1\n<image>\nImage 3\n<image>\n", "image 2 of the conversation is called 'Image 3'"),
+        ("Image 2\n<image>\nImage 3\n<image>\n", "image 1 of the conversation is called 'Image 2'"),
         (
             "<image> (image 0)\n<image> (image 1)\n",
-            "image 1 of the conversation is called 'image 0'",
+            "image 2 of the conversation is called 'image 1'",
         ),
         ("<image_0><image_1>", "number them from 1"),
     ],
@@ -91,6 +91,14 @@ def test_captions_that_number_images_otherwise(read, question, called):
     row = {"id": "a", "images": ["1.jpg", "2.jpg"], "conversations": said(answer, question + ASKED)}
     _, (bad,) = read([row])
     assert called in bad.reason
+
+
+def test_captions_that_are_no_numbers_of_images(read):
+    asked = ("user", "frame 120: <image>\nframe 240: <image>\nWhere is the dog?")
+    (example,), _ = read([chat(asked, ("assistant", f"In the second image: {BOX}"))])
+    assert example.targets[0].image == 2
+    _, (bad,) = read([chat(asked, ("assistant", f"In frame 240: {BOX}"))])
+    assert "image 240, which is not there" in bad.reason
 
 
 def test_captions_go_on_in_later_turns(read):
