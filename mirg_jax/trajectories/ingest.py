@@ -90,9 +90,9 @@ def ingest(source: Source) -> Ingested:
     """Reads files, or a folder with the data set's layout, into questions.
 
     Each turn of a conversation becomes a question, without the thoughts that it may have: they are
-    made anew. Image paths are made relative to the folder that
-    holds the data set's folder. Of questions with the same id, the second gets "~2" appended, and
-    so on. A question that repeats an earlier one, with the same images and answer, is left out.
+    made anew. Image paths are made relative to the folder that holds the data set's folder. Of
+    questions with the same id, the second gets "~2" appended, and so on. A question that repeats an
+    earlier one, with the same images and answer, is left out.
 
     Raises:
       DataError: for a file that can't be read or has an unknown format.
