@@ -2,7 +2,8 @@
 
 import re
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]{1000,}")
+# Behind the prefix of a data URL, or alone where it is too long for a path or a name.
+_BASE64 = re.compile(r"(base64,)[A-Za-z0-9+/=_-]{40,}|[A-Za-z0-9+/=_-]{1000,}")
 
 
 def shorten(text: str, most: int) -> str:
@@ -13,11 +14,16 @@ def shorten(text: str, most: int) -> str:
       most: maximum number of characters.
     """
     text = text[: 100 * most]  # whoever quotes more than that
-    text = _BASE64.sub(lambda match: f"{match[0][:20]}…", text)
+    text = hide_base64(text)
     if len(text) <= most:
         return text
     half = (most - 5) // 2
     return f"{text[:half]} ... {text[-half:]}"
+
+
+def hide_base64(text: str) -> str:
+    """Leaves out the base64 of a text, but for a data URL's prefix or its first characters."""
+    return _BASE64.sub(lambda match: f"{match[1] or match[0][:20]}…", text)
 
 
 class UserError(ValueError):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mirg_jax.errors import hide_base64
 from mirg_jax.grounding.grammar import (
     ANSWER_END,
     ANSWER_START,
@@ -22,7 +23,6 @@ FILTERED = "the answer was filtered"
 REFUSED = "the model refused"
 _MOST_WORDS = 300  # characters that are quoted of a server's words
 _SHORTEST_KEY = 8  # characters; anything shorter may be part of an answer by chance
-_BASE64 = re.compile(r"(base64,|\b)[A-Za-z0-9+/=_-]{200,}")
 # Ends in the text's end at the latest: a search that fails would begin again at every tag.
 _NOT_SHOWN = re.compile(
     r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<[^<>]{1,200}>", re.DOTALL | re.IGNORECASE
@@ -89,7 +89,7 @@ def quote_words(text: str, hide: str = "") -> str:
     """
     text = text[:20_000].replace(hide, "[key]") if hide else text[:20_000]
     text = _NOT_SHOWN.sub(" ", text)
-    return " ".join(_BASE64.sub(r"\1…", text).split())[:_MOST_WORDS]
+    return " ".join(hide_base64(text).split())[:_MOST_WORDS]
 
 
 def read_completion(answer: Any, hide: str = "") -> Reply:

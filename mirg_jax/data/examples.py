@@ -1,7 +1,8 @@
 """Questions about several images with their answers, and the three file formats that hold them.
 
 - MGrounding-630k: rows `{id, images, conversations: [{from, value}], type}`, boxes on the grid
-  inside the answers' text, several turns a row; `conversation_rows` has its other forms.
+  inside the answers' text, several turns a row; `conversation_rows` has its other forms, and
+  answers with thoughts are trajectories.
 - MIG-Bench: rows `{task, images, question, answer, additional_info, need_format}`, one box a row in
   fractions.
 - Trajectories: rows `{id, task, images, question, targets: [{image, box, label}], response}`.
@@ -18,17 +19,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mirg_jax.data import conversation_rows, mig_bench_rows
+from mirg_jax.data.conversation_answers import read_answer
 from mirg_jax.data.conversation_rows import IMAGE_MARK
 from mirg_jax.data.json_rows import (
     four_numbers,
     images_field,
     kind_of,
     list_field,
+    on_grid,
     quote,
     read_rows,
     text_field,
+    whole_number,
     without_nulls,
 )
+from mirg_jax.data.named_images import check_captions, find_asked_image
 from mirg_jax.errors import DataError, shorten
 from mirg_jax.files import places
 from mirg_jax.grounding import tasks
@@ -36,14 +41,14 @@ from mirg_jax.grounding.boxes import GRID, Box, fraction_to_grid, grid_to_fracti
 from mirg_jax.grounding.grammar import (
     ORDINALS,
     GroundedObject,
-    find_image_index,
-    find_objects,
     format_box,
     format_object,
 )
 
 # MIG-Bench's authors append a note on the format to the questions of the other tasks.
 _NO_FORMAT_NOTE = ("group_grounding", "object_tracking")
+# Its box is the same in both images, and neither question nor answer names one.
+_IN_ANY_IMAGE = ("diff",)
 _TYPE_OF_TASK = {task: kind for kind, task in tasks.MGROUNDING_TYPES.items()}
 # A subset of MGrounding-630k that describes boxes instead of finding them.
 _CAPTIONING = re.compile(r"(?<![a-z])gg_reg(?![a-z])", re.IGNORECASE)
@@ -168,7 +173,7 @@ def write_mig_bench(path: str | pathlib.Path, examples: Iterable[Example]) -> No
                 "holds one; write it as a trajectory"
             )
         (target,) = example.targets
-        said = find_image_index(example.question, len(example.images))
+        said = find_asked_image(example.question, len(example.images))
         info = ""
         if target.image not in (None, said):
             info = f"It is {_in_image(target.image)}. {format_box(target.box)}. "
@@ -201,21 +206,22 @@ def _load(path: places.Place) -> tuple[list[Any], _ReadRow]:
     if isinstance(rows[0], dict):
         fields = f"; the fields of the first are {quote([*rows[0]])}"
     raise DataError(
-        f'{path}: no row has "conversations" or "messages" (MGrounding-630k), "question" and '
-        f'"answer" (MIG-Bench) or "question" and "targets" (trajectories){fields}'
+        f'{path}: no row has "conversations", "messages" or "query" and "response" '
+        f'(MGrounding-630k and chats), "question" and "answer" (MIG-Bench) or "question" and '
+        f'"targets" (trajectories){fields}'
     )
 
 
 def _reader_of(row: dict[str, Any]) -> _ReadRow | None:
     """What reads rows with such fields; None if they are of no known format."""
     row = without_nulls(row)
-    if not row.keys().isdisjoint(conversation_rows.NAMES):
+    if any(row.get(name, []) != [] for name in conversation_rows.NAMES):
         return _read_conversation
-    if {"question", "answer"} <= row.keys() and "targets" not in row:
+    if {"question", "answer"} <= row.keys() and row.get("targets", []) == []:
         return _read_mig_bench
     if "question" in row and not row.keys().isdisjoint(("targets", "response")):
         return _read_trajectory
-    return None
+    return _read_conversation if conversation_rows.is_conversation(row) else None
 
 
 def _write_json(path: str | pathlib.Path, rows: list[dict[str, Any]]) -> None:
@@ -235,10 +241,10 @@ def _read_trajectory(row: dict[str, Any], index: int, source: str) -> Iterator[E
         if not isinstance(target, dict):
             raise DataError(f"a target is not an object but {kind_of(target)}")
         image = target.get("image")
-        if image is not None and (type(image) is not int or not 1 <= image <= len(images)):
+        number = whole_number(image)
+        if image is not None and (number is None or not 1 <= number <= len(images)):
             raise DataError(f"a target's image is {quote(image)}, not one of 1..{len(images)}")
-        box = _inside(four_numbers(target.get("box"), "the box", whole=True), GRID)
-        targets.append(Target(box, image, text_field(target, "label")))
+        targets.append(Target(_grid_box(target.get("box")), number, text_field(target, "label")))
     task = text_field(row, "task")
     yield Example(_id(row), task, images, question, tuple(targets), response, source)
 
@@ -251,6 +257,7 @@ def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Ex
         raise DataError(f"the box {[*fields.answer]} is too small for a grid of {GRID}")
     name = f"{fields.task}_{index:05d}" if row.get("id") is None else _id(row)
     target = Target(box, fields.target_image)
+    _check_image(target.image, len(fields.images), fields.task)
     yield Example(name, fields.task, fields.images, question, (target,), None, source)
 
 
@@ -264,33 +271,40 @@ def _read_conversation(
     name = _id(row) if "id" in row else f"{task}_{index:05d}"
     if any(map(_CAPTIONING.search, (name, source, str(row.get("type"))))):
         raise DataError("gg_reg is captioning, not grounding")
-    # The images belong to the row, so the marks do as well.
-    _check_marks(sum(len(asked.marks()) for asked, _ in turns), len(images))
-
-    for n, (asked, answered) in enumerate(turns, start=1):
-        turn = name if n == 1 else f"{name}#{n}"
+    for n, turn in enumerate(turns, start=1):
+        turn_name = name if n == 1 else f"{name}#{n}"
         try:
-            question, answer = asked.text(), answered.text()
-            targets = _targets(answer, question, len(images))
-            yield Example(turn, task, images, question, targets, None, source)
+            yield _read_turn(turn, turn_name, task, source)
         except DataError as error:
-            yield Rejected(source, turn, str(error))
+            yield Rejected(source, turn_name, str(error))
 
 
-def _targets(answer: str, question: str, num_images: int) -> tuple[Target, ...]:
-    objects, problems = find_objects(answer, num_images)
-    if problems:  # part of an answer is not the answer
-        raise DataError("; ".join(problems))
-    if not objects:
-        raise DataError("the answer holds no box")
-    asked = find_image_index(question, num_images)
-    return tuple(Target(o.box, o.image if o.image else asked, o.label) for o in objects)
+def _read_turn(turn: conversation_rows.Turn, name: str, task: str, source: str) -> Example:
+    question, count = turn.question(), len(turn.images)
+    if not count:
+        raise DataError("no image stands before the question or in it")
+    check_captions(question, count - sum(turn.keeps) + 1, count)
+    answer = read_answer(turn.answered.text(), turn.answered.thoughts(), count)
+    asked = find_asked_image(question, count)
+    targets = tuple(Target(each.box, each.image or asked, each.label) for each in answer.objects)
+    for target in targets:
+        _check_image(target.image, count, task)
+    return Example(name, task, turn.images, question, targets, answer.response, source)
+
+
+def _check_image(image: int | None, num_images: int, task: str) -> None:
+    """Raises DataError if it isn't known which of several images a box is in."""
+    if image is None and num_images > 1 and task not in _IN_ANY_IMAGE:
+        raise DataError(
+            f"which of the {num_images} images a box is in is not said; name it before the box, as "
+            '"In the second image: ", or at the question\'s end (a caption of an image names none)'
+        )
 
 
 def _plain_answer(example: Example) -> str:
-    """The inverse of `_targets`."""
+    """An answer from which `_read_turn` reads the example's targets."""
     parts = []
-    said = find_image_index(example.question, len(example.images))
+    said = find_asked_image(example.question, len(example.images))
     for target in example.targets:
         if target.image not in (None, said):
             parts.append(f"It's {_in_image(target.image)}.")
@@ -308,24 +322,32 @@ def _in_image(image: int) -> str:
 
 
 def _id(row: dict[str, Any]) -> str:
-    return str(row["id"]) if type(row.get("id")) is int else text_field(row, "id")
+    number = whole_number(row.get("id"))
+    return text_field(row, "id") if number is None else str(number)
 
 
 def _question(text: str, num_images: int) -> str:
-    _check_marks(text.count(IMAGE_MARK), num_images)
+    if (marks := text.count(IMAGE_MARK)) > num_images:
+        raise DataError(f"the question has {marks} {IMAGE_MARK} marks for {num_images} images")
     return text
 
 
-def _check_marks(marks: int, num_images: int) -> None:
-    if marks > num_images:
-        raise DataError(f"the question has {marks} {IMAGE_MARK} marks for {num_images} images")
+def _grid_box(values: Any) -> Box:
+    """A box of four integers. Raises DataError if it isn't one, or not on the grid."""
+    x1, y1, x2, y2 = _inside(four_numbers(values, "the box"), GRID)
+    if any(whole_number(value) is None for value in (x1, y1, x2, y2)):
+        raise DataError(f"the box {quote(values)} is not a list of four integers")
+    return x1, y1, x2, y2
 
 
 def _inside(box: tuple[Any, Any, Any, Any], top: int) -> tuple[Any, Any, Any, Any]:
-    """The box itself. Raises DataError if it has no area or isn't inside 0..top."""
-    x1, y1, x2, y2 = values = [*box]
+    """The box itself, without rounding over the edge.
+
+    Raises DataError if it has no area or isn't inside 0..top.
+    """
+    x1, y1, x2, y2 = values = [on_grid(value, top) for value in box]
     if not all(0 <= value <= top for value in values):  # nor is NaN
-        raise DataError(f"the box {quote(values)} is not inside 0..{top}")
+        raise DataError(f"the box {quote([*box])} is not inside 0..{top}")
     if x1 >= x2 or y1 >= y2:
-        raise DataError(f"the box {values} is inverted or empty: it needs x1 < x2 and y1 < y2")
-    return box
+        raise DataError(f"the box {[*box]} is inverted or empty: it needs x1 < x2 and y1 < y2")
+    return x1, y1, x2, y2

@@ -1,14 +1,17 @@
 """Text files, JSON rows and their fields; whatever is wrong with one is said in a line."""
 
 import json
+import posixpath
 import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from mirg_jax.data import file_kinds
 from mirg_jax.errors import DataError
 from mirg_jax.files import places
 from mirg_jax.files.places import Place
+from mirg_jax.grounding.boxes import GRID
 
 # Where an object that stands for an image has its path, and where the image itself.
 _PATHS, _CONTENTS = ("path", "url", "image", "image_url"), ("bytes", "base64", "source")
@@ -18,27 +21,13 @@ _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")
 
 
-def read_text(path: str | Place) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-      DataError: the file can't be read or is not UTF-8.
-    """
-    try:
-        return places.read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-
-
 def read_rows(path: str | Place) -> list[Any]:
     """The rows of a file: a JSON list, or JSON lines; what it is called doesn't matter.
 
     Raises:
       DataError: the file is missing, empty, cut or holds something else.
     """
-    text = read_text(path)
+    text = _read_text(path)
     values, at = [], _SPACE.match(text).end()
     while at < len(text):
         value, at = _decode(path, text, at)
@@ -56,11 +45,34 @@ def read_rows(path: str | Place) -> list[Any]:
     return rows
 
 
+def _read_text(path: str | Place) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark."""
+    try:
+        data = places.read_bytes(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        _check_kind(path, data)
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _check_kind(path: str | Place, data: bytes) -> None:
+    """Raises DataError if the content of a file is of another kind than JSON."""
+    if kind := file_kinds.looks_like(data):
+        what, remedy = kind
+        raise DataError(
+            f"{path}: looks like {what}, where a JSON list or JSON lines are needed; {remedy}"
+        ) from None
+
+
 def _decode(path: str | Place, text: str, at: int) -> tuple[Any, int]:
     """One JSON value of a text from `at` on, and where it ends."""
     try:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
+        _check_kind(path, text[:4096].encode())
         raise DataError(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             "the file may be cut, get or make it again"
@@ -96,16 +108,21 @@ def list_field(row: dict[str, Any], name: str) -> list[Any]:
 def images_field(row: dict[str, Any]) -> tuple[str, ...]:
     """The paths in the field "images", or in "image", which may be one; see `image_path`.
 
+    An empty list is as good as an absent field.
+
     Raises:
       DataError: it holds anything else, or the two name different images.
     """
     single = row.get("image")
     singles = single if isinstance(single, list) else [single]
-    if row.get("images") is None and isinstance(single, str | list | dict):
+    if row.get("images") in (None, []) and isinstance(single, str | list | dict):
         row = {"images": singles}
     images = tuple(map(image_path, list_field(row, "images")))
     if isinstance(row.get("image"), str | list | dict):
-        others = [image for image in map(image_path, singles) if image not in images]
+        known = set(map(posixpath.normpath, images))
+        others = [
+            each for each in map(image_path, singles) if posixpath.normpath(each) not in known
+        ]
         if others:
             raise DataError(
                 f"'image' has {quote(others[0])}, which is not in 'images'; remove one of the two"
@@ -157,18 +174,38 @@ def check_path(image: str) -> None:
         )
 
 
-def four_numbers(values: Any, name: str, *, whole: bool = False) -> tuple[Any, Any, Any, Any]:
-    """Four numbers, `whole` ones if need be, of any size; a truth value is none.
+def four_numbers(values: Any, name: str) -> tuple[Any, Any, Any, Any]:
+    """Four numbers of any size; a truth value is none.
 
     Raises:
       DataError: they are something else; the message calls them by `name`.
     """
-    kinds = (int,) if whole else (int, float)
+    kinds = (int, float)
     if not isinstance(values, list) or [type(value) in kinds for value in values] != [True] * 4:
-        what = "integers" if whole else "numbers"
-        raise DataError(f"{name} {quote(values)} is not a list of four {what}")
+        raise DataError(f"{name} {quote(values)} is not a list of four numbers")
     x1, y1, x2, y2 = values
     return x1, y1, x2, y2
+
+
+def whole_number(value: Any) -> int | None:
+    """An integer, also where it is written as 2.0; None for anything else."""
+    if type(value) is int or (type(value) is float and value.is_integer()):
+        return int(value)
+    return None
+
+
+def on_grid(value: float, top: float = GRID) -> float:
+    """A coordinate that is over the edge of 0..top by rounding is the edge, 2.0 is 2.
+
+    Rounding is less than half a step of the grid of boxes; other values stay.
+    """
+    step = top / GRID
+    if -step / 2 < value < 0:
+        return 0
+    if top < value < top + step / 2:
+        return top
+    whole = whole_number(value)
+    return value if whole is None else whole
 
 
 def quote(value: Any) -> str:

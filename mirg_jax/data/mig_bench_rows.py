@@ -4,7 +4,7 @@ A row is `{task, images, question, answer, additional_info, need_format}`. Train
 read it here. No field names the answer's image, so it is taken from wording:
 
 1. from `additional_info` where that holds a box: it then says the answer in words;
-2. from the question otherwise.
+2. from the question otherwise, where captions of images name none (`data.named_images`).
 
 What the published file holds, and why the rule is this:
 
@@ -22,6 +22,7 @@ Rows that `data.examples.write_mig_bench` writes say the image in the same way, 
 from typing import Any, NamedTuple
 
 from mirg_jax.data.json_rows import four_numbers, images_field, text_field
+from mirg_jax.data.named_images import find_asked_image
 from mirg_jax.grounding.grammar import BOX_START, find_image_index
 
 Fractions = tuple[float, float, float, float]
@@ -62,5 +63,6 @@ def read_fields(row: dict[str, Any]) -> Fields:
 
 def find_target_image(question: str, additional_info: Any, num_images: int) -> int | None:
     """The image, from 1, that the answer lies in by the module's rule, None where nothing says."""
-    says_answer = isinstance(additional_info, str) and BOX_START in additional_info
-    return find_image_index(additional_info if says_answer else question, num_images)
+    if isinstance(additional_info, str) and BOX_START in additional_info:
+        return find_image_index(additional_info, num_images)
+    return find_asked_image(question, num_images)

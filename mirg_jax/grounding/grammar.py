@@ -55,7 +55,8 @@ _LAST = ("last", "final")
 _SOURCE = "source"  # region questions refer to "a source image followed by its several regions"
 _WORDS = "|".join((*ORDINALS, *_LAST, _SOURCE))
 _IMAGE = r"(?:image|picture|photo|frame)"
-_WORDING = re.compile(
+# The words that name an image, by a number or an ordinal.
+IMAGE_WORDING = re.compile(
     rf"\b(?:(?P<word>{_WORDS})|(?P<suffixed>\d{{1,3}})(?:st|nd|rd|th))\s{{1,2}}{_IMAGE}\b"
     rf"|\b{_IMAGE}[\s#_-]{{0,2}}(?P<number>\d{{1,3}})\b",
     re.IGNORECASE | re.ASCII,
@@ -380,7 +381,7 @@ def _read_box(content: str) -> Box | None:
 def _last_wording(text: str, num_images: int | None) -> int | None:
     """Returns the image index mentioned last, in range or not."""
     match = None
-    for match in _WORDING.finditer(text):  # noqa: B007
+    for match in IMAGE_WORDING.finditer(text):  # noqa: B007
         pass
     if match is None:
         return None

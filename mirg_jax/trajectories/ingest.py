@@ -89,9 +89,10 @@ def _files_below(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 def ingest(source: Source) -> Ingested:
     """Reads files, or a folder with the data set's layout, into questions.
 
-    Each turn of a conversation becomes a question. Image paths are made relative to the folder that
-    holds the data set's folder. Of questions with the same id, the second gets "~2" appended, and
-    so on. A question that repeats an earlier one, with the same images and answer, is left out.
+    Each turn of a conversation becomes a question, without the thoughts that it may have: they are
+    made anew. Image paths are made relative to the folder that holds the data set's folder. Of
+    questions with the same id, the second gets "~2" appended, and so on. A question that repeats an
+    earlier one, with the same images and answer, is left out.
 
     Raises:
       DataError: for a file that can't be read or has an unknown format.
@@ -110,6 +111,7 @@ def ingest(source: Source) -> Ingested:
                 example,
                 id=example.id if ids[example.id] == 1 else f"{example.id}~{ids[example.id]}",
                 images=tuple(map(_from_dataset, example.images)),
+                response=None,
                 source=folder + example.source,
             )
             content = (example.images, example.question, example.targets)

@@ -1,8 +1,7 @@
-"""Conversion between Hugging Face safetensors and our parameters, with one table for both ways.
+"""Conversion between Hugging Face safetensors and our parameters, by the table in `published.py`.
 
-Published checkpoints name tensors `visual.*`, `model.*` and `lm_head.weight`; newer versions of
-transformers use `model.visual.*` and `model.language_model.*`. Both forms are read; the published
-names are written. Our layers are stacked on a leading axis; only this module unstacks them.
+Published names and those of newer versions of transformers are read; the published ones are
+written. Our layers are stacked on a leading axis; only this module unstacks them.
 """
 
 import concurrent.futures
@@ -26,86 +25,13 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.weights import preprocessor, safetensors_files, tensor_check
+from mirg_jax.weights.published import Entry, published_name, table
 from mirg_jax.weights.safetensors_files import Spec, Tensors
 
 Index = tuple[slice, ...]
 # `read(path, index, out)` fills `out` with the slice `index` of the parameter at a dotted path,
 # cast to `out.dtype`: a common interface for safetensors files, Orbax files and device arrays.
 Read = Callable[[str, Index, np.ndarray], None]
-
-
-class Entry(NamedTuple):
-    """One parameter: its path here, its published name, and how their layouts differ."""
-
-    path: str  # dotted path of our parameter
-    name: str  # published name; `{}` stands for the layer number of a stacked parameter
-    # "same"; "linear": published as [out, in], ours is [in, out]; "conv": like "linear", but the
-    # input axes are published separately.
-    kind: str
-
-
-def _linear(path: str, name: str, *, bias: bool) -> list[Entry]:
-    entries = [Entry(f"{path}.kernel", f"{name}.weight", "linear")]
-    return entries + ([Entry(f"{path}.bias", f"{name}.bias", "same")] if bias else [])
-
-
-def _norm(path: str, name: str, *, bias: bool) -> list[Entry]:
-    entries = [Entry(f"{path}.scale", f"{name}.weight", "same")]
-    return entries + ([Entry(f"{path}.bias", f"{name}.bias", "same")] if bias else [])
-
-
-def table(config: ModelConfig) -> list[Entry]:
-    """Returns an entry for every parameter of the model."""
-    tower, block = "visual.blocks", "visual.blocks.{}"
-    windows = bool(config.vision.window_size)  # Qwen2.5-VL's tower: different norms and MLPs
-    mlp = ("gate_proj", "up_proj", "down_proj") if windows else ("fc1", "fc2")
-    layers, layer = "decoder.layers", "model.layers.{}"
-    entries = [
-        Entry("visual.patch_embed.kernel", "visual.patch_embed.proj.weight", "conv"),
-        *_norm(f"{tower}.norm1", f"{block}.norm1", bias=not windows),
-        *_linear(f"{tower}.qkv", f"{block}.attn.qkv", bias=True),
-        *_linear(f"{tower}.proj", f"{block}.attn.proj", bias=True),
-        *_norm(f"{tower}.norm2", f"{block}.norm2", bias=not windows),
-        *(e for n in mlp for e in _linear(f"{tower}.{n}", f"{block}.mlp.{n}", bias=True)),
-        *_norm("visual.merger.norm", "visual.merger.ln_q", bias=not windows),
-        *_linear("visual.merger.fc1", "visual.merger.mlp.0", bias=True),
-        *_linear("visual.merger.fc2", "visual.merger.mlp.2", bias=True),
-        Entry("embed_tokens.embedding", "model.embed_tokens.weight", "same"),
-        *_norm(f"{layers}.input_norm", f"{layer}.input_layernorm", bias=False),
-        *_linear(f"{layers}.attention.q_proj", f"{layer}.self_attn.q_proj", bias=True),
-        *_linear(f"{layers}.attention.k_proj", f"{layer}.self_attn.k_proj", bias=True),
-        *_linear(f"{layers}.attention.v_proj", f"{layer}.self_attn.v_proj", bias=True),
-        *_linear(f"{layers}.attention.o_proj", f"{layer}.self_attn.o_proj", bias=False),
-        *_norm(f"{layers}.post_norm", f"{layer}.post_attention_layernorm", bias=False),
-        *_linear(f"{layers}.gate_proj", f"{layer}.mlp.gate_proj", bias=False),
-        *_linear(f"{layers}.up_proj", f"{layer}.mlp.up_proj", bias=False),
-        *_linear(f"{layers}.down_proj", f"{layer}.mlp.down_proj", bias=False),
-        *_norm("decoder.norm", "model.norm", bias=False),
-    ]
-    if not config.text.tie_word_embeddings:
-        entries += _linear("lm_head", "lm_head", bias=False)
-    return entries
-
-
-def _names(entry: Entry, shape: tuple[int, ...]) -> list[str]:
-    return [entry.name.format(i) for i in range(shape[0])] if "{}" in entry.name else [entry.name]
-
-
-def _published_shape(entry: Entry, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-    if "{}" in entry.name:
-        shape = shape[1:]
-    if entry.kind == "conv":
-        patch = config.vision.patch_size
-        return (shape[1], 3, config.vision.temporal_patch_size, patch, patch)
-    return shape[::-1] if entry.kind == "linear" else shape
-
-
-def published_name(name: str) -> str:
-    """Converts a tensor's name from newer transformers to the published form."""
-    for new, old in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if name.startswith(new):
-            return old + name[len(new) :]
-    return name
 
 
 def by_path(state: nnx.State) -> dict[str, nnx.Param]:
@@ -166,9 +92,9 @@ def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) ->
     entries = {entry.path: entry for entry in table(config)}
     tensors = Tensors(folder, published_name)
     wanted = {
-        name: _published_shape(entry, leaves[path].shape, config)
+        name: entry.published_shape(leaves[path].shape, config)
         for path, entry in entries.items()
-        for name in _names(entry, leaves[path].shape)
+        for name in entry.names(leaves[path].shape)
     }
     tensor_check.check(folder, tensors, wanted)
 
@@ -186,8 +112,8 @@ def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) ->
 
     def read(path: str, index: Index, out: np.ndarray) -> None:
         entry, shape = entries[path], leaves[path].shape
-        names = _names(entry, shape)
-        if "{}" not in entry.name:
+        names = entry.names(shape)
+        if not entry.is_stacked:
             return fill(entry, names[0], index, out)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = [
@@ -300,14 +226,13 @@ def _pieces(state: nnx.State, config: ModelConfig, dtype: np.dtype) -> list[_Pie
         raise ValueError(f"{min(unknown)} has no published name; merge adapters into their base")
     for entry in entries:
         shape = leaves[entry.path].shape
-        published = _published_shape(entry, shape, config)
-        for i, name in enumerate(_names(entry, shape)):
+        published = entry.published_shape(shape, config)
+        for i, name in enumerate(entry.names(shape)):
             whole = (slice(None),) * len(shape)
             layer = (slice(i, i + 1), *whole[1:])
-            stacked = "{}" in entry.name
-            part = (1, *shape[1:]) if stacked else shape
+            part = (1, *shape[1:]) if entry.is_stacked else shape
             spec = Spec(name, published, dtype)
-            pieces.append(_Piece(entry, layer if stacked else whole, part, spec))
+            pieces.append(_Piece(entry, layer if entry.is_stacked else whole, part, spec))
     return pieces
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.lora import TOWER, Lora
-from mirg_jax.weights import hf
+from mirg_jax.weights import hf, published
 
 
 def _modules(lora: Lora) -> str:
@@ -46,7 +46,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     leaves = hf.by_path(adapters)
     tensors = {}
-    for entry in hf.table(config):
+    for entry in published.table(config):
         layer, _, last = entry.path.rpartition(".")
         if last != "kernel" or f"{layer}.lora_a" not in leaves:
             continue

@@ -29,6 +29,8 @@ ROW = {
         ("Find it in Image-2.", "What do the people in image-1 need?", 2),
         ("Find it in Image-2.", ["in image-1", BOX], 2),
         ("Find it in image 4.", "", None),  # of three
+        ("Image 1: <image>\nImage 2: <image>\nFind the dog.", "", None),  # captions
+        ("Image 1: <image>\nImage 2: <image>\nFind it in image 1.", "", 1),
     ],
 )
 def test_the_image_is_that_of_the_answer_in_words_or_else_of_the_question(question, info, image):

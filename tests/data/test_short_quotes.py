@@ -8,6 +8,7 @@ import pytest
 from bench_rows import file_row
 
 from mirg_jax import cli
+from mirg_jax.chat.completions import quote_words
 from mirg_jax.data.examples import Rejected, read_examples
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.errors import DataError, UserError, shorten
@@ -80,6 +81,14 @@ def test_the_line_of_a_binary_is_short(capsys):
     line = capsys.readouterr().err
     assert ended.value.code == 2 and len(line) < 2100 and line.count("\n") == 1
     assert "row 3" in line and DATA[1000:1100] not in line
+
+
+@pytest.mark.parametrize("data", [URL, URL[:300], DATA, "A" * 1500])
+def test_rows_and_servers_words_leave_out_the_same(data):
+    text = f"no image: {data} (row 3)"
+    short = shorten(text, 500)
+    assert short == quote_words(text) and short.startswith(f"no image: {data[:20]}")
+    assert len(short) < 70 and "…" in short
 
 
 def test_what_is_short_stays():

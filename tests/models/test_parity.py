@@ -16,7 +16,7 @@ from mirg_jax.models.layers import Precision
 from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import last_token
 from mirg_jax.training import sft
-from mirg_jax.weights import hf
+from mirg_jax.weights import hf, published
 
 SHAPES = Shapes(lengths=(112, 224), slots=(4, 8), patches=(64, 128))
 # Unequal sizes, some not multiples of 28, so that they are resized.
@@ -62,7 +62,7 @@ class Case:
         loss = total / count
         loss.backward()
         gradients = {
-            hf.published_name(name): parameter.grad.numpy().copy()
+            published.published_name(name): parameter.grad.numpy().copy()
             for name, parameter in self.torch.named_parameters()
         }
         return loss.item(), gradients

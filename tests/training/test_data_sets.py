@@ -4,6 +4,7 @@ import json
 
 import pytest
 from conftest import train
+from PIL import Image
 
 from mirg_jax.data.examples import read_examples
 from mirg_jax.errors import ConfigError, DataError, UserError
@@ -51,6 +52,26 @@ def test_no_row_is_usable(refused, tmp_path):
     line = refused(**{"data.train_json": path})
     assert f"{path}: the data set is empty, all 3 rows are left out" in line
     assert "a.jsonl row 0: the answer holds no box" in line
+
+
+def test_a_file_that_is_no_json(refused, tmp_path):
+    path = tmp_path / "a.json"
+    Image.new("RGB", (4, 4)).save(path, "PNG")
+    line = refused(**{"data.train_json": str(path)})
+    assert line.startswith(f"{path}: looks like a PNG image, where a JSON list or JSON lines are")
+    path.write_text("id,images,question\n1,a.png,Where?\n")
+    assert "a table divided by commas (CSV)" in refused("grpo", **{"data.train_json": str(path)})
+
+
+def test_captions_of_images_are_no_targets(refused, tmp_path):
+    said = [
+        {"from": "Human", "value": "Picture 1: <image>\nPicture 2: <image>\nWhere?"},
+        {"from": "GPT", "value": "<|box_start|>(10,20),(300,400)<|box_end|>"},
+    ]
+    row = {"id": "a", "images": ["a.jpg", "b.jpg"], "conversations": said}
+    line = refused(**{"data.train_json": in_lines(tmp_path / "a.jsonl", [row])})
+    assert "all 1 rows are left out" in line
+    assert "a.jsonl row 0: which of the 2 images a box is in is not said" in line
 
 
 def test_no_row_has_a_target_to_reward(refused, tmp_path):

@@ -104,6 +104,15 @@ def test_every_row_of_a_published_folder_is_accounted_for(tmp_path):
     assert len(found.left_out) == 8
 
 
+def test_questions_have_no_thoughts_of_the_data(tmp_path):
+    said = f"<think>At first sight {BOX}.</think><answer>In image 2: {BOX}</answer>"
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([row("Difference", 1, ("Where is the dog?", said))]))
+    assert read_examples(path)[0][0].response == said
+    (question,) = ingest(path).questions
+    assert question.response is None and question.targets[0].image == 2
+
+
 def test_files_are_named_by_what_tells_them_apart(tmp_path):
     publish(tmp_path)
     paths = [

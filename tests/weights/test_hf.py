@@ -22,7 +22,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
-from mirg_jax.weights import hf
+from mirg_jax.weights import hf, published
 
 
 @pytest.fixture(scope="module", params=reference.ALL_NAMES)
@@ -39,7 +39,7 @@ def model(config):
 def tensors(model, config):
     """The model's tensors under their published names, without a tied head."""
     return {
-        hf.published_name(name): parameter.detach().clone()
+        published.published_name(name): parameter.detach().clone()
         for name, parameter in model.named_parameters()
     }
 
@@ -134,7 +134,7 @@ def test_export_in_half_precision(config, tensors, folder, tmp_path, dtype):
 
 def test_table_names_every_parameter_once(config):
     _, state = abstract(config)
-    paths = [entry.path for entry in hf.table(config)]
+    paths = [entry.path for entry in published.table(config)]
     assert sorted(paths) == sorted(hf.by_path(state))
 
 

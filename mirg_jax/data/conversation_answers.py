@@ -1,0 +1,104 @@
+"""What an answer of a conversation says: its objects with their images, and its trajectory."""
+
+import re
+from typing import NamedTuple
+
+from mirg_jax.data import named_images
+from mirg_jax.data.json_rows import on_grid
+from mirg_jax.errors import DataError
+from mirg_jax.grounding.grammar import (
+    ANSWER_END,
+    ANSWER_START,
+    BOX_END,
+    BOX_START,
+    THINK_END,
+    THINK_START,
+    GroundedObject,
+    find_objects,
+    format_response,
+    parse_response,
+    without_ending,
+)
+
+_BLOCKS = (THINK_START, THINK_END, ANSWER_START, ANSWER_END)
+_FRACTIONAL = re.compile(r"-?\d{1,4}\.\d{1,20}", re.ASCII)
+_BOX = re.compile(f"{re.escape(BOX_START)}[^<]*{re.escape(BOX_END)}")
+
+
+class Answer(NamedTuple):
+    """What an answer says.
+
+    Attributes:
+      objects: the boxes of the answer, with the image that it names for each.
+      response: thoughts and answer in the form of a trajectory; None if there are no thoughts.
+    """
+
+    objects: tuple[GroundedObject, ...]
+    response: str | None
+
+
+def read_answer(said: str, thoughts: str, num_images: int) -> Answer:
+    """Reads an answer. Boxes of thoughts are not its objects.
+
+    Args:
+      said: the answer; thoughts may stand before it in `<think>`, and it may be in `<answer>`.
+      thoughts: the thoughts that stand beside the answer; "" for none.
+      num_images: number of images of the question.
+
+    Raises:
+      DataError: if there is no box, a box is not usable, or the blocks are not in order.
+    """
+    said = _BOX.sub(_with_integers, without_ending(said))
+    thoughts = _BOX.sub(_with_integers, thoughts)
+    if thoughts:
+        if THINK_START in said or THINK_END in said:
+            raise DataError("an answer has thoughts beside it and in it; remove one of the two")
+        said = f"{THINK_START}{thoughts}{THINK_END}{said}"
+    counts = [said.count(tag) for tag in _BLOCKS]
+    if max(counts) > 1 or counts[0] > counts[1] or counts[2] != counts[3]:
+        raise DataError(
+            f"the answer's blocks are not {THINK_START}…{THINK_END} and "
+            f"{ANSWER_START}…{ANSWER_END}, once each"
+        )
+    parsed = parse_response(said, num_images)
+    thoughts = (parsed.thinking or "").strip()
+    text = said.rpartition(THINK_END)[2] if parsed.answer is None else parsed.answer
+    response = None
+    if thoughts:
+        response = said.strip()
+        if parsed.answer is None or THINK_START not in said:
+            response = format_response(thoughts, text.strip())
+        parsed = parse_response(response, num_images)
+        objects, problems = parsed.objects, parsed.problems
+    else:
+        objects, problems = find_objects(text, num_images)
+    if problems:  # part of an answer is not the answer
+        raise DataError("; ".join(problems))
+    if not objects:
+        raise DataError("the answer holds no box")
+    return Answer(_with_images(objects, text, num_images), response)
+
+
+def _with_images(
+    objects: tuple[GroundedObject, ...], text: str, num_images: int
+) -> tuple[GroundedObject, ...]:
+    """Gives objects the image named right behind each, if none is named before the first."""
+    if objects[0].image is not None:
+        return objects
+    behind = named_images.find_behind(text, num_images)
+    if set(behind) == {None}:
+        return objects
+    if len(behind) != len(objects) or not all(behind):
+        raise DataError(
+            "the answer names an image behind one box, and none or one that is not there behind "
+            "another; name each box's image before it"
+        )
+    return tuple(
+        GroundedObject(each.box, image, each.number, each.label)
+        for each, image in zip(objects, behind, strict=True)
+    )
+
+
+def _with_integers(box: re.Match) -> str:
+    """Writes the numbers of a box as integers where they are some but for rounding."""
+    return _FRACTIONAL.sub(lambda number: str(on_grid(float(number[0]))), box[0])

@@ -1,0 +1,106 @@
+"""Which image the words of a question, or those beside an answer's box, mean.
+
+Questions end with the image to look in ("… locate it in the second image"). A caption beside an
+image's mark ("Picture 1: <image>", `<image_1>`) names the image that it stands at, and not the one
+that is asked for.
+"""
+
+import re
+
+from mirg_jax.data.conversation_rows import IMAGE_MARK
+from mirg_jax.data.json_rows import quote
+from mirg_jax.errors import DataError
+from mirg_jax.grounding.grammar import BOX_END, IMAGE_WORDING, find_image_index
+
+_WORDING = f"(?:{IMAGE_WORDING.pattern})"
+# Marks, and the numbered marks of other forms: <image_1>, <image 1>, <|image_1|>.
+_MARK = re.compile(r"<\|?image[ _-]?(\d{0,3})\|?>", re.IGNORECASE | re.ASCII)
+_WORD = re.compile(r"\w")
+_FIRST = re.compile(rf"[^\w\n]*(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
+_BEHIND = re.compile(rf"[\s(\[]*(?:(?:is )?in )?(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
+_PUNCTUATION = " \t:;,.-*()[]"
+_ENDS = ".?!\n。？！"  # of sentences
+
+
+def find_asked_image(question: str, num_images: int) -> int | None:
+    """Returns the image (from 1) that a question says to look in; None if it says none.
+
+    That is the image named last behind the images' marks, or before all of them where only the
+    images follow. What stands between marks, or directly at one, are captions.
+    """
+    first, *others = _MARK.split(question)[::2]
+    if not others:
+        return find_image_index(question, num_images)
+    *between, last = others
+    if _WORD.search(last):
+        behind = _captions_behind([first, *others])
+        return find_image_index(last[behind[-1].end() if behind else 0 :], num_images)
+    if any(map(_WORD.search, between)):
+        return None
+    return find_image_index(_without_caption(first), num_images)
+
+
+def check_captions(question: str, first: int, num_images: int) -> None:
+    """Checks that no caption gives an image the number that another one has here.
+
+    Args:
+      question: the question.
+      first: number, from 1, of the first image that has a mark in it.
+      num_images: number of images.
+
+    Raises:
+      DataError: if one does.
+    """
+    texts = question.split(IMAGE_MARK)
+    captions = [match[0].strip(_PUNCTUATION) for match in _captions_behind(texts)]
+    for number, caption in enumerate(captions or map(_caption, texts[:-1]), start=first):
+        if caption and find_image_index(caption, num_images) not in (None, number):
+            raise DataError(
+                f"image {number} of the conversation is called {quote(caption)}; number images "
+                "from 1 in their order, or leave the captions out"
+            )
+    if any(digits and int(digits) == 0 for digits in _MARK.findall(question)):
+        raise DataError("the question's marks number images from 0; number them from 1")
+
+
+def find_behind(answer: str, num_images: int) -> list[int | None]:
+    """Returns for each box the image named right behind it, as "BOX in the second image".
+
+    It is None where none is named, and 0 where one is named that isn't there.
+    """
+    found = (_BEHIND.match(text) for text in answer.split(BOX_END)[1:])
+    return [(find_image_index(match[0], num_images) or 0) if match else None for match in found]
+
+
+def _caption(text: str) -> str:
+    """Returns the caption that ends a text before a mark: "Image-2" of "Image-2: "; or ""."""
+    line = text.rstrip().rpartition("\n")[2]
+    found = list(IMAGE_WORDING.finditer(line))
+    if not found or _WORD.search(line, found[-1].end()):
+        return ""
+    caption = found[-1]
+    before, after = line[: caption.start()], line[caption.end() :]
+    is_alone = not _WORD.search(before.lower().removesuffix("the "))
+    is_at_mark = "\n" not in text[len(text.rstrip()) :] and not set(after) & set(".,;?!")
+    return caption[0] if is_alone or is_at_mark else ""
+
+
+def _captions_behind(texts: list[str]) -> list[re.Match]:
+    """Returns the captions of a question that has them behind its marks, as "<image> (image 1)".
+
+    Args:
+      texts: the texts before, between and behind the marks.
+
+    Returns:
+      The beginnings of all but the first text; empty unless each is a caption.
+    """
+    found = [match for text in texts[1:] if (match := _FIRST.match(text))]
+    return found if 1 < len(found) == len(texts) - 1 and not _caption(texts[0]) else []
+
+
+def _without_caption(text: str) -> str:
+    """Drops what stands before a mark on its line, or the whole line before if it is a caption."""
+    text = text[: max(map(text.rfind, _ENDS)) + 1].rstrip()
+    before, _, line = text.rpartition("\n")
+    is_caption = _FIRST.match(line) and max(map(line.rstrip(_ENDS).rfind, _ENDS)) < 0
+    return before if is_caption else text
