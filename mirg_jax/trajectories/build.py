@@ -86,7 +86,7 @@ def _check_models(settings: TrajectorySettings, record: pathlib.Path) -> None:
     hashes = {model: facts.hash_model(model) for model in sorted(models)}
     found = json.loads(record.read_text()) if record.exists() else {}
     for model, now in hashes.items():
-        if now and found.get(model, now) != now:
+        if now and not facts.agrees(found.get(model, now), now):
             raise ConfigError(
                 f"{record.parent}: has answers of {model} as it was before its weights changed; "
                 "give another --output_dir, or delete it"
