@@ -133,8 +133,9 @@ def test_dialects_that_say_the_same(message, text):
             (finish, "the answer was cut at max_tokens")
             for finish in (
                 "length", "max_tokens", "MAX_TOKENS", "FinishReason.LENGTH",
-                "FinishReason.MAX_TOKENS", "FINISH_REASON_MAX_TOKENS", "maxTokens", "MaxTokens", "max-tokens", "Max Tokens",
-                {"type": "LENGTH", "length": 9}, "model_context_window_exceeded",
+                "FinishReason.MAX_TOKENS", "FINISH_REASON_MAX_TOKENS", "maxTokens",
+                "MaxTokens", "max-tokens", "Max Tokens", {"type": "LENGTH", "length": 9},
+                "model_context_window_exceeded",
             )
         ),
         *(
