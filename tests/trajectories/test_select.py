@@ -128,7 +128,9 @@ def test_real_photos_are_accounted_for(shared, tmp_path):
     assert file.questions == asked == len(found.questions) + len(found.left_out)
 
     settings = SelectionSettings(280, 140, EQUAL, seed=1, exclude=str(photos / "eval.json"))
-    prepare_questions(photos / "train.json", photos, tmp_path, settings)
+    chosen = prepare_questions(photos / "train.json", photos, tmp_path, settings)
+    again = prepare_questions(photos / "train.json", photos, tmp_path, settings)
+    assert [each.id for each in again] == [each.id for each in chosen]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     parts = [manifest[name] for name in ("sft", "rl", "not_drawn", "left_out")]
     assert sum(parts) == asked and manifest["sft"] == 280 and manifest["rl"] == 140
