@@ -418,7 +418,8 @@ def test_reading_takes_time_in_proportion_to_the_text():
         "<image>",
     ]
     pieces += ["image one ", '"image": "a b", ', "**Image:** ", "<bbox_id>[1-1]</bbox_id>[1,2,3,4]"]
-    for family in FAMILIES.values():
+    one_of_each = {family.numbers: family for family in FAMILIES.values()}
+    for family in one_of_each.values():
         for piece in pieces:
             start = time.process_time()
             text = piece * (200_000 // len(piece))
