@@ -1,6 +1,7 @@
 """The shared entry point of every binary: parses flags and reports user errors in one line."""
 
 import contextlib
+import math
 import os
 import pathlib
 import re
@@ -179,6 +180,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         )
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: all options are flags, see --help")
+    for name in flags.FLAGS:
+        if isinstance(value := flags.FLAGS[name].value, float) and not math.isfinite(value):
+            _fail(f"--{name}={value} must be a finite number")
     try:
         _refuse_urls()
     except ConfigError as error:

@@ -4,11 +4,13 @@
         --after=runs/grpo/eval/scores.json --output=changes.json
 
 Runs are given as scores.json files of scripts/evaluate.py, evaluate_server.py or score.py, scored
-by the same protocol on the same rows. The output file lists the rows gained and lost.
+by the same protocol on the same rows of one benchmark. The output file lists the rows gained and
+lost.
 """
 
 import dataclasses
 import json
+import sys
 
 from absl import flags
 
@@ -27,6 +29,14 @@ _OUTPUT = flags.DEFINE_string(
 def main(_):
     output = cli.output_file(_OUTPUT) if _OUTPUT.value else None
     before, after = (compare.read_scores(path.value) for path in (_BEFORE, _AFTER))
+    for path, run in ((_BEFORE.value, before), (_AFTER.value, after)):
+        if not run.get("benchmark_sha256"):
+            print(
+                f"{path}: an earlier version made it without recording its benchmark, so it isn't "
+                "checked that both are of the same; to have it checked, make it again with "
+                "scripts/score.py",
+                file=sys.stderr,
+            )
     changes = compare.compare(before, after)
     if output:
         text = json.dumps({k: dataclasses.asdict(c) for k, c in changes.items()}, indent=1)

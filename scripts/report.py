@@ -16,9 +16,10 @@ from absl import flags
 
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
+from mirg_jax.files.hashes import hash_file
 from mirg_jax.mig_bench import scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
-from mirg_jax.mig_bench.responses import load_predictions
+from mirg_jax.mig_bench.responses import check_benchmark, load_predictions
 from mirg_jax.mig_bench.tables import notes
 from mirg_jax.report import report
 
@@ -69,8 +70,9 @@ def named(flag: str, entries: list[str]) -> dict[str, str]:
 def main(_):
     output = cli.output_file(_OUTPUT)
     rows = load_benchmark(_BENCHMARK.value)
-    runs = {}
+    runs, sha256 = {}, hash_file(_BENCHMARK.value)
     for name, path in named("predictions", _PREDICTIONS.value).items():
+        check_benchmark(path, _BENCHMARK.value, sha256)
         responses = load_predictions(path, len(rows))
         runs[name] = report.Responses(responses, scoring.score(rows, responses, _PROTOCOL.value))
         for note in notes(runs[name].scores):

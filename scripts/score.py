@@ -16,9 +16,10 @@ from absl import flags
 from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 from mirg_jax.files import outputs
+from mirg_jax.files.hashes import hash_file
 from mirg_jax.mig_bench import families, scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
-from mirg_jax.mig_bench.responses import load_predictions
+from mirg_jax.mig_bench.responses import check_benchmark, load_predictions
 from mirg_jax.mig_bench.tables import format_table, notes
 
 _BENCHMARK = flags.DEFINE_string(
@@ -73,6 +74,8 @@ _MIGICIAN_SCALING = flags.DEFINE_bool(
 def main(_):
     output = cli.output_file(_OUTPUT)
     rows = load_benchmark(_BENCHMARK.value)
+    benchmark_sha256 = hash_file(_BENCHMARK.value)
+    check_benchmark(_PREDICTIONS.value, _BENCHMARK.value, benchmark_sha256)
     responses = load_predictions(_PREDICTIONS.value, len(rows))
     how = {
         "protocol": _PROTOCOL.value,
@@ -89,7 +92,7 @@ def main(_):
         family = families.FAMILIES[_FAMILY.value]
         scores = families.score(family, rows, responses, **how, **images)
     interval = scores.overall.interval
-    result = scores.to_json()
+    result = {"benchmark_sha256": benchmark_sha256} | scores.to_json()
     outputs.write_text(output, json.dumps(result, indent=1) + "\n", "--output")
 
     print(format_table({pathlib.Path(_PREDICTIONS.value).stem: scores}))

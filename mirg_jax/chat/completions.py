@@ -30,8 +30,11 @@ _NOT_SHOWN = re.compile(
 # The fields of a message, or the types of its parts, that hold a model's thoughts.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _PART_TEXTS = ("text", "output_text")
+# Types of parts whose thoughts a server keeps to itself.
+_UNREADABLE_THOUGHTS = ("redacted_thinking", "redacted_reasoning", "reasoning.encrypted")
 # The fields of an object of thoughts that hold its words.
 _WORDS = ("text", "content", "thinking", "reasoning", "summary")
+_FINISH_PREFIX = re.compile(r"(finish|stop)_?reason_")
 # End tokens of the usual models, which servers leave in an answer if special tokens are kept.
 _END_TOKENS = (
     *(END_OF_TURN, END_OF_TEXT, "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>"),
@@ -40,9 +43,11 @@ _END_TOKENS = (
 # What the reason that an answer ended for says of it, under the names of several servers.
 _PROBLEMS = {
     **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), CUT),
+    **dict.fromkeys(("max_new_tokens", "max_length", "token_limit", "length_limit"), CUT),
+    "model_context_window_exceeded": CUT,
     **dict.fromkeys(("content_filter", "sensitive", "safety", "recitation", "blocklist"), FILTERED),
-    **dict.fromkeys(("prohibited_content", "spii"), FILTERED),
-    "refusal": REFUSED,
+    **dict.fromkeys(("prohibited_content", "spii", "content_filtered", "image_safety"), FILTERED),
+    **dict.fromkeys(("refusal", "refused"), REFUSED),
 }
 # The server itself ended the answer, so it would be another if it were asked for again.
 _FAILURES = {"abort", "aborted", "error", "cancelled", "canceled", "failed", "timeout"}
@@ -95,8 +100,9 @@ def quote_words(text: str, hide: str = "") -> str:
 def read_completion(answer: Any, hide: str = "") -> Reply:
     """Reads the first choice of a chat completion.
 
-    Thoughts that the server separated from the answer are put before it again. If the server took
-    the whole response for thoughts, an answer block in them counts as the answer.
+    Thoughts that the server separated from the answer are put before it again, and their opening
+    tag, if the chat template has it in the prompt. If the server took the whole response for
+    thoughts, an answer block in them counts as the answer.
 
     Args:
       answer: the response's JSON, or its text if it was not declared as JSON.
@@ -112,6 +118,8 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
             answer = json.loads(answer)
         except (ValueError, RecursionError):
             raise ValueError(f"not a chat completion: {quote_words(answer, hide)}") from None
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
     if error := _find_error(answer):
         words = quote_words(_words_of(error), hide)
         raise ServerError(f"an error in the answer: {words}", _status_of(error))
@@ -125,9 +133,10 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
         message = choice.get("message")
         if message is None and isinstance(choice["text"], str):
             message = {"content": choice["text"]}
-        text, parts_thoughts = _read_content(message.get("content"))
+        text, parts_thoughts, parts_refusal = _read_content(message.get("content"))
         thoughts = _find_thoughts(message) or parts_thoughts
-        refusal, finish = message.get("refusal"), _read_finish(choice.get("finish_reason"))
+        refusal = message.get("refusal") or parts_refusal
+        finish = _read_finish(choice.get("finish_reason", choice.get("finishReason")))
     except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
         words = quote_words(_dump(answer), hide)
         raise ValueError(f"an answer of another form than a chat completion: {words}") from None
@@ -150,10 +159,11 @@ def _read_usage(usage: Any) -> list[int]:
 
 
 def _read_finish(reason: Any) -> str:
-    """Returns the reason that an answer ended for, in small letters."""
+    """Returns the reason that an answer ended for, as max_tokens for "FinishReason.MaxTokens"."""
     if isinstance(reason, dict):
         reason = reason.get("type")
-    return str(reason).lower()
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(reason).strip().rpartition(".")[2])
+    return _FINISH_PREFIX.sub("", re.sub(r"[\s-]+", "_", words.lower()), count=1)
 
 
 def _put_together(text: str, thoughts: str, refusal: str, problem: str) -> tuple[str, str]:
@@ -163,8 +173,8 @@ def _put_together(text: str, thoughts: str, refusal: str, problem: str) -> tuple
     if not is_empty(text):
         if thoughts and text.lstrip().startswith(ANSWER_START):
             inside = thoughts.strip().removeprefix(THINK_START).removesuffix(THINK_END)
-            text = f"{THINK_START}{inside}{THINK_END}{text}"
-        return text, problem
+            return f"{THINK_START}{inside}{THINK_END}{text}", problem
+        return _open_thoughts(text, thoughts), problem
     if ANSWER_START in thoughts and without_ending(thoughts, _END_TOKENS).endswith(ANSWER_END):
         begins = THINK_START in thoughts or THINK_END not in thoughts
         return thoughts if begins else f"{THINK_START}{thoughts}", problem
@@ -178,29 +188,55 @@ def _put_together(text: str, thoughts: str, refusal: str, problem: str) -> tuple
     return "", problem or "an empty answer"
 
 
-def _read_content(content: Any) -> tuple[str, str]:
-    """Returns the text and the thoughts of a message's content: a text, a part, or a list of those.
+def _open_thoughts(text: str, thoughts: str) -> str:
+    """Puts the opening tag before thoughts that only end in a tag, as the prompt has the former.
+
+    Args:
+      text: the response.
+      thoughts: what the server separated from it.
+    """
+    before, end, after = text.partition(THINK_END)
+    if not end or THINK_START in before or ANSWER_START in before:
+        return text
+    if not before.strip() and THINK_END not in thoughts:
+        before = thoughts.strip().removeprefix(THINK_START)
+    return f"{THINK_START}{before}{end}{after}"
+
+
+def _read_content(content: Any) -> tuple[str, str, str]:
+    """Returns the text, the thoughts and the refusal of a message's content.
+
+    That is a text, a part, or a list of those. A part of an unknown type is passed over if it has
+    no words and others have.
 
     Raises:
       TypeError: if it has another form.
     """
     if content is None or isinstance(content, str):
-        return content or "", ""
+        return content or "", "", ""
     content = [content] if isinstance(content, dict) else content
     if not isinstance(content, list):
         raise TypeError
-    texts, thoughts = [], []
+    texts, thoughts, refusals, unknown = [], [], [], False
     for part in content:
-        kind = "text" if isinstance(part, str) else part.get("type", "text")
         if isinstance(part, str):
             texts.append(part)
-        elif kind in _PART_TEXTS and isinstance(part["text"], str):
-            texts.append(part["text"])
-        elif kind in _THOUGHTS:
-            thoughts.append(_find_words(part.get(kind, part.get("text"))))
-        else:
-            raise TypeError
-    return "".join(texts), "".join(thoughts)
+            continue
+        kind, text = part.get("type", "text"), part.get("text")
+        text = text.get("value") if isinstance(text, dict) else text
+        if kind in _THOUGHTS or (kind in _PART_TEXTS and part.get("thought") is True):
+            thoughts.append(_find_words(part.get(kind, text)))
+        elif kind in _PART_TEXTS and isinstance(text, str):
+            texts.append(text)
+        elif kind == "refusal" and isinstance(part["refusal"], str):
+            refusals.append(part["refusal"])
+        elif kind not in _UNREADABLE_THOUGHTS:
+            unknown = True
+            if kind in _PART_TEXTS or _find_words(part):
+                raise TypeError
+    if unknown and is_empty("".join(texts)):
+        raise TypeError
+    return "".join(texts), "".join(thoughts), "".join(refusals)
 
 
 def _find_thoughts(message: Mapping[str, Any]) -> str:
@@ -221,6 +257,8 @@ def _find_words(value: Any, depth: int = 5) -> str:
 
 def _find_error(answer: Any) -> Any:
     """Returns the error that a response holds in place of a choice; None if it holds none."""
+    if isinstance(answer, list) and all(isinstance(each, dict) for each in answer):
+        return [error for error in map(_find_error, answer) if error] or None
     if not isinstance(answer, dict):
         return None
     choices = answer.get("choices")
@@ -230,23 +268,34 @@ def _find_error(answer: Any) -> Any:
     if choices is None:
         if answer.get("object") == "error":
             return answer
-        named = (answer.get(name) for name in ("error", "detail", "message"))
+        named = (answer.get(name) for name in ("error", "errors", "detail", "message"))
         return next(filter(None, named), None)
-    return answer.get("error")
+    return answer.get("error") or answer.get("errors")
 
 
 def _words_of(error: Any) -> str:
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return error["message"]
-    return error if isinstance(error, str) else _dump(error)
+    words = [
+        each["message"] if isinstance(each, dict) and isinstance(each.get("message"), str) else each
+        for each in _errors_in(error)
+    ]
+    return "; ".join(each if isinstance(each, str) else _dump(each) for each in words)
+
+
+def _errors_in(error: Any, depth: int = 5) -> list[Any]:
+    """Returns the errors in a list, or in an object around it."""
+    if isinstance(error, list) and depth:
+        return [found for each in error for found in _errors_in(each, depth - 1)]
+    inner = error.get("error") if isinstance(error, dict) else None
+    return _errors_in(inner, depth - 1) if isinstance(inner, dict | list) and depth else [error]
 
 
 def _status_of(error: Any) -> int | None:
-    """Returns the HTTP status in an error's code, if it is one."""
-    for name in ("code", "status", "status_code"):
-        code = error.get(name) if isinstance(error, dict) else None
-        if str(code).isdecimal() and 400 <= int(str(code)[:4]) < 600:
-            return int(code)
+    """Returns the HTTP status in the code of the first error that has one."""
+    for each in _errors_in(error):
+        for name in ("code", "status", "status_code"):
+            code = each.get(name) if isinstance(each, dict) else None
+            if str(code).isdecimal() and 400 <= int(str(code)[:4]) < 600:
+                return int(code)
     return None
 
 

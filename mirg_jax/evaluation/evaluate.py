@@ -98,7 +98,8 @@ def run(
         print(f"{len(root.rotated)} images have an EXIF orientation (data.apply_exif)", flush=True)
     if first:
         found = report.Responses(read, scores)
-        write_results(output_dir, checkpoint, benchmark, found, chosen, root)
+        content = {"benchmark_sha256": what["benchmark_sha256"]}
+        write_results(output_dir, checkpoint, benchmark, found, chosen, root, **content)
     return scores
 
 

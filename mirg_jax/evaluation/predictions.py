@@ -120,7 +120,7 @@ class Predictions:
         """Returns the rows that are still to be answered.
 
         A folder of an earlier version can be scored if it is complete; rows that were rejected then
-        are not missing.
+        are not missing. A line says what it doesn't record.
 
         Raises:
           ConfigError: if rows are missing in a folder that doesn't record what its predictions
@@ -139,6 +139,10 @@ class Predictions:
                 f"not fit; give another --output_dir, or, if nothing of that has changed, rename "
                 f"{now.name} to run.json and run again"
             )
+        say(
+            f"{self._folder}: an earlier version made it without recording "
+            f"{', '.join(self.unrecorded)}; its answers are scored, unchecked in that"
+        )
         return []
 
     def check_images(self, rows: Sequence[Row], images: recorded_facts.ImageHashes) -> None:
@@ -282,7 +286,8 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
             names += [name] * is_known
         elif name not in _CONTENT_OF or not is_known:
             names.append(name)
-    changed = [name for name in names if name in _CHANGED and found[name] != wanted[name]]
+    agrees = recorded_facts.agrees
+    changed = [n for n in names if n in _CHANGED and not agrees(found[n], wanted[n])]
     others = {name: wanted[name] for name in names if name not in _CHANGED}
     return [_CHANGED[name] for name in changed] + recorded_facts.describe_changes(found, others)
 

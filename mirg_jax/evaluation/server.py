@@ -271,7 +271,6 @@ def run(
         family, chosen, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
     )
     found = report.Responses(responses, scores)
-    write_results(
-        output_dir, server.model, benchmark, found, chosen, image_root, family=family_name
-    )
+    more = {"family": family_name, "benchmark_sha256": what["benchmark_sha256"]}
+    write_results(output_dir, server.model, benchmark, found, chosen, image_root, **more)
     return scores

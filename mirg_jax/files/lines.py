@@ -38,7 +38,12 @@ class Line(NamedTuple):
 
 
 def read(path: str | Place) -> Iterator[Line]:
-    """Yields the lines of a file, without one at its end that was not finished."""
+    """Yields the lines of a file, without one at its end that was not finished.
+
+    Raises:
+      DataError: if there is something else than a file that can be read.
+      FileNotFoundError: if there is nothing.
+    """
     start = 0
     with _opened(path) as file:
         for number, text in enumerate(file, start=1):
@@ -50,7 +55,20 @@ def read(path: str | Place) -> Iterator[Line]:
 def _opened(path: str | Place) -> IO[bytes]:
     if places.is_url(path):
         return io.BytesIO(pieces.read(epath.Path(path)))
-    return open(path, "rb")
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unusable(path, error, "read") from None
+
+
+def _unusable(path: str | Place, error: OSError, what: str) -> DataError:
+    """Returns the error for a path where there is no file that this user can use."""
+    remedy = "let this user read and write it"
+    if isinstance(error, IsADirectoryError):
+        remedy = "a file is needed there, move the folder away"
+    return DataError(f"{path}: cannot be {what} ({error.strerror}); {remedy}")
 
 
 def exists(path: Place) -> bool:
@@ -72,9 +90,16 @@ def replace(path: Place, found: Iterable[Mapping[str, Any]]) -> None:
 
 
 def remove(path: Place) -> None:
-    """Removes a file, if it is there."""
+    """Removes a file, if it is there.
+
+    Raises:
+      DataError: if it can't be removed.
+    """
     if isinstance(path, pathlib.Path):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unusable(path, error, "removed") from None
     elif pieces.exists(path):
         pieces.replace(path, b"")
         places.remove(path)
@@ -84,7 +109,7 @@ def rows(path: str | Place) -> Iterator[dict[str, Any]]:
     """Yields the objects of a file's lines, without one at its end that was not finished.
 
     Raises:
-      DataError: if another line is not a JSON object.
+      DataError: if another line is not a JSON object, or as in `read`.
     """
     for line in read(path):
         if not line.text.strip():
@@ -213,6 +238,8 @@ class LineWriter:
         self._written = time.monotonic()
 
     def _failed(self, error: OSError) -> DataError:
+        if isinstance(error, IsADirectoryError | PermissionError):
+            return _unusable(self.path, error, "written")
         return DataError(
             f"{self.path}: cannot be written ({error.strerror}); make room there and run again to "
             "go on"

@@ -1,10 +1,12 @@
 """Files and folders that a run will write: checked before anything is loaded, written whole."""
 
+import contextlib
 import os
 import pathlib
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -168,6 +170,45 @@ def replace_text(path: Place, text: str) -> None:
     if not isinstance(path, pathlib.Path):
         places.write_bytes(path, text.encode())
         return
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path to write a file to, which gets its own name at the end of the `with` block.
+
+    Each of several processes that write the same file has a path of its own.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def create_text(path: pathlib.Path, text: str) -> bool:
+    """Writes a file, in one step, if there is none.
+
+    Returns:
+      Whether this process has written it, of all those that try at the same time.
+
+    Raises:
+      OSError: if it can't be written.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True

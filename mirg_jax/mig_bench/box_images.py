@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mirg_jax.grounding import grammar
-
-# The image of a box whose image is named, but isn't there or isn't understood.
-OTHER = 0
+from mirg_jax.mig_bench import image_references
+from mirg_jax.mig_bench.image_references import OTHER, Field
 
 # Few digits, and white space only after another character, so that matching takes linear time.
 _N = r"(-?\d{1,5}(?:\.\d{1,20})?)"
@@ -24,31 +22,6 @@ _BOX = re.compile(
     re.ASCII,
 )
 _BRACE = re.compile(r"[{}]")
-# The name of a field such as "image": 2, target_image=1, 'frame_id': "3"; `open` tells names that
-# are surely not part of a sentence.
-_IMAGE = r"(?:image|img|picture|photo|frame)"
-_NAME = re.compile(
-    r"(?<![A-Za-z0-9_])(?P<open>[\"']|\{\s{0,3})?"
-    rf"(?:(?:target|answer|in|on|box|bbox|object)[ _-]?)?{_IMAGE}"
-    r"[ _-]?(?:index|idx|id|number|num|no|name|file|path)?[\"']?\s{0,3}[:=]\s{0,3}",
-    re.IGNORECASE,
-)
-# Its value: 2, "Image-2", #2, 2.0, [2], image_2.png, "2nd", "the second image".
-_WORDS = "|".join((*grammar.ORDINALS, "last", "final"))
-_VALUE = re.compile(
-    r"(\[\s{0,3})?[\"']?"
-    rf"(?:(?:{_IMAGE}[ #_-]{{0,2}}|\#|no\. ?)?(?P<number>\d{{1,3}})"
-    r"(?:\.0{1,9}|\.(?:png|jpe?g|webp))?"
-    rf"|(?:the )?(?P<ordinal>{_WORDS}|\d{{1,3}}(?:st|nd|rd|th))(?: {_IMAGE})?)"
-    r"[\"']?(?(1)\s{0,3}\])"
-    # Not the number of something else, as in "image: 2 dogs".
-    r"(?=\s{0,3}(?:[,;|)}\]>\n]|\Z))",
-    re.IGNORECASE | re.ASCII,
-)
-# Values that name no image: nothing, or objects that are inside it.
-_NO_VALUE = re.compile(
-    r"(?:null|none|true|false)\b|\"\s{0,3}\"|'\s{0,3}'|\{|\[\s{0,3}[{\[]|\Z", re.IGNORECASE
-)
 _CLAUSE = re.compile(r"[^,.!?;\n]{0,32}")
 
 
@@ -60,9 +33,9 @@ class FoundBox(NamedTuple):
       end: where it ends.
       values: its four numbers, in the response's unit.
       image: number, from 1, of the image that the response names for it; `OTHER` if that isn't
-        there or isn't understood; None if it names none.
-      in_field: whether the image is named in a field or after the box, rather than in the words
-        before it.
+        there; None if it names none.
+      in_field: whether the image is named where our own grammar doesn't look for it, such as in a
+        field or behind the box.
     """
 
     start: int
@@ -77,49 +50,50 @@ def has_box(text: str) -> bool:
     return _BOX.search(text) is not None
 
 
-def find_boxes(text: str, num_images: int) -> Iterator[FoundBox]:
+def find_boxes(text: str, images: Sequence[str]) -> Iterator[FoundBox]:
     """Yields the boxes of a response, with the image that it names for each.
 
-    The image is, in this order: that of a field beside the box (`{"image": 2, "bbox_2d": …}`), of a
-    field of an object around it, of the other words of its object ("label": "the dog in image 2"),
-    of the field or words before the box, or, where a response names images behind its boxes
-    ("(1,2),(3,4) in the second image"), of the words behind it. Otherwise it is that of the box
-    before. Numbers in fields count from 1, or from 0 if any of them is 0.
+    The image is, in this order: that of an ID before the box, of a field beside the box (`{"image":
+    2, "bbox_2d": …}`), of a field of an object around it, of the other words of its object
+    ("label": "the dog in image 2"), of the field or words before the box, or, where a response
+    names images behind its boxes ("(1,2),(3,4) in the second image"), of the words behind it.
+    Otherwise it is that of the box before, if it had no ID.
 
     Args:
       text: the response.
-      num_images: number of images of the question.
+      images: paths of the question's images.
     """
     matches = list(_BOX.finditer(text))
     if not matches:
         return
-    fields = _find_fields(text, {match.start() for match in matches}, num_images)
-    reader = _Reader(text, matches, fields, num_images)
+    starts = {match.start() for match in matches}
+    fields = image_references.find_fields(text, starts, images)
+    reader = _Reader(text, matches, fields, len(images))
     places = _find_places(text, matches, fields)
     behind = reader.names_behind()
     image, in_field, end = None, False, 0
     for number, (match, place) in enumerate(zip(matches, places, strict=True)):
-        if (named := reader.in_object(place, number)) is not None:
+        own = image_references.find_object_id(text, end, match.start())
+        if own is not None:
+            pass
+        elif (named := reader.in_object(place, number)) is not None:
             image, in_field = named, True
         elif (named := reader.field(end, match.start())) is not None:
             image, in_field = named, True
         elif behind and (named := reader.words(*reader.clause(number))) is not None:
             image, in_field = named, True
         elif (named := reader.words(end, match.start())) is not None:
-            image, in_field = named, False
+            image, in_field = named, not reader.grammar_reads(end, match.start())
         end = reader.clause(number)[1] if behind else match.end()
         x1, y1, x2, y2 = (float(digits) for digits in match.groups() if digits)
-        yield FoundBox(match.start(), match.end(), (x1, y1, x2, y2), image, in_field)
+        found = FoundBox(match.start(), match.end(), (x1, y1, x2, y2), image, in_field)
+        if own is not None:  # which the grammar reads itself
+            there = own if own <= len(images) else OTHER
+            found = found._replace(image=there, in_field=False)
+        yield found
 
 
 # Fields and objects -------------------------------------------------------------------------------
-
-
-class _Field(NamedTuple):
-    """A field that names an image, and where it begins."""
-
-    start: int
-    image: int
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -152,28 +126,7 @@ class _Place:
     after: int | None = None
 
 
-def _find_fields(text: str, box_starts: set[int], num_images: int) -> list[_Field]:
-    """Finds the fields that name an image, understood or not."""
-    found: list[tuple[int, re.Match | None]] = []
-    for name in _NAME.finditer(text):
-        value = _VALUE.match(text, name.end())
-        is_other = name["open"] and name.end() not in box_starts
-        if value or (is_other and not _NO_VALUE.match(text, name.end())):
-            found.append((name.start(), value))
-    from_0 = any(value and value["number"] and int(value["number"]) == 0 for _, value in found)
-
-    def image(value: re.Match | None) -> int:
-        if value is None:
-            return OTHER
-        if value["ordinal"]:
-            return grammar.find_image_index(f"{value['ordinal']} image", num_images) or OTHER
-        number = int(value["number"]) + from_0
-        return number if 1 <= number <= num_images else OTHER
-
-    return [_Field(start, image(value)) for start, value in found]
-
-
-def _find_places(text: str, matches: list[re.Match], fields: list[_Field]) -> list[_Place]:
+def _find_places(text: str, matches: list[re.Match], fields: list[Field]) -> list[_Place]:
     """Finds the place of every box among the objects of a text.
 
     An object's own field counts for the objects inside it that have none, wherever it stands.
@@ -218,7 +171,7 @@ class _Reader:
     """
 
     def __init__(
-        self, text: str, matches: list[re.Match], fields: Sequence[_Field], num_images: int
+        self, text: str, matches: list[re.Match], fields: Sequence[Field], num_images: int
     ):
         self._text, self._matches, self._num_images = text, matches, num_images
         self._fields, self._starts = fields, [field.start for field in fields]
@@ -230,10 +183,11 @@ class _Reader:
 
     def words(self, start: int, end: int) -> int | None:
         """Reads the last words between two places that name an image, as "the second image"."""
-        text = self._text[start:end]
-        if found := grammar.find_image_index(text, self._num_images):
-            return found
-        return OTHER if grammar.find_image_index(text) else None
+        return image_references.find_words(self._text[start:end], self._num_images)
+
+    def grammar_reads(self, start: int, end: int) -> bool:
+        """Returns whether our own grammar reads the same from the words between two places."""
+        return image_references.grammar_reads(self._text[start:end], self._num_images)
 
     def in_object(self, place: _Place, number: int) -> int | None:
         """Reads the objects around a box: the words of its own as far as no other box comes."""

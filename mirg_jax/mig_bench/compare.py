@@ -12,6 +12,7 @@ from mirg_jax.data.json_rows import kind_of, quote
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import tasks
 from mirg_jax.mig_bench.intervals import Interval, mcnemar, paired_bootstrap
+from mirg_jax.mig_bench.responses import recorded_benchmark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Change:
 def read_scores(path: str | pathlib.Path) -> dict[str, Any]:
     """Reads a scores.json, the result of `scoring.Scores.to_json`.
 
+    Where an earlier version didn't write the benchmark's hash to an evaluation's scores.json, it is
+    taken from the run.json beside that.
+
     Raises:
       DataError: if the file is missing or contains something else; the message names the row.
     """
@@ -62,6 +66,8 @@ def read_scores(path: str | pathlib.Path) -> dict[str, Any]:
             raise DataError(f"{path}: rows[{number}] {wrong}; not the scores of a run, {remedy}")
     if len({row["index"] for row in rows}) < len(rows):
         raise DataError(f"{path}: has rows of the same index; {remedy}")
+    if not fields.get("benchmark_sha256") and pathlib.Path(path).name == "scores.json":
+        fields["benchmark_sha256"] = recorded_benchmark(path)
     return fields
 
 
@@ -89,7 +95,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
       The change by task, and under "all" the change over all rows.
 
     Raises:
-      DataError: if the two were scored by different rules, or on different rows.
+      DataError: if the two were scored by different rules, or on different rows or benchmarks.
     """
     for what in ("protocol", "strict"):
         if before[what] != after[what]:
@@ -97,6 +103,12 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
                 f"the two were scored by another {what} ({before[what]} and {after[what]}); "
                 "score both alike with scripts/score.py"
             )
+    benchmarks = [run.get("benchmark_sha256") for run in (before, after)]
+    if all(benchmarks) and benchmarks[0] != benchmarks[1]:
+        raise DataError(
+            "the two were scored on benchmarks of different content (benchmark_sha256); score both "
+            "on one with scripts/score.py"
+        )
     rows_before, rows_after = (
         {row["index"]: row for row in run["rows"]} for run in (before, after)
     )

@@ -22,6 +22,7 @@ from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding import boxes, grammar
 from mirg_jax.mig_bench import box_images, scoring
 from mirg_jax.mig_bench.benchmark import Row
+from mirg_jax.mig_bench.image_references import OTHER
 
 # Qwen2-VL's own limits of an image.
 MIN_PIXELS = 3136
@@ -231,8 +232,8 @@ def to_grammar(
     """Converts every box of a response to the format of our grammar; None stays None.
 
     Pixels are those of the image that the response names for the box (see `box_images`), or of the
-    row's target image if it names none. If that image isn't there or isn't understood, the box is
-    made one that the grammar doesn't read. Numbers beyond the image's edge are set to the edge.
+    row's target image if it names none. If that image isn't there, the box is made one that the
+    grammar doesn't read. Numbers beyond the image's edge are set to the edge.
 
     Args:
       family: the family of the model.
@@ -247,21 +248,21 @@ def to_grammar(
         return response
     pieces, end = [], 0
     numbers: collections.Counter[int] = collections.Counter()
-    for found in box_images.find_boxes(response, len(row.images)):
+    for found in box_images.find_boxes(response, row.images):
         image = found.image
         if image is None or len(row.images) == 1:
             image = row.target_image or len(row.images)
         values = list(found.values)
         if max(values) <= 1:
             values = [max(boxes.GRID * value, 0) for value in values]
-        elif family.numbers == "pixels" and image != box_images.OTHER:
+        elif family.numbers == "pixels" and image != OTHER:
             assert size_of is not None
             width, height = size_of(row.images[image - 1])
             scaled = zip(values, (width, height, width, height), strict=True)
             values = [min(max(boxes.GRID * v / side, 0), boxes.GRID) for v, side in scaled]
         x1, y1, x2, y2 = map(round, values)
         corners = f"({x1},{y1}),({x2},{y2})"
-        if family.numbers == "pixels" and image == box_images.OTHER:
+        if family.numbers == "pixels" and image == OTHER:
             corners = f"[{x1}, {y1}, {x2}, {y2}]"
         identity = ""
         if found.in_field:  # where the grammar doesn't look for it

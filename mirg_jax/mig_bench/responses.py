@@ -1,4 +1,4 @@
-"""Reading files of predictions, which have a line of JSON for each answered row."""
+"""Reading files of predictions, a line of JSON for each answered row, and what is beside them."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mirg_jax.data.json_rows import read_rows
-from mirg_jax.errors import DataError
+from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import lines, places
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
@@ -44,6 +44,54 @@ def load_predictions(path: str | Place, count: int) -> list[str | None]:
     if not _is_list(path) and lines.is_torn(path):
         say(f"{path}: its last line was not finished, and is left out")
     return responses
+
+
+def recorded_benchmark(path: str | Place) -> str | None:
+    """Returns the hash of the benchmark that an evaluation's folder was made on.
+
+    Args:
+      path: a file of the folder, beside its run.json.
+
+    Returns:
+      The hash; "" if run.json doesn't record it, or can't be read; None if there is no run.json.
+    """
+    record = places.of(path).parent / "run.json"
+    try:
+        if not record.exists():
+            return None
+        found = json.loads(places.read_bytes(record))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    found = found.get("benchmark_sha256") if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def check_benchmark(path: str | Place, benchmark: str, sha256: str) -> None:
+    """Checks that predictions in an evaluation's folder were made on a benchmark.
+
+    If the folder doesn't record its benchmark, a line says so. Predictions of other systems, with
+    no run.json beside them, are not checked.
+
+    Args:
+      path: the file of predictions.
+      benchmark: path of the benchmark.
+      sha256: hash of its content.
+
+    Raises:
+      ConfigError: if it is another benchmark.
+    """
+    recorded = recorded_benchmark(path)
+    if recorded == "":
+        say(
+            f"{path}: run.json beside it doesn't record benchmark_sha256, so it isn't checked that "
+            f"the predictions were made on {benchmark}"
+        )
+    elif recorded not in (None, sha256):
+        raise ConfigError(
+            f"{path}: the predictions were made on a benchmark of other content than {benchmark} "
+            "(benchmark_sha256 in run.json beside them); give that one, or, if the rows are the "
+            "same, copy the predictions to a folder without run.json"
+        )
 
 
 def _is_list(path: str | Place) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models import unsupported
-from mirg_jax.models.json_fields import end_tokens, number, section, size, sizes, token_ids
+from mirg_jax.models.json_fields import end_tokens, flag, number, section, size, sizes, token_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,26 +99,46 @@ class ModelConfig:
 
     def __post_init__(self):
         text, vision = self.text, self.vision
-        for name, ok in {
-            "hidden_size must be a multiple of num_attention_heads": text.hidden_size
-            % text.num_heads
-            == 0,
-            "num_attention_heads must be a multiple of num_key_value_heads": text.num_heads
-            % text.num_kv_heads
-            == 0,
-            "mrope_section must add up to half the head size": 2 * sum(text.mrope_section)
-            == text.head_dim,
-            "the vision tower's width must be a multiple of its num_heads": vision.embed_dim
-            % vision.num_heads
-            == 0,
-            "the vision head size must be a multiple of 4": vision.head_dim % 4 == 0,
-            "the vision tower's out_dim must be the decoder's width": vision.out_dim
-            == text.hidden_size,
-            "window_size must be 0 or large enough to hold a visual token": bool(vision.window_size)
-            == bool(vision.window),
-        }.items():
+        heads, kv_heads, sections = text.num_heads, text.num_kv_heads, text.mrope_section
+        for ok, rule, values in (
+            (
+                text.hidden_size % heads == 0,
+                "hidden_size must be a multiple of num_attention_heads",
+                (text.hidden_size, heads),
+            ),
+            (
+                heads % kv_heads == 0,
+                "num_attention_heads must be a multiple of num_key_value_heads",
+                (heads, kv_heads),
+            ),
+            (
+                2 * sum(sections) == text.head_dim,
+                "mrope_section must add up to half the head size",
+                (list(sections), text.head_dim),
+            ),
+            (
+                vision.embed_dim % vision.num_heads == 0,
+                "the vision tower's width must be a multiple of its num_heads",
+                (vision.embed_dim, vision.num_heads),
+            ),
+            (
+                vision.head_dim % 4 == 0,
+                "the vision head size must be a multiple of 4",
+                (vision.embed_dim, vision.num_heads),
+            ),
+            (
+                vision.out_dim == text.hidden_size,
+                "the vision tower's out_dim must be the decoder's width",
+                (vision.out_dim, text.hidden_size),
+            ),
+            (
+                bool(vision.window_size) == bool(vision.window),
+                "window_size must be 0 or large enough to hold a visual token",
+                (vision.window_size,),
+            ),
+        ):
             if not ok:
-                raise ValueError(name)
+                raise ValueError(f"{rule} ({', '.join(map(str, values))})")
 
     @property
     def model_type(self) -> str:
@@ -139,9 +159,11 @@ class ModelConfig:
             then; see `unsupported.check`).
           KeyError: if a field is missing.
         """
-        if raw.get("model_type") not in ARCHITECTURES:
-            names = " or ".join(ARCHITECTURES)
-            raise ValueError(f"model_type {raw.get('model_type')!r} is not {names}")
+        if not isinstance(raw, dict):
+            raise ValueError("no JSON object")
+        kind = raw.get("model_type")
+        if not isinstance(kind, str) or kind not in ARCHITECTURES:
+            raise ValueError(f"model_type {kind!r} is not {' or '.join(ARCHITECTURES)}")
         text = section(raw, "text_config") or raw
         rope = section(text, "rope_parameters") or section(text, "rope_scaling")
         if not section(raw, "vision_config"):
@@ -159,11 +181,16 @@ class ModelConfig:
             num_kv_heads=size(text, "num_key_value_heads", heads),
             rope_theta=number(rope, "rope_theta", number(text, "rope_theta", 1e6)),
             mrope_section=sections,
-            rms_norm_eps=number(text, "rms_norm_eps"),
+            rms_norm_eps=number(text, "rms_norm_eps", most=1),
             # In the newer form it may be at either level.
-            tie_word_embeddings=any(c.get("tie_word_embeddings") for c in (raw, text)),
+            tie_word_embeddings=any([flag(c, "tie_word_embeddings") for c in (raw, text)]),
         )
-        vision = _vision_from_hf(raw["vision_config"], raw["model_type"])
+        try:
+            vision = _vision_from_hf(raw["vision_config"], kind)
+        except KeyError as error:
+            raise KeyError(f"vision_config.{error.args[0]}") from None
+        except ValueError as error:
+            raise ValueError(f"vision_config.{error}") from None
         unsupported.check(raw)
         ids = {
             name: found
@@ -200,7 +227,9 @@ class ModelConfig:
         else:
             ends = (*config.end_tokens, *end_tokens(folder, config.text.vocab_size))
             return dataclasses.replace(config, end_tokens=tuple(dict.fromkeys(ends)))
-        raise CheckpointError(f"{path}: {problem}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
+        raise CheckpointError(
+            f"{path}: {problem}; correct it, or give a Qwen2-VL or Qwen2.5-VL checkpoint"
+        )
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the contents of a `config.json` in the published flat form."""

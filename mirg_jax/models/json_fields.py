@@ -1,7 +1,6 @@
 """Fields of a model's JSON files: read and checked, so that none is taken for what it can't be."""
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from mirg_jax.errors import CheckpointError, shorten
 
 _MOST = 10**7  # of any size; vocabularies are below a million
+_LARGEST = 1e30  # of any number; those that are computed with are float32
 
 
 def section(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -42,16 +42,50 @@ def size(raw: Mapping[str, Any], name: str, default: int | None = None, *, least
     return value
 
 
-def number(raw: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """Returns a field that is a finite number above 0.
+def flag(raw: Mapping[str, Any], name: str) -> bool:
+    """Returns a field that is true or false (or 1 or 0); false where it is missing or null.
+
+    Raises:
+      ValueError: if it is anything else, such as the text "false".
+    """
+    value = raw.get(name)
+    if value is not None and not (type(value) in (bool, int) and value in (0, 1)):
+        raise ValueError(f"{name}={_quote(value)} is neither true nor false")
+    return bool(value)
+
+
+def texts(raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Returns a field that is a list of texts; () where it is missing or null.
+
+    Raises:
+      ValueError: if it is anything else.
+    """
+    values = raw.get(name)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name}={_quote(values)} is not a list of texts")
+    return tuple(values)
+
+
+def number(
+    raw: Mapping[str, Any], name: str, default: float | None = None, *, most: float = _LARGEST
+) -> float:
+    """Returns a field that is a number above 0.
+
+    Args:
+      raw: the fields.
+      name: the field.
+      default: its value where it is missing or null.
+      most: its largest value.
 
     Raises:
       KeyError: if it is missing and has no default.
       ValueError: if it is anything else.
     """
     value = _value(raw, name, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}={_quote(value)} is not a number above 0")
+    if type(value) not in (int, float) or not 0 < value <= most:
+        raise ValueError(f"{name}={_quote(value)} is not a number above 0, up to {most:g}")
     return float(value)
 
 

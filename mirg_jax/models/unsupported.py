@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mirg_jax.errors import CheckpointError
+from mirg_jax.models.json_fields import texts
 
 # The only value that each field may have, where it is given. The sizes of patches and of blocks
 # that are merged are also those of `data/images.py`.
@@ -25,6 +26,7 @@ def check(raw: Mapping[str, Any]) -> None:
     Raises:
       CheckpointError: if a field has another value than the one that is computed here; the message
         names the field and the remedy.
+      ValueError: if a field is of another type.
     """
     text = raw.get("text_config") or raw
     for part in (raw, text):
@@ -32,7 +34,7 @@ def check(raw: Mapping[str, Any]) -> None:
         _check_rope(part)
         _check_values(part, _TEXT, "")
     _check_values(raw["vision_config"], _VISION[raw["model_type"]] | _PATCHES, "vision_config.")
-    if others := set(text.get("layer_types") or ()) - {"full_attention"}:
+    if others := set(texts(text, "layer_types")) - {"full_attention"}:
         raise _unsupported("layer_types", min(others), "full_attention")
     width = text["hidden_size"] // text["num_attention_heads"]
     if text.get("head_dim") not in (None, width):

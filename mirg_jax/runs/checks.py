@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODULES = ("visual", "embed_tokens", "decoder", "lm_head")
+_COLDEST = 1e-6  # logits over less leave the range of float32
 _MAX_SEED = 2**63 - 1  # JAX takes no more
 
 
@@ -149,6 +150,7 @@ def grpo(settings: "s.GrpoSettings") -> None:
         raise ConfigError(
             "grpo.temperature must be above 0: equal completions have no advantages to learn from"
         )
+    at_least(_COLDEST, {"grpo.temperature": settings.temperature})
     try:
         rewards.resolve(settings.rewards)
     except ValueError as error:

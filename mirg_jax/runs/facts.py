@@ -6,16 +6,17 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import fsspec
-from etils import epath
 from PIL import ExifTags, Image
 
 from mirg_jax.data.images import ImageRoot, Root, find_image
 from mirg_jax.errors import CheckpointError, DataError
 from mirg_jax.files import places
+from mirg_jax.files.hashes import hash_file, hash_files
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.json_fields import token_ids
 from mirg_jax.runs import adapters, loading, run_folder
@@ -30,31 +31,24 @@ _SMALL_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
+_MODEL_HASH = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}")
 _SAMPLE = 1024  # bytes
 _IMAGE_PARTS = 16  # of an image's file, each of which is sampled
 _IMAGES_KEPT = 4096  # hashes, since rows that follow one another share images
 
 
-def hash_file(path: str | places.Place) -> str:
-    """Returns the SHA-256 hash of a file's content.
-
-    Raises:
-      DataError: if the file can't be read.
-    """
-    try:
-        if places.is_url(path):
-            return hashlib.sha256(places.read_bytes(path)).hexdigest()
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-
-
 def hash_model(source: str | places.Place) -> str | None:
     """Returns a hash that tells a model's weights, config and tokenizer from others.
 
-    It is made from samples of every tensor, so that it takes a second for large models too. Of a
-    LoRA run it includes the base model.
+    It has two halves, `SAMPLES.CONTENT`. The first is made from samples of every tensor, as earlier
+    versions recorded it (`agrees`). The second is of all bytes of the weights' files: a header,
+    sizes and dates don't tell a tensor that was changed in a few places. That is some 0.5 GB a
+    second and core, less than it takes to load and use the model, and the files are then in the
+    system's cache. A cache of hashes by date and size would miss files that are copied with their
+    dates. Of a LoRA run it includes the base model.
+
+    `origin.fingerprint` is another, of the numbers on the devices in the dtype of training; this
+    one is known before anything is loaded.
 
     Args:
       source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
@@ -67,28 +61,44 @@ def hash_model(source: str | places.Place) -> str | None:
         folder = loading.model_folder(source)
     except CheckpointError:
         return None
-    digest = hashlib.sha256()
+    small = hashlib.sha256()
     for name in _SMALL_FILES:
         if (folder / name).is_file():
-            digest.update(f"{name} {hash_file(folder / name)}\n".encode())
+            small.update(f"{name} {hash_file(folder / name)}\n".encode())
     if ends := _end_tokens(folder):
-        digest.update(f"end tokens {ends}\n".encode())
+        small.update(f"end tokens {ends}\n".encode())
+    samples, content = small, small.copy()
     if saved is None:
-        for path in sorted(folder.glob("*.safetensors")):
-            _add_tensors(digest, path)
-        return digest.hexdigest()
+        files = sorted(folder.glob("*.safetensors"))
+        for path in files:
+            _add_tensors(samples, path)
+        content.update(hash_files((path.name, path) for path in files).encode())
+        return f"{samples.hexdigest()}.{content.hexdigest()}"
+    # Orbax names data files at random, and its manifest lists them.
     params = saved.folder / "params"
-    if not isinstance(params, pathlib.Path):
-        _add_stored(digest, params)
-    else:
-        for path in sorted(path for path in params.rglob("*") if path.is_file()):
-            # Orbax names data files at random, and its manifest lists them.
-            name = str(path.relative_to(params))
-            with open(path, "rb") as file:
-                _add_samples(digest, file, name, [(0, path.stat().st_size)])
+    files = _stored_files(params)
+    for name, path in files:
+        _add_file(samples, name, path)
+    content.update(hash_files(files).encode())
     if record := adapters.read(saved.run):
-        digest.update(f"{hash_model(record.base)} {record.param_dtype} {record.lora}".encode())
-    return digest.hexdigest()
+        base = hash_model(record.base)
+        for digest, part in ((samples, base and base.partition(".")[0]), (content, base)):
+            digest.update(f"{part} {record.param_dtype} {record.lora}".encode())
+    return f"{samples.hexdigest()}.{content.hexdigest()}"
+
+
+def agrees(found: Any, now: Any) -> bool:
+    """Returns whether a recorded fact is the one of now.
+
+    Of a model's hash, earlier versions recorded only the first half.
+
+    Args:
+      found: the recorded fact.
+      now: the fact of now.
+    """
+    if isinstance(found, str) and isinstance(now, str) and _MODEL_HASH.fullmatch(now):
+        return found in (now, now.partition(".")[0])
+    return found == now
 
 
 class ImageHashes:
@@ -145,7 +155,7 @@ def describe_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
     """
     changes = []
     for name, value in wanted.items():
-        if name not in found or found[name] == value:
+        if name not in found or agrees(found[name], value):
             continue
         if isinstance(value, dict) and isinstance(found[name], dict):
             nothing = dict.fromkeys(value.keys() | found[name].keys())
@@ -186,16 +196,28 @@ def _add_tensors(digest, path: pathlib.Path) -> None:
         _add_samples(digest, file, path.name, [(0, 8 + length), *sorted(parts)])
 
 
-def _add_stored(digest, params: epath.Path) -> None:
-    """Adds the arrays of a checkpoint in a store, as `_add_samples` adds those on a disk."""
+def _stored_files(params: places.Place) -> list[tuple[str, places.Place]]:
+    """Returns the files of a checkpoint's parameters, each after its name there."""
+    if isinstance(params, pathlib.Path):
+        found = sorted(path for path in params.rglob("*") if path.is_file())
+        return [(str(path.relative_to(params)), path) for path in found]
     system, where = fsspec.url_to_fs(str(params))
-    found = system.find(where, detail=True)
-    for path in sorted(map(pathlib.PurePosixPath, found)):
-        size = found[str(path)]["size"]
-        digest.update(f"{path.relative_to(where)} {size}\n".encode())
-        for start in (0, size // 2, max(0, size - _SAMPLE)):
-            if end := min(size, start + _SAMPLE):
-                digest.update(system.cat_file(str(path), start=start, end=end))
+    found = sorted(map(pathlib.PurePosixPath, system.find(where)))
+    names = [str(path.relative_to(where)) for path in found]
+    return [(name, params / name) for name in names]
+
+
+def _add_file(digest, name: str, path: places.Place) -> None:
+    """Adds a whole file, on a disk or in a store, as `_add_samples` does."""
+    if isinstance(path, pathlib.Path):
+        with open(path, "rb") as file:
+            return _add_samples(digest, file, name, [(0, path.stat().st_size)])
+    system, where = fsspec.url_to_fs(str(path))
+    size = system.size(where)
+    digest.update(f"{name} {size}\n".encode())
+    for start in (0, size // 2, max(0, size - _SAMPLE)):
+        if end := min(size, start + _SAMPLE):
+            digest.update(system.cat_file(where, start=start, end=end))
 
 
 def _add_samples(digest, file: BinaryIO, name: str, parts: list[tuple[int, int]]) -> None:

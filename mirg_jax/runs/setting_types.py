@@ -1,9 +1,10 @@
-"""Checks that settings are all there and of the types of their defaults.
+"""Checks that settings are all there, of the types of their defaults, and no odd numbers.
 
 Flags and assignments to a `ConfigDict` are checked by it already, apart from None, elements of
 tuples, and sections that are replaced as a whole. A run's config.json is not checked at all.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,12 @@ from mirg_jax.errors import ConfigError, shorten
 
 _KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 _FREE = ("grpo.rewards",)  # sections with any names
+_MOST = 2**31 - 1  # of an integer: a count, or the size of an array
+_LARGEST = 3e38  # of a number: of about float32's range
+_SEED = "seed"  # which may be larger, and is checked where it is used
+# Bounds that infinity switches off.
+_MAY_BE_INFINITE = ("optimizer.clip_norm", "grpo.kl_clamp", "grpo.clip_high")
+_PASSED_ON = ("extra_body",)  # to servers, unread
 # Runs made before have no such settings.
 _NEWER = (
     "data.follow_links",
@@ -33,7 +40,8 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any], section: str = "")
       section: name of the section that both are, with a dot at its end; "" for the whole.
 
     Raises:
-      ConfigError: if a setting is missing, unknown, None, or of another type than its default.
+      ConfigError: if a setting is missing, unknown, None, of another type than its default, or a
+        number that is infinite, NaN or far beyond any use.
     """
     for name, default in usual.items():
         field = section + name
@@ -56,6 +64,31 @@ def check_none(given: Mapping[str, Any], section: str = "") -> None:
             raise ConfigError(f"{section}{name}={value!r} is not a value; set one, or leave it out")
 
 
+def check_numbers(given: Mapping[str, Any], section: str = "") -> None:
+    """Raises ConfigError if a number among settings is infinite, NaN or far beyond any use."""
+    for name, value in given.items():
+        if name in _PASSED_ON:
+            continue
+        if isinstance(value, Mapping):
+            check_numbers(value, f"{section}{name}.")
+            continue
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if type(each) in (int, float):
+                _check_number(section + name, each, type(each))
+
+
+def _check_number(field: str, value: float, kind: type) -> None:
+    if kind is int:
+        if abs(value) > _MOST and field.rpartition(".")[2] != _SEED:
+            raise ConfigError(
+                f"{field}={shorten(repr(value), 40)} must lie between {-_MOST} and {_MOST}"
+            )
+    elif field in _MAY_BE_INFINITE and value == math.inf:
+        pass
+    elif not abs(value) <= _LARGEST:  # nor is NaN
+        raise ConfigError(f"{field}={shorten(repr(value), 40)} must be a finite number")
+
+
 def _check_value(field: str, value: Any, default: Any) -> None:
     if isinstance(default, Mapping):
         if not isinstance(value, Mapping):
@@ -69,8 +102,12 @@ def _check_value(field: str, value: Any, default: Any) -> None:
         kind = type(default[0]) if default else int  # steps
         if not isinstance(value, list | tuple) or not all(_is(each, kind) for each in value):
             raise _misfit(field, value, f"a list, each of it {_KINDS[kind]}")
+        for each in value if kind in (int, float) else ():
+            _check_number(field, each, kind)
     elif not _is(value, kind := type(default)):
         raise _misfit(field, value, _KINDS[kind])
+    elif kind in (int, float):
+        _check_number(field, value, kind)
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -194,14 +194,14 @@ def exchange_files(
 def _read_lines(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Reads a file's lines by their custom_id, without the requests' bodies."""
     found = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for n, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
                 key = row.pop("custom_id")
                 row.pop("body", None)
                 found[str(key)] = row
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 raise DataError(
                     f"{path} line {n}: not a line of a batch file; get the file again"
                 ) from None

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from mirg_jax.data.examples import Example
 from mirg_jax.data.images import Root
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.runs import facts
+from mirg_jax.files.outputs import replace_text
+from mirg_jax.runs import facts, run_folder
 from mirg_jax.trajectories import checks, outputs, page, prompts, select, shards
 from mirg_jax.trajectories.batches import BatchFiles, exchange_files
 from mirg_jax.trajectories.estimate import Estimate, estimate
@@ -78,21 +79,25 @@ def _check_models(settings: TrajectorySettings, record: pathlib.Path) -> None:
 
     Raises:
       ConfigError: if one has changed.
+      CheckpointError: if the record can't be read.
     """
     teachers = [stage.teacher for stage in settings.stages.values()]
     models = {each.model for each in teachers if isinstance(each, ModelTeacherSettings)}
     if not models:
         return
     hashes = {model: facts.hash_model(model) for model in sorted(models)}
-    found = json.loads(record.read_text()) if record.exists() else {}
+    remedy = "delete it if no model has changed since, or give another --output_dir"
+    parse = run_folder.as_object
+    found = run_folder.read_record(record, parse, "models by name", remedy) or {}
     for model, now in hashes.items():
-        if now and found.get(model, now) != now:
+        if now and not facts.agrees(found.get(model, now), now):
             raise ConfigError(
                 f"{record.parent}: has answers of {model} as it was before its weights changed; "
                 "give another --output_dir, or delete it"
             )
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(found | hashes, indent=1) + "\n")
+    with _explained(record.parent):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(record, json.dumps(found | hashes, indent=1) + "\n")
 
 
 def make_plan(settings: TrajectorySettings, image_root: Root) -> Plan:

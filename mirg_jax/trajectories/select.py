@@ -19,10 +19,13 @@ import numpy as np
 from mirg_jax.data.examples import Example, Rejected, read_examples, write_trajectories
 from mirg_jax.data.images import Root, resolve_image
 from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.files import outputs
 from mirg_jax.mig_bench.benchmark import load_benchmark
-from mirg_jax.runs import facts
+from mirg_jax.runs import facts, run_folder
 from mirg_jax.trajectories import ingest
 from mirg_jax.trajectories.settings import SelectionSettings
+
+_AGAIN = "delete {} to choose the questions again, no answer is lost"
 
 
 class Selection(NamedTuple):
@@ -43,6 +46,7 @@ def prepare_questions(
 
     Raises:
       DataError: a file can't be read, or no question can be used.
+      CheckpointError: the record of the selection in the folder is damaged.
       ConfigError: the folder holds a selection from other files or with other settings.
     """
     how = json.loads(json.dumps(dataclasses.asdict(settings)))  # with JSON's types
@@ -61,27 +65,28 @@ def prepare_questions(
                 f"{folder}: holds questions chosen otherwise ({'; '.join(changes)}); give another "
                 "--output_dir or delete it"
             )
-        return read_examples(folder / "questions.jsonl")[0]
+        return _read_questions(folder / "questions.jsonl", found["sft"])
 
     ingested = ingest.ingest(source)
     selection = select_questions(ingested.questions, image_root, settings)
     selection = selection._replace(left_out=ingested.left_out + selection.left_out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_trajectories(folder / "questions.jsonl", selection.sft)
-    write_trajectories(folder / "rl.jsonl", selection.rl)
-    with open(folder / "rejected.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in selection.left_out)
+    # Shards that begin at the same time write the same, each whole.
+    with outputs.whole(folder / "questions.jsonl") as part:
+        write_trajectories(part, selection.sft)
+    with outputs.whole(folder / "rl.jsonl") as part:
+        write_trajectories(part, selection.rl)
+    rejected = [json.dumps(dataclasses.asdict(row)) + "\n" for row in selection.left_out]
+    outputs.replace_text(folder / "rejected.jsonl", "".join(rejected))
     if not selection.sft:
         first = f"; the first: {selection.left_out[0].reason}" if selection.left_out else ""
         raise DataError(
             f"no question can be used, {len(selection.left_out)} were left out{first}; all reasons "
             f"are in {folder / 'rejected.jsonl'}"
         )
-    # Written last and renamed: without a manifest, the selection is made again.
-    part = manifest.with_suffix(".part")
+    # Written last: without a manifest, the selection is made again.
     content = {"exclude_sha256": excluded} | _manifest(how, ingested.files, selection)
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.rename(manifest)
+    outputs.replace_text(manifest, json.dumps(content, indent=1) + "\n")
     return selection.sft
 
 
@@ -114,11 +119,39 @@ def _manifest(
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any] | None:
-    """Reads an earlier selection's manifest; None if there is none, or nothing was selected."""
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found if found["sft"] else None
+    """Reads an earlier selection's manifest; None if there is none, or nothing was selected.
+
+    Raises:
+      CheckpointError: if it is damaged.
+    """
+
+    def parse(raw: Any) -> dict[str, Any]:
+        found = run_folder.as_object(raw)
+        run_folder.as_object(found["how"])
+        if type(found["sft"]) is not int:
+            raise TypeError("sft is no number")
+        if not all(isinstance(file["sha256"], str) for file in found["files"]):
+            raise TypeError("sha256 is no text")
+        return found
+
+    found = run_folder.read_record(path, parse, "a selection", _AGAIN.format(path.parent))
+    return found if found and found["sft"] else None
+
+
+def _read_questions(path: pathlib.Path, count: int) -> list[Example]:
+    """Reads the questions of an earlier selection.
+
+    Raises:
+      DataError: if the file is damaged.
+    """
+    questions, rejected = read_examples(path)
+    if rejected or len(questions) != count:
+        first = f", {rejected[0].source}: {rejected[0].reason}" if rejected else ""
+        raise DataError(
+            f"{path}: has {len(questions)} questions that can be read, and {count} were chosen"
+            f"{first}; {_AGAIN.format(path.parent)}"
+        )
+    return questions
 
 
 def _are_same_files(found: list[dict], source: ingest.Source) -> bool:

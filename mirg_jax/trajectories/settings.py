@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mirg_jax.chat.client import check_extra_body
 from mirg_jax.errors import ConfigError
 from mirg_jax.grounding.tasks import TRAINING_TASKS
+from mirg_jax.runs import setting_types
 from mirg_jax.trajectories.checks import Rules
 from mirg_jax.trajectories.limits import Costs
 from mirg_jax.trajectories.prompts import STAGES
@@ -260,6 +261,10 @@ def read(config: ConfigDict) -> TrajectorySettings:
     Raises:
       ConfigError: for a value that can't work.
     """
+    given = config.to_dict()
+    for stage in given["stages"].values():
+        stage.pop("recipe", None)  # which is checked where it is read
+    setting_types.check_numbers(given)
     select = config.select
     settings = TrajectorySettings(
         selection=SelectionSettings(

@@ -1,7 +1,6 @@
 """Parts of the questions for several machines, each with all tasks."""
 
 import json
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -66,21 +65,28 @@ def draw(questions: Sequence[Example], shard: Shard, folder: pathlib.Path) -> li
 
 
 def _drawn(folder: pathlib.Path, shard: Shard) -> str:
-    """Reads how a folder's shards are drawn, or records it if there is none yet."""
+    """Reads how a folder's shards are drawn, or records it if there is no record yet.
+
+    Of shards that begin at the same time, one writes the record, and the others go by it: they may
+    have seen its journal already.
+    """
     record = folder / f"shards-of-{shard.count}.json"
-    if record.exists():
+    if not record.exists():
+        begun = [*folder.glob(f"replies-*-of-{shard.count}.jsonl")]
+        text = json.dumps({"drawn": _BY_POSITION if begun else _BY_TASK}) + "\n"
         try:
-            drawn = json.loads(record.read_text(encoding="utf-8"))["drawn"]
-        except (OSError, ValueError, TypeError, KeyError):
-            drawn = None
-        if drawn not in (_BY_TASK, _BY_POSITION):
+            outputs.make_folder(folder)
+            outputs.create_text(record, text)
+        except OSError as error:
             raise ConfigError(
-                f"{record}: doesn't say how the shards are drawn; give another --output_dir"
-            )
-        return drawn
-    begun = [*folder.glob(f"replies-*-of-{shard.count}.jsonl")]
-    drawn = _BY_POSITION if begun else _BY_TASK
-    part = record.with_suffix(f".{os.getpid()}.part")  # other shards may begin at the same time
-    outputs.write_text(part, json.dumps({"drawn": drawn}) + "\n", "--output_dir")
-    part.replace(record)
+                f"{record}: cannot be written ({error.strerror}); give another --output_dir"
+            ) from None
+    try:
+        drawn = json.loads(record.read_text(encoding="utf-8"))["drawn"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        drawn = None
+    if drawn not in (_BY_TASK, _BY_POSITION):
+        raise ConfigError(
+            f"{record}: doesn't say how the shards are drawn; give another --output_dir"
+        )
     return drawn

@@ -59,6 +59,11 @@ def test_completions():
     assert "cut" in read_completion(completion("length", content="ye")).problem
     refused = read_completion(completion(content=None, refusal="no"))
     assert refused == Reply("no", "the model refused")
+    parts = [{"type": "refusal", "refusal": "no"}]
+    assert read_completion(completion(content=parts)) == Reply("no", "the model refused")
+    assert read_completion([completion(content="yes")]) == Reply("yes")
+    redacted = [{"type": "redacted_thinking", "data": "QUJD"}]
+    assert read_completion(completion(content=redacted)) == Reply("", "an empty answer")
     assert read_completion(completion(content="")).problem == "an empty answer"
     assert (
         read_completion(completion(content="my sk-123456!"), hide="sk-123456").text == "my [key]!"
@@ -97,6 +102,20 @@ WHOLE = f"<think>I look.</think>{ANSWER}"
         ({"content": {"type": "text", "text": "(1,2)"}}, "(1,2)"),
         ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "I look."}]},
                       {"type": "text", "text": ANSWER}]}, WHOLE),
+        ({"content": [{"text": "I look.", "thought": True}, {"text": ANSWER}]}, WHOLE),
+        ({"content": [{"type": "redacted_thinking", "data": "QUJD"},
+                      {"type": "text", "text": ANSWER}]}, ANSWER),
+        ({"content": [{"type": "text", "text": {"value": "(1,2)", "annotations": []}}]}, "(1,2)"),
+        ({"content": [{"type": "tool_use", "id": "7"}, {"type": "text", "text": "(1,2)"}]},
+         "(1,2)"),
+        # The template has the opening tag in the prompt.
+        ({"content": WHOLE.removeprefix("<think>")}, WHOLE),
+        ({"content": "</think>" + ANSWER}, "<think></think>" + ANSWER),
+        ({"content": "</think>" + ANSWER, "reasoning": "I look."}, WHOLE),
+        ({"content": "I look.</think>\n(1,2),(3,4)"}, "<think>I look.</think>\n(1,2),(3,4)"),
+        # Other ends of thoughts stay.
+        ({"content": ANSWER + "</think>"}, ANSWER + "</think>"),
+        ({"content": WHOLE + "</think>"}, WHOLE + "</think>"),
     ],
 )  # fmt: skip
 def test_dialects_that_say_the_same(message, text):
@@ -110,13 +129,25 @@ def test_dialects_that_say_the_same(message, text):
 @pytest.mark.parametrize(
     ("finish", "problem"),
     [
-        *((finish, "the answer was cut at max_tokens") for finish in ("max_tokens", "MAX_TOKENS")),
-        *((finish, "the answer was filtered") for finish in ("content_filter", "SAFETY")),
-        ("refusal", "the model refused"),
+        *(
+            (finish, "the answer was cut at max_tokens")
+            for finish in (
+                "length", "max_tokens", "MAX_TOKENS", "FinishReason.LENGTH",
+                "FinishReason.MAX_TOKENS", "FINISH_REASON_MAX_TOKENS", "maxTokens",
+                "MaxTokens", "max-tokens", "Max Tokens", {"type": "LENGTH", "length": 9},
+                "model_context_window_exceeded",
+            )
+        ),
+        *(
+            (finish, "the answer was filtered")
+            for finish in ("content_filter", "SAFETY", "ContentFilter", "FinishReason.SAFETY")
+        ),
+        *((finish, "the model refused") for finish in ("refusal", "StopReason.REFUSAL")),
+        *((finish, None) for finish in ("FinishReason.ERROR", "FINISH_REASON_CANCELLED")),
         *((finish, "") for finish in ("stop", "eos", "end_turn", None, "tool_calls")),
         *((finish, None) for finish in ("abort", "error", "cancelled", {"type": "abort"})),
     ],
-)
+)  # fmt: skip
 def test_why_an_answer_ended(finish, problem):
     answer = {"choices": [{"message": {"content": ANSWER}, "finish_reason": finish}]}
     if problem is not None:
@@ -165,8 +196,14 @@ LONG = "data:image/jpeg;base64," + 100_000 * "QUJD"
         ({"detail": [{"msg": "field required"}]}, "field required", None),
         ({"choices": [{"error": {"message": "upstream", "code": 429}}]}, "upstream", 429),
         ({"choices": [], "error": {"message": "no"}}, "no", None),
+        ({"error": [{"message": "too many"}, {"message": "wait", "code": 429}]},
+         "too many; wait", 429),
+        ([{"error": {"message": "no quota", "code": 429, "status": "EXHAUSTED"}}], "no quota", 429),
+        ([{"error": {"message": "a"}}, {"error": {"message": "b", "code": 500}}], "a; b", 500),
+        ({"errors": ["overloaded", "busy"]}, "overloaded; busy", None),
+        ({"choices": [{"error": [{"message": "upstream"}]}]}, "upstream", None),
     ],
-)
+)  # fmt: skip
 def test_an_error_inside_a_success_is_passed_on(answer, words, status):
     with pytest.raises(ServerError) as error:
         read_completion(answer)
@@ -178,11 +215,15 @@ def test_an_error_inside_a_success_is_passed_on(answer, words, status):
     [
         (PAGE, "502 No such host"),
         ({"choices": [{"message": {"content": [{"type": "video"}]}}]}, '"type": "video"'),
+        ({"choices": [{"message": {"content": [
+            {"type": "text", "text": "(1,2)"}, {"type": "draft", "text": "(3,4)"}]}}]},
+         '"type": "draft"'),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": 7}]}}]}, '"text": 7'),
         ({"result": "(1,2)"}, '{"result": "(1,2)"}'),
         ({"result": LONG}, "data:image/jpeg;base64,…"),
         (f"cannot read {LONG}", "cannot read data:image/jpeg;base64,…"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_completion_is_quoted(answer, words):
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         read_completion(answer)

@@ -95,6 +95,13 @@ def edit_rows(data):
     write(data / "rows.json", rows)
 
 
+def nudge(data):
+    """Changes a number between those that samples of a tensor see."""
+    other = np.ones(4000, np.float32)
+    other[1000] = 1.5
+    save_file(tensors(b=other), data / "model/model.safetensors")
+
+
 def retrain(data):
     last = np.zeros((9, 300), np.float32)
     last[8, 299] = 1  # as if a token had been added
@@ -113,6 +120,7 @@ def retrain(data):
         ({"evaluation.coordinates": "pixels"}, None, 'coordinates was "pixels"'),
         ({}, edit_rows, "the benchmark's content has changed"),
         ({}, retrain, "the model's weights have changed"),
+        ({}, nudge, "the model's weights have changed"),
         ({}, lambda data: write(data / "model/tokenizer.json", {}), "weights have changed"),
         (
             {},
@@ -136,6 +144,23 @@ def test_answers_of_other_settings_are_not_kept(asked, data, before, change, wor
     assert run(data, folder="other").overall.hit_rate == 1 and len(asked.rows) == 8
     if not change:  # with the settings of before it goes on
         assert run(data, **before).missing == 0 and len(asked.rows) == 12
+
+
+def test_a_folder_whose_model_was_recorded_by_samples_goes_on(asked, data):
+    run(data, limit=2)
+    record = data / "out/run.json"
+    facts = json.loads(record.read_text())
+    samples, dot, _ = facts["weights"].partition(".")
+    assert (
+        dot
+        and json.loads((data / "out/scores.json").read_text())["benchmark_sha256"]
+        == (facts["benchmark_sha256"])
+    )
+    write(record, facts | {"weights": samples})
+    assert run(data, limit=4).missing == 0
+    retrain(data)
+    with pytest.raises(ConfigError, match="the model's weights have changed"):
+        run(data)
 
 
 def test_the_same_content_elsewhere_is_the_same(asked, data):

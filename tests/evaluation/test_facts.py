@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import DataError
+from mirg_jax.files import hashes
 from mirg_jax.runs import facts
 
 
@@ -37,7 +38,7 @@ def test_a_copy_is_the_same_model(model, tmp_path):
     assert facts.hash_model(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("place", [(0, 0), (250, 0), (499, 29)])
+@pytest.mark.parametrize("place", [(0, 0), (250, 0), (499, 29), (100, 7), (333, 1)])
 def test_each_tensor_counts(model, place):
     before = facts.hash_model(model)
     changed = np.zeros((500, 30), np.float32)
@@ -60,7 +61,14 @@ def test_a_run_is_another_model_when_it_was_trained_anew(model, tmp_path):
     assert before == facts.hash_model(run / "checkpoints/7") is not None
     (params / "0123abcd").rename(params / "4567abcd")  # Orbax's names are random
     assert facts.hash_model(run) != before
+    (params / "4567abcd").write_bytes(b"x" * 10_000 + b"y" + b"x" * 39_999)  # between samples
+    (params / "4567abcd").rename(params / "0123abcd")
+    changed = facts.hash_model(run)
+    assert changed != before and changed.partition(".")[0] == before.partition(".")[0]
+    (params / "0123abcd").write_bytes(b"x" * 50_000)
+    assert facts.hash_model(run) == before
     # Adapters are of their base.
+    (params / "0123abcd").rename(params / "4567abcd")
     (params / "4567abcd").rename(params / "0123abcd")
     lora = {"rank": 4, "alpha": 8, "targets": ["q_proj"], "tower": False}
     record = {"base": str(model), "param_dtype": "float32", "lora": lora}
@@ -69,6 +77,31 @@ def test_a_run_is_another_model_when_it_was_trained_anew(model, tmp_path):
     assert adapters != before
     save(model, b=np.zeros(3, np.float32))
     assert facts.hash_model(run) != adapters
+
+
+def test_a_hash_of_samples_that_an_earlier_version_recorded_agrees(model):
+    now = facts.hash_model(model)
+    samples = now.partition(".")[0]
+    assert facts.agrees(samples, now) and facts.agrees(now, now)
+    assert not facts.agrees(now.partition(".")[2], now) and not facts.agrees(None, now)
+    assert facts.describe_changes({"start": samples}, {"start": now}) == []
+    save(model, a=np.ones((500, 30), np.float32))
+    other = facts.hash_model(model)
+    assert not facts.agrees(samples, other)
+    assert len(facts.describe_changes({"start": samples}, {"start": other})) == 1
+    assert not facts.agrees("a", "a.b")  # no hash of a model
+
+
+def test_parts_of_files_count_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, "_PART", 100)
+    contents = [b"a" * 100 + b"b" * 100 + b"c", b"b" * 100 + b"a" * 100 + b"c", b"a" * 100, b""]
+    found = set()
+    for content in contents:
+        (tmp_path / "file").write_bytes(content)
+        found.add(hashes.hash_files([("name", tmp_path / "file")]))
+    found.add(hashes.hash_files([("other", tmp_path / "file")]))
+    found.add(hashes.hash_files([("name", tmp_path / "file")] * 2))
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize("size", [1, 700, 30_000, 2_000_000])

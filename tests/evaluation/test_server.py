@@ -437,13 +437,15 @@ def test_a_limit_is_spread_over_the_tasks_and_can_grow(fake, tmp_path):
     assert answered(folder) == set(first)
     written = json.loads((folder / "scores.json").read_text())
     assert [row["index"] for row in written["rows"]] == first
+    facts = json.loads((folder / "run.json").read_text())
+    assert written["benchmark_sha256"] == facts["benchmark_sha256"]
     cards = page_data(folder / "report.html")["views"][0]["cards"]
     assert [card["title"].split(",")[0] for card in cards] == [f"Row {n}" for n in first]
     assert ask("mirg", up.url, bench, folder, limit=20).missing == 0
     assert len(up.requests()) == 20 and answered(folder) > set(first)
 
 
-def test_a_folder_is_one_models_and_one_processes(fake, tmp_path, monkeypatch):
+def test_a_folder_is_one_models_and_one_processes(fake, tmp_path, monkeypatch, capsys):
     bench, folder = write_benchmark(tmp_path / "data", 4), tmp_path / "out"
     up = fake(answers_of("mirg", bench))
     ask("mirg", up.url, bench, folder)
@@ -469,7 +471,10 @@ def test_a_folder_is_one_models_and_one_processes(fake, tmp_path, monkeypatch):
     earlier = ("family", "protocol", "benchmark", "max_pixels", "request")
     earlier = {name: what[name] for name in earlier}
     (folder / "run.json").write_text(json.dumps(earlier))
+    capsys.readouterr()
     assert ask("mirg", up.url, bench, folder).missing == 0
+    told = capsys.readouterr().err.splitlines()
+    assert sum("without recording benchmark_sha256, prompt.before" in line for line in told) == 1
     whole = (folder / "predictions.jsonl").read_text()
     (folder / "predictions.jsonl").write_text(whole[: whole.index("\n") + 1])
     with pytest.raises(ConfigError, match="without recording benchmark_sha256, prompt.before"):

@@ -1,12 +1,14 @@
 """Files of JSON lines: what a killed process or a full disk leaves in them."""
 
+import errno
 import json
 import os
 
 import pytest
 
+from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.errors import DataError
-from mirg_jax.files import lines
+from mirg_jax.files import lines, outputs
 
 ROWS = [{"n": 1}, {"n": "é\u2028"}, {"n": [3]}]
 TEXT = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -77,3 +79,42 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
     with pytest.raises(DataError, match="cannot be written"):
         lines.LineWriter(tmp_path)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_where_a_file_is_needed_is_named(tmp_path):
+    path = tmp_path / "rejected.jsonl"
+    path.mkdir()
+    (path / "note").touch()
+    for use in (
+        lambda: list(lines.rows(path)),
+        lambda: lines.is_torn(path),
+        lambda: lines.remove(path),
+        lambda: lines.LineWriter(path),
+        lambda: RejectedLog(path),
+        lambda: RejectedLog(path, resume=False),
+    ):
+        with pytest.raises(DataError, match=r"rejected.jsonl: cannot be .*move the folder away"):
+            use()
+    with pytest.raises(FileNotFoundError):
+        list(lines.rows(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_that_write_a_file_one_is_first(links, tmp_path, monkeypatch):
+    if not links:
+
+        def refuse(*_):
+            raise OSError(errno.EPERM, "no links")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.json"
+    assert outputs.create_text(path, "one") and not outputs.create_text(path, "two")
+    assert path.read_text() == "one"
+    with outputs.whole(path) as mine, outputs.whole(path) as other:
+        mine.write_text("three")
+        other.write_text("four")
+    assert path.read_text() == "three" and [each.name for each in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(ValueError), outputs.whole(path) as part:
+        part.write_text("fi")
+        raise ValueError
+    assert path.read_text() == "three" and len(list(tmp_path.iterdir())) == 1

@@ -55,6 +55,38 @@ def test_runs_that_cannot_be_compared_are_refused():
         compare.compare(one, run(rows[::-1], [HIT, HIT]))
 
 
+def test_scores_of_another_benchmark(tmp_path, refusal, capsys):
+    rows = [row(), row("region")]
+    paths = [tmp_path / name / "scores.json" for name in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+    one, two = (run(rows, [HIT, MISS], path) for path in paths)
+    flags = f"--before={paths[0]}", f"--after={paths[1]}"
+    assert refusal("compare", *flags) == ""
+    told = capsys.readouterr().err.splitlines()  # as earlier versions wrote them
+    assert [str(path) in line for path, line in zip(paths, told, strict=True)] == [True, True]
+    assert all("without recording its benchmark" in line for line in told)
+
+    paths[0].write_text(json.dumps({"benchmark_sha256": "a" * 64} | one))
+    paths[1].write_text(json.dumps({"benchmark_sha256": "b" * 64} | two))
+    assert "benchmarks of different content" in refusal("compare", *flags)
+    paths[1].write_text(json.dumps({"benchmark_sha256": "a" * 64} | two))
+    assert refusal("compare", *flags) == "" and capsys.readouterr().err == ""
+    # What the scores don't record, the folder of an evaluation does.
+    paths[1].write_text(json.dumps(two))
+    for record, line in (
+        ({"benchmark_sha256": "b" * 64}, "benchmarks of different content"),
+        ({"benchmark_sha256": "a" * 64}, ""),
+        ({"benchmark": "rows.json"}, ""),
+        ([], ""),
+    ):
+        (tmp_path / "two/run.json").write_text(json.dumps(record))
+        refused = refusal("compare", *flags)
+        assert line in refused and bool(line) == bool(refused)
+        unknown = "without recording its benchmark" in capsys.readouterr().err
+        assert unknown == ("benchmark_sha256" not in record)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [("index", "0"), ("index", None), ("index", 1), ("task", ["diff"]), ("task", None)]

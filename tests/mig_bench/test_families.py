@@ -323,25 +323,55 @@ UNREAD = numbered(0, 1, 20, 5, 40, 10).replace("(20,5),(40,10)", "[20, 5, 40, 10
             (f'{{"image": {value}, "bbox_2d": BOX}}', IN_FIRST)
             for value in (
                 '"first"', '"1st"', '"#1"', "[1]", '["1"]', "1.0", '"the first image"',
-                '"image_1.png"', '"Picture 1"', '"1st image"', '"no. 1"',
+                '"image_1.png"', '"Picture 1"', '"1st image"', '"no. 1"', '"one"', '"1 of 2"',
+                '{"index": 1}', '{"image_id": "1", "width": 200}', '"the first one"', '"a.jpg"',
+                '"bench/a.jpg"', '{"file": "a.jpg"}',
             )
         ),
+        # Fields in the forms of Markdown and XML, in words, and in an ID of our own form.
+        *(
+            (form + " BOX", IN_FIRST)
+            for form in (
+                "Image: 1", "**Image:** 1", "**Image**: 1", "Image: **1**", "- `image`: 1 -",
+                "Image: 1, box:", "Image: 1 (the yard)", "<image>1</image>",
+                "<image_id>1</image_id>", "In image (1):", "image [1]:", "Image one:",
+                "image number 1", "Image index 1:", "img 1:", "img_1", "1st img:",
+                "It is in the first input image, at", "Image：1",
+            )
+        ),
+        ("<bbox_id>[1-3]</bbox_id> BOX", box(100, 50, 200, 100)),
+        ("<bbox_id>[1-3]</bbox_id><|object_ref_start|>dog 2<|object_ref_end|> BOX",
+         box(100, 50, 200, 100)),
+        ("In image two, unlike in the first image: BOX", box(100, 50, 200, 100)),
         # A field of an object around it, before or behind; the nearest counts.
         ('{"image": 1, "found": {"kind": "dog", "boxes": [{"bbox_2d": BOX}]}}', IN_FIRST),
         ('{"found": [{"bbox_2d": BOX}], "image": 1}', IN_FIRST),
         ('{"image": 2, "found": [{"bbox_2d": BOX, "image": "first"}]}', IN_FIRST),
         ('{"image": 1, "found": [{"label": "as in image 2", "bbox_2d": BOX}]}', IN_FIRST),
         ('{"box": BOX, "size": {"w": 2}, "image": 1', IN_FIRST),
-        # What names an image that isn't there or isn't understood is no box in the target image.
+        # What names an image that isn't there is no box in the target image.
         *(
             (f'{{"image": {value}, "bbox_2d": BOX}}', UNREAD)
             for value in (
-                7, '"the garden"', "[1, 2]", '"dog.jpg"', "-1", "1.5", '"seventh"', '"3rd"',
+                7, "[1, 2]", "-1", "1.5", '"seventh"', '"3rd"', '{"index": 7}', '"seven"', "4711",
             )
         ),
-        ('{"target_image": "left", "found": [{"bbox_2d": BOX}]}', UNREAD),
-        ("{image: garden, bbox_2d: BOX}", UNREAD),
+        ('{"target_image": 9, "found": [{"bbox_2d": BOX}]}', UNREAD),
         ("In the ninth image: BOX", UNREAD.replace(grammar.format_id(0, 1), "")),
+        ("<bbox_id>[7-1]</bbox_id> BOX", UNREAD.replace(grammar.format_id(0, 1), "")),
+        # Text that refers to no image.
+        *(
+            (f'{{{field}, "bbox_2d": BOX}}', box(200, 100, 400, 200))
+            for field in (
+                '"picture": "oil painting"', '"label": "photo: family"', '"image": "the garden"',
+                '"image": "dog.jpg"', '"target_image": "left"', '"photo": "2 dogs"',
+                '"frame": "wooden, 1920"', '"image": ["kitchen"]', "image: garden",
+                '"label": "picture: 2 dogs"', '"image": {"width": 640}', '"image": "1.jpg"',
+            )
+        ),
+        ("In the image one dog is at BOX", box(200, 100, 400, 200)),
+        ("In this image two: BOX", box(200, 100, 400, 200)),
+        ("<image>\n2 dogs: BOX", box(200, 100, 400, 200)),
         # These name none.
         *(
             (f'{{"{field}, "bbox_2d": BOX}}', box(200, 100, 400, 200))
@@ -355,20 +385,21 @@ UNREAD = numbered(0, 1, 20, 5, 40, 10).replace("(20,5),(40,10)", "[20, 5, 40, 10
     ],
 )  # fmt: skip
 def test_the_image_of_a_box_in_pixels(text, box_of):
-    (item,) = rows_of([file_row(question="Where is it in the second image?")])
-    sizes = {"0.jpg": (200, 100), "1.jpg": (100, 50)}
+    images = ["bench/a.jpg", "bench/1.jpg"]
+    (item,) = rows_of([file_row(question="Where is it in the second image?") | {"images": images}])
+    sizes = {"bench/a.jpg": (200, 100), "bench/1.jpg": (100, 50)}
     read = families.to_grammar(
         FAMILIES["qwen2_5_vl"], text.replace("BOX", "[20, 5, 40, 10]"), item, sizes.__getitem__
     )
     assert read == text.replace("BOX", box_of)
     (row,) = scoring.score([item], [read]).rows
     assert (row.box is None) == ("[20," in box_of)
-    assert row.image == (1 if box_of == IN_FIRST else None)
+    assert row.image == (1 if box_of in (IN_FIRST, box(100, 50, 200, 100)) else None)
 
 
-def test_an_image_that_is_not_understood_is_wrong_on_the_grid_too():
+def test_an_image_that_is_not_there_is_wrong_on_the_grid_too():
     (item,) = rows_of([file_row(question="Where is it in the second image?")])
-    text = 'Unlike in image 2: {"image": "garden", "box": [100, 200, 500, 600]}'
+    text = 'Unlike in image 2: {"image": 7, "box": [100, 200, 500, 600]}'
     (row,) = families.score(FAMILIES["qwen2_vl"], [item], [text]).rows
     assert row.hit and row.image is None
 
@@ -379,7 +410,16 @@ def test_reading_takes_time_in_proportion_to_the_text():
     pieces += ["9" * 50, "(1,2),(3,4)", "1.", "<box>1 2 3", "{", '{"image": 2, ', '"image": 2, ']
     pieces += ['{"bbox": [1,2,3,4], "image": 1}', '"bbox": [1,2,3,4], "image": 1 ', "}{[1,2,3,4]"]
     pieces += ['{"image": "x", ', '{"image": [', "image=the ", "{[1,2,3,4]", "image: 1, ", "#-"]
-    for family in FAMILIES.values():
+    pieces += [
+        "<bbox_id>[1-1]</bbox_id>",
+        "image (1",
+        "image no. ",
+        '{"image": {"index": ',
+        "<image>",
+    ]
+    pieces += ["image one ", '"image": "a b", ', "**Image:** ", "<bbox_id>[1-1]</bbox_id>[1,2,3,4]"]
+    one_of_each = {family.numbers: family for family in FAMILIES.values()}
+    for family in one_of_each.values():
         for piece in pieces:
             start = time.process_time()
             text = piece * (200_000 // len(piece))

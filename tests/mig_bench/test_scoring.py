@@ -1,5 +1,6 @@
 """MIG-Bench scoring against an independent reading of the authors' rules and the paper's tables."""
 
+import hashlib
 import json
 import random
 import time
@@ -228,6 +229,31 @@ def test_score_binary(tmp_path):
 
     result = call("score", *flags, "--migician_scaling")
     assert result.returncode == 0 and json.loads(output.read_text())["scale_y"] is True
+
+
+def test_predictions_of_another_benchmark_are_not_scored(tmp_path, refusal, capsys):
+    bench, predictions = tmp_path / "bench.json", tmp_path / "eval/predictions.jsonl"
+    predictions.parent.mkdir()
+    bench.write_text(json.dumps([file_row()]))
+    predictions.write_text(json.dumps({"index": 0, "response": qwen((100, 200, 500, 600))}))
+    output = tmp_path / "scores.json"
+    score = "score", f"--benchmark={bench}", f"--output={output}", f"--predictions={predictions}"
+    report = "report", score[1], f"--output={tmp_path}/a.html", f"--predictions=a={predictions}"
+    sha256 = hashlib.sha256(bench.read_bytes()).hexdigest()
+    record, told = predictions.parent / "run.json", "doesn't record benchmark_sha256"
+    for facts, refused, line in (
+        (None, False, ""),  # of any system
+        ({"benchmark_sha256": sha256}, False, ""),
+        ({"benchmark": "bench.json"}, False, told),  # of an earlier version
+        ({"benchmark_sha256": "a" * 64}, True, ""),
+    ):
+        if facts is not None:
+            record.write_text(json.dumps(facts))
+        for binary in (score, report):
+            said = refusal(*binary)
+            assert bool(said) == refused and ("of other content than" in said) == refused
+            assert (told in capsys.readouterr().err) == bool(line)
+    assert json.loads(output.read_text())["benchmark_sha256"] == sha256
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,17 @@ def test_tied_at_either_level(outer, inner, tied):
         ("{", "config.json: .*column"),
         ("[]", "config.json: "),
         (json.dumps(PUBLISHED_2B | {"model_type": "qwen3_vl"}), "'qwen3_vl' is not qwen2_vl or"),
-        (json.dumps(PUBLISHED_3B | {"vision_config": TOWER_OF_2B}), "lacks the field 'intermed"),
+        (
+            json.dumps(PUBLISHED_3B | {"vision_config": TOWER_OF_2B}),
+            "lacks the field 'vision_config.int",
+        ),
         (json.dumps(PUBLISHED_3B | {"vision_config": SMALL_WINDOWS}), "hold a visual token"),
         (json.dumps(PUBLISHED_2B | {"use_sliding_window": True}), "use_sliding_window"),
         (json.dumps({k: v for k, v in PUBLISHED_2B.items() if k != "vocab_size"}), "vocab_size"),
-        (json.dumps(PUBLISHED_2B | {"hidden_size": 1537}), "hidden_size must be a multiple"),
+        (
+            json.dumps(PUBLISHED_2B | {"hidden_size": 1537}),
+            r"hidden_size must be a multiple.*1537, 12",
+        ),
         (json.dumps(QWEN2_VL_7B.to_hf() | {"vision_config": TOWER_OF_2B}), "decoder's width"),
         ("[" * 100_000, "config.json: .*recursion"),
     ],
@@ -132,8 +138,11 @@ BAD_FIELDS = {
     "num_key_value_heads": [0],
     "num_hidden_layers": [0, 10**9],
     "vocab_size": [None, -1, 10**30],
-    "rms_norm_eps": ["1e-6", -1.0, float("nan")],
-    "rope_theta": [-1.0, "1e6"],
+    "rms_norm_eps": ["1e-6", -1.0, float("nan"), 1e-6 * 10**7, 10**400],
+    "rope_theta": [-1.0, "1e6", float("inf"), 10**400],
+    "tie_word_embeddings": ["false", "True", 2, []],
+    "layer_types": [5, "full_attention", [["full_attention"]]],
+    "model_type": [["qwen2_vl"], 2, None],
     "rope_scaling": ["mrope", {"mrope_section": [32, 32]}, {"mrope_section": [80, -40, 24]}],
     "text_config": [[1]],
     "vision_config": [
@@ -155,7 +164,10 @@ def test_values_that_no_field_can_have(tmp_path, field):
             ModelConfig.from_folder(tmp_path)
         line = str(caught.value)
         assert line.startswith(f"{tmp_path}/config.json: ") and "\n" not in line, value
-        names = ("mrope_section", "num_heads", "depth", field)
+        if field == "vision_config" and value and isinstance(value, dict):
+            names = ("vision_config.num_heads=", "vision_config.depth=", "its num_heads (1280, 7)")
+        else:
+            names = ("mrope_section", field)
         assert any(name in line for name in names), line
 
 

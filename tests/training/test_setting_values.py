@@ -32,7 +32,13 @@ VALUES = {
     "prompt.image_label=Image {": "only {n}, the image's number, may stand in braces",
     "prompt.image_label={}: ": "only {n}, the image's number, may stand in braces",
     "prompt.instruction=<|im_end|>": "prompt.instruction contains the control token <|im_end|>",
-    "optimizer.learning_rate=nan": "optimizer.learning_rate=nan must be 0 or more",
+    "optimizer.learning_rate=nan": "optimizer.learning_rate=nan must be a finite number",
+    "optimizer.learning_rate=inf": "optimizer.learning_rate=inf must be a finite number",
+    "optimizer.weight_decay=1e300": "optimizer.weight_decay=1e+300 must be a finite number",
+    "checkpoint.minutes=inf": "checkpoint.minutes=inf must be a finite number",
+    "evaluation.max_tokens=3000000000": "evaluation.max_tokens=3000000000 must lie between",
+    "num_steps=1" + 30 * "0": "num_steps=1000000000000000000000000000000 must lie between",
+    "data.shapes.lengths=(124, 9999999999)": "data.shapes.lengths=9999999999 must lie between",
     "optimizer.b2=1.0": "optimizer.b2=1 must be from 0 to below 1",
     "optimizer.warmup_ratio=2.0": "optimizer.warmup_ratio=2 must be from 0 to 1",
     "data.shapes.lengths=(156, 124)": "data.shapes.lengths=(156, 124): give sizes",
@@ -45,11 +51,19 @@ VALUES = {
 GRPO = {
     "grpo.top_p=1.5": "grpo.top_p=1.5 must be from 0 to 1",
     "grpo.updates=0": "grpo.updates=0 must be 1 or more",
+    "grpo.temperature=nan": "grpo.temperature=nan must be a finite number",
+    "grpo.temperature=1e-30": "grpo.temperature=1e-30 must be 1e-06 or more",
+    "grpo.beta=inf": "grpo.beta=inf must be a finite number",
+    "grpo.kl_clamp=nan": "grpo.kl_clamp=nan must be a finite number",
+    "grpo.rewards.image=inf": "grpo.rewards.image=inf must be a finite number",
     "grpo.completion_lengths=(112, 96)": "grpo.completion_lengths=(112, 96): give sizes",
     "grpo.beta=-0.5": "grpo.beta=-0.5 must be 0 or more",
     "prompts_per_micro_batch=5": "batch_size=16 must be a multiple of prompts_per_micro_batch=5",
     "sampling.slots=-1": "sampling.slots=-1 must be 0 or more",
 }
+
+ASKED = [f"--{name}=none" for name in ("model", "benchmark", "image_root", "output_dir")]
+ASKED.append("--family=mirg")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +92,13 @@ def test_a_value_that_cannot_work_is_refused_first(kind, given, message, refusal
         ("make_small_base", ["--seed=-1"]),
         ("evaluate", ["--limit=-1"]),
         ("evaluate_server", ["--concurrency=0"]),
+        ("evaluate_server", [*ASKED, "--timeout=nan"]),
+        ("evaluate_server", [*ASKED, "--requests_per_minute=inf"]),
+        ("make_small_base", ["--output_dir=none", "--learning_rate=inf"]),
+        (
+            "doctor",
+            [f"--config={REPOSITORY}/configs/sft_tiny.py", "--workdir=none", "--patience=nan"],
+        ),
         ("benchmark", ["--case=generate", "--repeats=0"]),
     ],
 )
@@ -97,6 +118,8 @@ NOT_VALUES = {
     "lora": (None, "lora=None must be a section of settings"),
     "grpo.rewards": ({"format": None}, "grpo.rewards.format=None must be a number"),
     "grpo.kl": (True, "grpo.kl=True must be text"),
+    "grpo.max_tokens": (10**400, "grpo.max_tokens=1000"),
+    "lora.alpha": (float("inf"), "lora.alpha=inf must"),
     "sampling": ({"tensor": 1}, "sampling.prompts is missing"),
     "prompt": (
         {"system": "", "image_label": "", "instruction": "", "suffix": ""},
@@ -189,3 +212,12 @@ def test_0_means_none(recipe):
     whole, parts = (token_logprobs(*arrays, chunk=chunk) for chunk in (0, 4))
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
     assert jax.tree.leaves(whole)[0].shape == (1, 9)
+
+
+def test_a_bound_may_be_infinite(recipe):
+    config = recipe("grpo")
+    config.grpo.kl_clamp = config.grpo.clip_high = config.optimizer.clip_norm = float("inf")
+    settings = read(config)
+    assert settings.grpo.clip_high == settings.optimizer.clip_norm == float("inf")
+    config.seed = 2**62
+    assert read(config).seed == 2**62

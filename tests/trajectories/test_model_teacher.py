@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
+
 from configs import trajectories
 from mirg_jax.data.examples import read_examples
+from mirg_jax.errors import CheckpointError
 from mirg_jax.inference.predictor import Predictor
 from mirg_jax.runs import settings as run_settings
 from mirg_jax.trajectories import build, settings
@@ -53,3 +56,14 @@ def test_a_tiny_model_answers_a_stage(recipe, scenes, tiny_model, tmp_path):
     five = asyncio.run(answers(1.0, 5))
     assert len(set(five)) > 1
     assert asyncio.run(answers(1.0, 1)) == five[:1]
+
+
+@pytest.mark.parametrize("text", ['{"model": "ab', "[]", "null", "[" * 100_000])
+def test_a_damaged_record_of_models_is_named(text, recipe, scenes, tiny_model, tmp_path):
+    config = trajectories.scenes()
+    config.stages.mapping.update(teacher="model", model=str(tiny_model), recipe=recipe("grpo"))
+    (tmp_path / "models.json").write_text(text)
+    what = {"source": str(scenes / "sft.json"), "image_root": str(scenes)}
+    with pytest.raises(CheckpointError, match="models.json: .* delete it if no model") as error:
+        build.build(settings.read(config), **what, output_dir=tmp_path)
+    assert "\n" not in str(error.value) and (tmp_path / "models.json").read_text() == text

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mirg_jax.data.examples import read_examples
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.grounding.tasks import MGROUNDING_FOLDERS, TRAINING_TASKS
 from mirg_jax.trajectories.ingest import ingest, reason_kind
 from mirg_jax.trajectories.select import apportion, prepare_questions, select_questions
@@ -136,7 +137,9 @@ def test_real_photos_are_accounted_for(shared, tmp_path):
     assert file.questions == asked == len(found.questions) + len(found.left_out)
 
     settings = SelectionSettings(280, 140, EQUAL, seed=1, exclude=str(photos / "eval.json"))
-    prepare_questions(photos / "train.json", photos, tmp_path, settings)
+    chosen = prepare_questions(photos / "train.json", photos, tmp_path, settings)
+    again = prepare_questions(photos / "train.json", photos, tmp_path, settings)
+    assert [each.id for each in again] == [each.id for each in chosen]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     parts = [manifest[name] for name in ("sft", "rl", "not_drawn", "left_out")]
     assert sum(parts) == asked and manifest["sft"] == 280 and manifest["rl"] == 140
@@ -248,6 +251,41 @@ def test_a_selection_is_kept_and_not_replaced(tmp_path):
     (tmp_path / "MGrounding-630k/Difference/train.json").write_text(json.dumps([row("x", 1)]))
     with pytest.raises(ConfigError, match="other files"):
         prepare_questions(tmp_path / "MGrounding-630k", tmp_path, out, settings)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"how": {', "[]", "7", '{"sft": "14"}', '{"sft": 14, "how": 3}', "[" * 100_000,
+             '{"sft": 14, "how": {}, "files": [{}]}', '{"sft": 14, "how": {}, "files": 1}'],
+)  # fmt: skip
+def test_a_damaged_record_of_a_selection_is_named(text, tmp_path):
+    publish(tmp_path)
+    out, source = tmp_path / "out", tmp_path / "MGrounding-630k"
+    settings = SelectionSettings(14, 7, EQUAL, seed=3)
+    first = prepare_questions(source, tmp_path, out, settings)
+    (out / "manifest.json").write_text(text)
+    with pytest.raises(
+        CheckpointError, match="manifest.json: not a record of a selection"
+    ) as error:
+        prepare_questions(source, tmp_path, out, settings)
+    assert f"delete {out} to choose" in str(error.value) and "\n" not in str(error.value)
+    shutil.rmtree(out)
+    assert prepare_questions(source, tmp_path, out, settings) == first
+
+
+def test_a_selection_of_which_questions_are_lost_is_not_used(tmp_path):
+    publish(tmp_path)
+    out, source = tmp_path / "out", tmp_path / "MGrounding-630k"
+    settings = SelectionSettings(14, 7, EQUAL, seed=3)
+    prepare_questions(source, tmp_path, out, settings)
+    path = out / "questions.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    for text, reason in (
+        ("".join(rows[:9]), "has 9 questions that can be read, and 14 were chosen"),
+        ("".join(rows[:9]) + '{"id": "x"}\n' + "".join(rows[10:]), "questions.jsonl row 9: "),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=reason):
+            prepare_questions(source, tmp_path, out, settings)
 
 
 def test_lines_are_read_where_a_folder_has_no_lists(tmp_path):

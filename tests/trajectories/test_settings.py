@@ -104,3 +104,30 @@ def test_a_recipe_that_cannot_work_is_refused():
     config.stages.mapping.recipe.model.remat = "some"
     with pytest.raises(ConfigError, match="^stages.mapping.recipe: model.remat='some' is none of"):
         settings.read(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("backoff", float("nan")),
+        ("max_dollars", float("inf")),
+        ("concurrency", 10**30),
+        ("stages.mapping.temperature", float("nan")),
+        ("stages.mapping.timeout", float("inf")),
+        ("stages.reasoning.max_tokens", 10**30),
+        ("stages.reasoning.prompt_price", float("nan")),
+        ("checks.match_iou", float("nan")),
+        ("select.weights.diff", float("inf")),
+    ],
+)
+def test_numbers_that_are_none_are_refused(field, value):
+    config = settings.trajectories()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=f"^{field}={value} must "):
+        settings.read(config)
+
+
+def test_a_servers_own_fields_are_not_looked_at():
+    config = settings.trajectories()
+    config.stages.mapping.extra_body = {"seed": 2**40, "top_k": 2**40}
+    assert settings.read(config).stages["mapping"].teacher.extra_body["top_k"] == 2**40

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import pathlib
 
 import pytest
 
@@ -29,6 +30,32 @@ def test_every_shard_has_all_tasks_as_evenly_as_possible(count, total, tmp_path)
         assert max(sizes) - min(sizes) <= 1
     for part in parts:
         assert [int(each.id) for each in part] == sorted(int(each.id) for each in part)
+
+
+def test_shards_that_begin_at_the_same_time_are_drawn_alike(tmp_path, monkeypatch):
+    whole, parts, glob = questions(70), {}, pathlib.Path.glob
+
+    def other_first(folder, pattern):
+        """Another shard begins, and opens its journal, while this one looks for the record."""
+        if not parts:
+            parts[1] = []
+            parts[1] = shards.draw(whole, Shard(1, 7), tmp_path)
+            (tmp_path / "replies-1-of-7.jsonl").touch()
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(pathlib.Path, "glob", other_first)
+    parts[0] = shards.draw(whole, Shard(0, 7), tmp_path)
+    parts |= {index: shards.draw(whole, Shard(index, 7), tmp_path) for index in range(2, 7)}
+    assert sorted(int(each.id) for part in parts.values() for each in part) == list(range(70))
+    assert min(len({each.task for each in part}) for part in parts.values()) > 4
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".jsonl"}
+
+
+@pytest.mark.parametrize("text", ["", '{"drawn"', "[]", "[" * 100_000, '{"drawn": ["by task"]}'])
+def test_a_damaged_record_of_shards_is_named(text, tmp_path):
+    (tmp_path / "shards-of-7.json").write_text(text)
+    with pytest.raises(ConfigError, match="shards-of-7.json: doesn't say how"):
+        shards.draw(questions(7), Shard(0, 7), tmp_path)
 
 
 def test_shards_that_an_earlier_version_began_go_on_as_they_were(tmp_path, capsys):
