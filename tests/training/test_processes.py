@@ -181,7 +181,7 @@ def test_devices_of_a_slice_in_rings(kind, count, tiny_model, scenes, tmp_path):
         sorted((tmp_path / f"answers_{name}/predictions.jsonl").read_text().splitlines())
         for name in ("one", "many")
     )
-    assert one == many and len(one) == 20
+    assert one == many and len(one) == 21
 
 
 @pytest.mark.parametrize(("answer", "expected"), [(False, []), (True, ["gcetpu"])])
