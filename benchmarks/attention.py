@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.side_by_side import Variant
 from mirg_jax.models import flash
 from mirg_jax.models.attention import attend
+from mirg_jax.runs.engines import KERNEL_OF
 
 
 class Size(NamedTuple):
@@ -40,9 +41,7 @@ SIZES = {
 
 def _whole_mask(q, k, v, q_segments, k_segments, pattern):
     """cuDNN with a boolean mask and nothing else."""
-    rows, columns = (jnp.arange(size) for size in pattern.shape)
-    mask = pattern.seen(rows[:, None], columns[None, :])
-    mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
+    mask = flash.dense_mask(pattern, q_segments, k_segments)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
     return out.transpose(0, 2, 1, 3)
@@ -50,8 +49,7 @@ def _whole_mask(q, k, v, q_segments, k_segments, pattern):
 
 def _ways() -> dict[str, str]:
     """Names of the ways, ours first, and the engine of each."""
-    kernels = {"tpu": "splash", "gpu": "cudnn"}
-    kernel = kernels.get(jax.default_backend())
+    kernel = KERNEL_OF.get(jax.default_backend())
     if kernel == "cudnn":
         flash.ENGINES["whole mask"] = _whole_mask
         return {"cudnn": "cudnn", "xla": "xla", "whole mask": "whole mask"}

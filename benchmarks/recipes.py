@@ -31,7 +31,7 @@ from mirg_jax.planning.programs import programs
 from mirg_jax.runs import devices, engines
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.settings import Settings, read
-from mirg_jax.runs.train_state import TrainState, init_state, state_shardings
+from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.sampler import make_sampler, sample_keys
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.sharding.memory import with_resident
@@ -43,10 +43,10 @@ from mirg_jax.training.grpo_programs import (
     make_gradients,
     reference_values,
 )
-from mirg_jax.training.optimizer import make_apply, make_optimizer
+from mirg_jax.training.optimizer import make_apply
 from mirg_jax.training.rollouts import sampling_config, see
 from mirg_jax.training.speed import sft_operations
-from mirg_jax.training.start import trainable
+from mirg_jax.training.start import first_state, trainable
 
 # Two examples fill a row of 6,144 tokens; four images of 616 × 616 pixels each.
 SIZE = Size(prompts=4, group=1, length=1024, images=4, side=44)
@@ -74,13 +74,7 @@ class Recipe(NamedTuple):
         make = jax.jit(lambda: qwen2_vl.create(config, 0, options)[1], out_shardings=where)
         model = Model(config, graph, make(), None)
         graph, params, frozen = trainable(model, settings, mesh)
-        optimizer = make_optimizer(settings.optimizer, settings.num_steps)
-        layout = state_shardings(params, optimizer, mesh)
-        begin = jax.jit(
-            lambda p: init_state(p, optimizer, 0)._replace(params=None),
-            out_shardings=layout._replace(params=None),
-        )
-        state = begin(params)._replace(params=params)
+        optimizer, layout, state = first_state(params, settings, mesh)
         return cls(settings, mesh, model, graph, frozen, state, layout, optimizer)
 
 

@@ -101,7 +101,9 @@ def _common() -> ConfigDict:
             "profile": (),
             "max_skipped": 5,  # stop after this many non-finite updates in a row; 0: never
             "evaluation": {
-                "batch_size": 16,  # prompts per batch
+                # Questions answered at once, over all devices; 0: by the devices and their memory
+                # (mirg_jax/inference/rows.py).
+                "batch_size": 0,
                 "max_tokens": 1024,  # per completion
                 # Coordinates of the model's boxes: the 0–1000 "grid" that our models are trained
                 # on, or "pixels" of the resized image, as in the published Qwen2.5-VL models.

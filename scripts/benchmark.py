@@ -9,6 +9,7 @@ Cases:
   against the same with them repeated, and against transformers as used in TRL;
 - area: Qwen2.5-VL's vision tower over images of increasing size;
 - slots: sampling in which the next prompt replaces one whose completions have ended;
+- answers: an evaluation with slots kept full, against batches (--model=runs/demo/sft);
 - growth: GRPO updates with increasing numbers of completions and images, with a plot;
 - sft_recipe, grpo_recipe: steps of --recipe with random weights, at its real size, on the devices
   at hand; SFT against transformers (with PEFT for LoRA);
@@ -29,6 +30,7 @@ _REPEATS_OF = {
     "area": 5,
     "rollout": 3,
     "slots": 3,
+    "answers": 3,
     "grpo_update": 3,
     "grpo_step": 3,
     "growth": 2,
@@ -45,7 +47,9 @@ _CASE = flags.DEFINE_enum(
     "Case to measure.",
     required=True,
 )
-_MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder of the model.")
+_MODEL = flags.DEFINE_string(
+    "model", "assets/small_base", "Hugging Face folder of the model; for answers a run will do too."
+)
 _RECIPE = flags.DEFINE_string(
     "recipe",
     "qwen2_vl_2b,gpu_1",
@@ -66,6 +70,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
 def main(_):
     try:
         from benchmarks import (
+            answers,
             attention,
             growth,
             grpo_step,
@@ -82,7 +87,7 @@ def main(_):
         raise ConfigError(
             f"the references need {error.name}: pip install -r requirements-test.txt"
         ) from None
-    modules = small, input_pipeline, vision, shared_prefix, slots, grpo_step, attention
+    modules = small, input_pipeline, vision, shared_prefix, slots, answers, grpo_step, attention
     cases = {name: case for module in modules for name, case in module.CASES.items()}
     folder = cli.output_folder(_OUTPUT_DIR)
     repeats = _REPEATS.value or _REPEATS_OF.get(_CASE.value, 9)

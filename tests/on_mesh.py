@@ -17,6 +17,7 @@ from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.runs.settings import read
 from mirg_jax.runs.train_state import init_state, state_shardings
+from mirg_jax.sampling.pool import NO_PROMPT, make_feeding
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.weights import make_weights
 from mirg_jax.training import grpo_programs, sft
@@ -50,6 +51,25 @@ def prompts(packed: PackedBatch):
     return text._replace(segments=np.maximum(text.segments, np.arange(TOKENS) == 0)), packed.images
 
 
+def fed(graph, mesh, weights, options: SamplingConfig, kv_heads: int) -> np.ndarray:
+    """Tokens of the prompts and of the same ones the other way round, fed to slots in turn."""
+    feeding = make_feeding(graph, mesh, FORBIDDEN, options, kv_heads)
+    whole = prompts(batch())
+    parts = whole, jax.tree.map(lambda leaf: leaf[::-1].copy(), whole), whole
+    pool, tokens = None, np.zeros((2 * ROWS, GROUP, NEW), np.int32)
+    for call, part in enumerate(parts):
+        numbers = np.arange(ROWS, dtype=np.int32) + call * ROWS
+        if call == 2:  # no more prompts
+            numbers[:] = NO_PROMPT
+        text, images, numbers = sharding.place_rows((*part, numbers), mesh)
+        pool = pool or feeding.open(weights, text, images)
+        more = sharding.place_everywhere(np.bool_(call < 2), mesh)
+        pool, ended = feeding.feed((), weights, pool, text, images, numbers, more)
+        known = np.asarray(ended.numbers) != NO_PROMPT
+        tokens[np.asarray(ended.numbers)[known]] = np.asarray(ended.rollout.tokens)[known]
+    return tokens
+
+
 def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> dict:
     """One step of SFT, and one of GRPO on tokens that are sampled, on a mesh."""
     graph, params = qwen2_vl.create(config, 0)
@@ -77,6 +97,7 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
     rollout = sample(weights, *sharding.place_rows((text, images, keys), sampling))
     rollout = jax.device_get(rollout)
     found["tokens"], found["logprobs"] = rollout.tokens, rollout.logprobs
+    found["fed"] = fed(graph, sampling, weights, options, config.text.num_kv_heads)
 
     with jax.set_mesh(mesh):
         place = lambda tree: sharding.place_rows(tree, mesh)  # noqa: E731

@@ -6,6 +6,7 @@ import pytest
 from conftest import call
 
 from benchmarks import (
+    answers,
     growth,
     grpo_step,
     input_pipeline,
@@ -16,7 +17,7 @@ from benchmarks import (
     weights,
 )
 from benchmarks.group import Size
-from configs import grpo_tiny
+from configs import grpo_tiny, sft_tiny
 from mirg_jax.models.config import ModelConfig
 
 
@@ -164,3 +165,14 @@ def test_weights_go_in_and_out_on_both_sides(tiny_model, tmp_path):
     assert len(result["ways"]) == len(weights.WAYS)
     assert all(way["peak_bytes"]["median"] > 1e7 for way in result["ways"].values())
     assert len(result["theirs_over_ours"]) == len(weights.PAIRS)
+
+
+@pytest.mark.slow
+def test_answers_of_slots_and_batches_are_the_same(tmp_path, monkeypatch):
+    config = sft_tiny.get_config()
+    config.cpu_devices = 0
+    config.evaluation.update(batch_size=4, max_tokens=60)
+    monkeypatch.setattr(sft_tiny, "get_config", lambda: config)
+    (found,) = measured("answers", answers.answers(config.model.path, 24), tmp_path)
+    assert found["equal_texts"] == 1 and found["longest"] <= 60
+    assert found["tokens"] / 4 <= found["steps"]["slots"] < found["steps"]["batches"]

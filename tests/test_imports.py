@@ -36,7 +36,7 @@ ALLOWED = {
     "trajectories": {
         "chat", "data", "files", "grounding", "inference", "mig_bench", "report", "runs", "scenes",
     },
-    "planning": {"data", "models", "runs", "sampling", "sharding", "training"},
+    "planning": {"data", "inference", "models", "runs", "sampling", "sharding", "training"},
     "experiments": {
         "evaluation", "mig_bench", "report", "runs", "scenes", "training", "trajectories",
     },

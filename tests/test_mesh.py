@@ -41,7 +41,7 @@ def differences(names) -> dict[tuple[str, str], dict[str, float]]:
 
 def check(names):
     for layout, row in differences(names).items():
-        assert row.pop("tokens") == 0, layout
+        assert row.pop("tokens") == row.pop("fed") == 0, layout
         assert all(difference < 1e-5 for difference in row.values()), (layout, row)
 
 

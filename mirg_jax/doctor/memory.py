@@ -11,8 +11,9 @@ from mirg_jax.doctor.report import Check
 from mirg_jax.planning import plans
 from mirg_jax.planning.machines import GIB
 from mirg_jax.planning.plans import FREE, Report
-from mirg_jax.planning.programs import Program, bytes_per_device, programs
+from mirg_jax.planning.programs import Program, programs
 from mirg_jax.runs.settings import Settings
+from mirg_jax.sharding.memory import bytes_per_device
 
 _ROOT = pathlib.Path("/")
 

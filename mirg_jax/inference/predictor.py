@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from mirg_jax import sharding
-from mirg_jax.data.batching import Item, collate_prompts, common_sizes, prompt_rows, sizes
+from mirg_jax.data.batching import Item
 from mirg_jax.data.examples import Example
 from mirg_jax.data.images import ImageRoot, Root, load_image, to_rgb
 from mirg_jax.data.json_rows import check_path
@@ -22,7 +22,9 @@ from mirg_jax.data.pipeline import Preparer, threads_of_this_machine
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import DataError
 from mirg_jax.files import places
+from mirg_jax.inference import rows
 from mirg_jax.inference.answer import GroundedAnswer
+from mirg_jax.inference.feeding import Feeder
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.options import ModelOptions
@@ -31,15 +33,17 @@ from mirg_jax.runs import settings as run_settings
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
-from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
+from mirg_jax.sampling.config import SamplingConfig
+from mirg_jax.sampling.pool import make_feeding
 from mirg_jax.sampling.tokens import decode, forbidden_ids, stop_ids
 from mirg_jax.sharding import processes
-from mirg_jax.sharding.memory import with_resident
 
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 T = TypeVar("T")
 
-_WINDOW = 8  # number of batches within which prompts are sorted by length
+# Questions read ahead and sorted by length, over all processes; less for few rows, at most 8 times
+# as many, and more for many, at least twice as many.
+_WINDOW = 256
 
 
 class Prediction(NamedTuple):
@@ -57,6 +61,7 @@ class Predictor:
       model: the model; its `params` may be None if `predict` is always given parameters.
       tokenizer: the model's tokenizer.
       max_tokens: maximum length of a response in tokens.
+      steps: decoding steps of the last questions, on this process's busiest devices.
     """
 
     def __init__(
@@ -80,27 +85,25 @@ class Predictor:
             alone, which isn't so of the sampling mesh where a group of devices spans processes.
           sampling_mesh: the mesh that samples, from `sharding.sampling_mesh`.
           preparer: reads images and encodes prompts.
-          batch_size: prompts per batch, rounded up to a number that can be sharded evenly.
+          batch_size: questions answered at once, rounded up to a number that can be sharded evenly;
+            0: as `inference/rows.py` says, by the devices and their memory.
           max_tokens: maximum length of a response in tokens.
           temperature: sampling temperature; 0 is greedy decoding. Random keys depend on the
             question's number.
         """
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self._mesh, self._preparer = mesh, preparer
-        self._batch_size = sharding.whole_rows(batch_size, mesh, sampling_mesh)
+        self._sampling_mesh, self._batch_size = sampling_mesh, batch_size
+        self._most: int | None = None  # rows; known with the weights
+        self.steps = 0
         config = SamplingConfig(
             max_tokens=max_tokens,
             temperature=temperature,
             stop_tokens=stop_ids(tokenizer, model.config.end_tokens),
         )
         forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
-        self._sample = with_resident(make_sampler(model.graph, sampling_mesh, forbidden, config))
-        self._keys = jax.jit(
-            lambda numbers: sample_keys(jax.random.key(0), numbers, 1),
-            out_shardings=sharding.by_rows(mesh),
-        )
-        self._to_sampling_mesh = sharding.mover(sampling_mesh)
-        self._to_mesh = sharding.mover(mesh)
+        heads = model.config.text.num_kv_heads
+        self._feeding = make_feeding(model.graph, sampling_mesh, forbidden, config, heads)
 
     @classmethod
     def open(
@@ -185,7 +188,7 @@ class Predictor:
         params: nnx.State | None = None,
         resident: Any = (),
     ) -> Iterator[Prediction]:
-        """Answers numbered examples, batch by batch.
+        """Answers numbered examples; answers come in the order in which they end.
 
         An example that can't be read yields its error. With several processes, each answers a share
         of the examples, and all of them yield all answers.
@@ -210,13 +213,27 @@ class Predictor:
         resident: Any,
     ) -> Iterator[Prediction]:
         share = sharding.data_share(self._mesh)
-        span = _WINDOW * self._batch_size
+        count = self._rows(len(numbered), params, resident)
+        span = max(min(_WINDOW, 8 * count), 2 * count)
+        feeder = Feeder(
+            self._feeding,
+            functools.partial(decode, self.tokenizer, end_tokens=self.model.config.end_tokens),
+            self._preparer.shapes,
+            self._mesh,
+            self._sampling_mesh,
+            rows=count,
+            params=params,
+            resident=resident,
+        )
 
         def read(pair: tuple[int, T]) -> tuple[int, Item | str]:
             try:
                 return pair[0], prepare(pair[1])
             except DataError as error:
                 return pair[0], str(error)
+
+        def length(pair: tuple[int, Item]) -> int:
+            return len(pair[1].encoded.tokens)
 
         with ThreadPoolExecutor(threads_of_this_machine()) as pool:
 
@@ -229,38 +246,23 @@ class Predictor:
                 errors = [Prediction(i, None, e) for i, e in window if isinstance(e, str)]
                 yield from _of_all_processes(errors)
                 usable = [(i, item) for i, item in window if not isinstance(item, str)]
-                usable.sort(key=lambda pair: len(pair[1].encoded.tokens))
-                yield from self._answer_window(usable, share, params, resident)
+                # Every other window from its longest prompt, which is as long as the last one.
+                usable.sort(key=length, reverse=bool(start // span % 2))
+                for answers in feeder.feed(usable):
+                    yield from _of_all_processes(answers)
+            for answers in feeder.finish():
+                yield from _of_all_processes(answers)
+        self.steps = feeder.steps
 
-    def _answer_window(
-        self,
-        usable: Sequence[tuple[int, Item]],
-        share: sharding.Share,
-        params: nnx.State,
-        resident: Any,
-    ) -> Iterator[Prediction]:
-        """Answers this process's items, in batches of number and sizes common to all processes."""
-        rows, shapes = self._batch_size // share.count, self._preparer.shapes
-        parts = [usable[at : at + rows] for at in range(0, len(usable), rows)]
-        items = [[item for _, item in part] for part in parts]
-        wanted = [sizes(part, prompt_rows(part, rows), shapes) for part in items]
-        for number, size in enumerate(common_sizes(processes.gather(wanted))):
-            held = items[number] if number < len(items) else []
-            batch = collate_prompts(held, shapes, rows, size)
-            indices = [index for index, _ in parts[number]] if held else []
-            numbers = np.array(indices + [0] * (rows - len(indices)), np.int32)
-            text, images, numbers = sharding.place_rows(
-                (batch.text, batch.images, numbers), self._mesh
-            )
-            prompts = self._to_sampling_mesh((text, images, self._keys(numbers)))
-            rollout = self._sample(resident, params, *prompts)
-            tokens, mask = self._to_mesh((rollout.tokens, rollout.mask))
-            tokens, mask = sharding.local_rows(tokens), sharding.local_rows(mask)
-            texts = decode(self.tokenizer, tokens, mask, self.model.config.end_tokens)
-            # Rows after the numbered ones are padding.
-            yield from _of_all_processes(
-                [Prediction(index, text) for index, text in zip(indices, texts, strict=False)]
-            )
+    def _rows(self, count: int, params: nnx.State, resident: Any) -> int:
+        """Returns how many of `count` questions are answered at once, the same in all processes."""
+        meshes = self._mesh, self._sampling_mesh
+        if self._most is None:
+            memory = rows.memory_of(jax.local_devices()[0])
+            given = self._feeding, params, resident, self._preparer.shapes
+            most = rows.at_once(self._batch_size, memory, *given, *meshes)
+            self._most = min(processes.gather(most))
+        return rows.for_questions(count, self._most, *meshes)
 
 
 def sampling_options(settings: Settings, sizes: ModelConfig, mesh: Mesh) -> ModelOptions:

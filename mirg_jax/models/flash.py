@@ -127,6 +127,15 @@ def splash_attention(
     return out.reshape(B, N, T + pad_q, D)[:, :, :T].astype(v.dtype)
 
 
+def dense_mask(
+    pattern: Pattern, q_segments: Int[Array, "B T"], k_segments: Int[Array, "B S"]
+) -> Bool[Array, "B T S"]:
+    """Returns which keys each query attends to, by pattern and segments."""
+    rows, columns = (jnp.arange(size) for size in pattern.shape)
+    seen = pattern.seen(rows[:, None], columns[None, :])
+    return seen & (q_segments[:, :, None] == k_segments[:, None, :])
+
+
 def cudnn_attention(
     q: Float[Array, "B N T D"],
     k: Float[Array, "B K S D"],
@@ -155,10 +164,7 @@ def cudnn_attention(
     if pattern.branches == 1 and not pattern.prefix:
         given["is_causal"] = pattern.causal
     if pattern.packed or pattern.branches > 1 or pattern.prefix:
-        rows, columns = (jnp.arange(size) for size in pattern.shape)
-        mask = pattern.seen(rows[:, None], columns[None, :])
-        mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
-        given["mask"] = mask[:, None]
+        given["mask"] = dense_mask(pattern, q_segments, k_segments)[:, None]
     else:
         # A row of padding alone counts as one token: a softmax over no keys is NaN.
         for name, segments in (("query", q_segments), ("key_value", k_segments)):

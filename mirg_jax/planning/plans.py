@@ -12,9 +12,10 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.models import flops, qwen2_vl
 from mirg_jax.models.layers import REMAT
 from mirg_jax.planning import machines
-from mirg_jax.planning.programs import Program, bytes_per_device, model_config, programs
+from mirg_jax.planning.programs import Program, model_config, programs
 from mirg_jax.runs.devices import training_mesh
 from mirg_jax.runs.settings import Settings
+from mirg_jax.sharding.memory import bytes_per_device
 
 
 class Report(NamedTuple):

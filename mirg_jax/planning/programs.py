@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mirg_jax import sharding
 from mirg_jax.data.batching import PackedBatch, Shapes
-from mirg_jax.data.images import PATCH_BYTES
+from mirg_jax.inference import rows as inference_rows
 from mirg_jax.models import lora, qwen2_vl
 from mirg_jax.models.config import PUBLISHED, ModelConfig
 from mirg_jax.models.layers import Precision
@@ -23,13 +23,14 @@ from mirg_jax.runs.devices import sampling_mesh, training_mesh
 from mirg_jax.runs.loading import with_shardings
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.train_state import init_state, split_trainable, state_shardings
+from mirg_jax.sampling.pool import make_feeding
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
 from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
 from mirg_jax.sharding.memory import Accumulator, with_resident
 from mirg_jax.training import rollouts, sft
 from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals, make_gradients
 from mirg_jax.training.optimizer import make_apply, make_optimizer
-from mirg_jax.types import Images, Rollout, Text
+from mirg_jax.types import Images, Rollout
 
 
 class Program(NamedTuple):
@@ -41,14 +42,6 @@ class Program(NamedTuple):
     arguments: tuple  # shapes with shardings
     parts: dict[str, Any]  # all arrays on the devices while it runs, by part
     apart: Any = ()  # those of them that are not arguments
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Returns the memory of arrays on one device, from their shapes, dtypes and shardings."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def model_config(path: str) -> ModelConfig:
@@ -74,13 +67,8 @@ def _rows(mesh, *shape, dtype=np.int32) -> jax.ShapeDtypeStruct:
 
 def batch_shapes(shapes: Shapes, rows: int, mesh: jax.sharding.Mesh) -> PackedBatch:
     """Returns the shapes of the largest batch that the allowed sizes permit."""
-    T, S, P = shapes.lengths[-1], shapes.slots[-1], shapes.patches[-1]
-    make = functools.partial(_rows, mesh, rows)
-    return PackedBatch(
-        Text(make(T), make(T, 3), make(T), make(T)),
-        Images(make(S, P, PATCH_BYTES, dtype=np.uint8), make(S, P, 2)),
-        make(T, dtype=bool),
-    )
+    text, images = inference_rows.largest_prompts(shapes, rows, mesh)
+    return PackedBatch(text, images, _rows(mesh, rows, shapes.lengths[-1], dtype=bool))
 
 
 class RunShapes(NamedTuple):
@@ -170,7 +158,7 @@ def visual_shapes(run: RunShapes, images: Images, mesh: jax.sharding.Mesh) -> An
 def sampling_program(
     run: RunShapes, batch: PackedBatch, options: SamplingConfig, others: dict
 ) -> Program:
-    """Returns the sampling program of GRPO or of inference.
+    """Returns the sampling program of GRPO.
 
     Args:
       run: the abstract arrays of the run.
@@ -199,7 +187,7 @@ def sampling_program(
         *where,
     )
     shared = taken_as_they_are(everything, weights)
-    own = {} if others and shared else weights
+    own = {} if shared else weights
     parts = {"sampling weights": own, "batch": batch, "cache": cache, **others}
     resident = others.get("optimizer"), others.get("reference"), None if shared else everything
     arguments = resident, weights, batch.text, batch.images, keys
@@ -289,9 +277,21 @@ def inference_programs(settings: Settings, devices: list) -> Iterator[Program]:
     compute = settings.model.precision.compute
     model = dataclasses.replace(settings.model, precision=Precision(compute, compute))
     run = run_shapes(dataclasses.replace(settings, model=model), mesh)
-    rows = sharding.whole_rows(settings.evaluation.batch_size, whole, mesh)
-    sampling = SamplingConfig(max_tokens=settings.evaluation.max_tokens, stop_tokens=(0, 1))
-    yield sampling_program(run, batch_shapes(settings.data.shapes, rows, mesh), sampling, {})
+    weights = weight_shapes(nnx.merge_state(run.params, run.frozen), compute, mesh)
+    evaluation, shapes = settings.evaluation, settings.data.shapes
+    sampling = SamplingConfig(max_tokens=evaluation.max_tokens, stop_tokens=(0, 1))
+    forbidden = np.zeros(run.model.text.vocab_size, bool)
+    feeding = make_feeding(run.graph, mesh, forbidden, sampling, run.model.text.num_kv_heads)
+    memory = inference_rows.memory_of(devices[0])
+    rows = inference_rows.at_once(
+        evaluation.batch_size, memory, feeding, weights, (), shapes, whole, mesh
+    )
+    text, images = inference_rows.largest_prompts(shapes, rows, mesh)
+    pool = feeding.open.eval_shape(weights, text, images)
+    more = _shape(mesh, (), bool)
+    arguments = (), weights, pool, text, images, _rows(mesh, rows), more
+    parts = {"sampling weights": weights, "batch": (text, images), "slots": pool}
+    yield Program("sample", mesh, feeding.feed, arguments, parts)
 
 
 PROGRAMS = {"sft": sft_programs, "grpo": grpo_programs, "inference": inference_programs}

@@ -124,9 +124,9 @@ def checkpoint(settings: "s.CheckpointSettings") -> None:
 def evaluation(settings: "s.EvaluationSettings") -> None:
     """Checks how answers are generated and when held-out rows are evaluated."""
     one_of("evaluation.coordinates", settings.coordinates, ("grid", "pixels"))
-    names = ("batch_size", "max_tokens")
-    at_least(1, {f"evaluation.{name}": getattr(settings, name) for name in names})
-    at_least(0, {f"evaluation.{name}": getattr(settings, name) for name in ("every", "limit")})
+    at_least(1, {"evaluation.max_tokens": settings.max_tokens})
+    names = ("batch_size", "every", "limit")
+    at_least(0, {f"evaluation.{name}": getattr(settings, name) for name in names})
 
 
 def grpo(settings: "s.GrpoSettings") -> None:

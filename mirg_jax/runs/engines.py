@@ -17,7 +17,7 @@ from mirg_jax.models.options import ModelOptions
 from mirg_jax.runs.settings import ModelSettings
 from mirg_jax.sharding import processes
 
-_KERNEL_OF = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # by platform
+KERNEL_OF = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # by platform
 
 
 class Choice(NamedTuple):
@@ -41,7 +41,7 @@ def choose(model: ModelSettings, sizes: ModelConfig, device: Any) -> Choice:
     wanted = model.attention
     if wanted == "xla":
         return Choice("xla")
-    kernel = _KERNEL_OF.get(device.platform, "") if wanted == "auto" else wanted
+    kernel = KERNEL_OF.get(device.platform, "") if wanted == "auto" else wanted
     if not kernel:
         return Choice("xla")
     problem = _problem(kernel, model.precision.compute, _head_sizes(sizes), device)

@@ -7,12 +7,10 @@ are the same, since each completion has its own random key.
 
 Read first `state.py`, what the sampler works on; then `decoding.py`, one step and the loop over
 steps; `prefill.py` and `slots.py`, how prompts come into slots and results out of them; and then
-the two ways, here.
+the two ways, here. `pool.py` has a third way, for prompts that come in call after call.
 """
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +23,8 @@ from mirg_jax import sharding
 from mirg_jax.sampling.config import SamplingConfig
 from mirg_jax.sampling.decoding import decode
 from mirg_jax.sampling.decoding import top_p_filter as top_p_filter
-from mirg_jax.sampling.slots import fill_slot, keep_results, open_slots
-from mirg_jax.sampling.state import Context, DecodingState, Prompts, Slots
+from mirg_jax.sampling.slots import decode_and_refill, no_results, open_slots
+from mirg_jax.sampling.state import Context, Prompts
 from mirg_jax.types import Images, Rollout, Text
 
 _MIN_STAGE = 32  # steps; a shorter stage saves too little
@@ -67,12 +65,9 @@ def sample(
         for an image that isn't there).
       together: mesh axes of a `shard_map` whose devices take every step together.
     """
-    model = nnx.merge(graph, params)
-    context = Context(
-        model=model,
-        # The head is transposed and the layers are taken apart here, not at every token.
-        head=jax.lax.optimization_barrier(model.head()),
-        layers=model.decoder.unstack(),
+    context = Context.of(
+        graph,
+        params,
         prompts=Prompts(prompt, images),
         keys=keys,
         forbidden=forbidden,
@@ -103,40 +98,24 @@ def _sample_at_once(context: Context) -> Rollout:
     return Rollout(state.tokens, state.mask, state.logprobs)
 
 
-class _Carry(NamedTuple):
-    """What goes from one refill of a slot to the next."""
-
-    results: Rollout  # of all prompts, as far as they are known
-    slots: Slots
-    state: DecodingState
-
-
-def _refill(context: Context, carry: _Carry) -> _Carry:
-    """Keeps what the slots hold, gives a free slot the next prompt, and decodes on."""
-    results = keep_results(*carry)
-    slots, state = fill_slot(context, carry.slots, carry.state)
-    return _Carry(results, slots, decode(context, slots, state))
-
-
 def _sample_refilling(context: Context) -> Rollout:
     """A few prompts side by side; when the completions of one have finished, the next comes in.
 
     Decoding stops whenever a slot is free and a prompt waits, and goes on with that slot refilled.
     The last stretch ends when all completions have finished.
     """
-    shape = (*context.keys.shape, context.config.max_tokens)
-    results = Rollout(
-        tokens=jnp.zeros(shape, jnp.int32),
-        mask=jnp.zeros(shape, bool),
-        logprobs=jnp.zeros(shape, jnp.float32),
-    )
+    results = no_results(*context.keys.shape, context.config.max_tokens)
     slots, state = open_slots(context, cache_length=context.config.max_tokens)
-    carry = _Carry(results, slots, decode(context, slots, state))
-    carry = jax.lax.while_loop(
-        lambda carry: carry.state.signals.vacant, functools.partial(_refill, context), carry
-    )
-    tokens, mask, logprobs = keep_results(*carry)
-    return Rollout(jnp.where(mask, tokens, 0), mask, logprobs * mask)
+    results, _, _ = decode_and_refill(context, results, slots, state)
+    return results
+
+
+def lockstep_axes(mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+    """The mesh axes whose devices take every step together, those that divide the rows.
+
+    There are none if each device has all of the weights.
+    """
+    return sharding.ROWS if mesh.shape["tensor"] > 1 and sharding.row_parts(mesh) > 1 else ()
 
 
 def make_sampler(
@@ -151,7 +130,7 @@ def make_sampler(
     at every token, until its own longest completion ends. Where several devices share one copy of
     the weights, they communicate at every token, so all loops go on until the last ends.
     """
-    together = sharding.ROWS if mesh.shape["tensor"] > 1 and sharding.row_parts(mesh) > 1 else ()
+    together = lockstep_axes(mesh)
 
     def run(weights, prompt, images, keys):
         return sample(graph, weights, prompt, images, keys, forbidden, config, together)

@@ -4,11 +4,13 @@
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
+from mirg_jax.sampling.decoding import decode
 from mirg_jax.sampling.prefill import prefill
 from mirg_jax.sampling.state import Context, DecodingState, Slots, make_signals
 from mirg_jax.types import Rollout
@@ -64,9 +66,9 @@ def fill_slot(context: Context, slots: Slots, state: DecodingState) -> tuple[Slo
     Devices that take every step together refill together; one that has no free slot, or no prompt
     left, does the same computation and changes nothing.
     """
-    B = context.num_prompts
-    free, row = state.finished.all(axis=1), jnp.minimum(slots.prompts_taken, B - 1)
-    slot, fill = jnp.argmax(free), free.any() & (slots.prompts_taken < B)
+    last = context.num_prompts - 1
+    free, row = state.finished.all(axis=1), jnp.minimum(slots.prompts_taken, last)
+    slot, fill = jnp.argmax(free), free.any() & context.waiting(slots.prompts_taken)
     prompt = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), context.prompts)
     start = prefill(context, prompt)
     put = functools.partial(_put, slot=slot, fill=fill)
@@ -86,6 +88,12 @@ def fill_slot(context: Context, slots: Slots, state: DecodingState) -> tuple[Slo
     )
 
 
+def no_results(rows: int, group: int, length: int) -> Rollout:
+    """Results of which none is known."""
+    shape = rows, group, length
+    return Rollout(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape))
+
+
 def keep_results(results: Rollout, slots: Slots, state: DecodingState) -> Rollout:
     """The results of all prompts, with what the slots hold now written to their prompts' rows.
 
@@ -100,3 +108,32 @@ def keep_results(results: Rollout, slots: Slots, state: DecodingState) -> Rollou
         return kept.at[slots.prompt_row].set(rotate(ring, slots.start_step))
 
     return jax.tree.map(write, results, Rollout(state.tokens, state.mask, state.logprobs))
+
+
+class _Carry(NamedTuple):
+    """What goes from one refill of a slot to the next."""
+
+    results: Rollout  # of all prompts, as far as they are known
+    slots: Slots
+    state: DecodingState
+
+
+def decode_and_refill(
+    context: Context, results: Rollout, slots: Slots, state: DecodingState
+) -> tuple[Rollout, Slots, DecodingState]:
+    """Decodes; whenever a slot is free and a prompt waits, refills that slot and decodes on.
+
+    Returns:
+      The results, with those of the completions that are in slots in the end, and these slots.
+    """
+
+    def refill(carry: _Carry) -> _Carry:
+        results = keep_results(*carry)
+        slots, state = fill_slot(context, carry.slots, carry.state)
+        return _Carry(results, slots, decode(context, slots, state))
+
+    carry = _Carry(results, slots, decode(context, slots, state))
+    carry = jax.lax.while_loop(lambda carry: carry.state.signals.vacant, refill, carry)
+    results = keep_results(*carry)
+    tokens, mask, logprobs = results
+    return Rollout(jnp.where(mask, tokens, 0), mask, logprobs * mask), carry.slots, carry.state

@@ -14,11 +14,12 @@ attends to no others.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mirg_jax.models.language import Cache, DecoderLayer
@@ -42,33 +43,58 @@ class Context:
       head: from hidden states to logits.
       layers: the decoder's, one by one.
       prompts: all B prompts.
-      keys: a random key for each completion.
+      keys: a random key for each completion, by the rows of results: of the prompts, and after
+        them of those that are in slots from an earlier call.
       forbidden: tokens that are never drawn.
       together: mesh axes of a `shard_map` whose devices take every step together.
+      count: how many of the prompts are to be decoded, the first ones; None: all.
+      more: whether the call ends once a slot is free that no prompt is left for, since a later
+        call goes on with the unfinished completions; None: never.
     """
 
     model: Qwen2VL
     head: Float[Array, "M vocab"]
     layers: Sequence[DecoderLayer]
     prompts: Prompts
-    keys: Key[Array, "B G"]
+    keys: Key[Array, "R G"]
     forbidden: Bool[np.ndarray, " vocab"]
     config: SamplingConfig
     together: tuple[str, ...]
+    count: Int[Array, ""] | None = None
+    more: Bool[Array, ""] | None = None
+
+    @classmethod
+    def of(cls, graph: nnx.GraphDef, params: nnx.State, **given: Any) -> "Context":
+        """Creates the context of a call from the model's parts and all other attributes.
+
+        The head is transposed and the layers are taken apart here, not at every token.
+        """
+        model = nnx.merge(graph, params)
+        head = jax.lax.optimization_barrier(model.head())
+        return cls(model=model, head=head, layers=model.decoder.unstack(), **given)
 
     @property
     def num_prompts(self) -> int:
-        return self.keys.shape[0]
+        return self.prompts.text.tokens.shape[0]
 
     @property
     def num_slots(self) -> int:
         return min(self.config.slots or self.num_prompts, self.num_prompts)
 
+    @property
+    def refills(self) -> bool:
+        """Whether slots get a prompt after their first one."""
+        return self.more is not None or self.num_slots < self.num_prompts
+
+    def waiting(self, prompts_taken: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether there are prompts that have had no slot yet."""
+        return prompts_taken < (self.num_prompts if self.count is None else self.count)
+
 
 class Slots(NamedTuple):
     """The prompts of the W slots, and what their completions look back on."""
 
-    prompt_row: Int[Array, " W"]  # which of the B prompts
+    prompt_row: Int[Array, " W"]  # which row of the results
     start_step: Int[Array, " W"]  # the step of its completions' first token
     text: Text
     prefix: KeyValues  # keys and values of the prompt, an array a layer
@@ -109,9 +135,11 @@ def make_signals(
     A slot is free when all completions of its prompt have finished. Devices that take every step
     together refill together: once each has a free slot or no prompt left.
     """
-    vacant = jnp.zeros((), bool)
-    if context.num_slots < context.num_prompts:
-        free, waiting = finished.all(axis=1).any(), prompts_taken < context.num_prompts
+    running, vacant = ~finished.all(), jnp.zeros((), bool)
+    if context.refills:
+        free, waiting = finished.all(axis=1).any(), context.waiting(prompts_taken)
         can_refill = _on_any_device(free & waiting, context)
         vacant = can_refill & ~_on_any_device(~free & waiting, context)
-    return Signals(running=_on_any_device(~finished.all(), context), vacant=vacant)
+        if context.more is not None:
+            running &= ~(context.more & free & ~waiting)
+    return Signals(running=_on_any_device(running, context), vacant=vacant)

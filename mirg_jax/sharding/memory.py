@@ -10,6 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the memory of arrays on one device, from their shapes, dtypes and shardings."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def with_resident(function: Callable, **options) -> Callable:

@@ -31,6 +31,7 @@ def whole_rows(count: int, *meshes: Mesh) -> int:
     return -(-count // parts) * parts
 
 
+@functools.cache
 def mover(mesh: Mesh) -> Callable[[Any], Any]:
     """Returns the jitted function that shards rows on `mesh`, from a mesh of the same devices.
 

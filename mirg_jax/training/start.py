@@ -126,7 +126,7 @@ def start(
     model = loading.load_model(source, mesh, options)
     began = _check_origin(settings, workdir, source, model.params, mesh, resumes)
     graph, params, frozen = trainable(model, settings, mesh)
-    optimizer, layout, state = _first_state(params, settings, mesh)
+    optimizer, layout, state = first_state(params, settings, mesh)
     image_root = settings.data.root(settings.data.image_root)
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
     data = _open_data(settings, kept, preparer, rejected, share)
@@ -247,7 +247,7 @@ def _open_data(
     )
 
 
-def _first_state(
+def first_state(
     params: nnx.State, settings: Settings, mesh: Mesh
 ) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
     """Returns the optimizer, the shardings of the state's arrays, and the state of step 0."""

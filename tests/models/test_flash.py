@@ -10,6 +10,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from benchmarks import attention as measured
 from mirg_jax.models import attention, flash
+from mirg_jax.runs.engines import KERNEL_OF
 
 B, K, R, D = 1, 2, 2, 8
 # Branches, queries a branch, prefix, causal, packed.
@@ -119,7 +120,7 @@ def test_cudnn_takes_our_shapes(monkeypatch, heads, kv_heads, size, packed, bran
 
 @pytest.mark.parametrize("kind", measured.SIZES)
 def test_the_kernel_of_this_device_computes_the_same(kind):
-    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend())
+    kernel = KERNEL_OF.get(jax.default_backend())
     if kernel is None:
         pytest.skip("needs a GPU or TPU: JAX_PLATFORMS=cuda make test")
     size = measured.SIZES[kind]

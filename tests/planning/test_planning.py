@@ -13,12 +13,15 @@ from jax.extend.core import jaxprs_in_params
 
 from benchmarks import planned_prefix
 from configs import grpo_tiny, sft_tiny
+from mirg_jax import defaults
 from mirg_jax.errors import ConfigError
+from mirg_jax.inference import rows as inference_rows
 from mirg_jax.models import flops, qwen2_vl, windows
 from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.planning import machines, plans, programs
 from mirg_jax.runs.chips import Chip
 from mirg_jax.runs.settings import read
+from mirg_jax.sharding.memory import bytes_per_device
 from mirg_jax.types import Images, Text
 
 RECIPES = {"sft": sft_tiny, "grpo": grpo_tiny}
@@ -62,6 +65,23 @@ def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, here, tiny_mod
     assert weights == 4 * plan["parameters"] + (trained if rank else 0)
     assert plan["programs"][-1]["parts"]["optimizer"] == pytest.approx(2 * trained, rel=0.5)
     assert len(said) >= len(names)
+
+
+def test_inference_is_planned_with_its_slots(here, tiny_model, monkeypatch):
+    config = sft_tiny.tiny(defaults.inference())
+    config.model.path = str(tiny_model)
+    found = {}
+    for rows, wanted in ((4, 4), (64, 0)):
+        config.evaluation.batch_size = wanted
+        monkeypatch.setattr(inference_rows, "memory_of", lambda _: 1e15)
+        (row,) = plans.plan(read(config), here(4), lambda _: None)["programs"]
+        assert abs(row["total"] / row["compiler"] - 1) < 0.05, row
+        found[rows] = row["parts"]["slots"]
+    text = ModelConfig.from_folder(tiny_model).text
+    tokens = config.data.shapes.lengths[-1] + config.evaluation.max_tokens
+    values = 2 * 4 * text.num_layers * text.num_kv_heads * text.head_dim * tokens
+    assert found[4] > 4 * values
+    assert found[64] == pytest.approx(16 * found[4], rel=1e-3)
 
 
 def test_a_recipe_that_is_too_large_is_refused_in_a_line(here, tiny_model):
@@ -139,7 +159,7 @@ def test_what_is_kept_of_the_reference_is_counted(changes, here, tiny_model):
     usual = next(program for program in usual if program.name == "gradients")
     values = 4 * 4 * settings.grpo.group * 16  # float32 of each token
     apart = values * sizes.hidden_size if exact else 0
-    batch = programs.bytes_per_device(usual.parts["batch"]) - values + apart
+    batch = bytes_per_device(usual.parts["batch"]) - values + apart
     assert parts["batch"] == batch
 
 

@@ -24,7 +24,7 @@ def context(slots):
         model=mock.Mock(spec=Qwen2VL),
         head=jnp.zeros((1, 1)),
         layers=(),
-        prompts=Prompts(TEXT, None),
+        prompts=Prompts(TEXT._replace(tokens=jnp.zeros((PROMPTS, 1), jnp.int32)), None),
         keys=jax.random.split(jax.random.key(0), (PROMPTS, GROUP)),
         forbidden=np.zeros(1, bool),
         config=SamplingConfig(group=GROUP, slots=slots, max_tokens=LENGTH),
