@@ -112,15 +112,13 @@ def start(
     """
     mesh, sampling_mesh = _start_devices(settings)
     share = sharding.data_share(mesh)
-    held_out = settings.evaluation
-    benchmark = load_benchmark(held_out.benchmark) if held_out.every else []
+    benchmark = load_benchmark(settings.evaluation.benchmark) if settings.evaluation.every else []
     examples, bad_rows = read_examples(settings.data.train_json)
     kept, refused = usable.split(examples, refuse)
-    bad_rows += refused
-    usable.check(settings.data, kept, bad_rows)
+    usable.check(settings.data, kept, bad_rows + refused)
     resumes = run_folder.find_run(workdir) is not None
     source, adapter_record = _source_of(settings, workdir, resumes)
-    rejected = _list_rejected(workdir, bad_rows, resumes)
+    rejected = _list_rejected(workdir, bad_rows + refused, resumes)
     options = engines.options(settings.model, loading.model_config(source), mesh)
     tokenizer = load_tokenizer(loading.model_folder(source))
     model = loading.load_model(source, mesh, options)
