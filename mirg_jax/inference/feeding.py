@@ -83,7 +83,8 @@ class Feeder:
 
     def _drain(self) -> list[tuple[int, str]]:
         answers = self._call([], more=False)
-        self.steps += int(sharding.local_rows(self._pool.steps).max())
+        if self._pool is not None:
+            self.steps += int(sharding.local_rows(self._pool.steps).max())
         self._pool = None
         return answers
 

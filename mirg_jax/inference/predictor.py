@@ -249,9 +249,9 @@ class Predictor:
                 # Every other window from its longest prompt, which is as long as the last one.
                 usable.sort(key=length, reverse=bool(start // span % 2))
                 for answers in feeder.feed(usable):
-                    yield from _of_all_processes(answers)
+                    yield from _of_all_processes([Prediction(*each) for each in answers])
             for answers in feeder.finish():
-                yield from _of_all_processes(answers)
+                yield from _of_all_processes([Prediction(*each) for each in answers])
         self.steps = feeder.steps
 
     def _rows(self, count: int, params: nnx.State, resident: Any) -> int:

@@ -42,7 +42,7 @@ def largest_prompts(shapes: Shapes, rows: int, mesh: Mesh) -> tuple[Text, Images
     """Returns the shapes of prompts, a row each, that are as large as any may be."""
     T, S, P = shapes.lengths[-1], shapes.slots[-1], shapes.patches[-1]
 
-    def make(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+    def make(*shape: int, dtype: Any = np.int32) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding.by_rows(mesh))
 
     text = Text(make(T), make(T, 3), make(T), make(T))

@@ -6,7 +6,7 @@ unfinished then stays in its slot, and the next call goes on with it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class Feeding(NamedTuple):
         nothing. `more` says whether another call follows. The pool is donated.
     """
 
-    open: Callable[..., Pool]
+    open: jax.stages.Wrapped
     feed: Callable[..., tuple[Pool, Finished]]
 
 
@@ -112,9 +112,9 @@ def feed(context: Context, pool: Pool, numbers: Int[Array, " B"]) -> tuple[Pool,
 
 def pool_layout(mesh: Mesh, kv_heads: int) -> Pool:
     """Shardings of a pool, each for a part of it: by rows, and keys and values also by heads."""
-    rows = NamedSharding(mesh, PartitionSpec(sharding.ROWS))
+    rows: Any = NamedSharding(mesh, PartitionSpec(sharding.ROWS))
     shape = sharding.row_parts(mesh), kv_heads
-    heads = NamedSharding(
+    heads: Any = NamedSharding(
         mesh, sharding.spec(("rows", "heads"), shape, mesh.shape, sharding.GATHERED)
     )
     return Pool(

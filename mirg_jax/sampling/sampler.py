@@ -104,8 +104,9 @@ def _sample_refilling(context: Context) -> Rollout:
     Decoding stops whenever a slot is free and a prompt waits, and goes on with that slot refilled.
     The last stretch ends when all completions have finished.
     """
-    results = no_results(*context.keys.shape, context.config.max_tokens)
-    slots, state = open_slots(context, cache_length=context.config.max_tokens)
+    group, length = context.config.group, context.config.max_tokens
+    results = no_results(context.num_prompts, group, length)
+    slots, state = open_slots(context, cache_length=length)
     results, _, _ = decode_and_refill(context, results, slots, state)
     return results
 
