@@ -61,7 +61,7 @@ class Feeding(NamedTuple):
         nothing. `more` says whether another call follows. The pool is donated.
     """
 
-    open: jax.stages.Wrapped
+    open: Any  # jitted; jax.stages.Wrapped knows no eval_shape
     feed: Callable[..., tuple[Pool, Finished]]
 
 
