@@ -119,10 +119,15 @@ def output_file(flag: flags.FlagHolder) -> pathlib.Path:
     """Returns the path of a file to write, after checking that it can be written.
 
     Raises:
-      ConfigError: if it can't, or is a URL.
+      ConfigError: if it can't, is a URL, or is a file that another flag names.
     """
     path = places.local(_path(flag), f"--{flag.name}")
     outputs.check_file(path, f"--{flag.name}")
+    for name in set(flags.FLAGS) - {flag.name}:
+        for key, value in _texts(name, flags.FLAGS[name].value):
+            given = value.rpartition("=")[2]
+            if path.exists() and os.path.exists(given) and path.samefile(given):
+                raise ConfigError(f"--{flag.name}={path}: would replace --{key}; give another path")
     return path
 
 

@@ -36,6 +36,8 @@ def main(_):
     count = _N_EVAL.value or (70 if _QUICK.value else 770)
     table = rows.read(config.get_config(_BASE.value, count, _QUICK.value))
     demo.run(table, cli.output_folder(_WORKDIR), seeds)
+    if _QUICK.value:
+        print("--quick shows that everything runs; ten steps a stage are too few to learn anything")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ _NOT_SHOWN = re.compile(
 )
 # The fields of a message, or the types of its parts, that hold a model's thoughts.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+# Marks of thoughts in answers of Kimi-VL.
+_OTHER_MARKS = {"◁think▷": THINK_START, "◁/think▷": THINK_END}
 _PART_TEXTS = ("text", "output_text")
 # Types of parts whose thoughts a server keeps to itself.
 _UNREADABLE_THOUGHTS = ("redacted_thinking", "redacted_reasoning", "reasoning.encrypted")
@@ -134,6 +136,8 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
         if message is None and isinstance(choice["text"], str):
             message = {"content": choice["text"]}
         text, parts_thoughts, parts_refusal = _read_content(message.get("content"))
+        for mark, tag in _OTHER_MARKS.items():
+            text = text.replace(mark, tag)
         thoughts = _find_thoughts(message) or parts_thoughts
         refusal = message.get("refusal") or parts_refusal
         finish = _read_finish(choice.get("finish_reason", choice.get("finishReason")))

@@ -21,6 +21,10 @@ from mirg_jax.grounding.grammar import (
 )
 
 _BLOCKS = (THINK_START, THINK_END, ANSWER_START, ANSWER_END)
+# Thoughts as other models mark them.
+_OTHER_THOUGHTS = re.compile(
+    r"</?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection)>|◁/?think▷", re.IGNORECASE
+)
 _FRACTIONAL = re.compile(r"-?\d{1,4}\.\d{1,20}", re.ASCII)
 _BOX = re.compile(f"{re.escape(BOX_START)}[^<]*{re.escape(BOX_END)}")
 
@@ -49,6 +53,11 @@ def read_answer(said: str, thoughts: str, num_images: int) -> Answer:
       DataError: if there is no box, a box is not usable, or the blocks are not in order.
     """
     said = _BOX.sub(_with_integers, without_ending(said))
+    for mark in _OTHER_THOUGHTS.findall(said):
+        if mark not in _BLOCKS:
+            raise DataError(
+                f"the answer has {mark}; mark thoughts by {THINK_START} and {THINK_END}"
+            )
     thoughts = _BOX.sub(_with_integers, thoughts)
     if thoughts:
         if THINK_START in said or THINK_END in said:
@@ -82,11 +91,21 @@ def read_answer(said: str, thoughts: str, num_images: int) -> Answer:
 def _with_images(
     objects: tuple[GroundedObject, ...], text: str, num_images: int
 ) -> tuple[GroundedObject, ...]:
-    """Gives objects the image named right behind each, if none is named before the first."""
+    """Gives objects the image named right behind each, if none is named before the first.
+
+    Raises:
+      DataError: if other words refer to an image, or two images are named for a box.
+    """
+    says_more = num_images > 1 and named_images.check_answer(text, num_images)
     if objects[0].image is not None:
         return objects
     behind = named_images.find_behind(text, num_images)
     if set(behind) == {None}:
+        if says_more:
+            raise DataError(
+                "the answer names an image where it isn't read; name each box's image before it, "
+                'as "In the second image: "'
+            )
         return objects
     if len(behind) != len(objects) or not all(behind):
         raise DataError(

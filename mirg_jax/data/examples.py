@@ -233,6 +233,20 @@ def _write_json(path: str | pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _read_trajectory(row: dict[str, Any], index: int, source: str) -> Iterator[Example]:
+    yield read_trajectory(row, index, source)
+
+
+def read_trajectory(row: dict[str, Any], index: int, source: str) -> Example:
+    """Reads a row of our own form, with "question" and "targets".
+
+    Args:
+      row: the row.
+      index: its number in the file, from 0.
+      source: where it is, for error messages.
+
+    Raises:
+      DataError: if a field is missing or of another type.
+    """
     images = images_field(row)
     question = _question(text_field(row, "question"), len(images))
     response = None if row.get("response") is None else text_field(row, "response")
@@ -244,9 +258,11 @@ def _read_trajectory(row: dict[str, Any], index: int, source: str) -> Iterator[E
         number = whole_number(image)
         if image is not None and (number is None or not 1 <= number <= len(images)):
             raise DataError(f"a target's image is {quote(image)}, not one of 1..{len(images)}")
-        targets.append(Target(_grid_box(target.get("box")), number, text_field(target, "label")))
-    task = text_field(row, "task")
-    yield Example(_id(row), task, images, question, tuple(targets), response, source)
+        label = "" if target.get("label") is None else text_field(target, "label")
+        targets.append(Target(_grid_box(target.get("box")), number, label))
+    task = tasks.UNKNOWN if row.get("task") is None else text_field(row, "task")
+    name = f"{task}_{index:05d}" if row.get("id") is None else _id(row)
+    return Example(name, task, images, question, tuple(targets), response, source)
 
 
 def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Example]:

@@ -18,6 +18,17 @@ _MARK = re.compile(r"<\|?image[ _-]?(\d{0,3})\|?>", re.IGNORECASE | re.ASCII)
 _WORD = re.compile(r"\w")
 _FIRST = re.compile(rf"[^\w\n]*(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
 _BEHIND = re.compile(rf"[\s(\[]*(?:(?:is )?in )?(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
+_NUMERAL = r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)\b"
+_ORDINAL = r"(?:\d+(?:st|nd|rd|th)|first|second|third|fourth|fifth|sixth|last|final|other|next)"
+# What may refer to an image, whether it is understood or not.
+_REFERENCE = re.compile(
+    r"\b(?:images?|img|picture|photo|frame)\W{0,5}(?:(?:no|nr|number|index|id)\W{1,4})?"
+    rf"{_NUMERAL}"
+    rf"|\b{_ORDINAL}(?: (?:input|given|and {_ORDINAL}))?"
+    r" (?:images?|imgs?|pictures?|photos?|frames?)\b",
+    re.IGNORECASE | re.ASCII,
+)
+_LIST = re.compile(rf"[\s,]*(?:and|or|,|&)\s*{_NUMERAL}", re.IGNORECASE | re.ASCII)
 _PUNCTUATION = " \t:;,.-*()[]"
 _ENDS = ".?!\n。？！"  # of sentences
 
@@ -70,6 +81,38 @@ def find_behind(answer: str, num_images: int) -> list[int | None]:
     """
     found = (_BEHIND.match(text) for text in answer.split(BOX_END)[1:])
     return [(find_image_index(match[0], num_images) or 0) if match else None for match in found]
+
+
+def check_answer(answer: str, num_images: int) -> bool:
+    """Checks that what an answer says of images is understood, and is one image for each box.
+
+    Args:
+      answer: the answer, with its boxes.
+      num_images: number of images of the question.
+
+    Returns:
+      Whether it says anything of images.
+
+    Raises:
+      DataError: if it isn't.
+    """
+    any_named = False
+    for text in answer.split(BOX_END):
+        named = set()
+        for found in _REFERENCE.finditer(text):
+            image = find_image_index(f" {found[0]} ", num_images)
+            if image is None or _LIST.match(text, found.end()):
+                raise DataError(
+                    f"{quote(found[0])} in the answer is not understood as one of {num_images} "
+                    'images; write "In the second image: " before the box'
+                )
+            named.add(image)
+            any_named = True
+        if len(named) > 1:
+            raise DataError(
+                f"the answer names images {sorted(named)} for one box; name only the box's own"
+            )
+    return any_named
 
 
 def _caption(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from mirg_jax.data.images import Root
-from mirg_jax.errors import DataError, UserError
+from mirg_jax.errors import ConfigError, DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, write_results
 from mirg_jax.files.places import Place
 from mirg_jax.inference.predictor import Predictor
@@ -50,6 +50,11 @@ def run(
     Raises:
       UserError: if the benchmark, the checkpoint or a setting can't be used.
     """
+    if run_folder.find_run(output_dir) is not None:
+        raise ConfigError(
+            f"--output_dir={output_dir}: is a training run, whose files an evaluation would "
+            f"replace; give {output_dir / 'eval'}"
+        )
     rows = load_benchmark(benchmark)
     chosen = choose(rows, limit)
     family = families.of_coordinates(settings.evaluation.coordinates)

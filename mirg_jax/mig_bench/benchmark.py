@@ -1,14 +1,16 @@
-"""Reading a benchmark file in MIG-Bench's format, and choosing rows of it."""
+"""Reading a benchmark file in MIG-Bench's format or that of training rows, and choosing rows."""
 
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
-from mirg_jax.data.examples import Example
+from mirg_jax.data.examples import Example, read_trajectory
 from mirg_jax.data.json_rows import kind_of, quote, read_rows
 from mirg_jax.data.mig_bench_rows import Fractions, read_fields
 from mirg_jax.errors import DataError
 from mirg_jax.files.places import Place
+from mirg_jax.grounding.boxes import grid_to_fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ def load_benchmark(path: str | Place) -> list[Row]:
     """Reads the rows of a file, including those whose answer can't be hit.
 
     Args:
-      path: a JSON list of rows, or JSON lines.
+      path: a JSON list of rows, or JSON lines. Rows with "targets", as for training, may have one.
 
     Raises:
       DataError: if the file is missing, cut or empty, or a row lacks what scoring needs.
@@ -56,6 +58,8 @@ def load_benchmark(path: str | Place) -> list[Row]:
 def _read_row(index: int, row: object) -> Row:
     if not isinstance(row, dict):
         raise DataError(f"not an object but {kind_of(row)}")
+    if row.get("targets") is not None and row.get("answer") is None:
+        return _read_training_row(index, row)
     fields = read_fields(row)
     for name in ("task", "question"):
         if not getattr(fields, name):
@@ -64,6 +68,17 @@ def _read_row(index: int, row: object) -> Row:
     if not all(0 <= value < 2 for value in fields.answer):
         raise DataError(f"'answer' {quote([*fields.answer])} is not in fractions of the image")
     return Row(index, **fields._asdict())
+
+
+def _read_training_row(index: int, row: dict[str, Any]) -> Row:
+    example = read_trajectory(row, index, "")
+    if len(example.targets) != 1:
+        raise DataError(
+            f"'targets' has {len(example.targets)} boxes; a question here has one answer"
+        )
+    (target,) = example.targets
+    answer = grid_to_fraction(target.box)
+    return Row(index, example.task, example.images, example.question, answer, target.image)
 
 
 def choose(rows: Sequence[Row], limit: int) -> list[Row]:

@@ -60,7 +60,8 @@ def notes(scores: Scores) -> list[str]:
             "that of models trained here, or in pixels of an image that isn't there or isn't "
             "understood, which was not read: name the model's --family "
             "(scripts/score.py, scripts/evaluate_server.py), or set "
-            "config.evaluation.coordinates=pixels for a published Qwen2.5-VL"
+            "config.evaluation.coordinates=pixels for a published Qwen2.5-VL; a model trained here "
+            "for a few steps may not have learned the form yet"
         )
     if scores.without_box is not None:
         lines.append(

@@ -131,6 +131,7 @@ class Loop:
             return
         if self._run.is_first:
             self._run.description.write(self._run.workdir)
+            say("the first step compiles its programs: up to a minute or two")
         self._metrics.open()
         self._begun = True
 
@@ -299,6 +300,6 @@ class Loop:
         if processes.is_first():
             folder = self._run.workdir
             say(
-                f"all {step} steps are done and saved in {folder}; to score the model: "
-                f"scripts/evaluate.py --checkpoint={folder}, see docs/evaluation.md"
+                f"all {step} steps are done and saved in {folder}; scripts/ground.py "
+                f"--checkpoint={folder} asks the model, docs/evaluation.md says how to score it"
             )

@@ -173,6 +173,7 @@ def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
         problem = ""
         if processes.is_first():
             try:
+                _refuse_model(workdir)
                 if isinstance(workdir, pathlib.Path):
                     outputs.check_renames(workdir)
             except ConfigError as error:
@@ -180,6 +181,18 @@ def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
         if problem := processes.gather(problem)[0]:
             raise ConfigError(problem)
         yield
+
+
+def _refuse_model(workdir: Place) -> None:
+    """Checks that a run's folder is no Hugging Face model, whose config.json the run would replace.
+
+    Raises:
+      ConfigError: if it is one.
+    """
+    if any(workdir.glob("*.safetensors*")):
+        raise ConfigError(
+            f"--workdir={workdir}: is the folder of a model; give another for the run"
+        )
 
 
 def trainable(

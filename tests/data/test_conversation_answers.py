@@ -116,3 +116,36 @@ def test_numbers_that_are_integers_but_for_rounding(read, box, target):
     else:
         assert examples[0].targets == (Target(target, 2),)
         assert parse_response(examples[0].response, 2).objects[0].box == target
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"{before} {BOX}"
+        for before in (
+            *("Image (2):", "In image two:", "img 2:", "2nd img", "second input image"),
+            *("image no. 2", "Image: 2,", "**Image:** 2", "<image>2</image>", "image=2"),
+            *(
+                "Target image: 2.",
+                '{"image": 2',
+                "In image 1 and 2:",
+                "In the first and second image:",
+            ),
+            "In the second image, unlike the first image, the cat is at",
+        )
+    ]
+    + [f"{BOX}{behind}" for behind in (", in the second image", ". It is in the second image.")]
+    + [f"<|object_ref_start|>cat in the second image<|object_ref_end|>{BOX}"],
+)
+def test_words_about_images_are_understood_or_the_row_is_left_out(read, answer):
+    asked = ("user", "<image><image>\nFind the cat like that in image 1.")
+    row = chat(asked)
+    row["messages"].append({"role": "assistant", "content": answer})
+    examples, _ = read([row])
+    assert not examples or examples[0].targets[0].image == 2
+
+
+@pytest.mark.parametrize("mark", ["Think", "thinking", "reasoning"])
+def test_thoughts_in_other_marks_are_named(read, mark):
+    examples, (bad,) = read([answered(f"<{mark}>{THOUGHTS}</{mark}>{ANSWER}")])
+    assert examples == [] and f"the answer has <{mark}>; mark thoughts by <think>" in bad.reason

@@ -125,7 +125,6 @@ BAD_ROWS = [
             ({"question": 5}, "'question' is a number"),
             ({"question": "<image>" * 3}, "3 <image> marks for 2 images"),
             ({"question": "\ud800"}, "surrogate"),
-            ({"task": None}, "'task' is missing"),
             ({"task": ["diff"]}, "'task' is a list"),
             ({"id": {}}, "'id' is an object"),
             ({"images": [{"bytes": "/9j/4AAQ", "path": "1.jpg"}, "2.jpg"]}, "given in 'bytes'"),
@@ -136,12 +135,11 @@ BAD_ROWS = [
             ({"image": "3.jpg"}, "'image' has '3.jpg', which is not in 'images'"),
         ]
     ),
-    (TRAJECTORY, {"id": None}, "'id' is missing"),
+    (MIG_BENCH, {"task": None}, "'task' is missing"),
     (TRAJECTORY, {"response": 5}, "'response' is a number"),
     (TRAJECTORY, {"targets": []}, "'targets' is empty"),
     (TRAJECTORY, {"targets": {}}, "'targets' is an object"),
     (TRAJECTORY, {"targets": ["x"]}, "text"),
-    (TRAJECTORY, {"targets": [{"box": [1, 2, 3, 4], "image": 1}]}, "'label' is missing"),
     (TRAJECTORY, {"targets": [{"box": [1, 2, 3, 4], "image": 3, "label": ""}]}, "image is 3"),
     (TRAJECTORY, {"targets": [{"box": [1, 2, 3, 4], "image": True, "label": ""}]}, "image is"),
     (TRAJECTORY, {"targets": [{"image": 1, "label": ""}]}, "not a list of four"),
@@ -208,6 +206,8 @@ def test_no_field_can_be_left_out_or_be_of_another_type(read, row):
             assert len(examples) + len(rejected) == 2
             assert examples[0].source.endswith("row 0")
         optional = ("response", "additional_info", "need_format", "type")
+        if "targets" in row:
+            optional += ("id", "task")
         if field not in (*optional, *(["id"] if row is MGROUNDING else [])):
             missing = {key: row[key] for key in row if key != field}
             assert len(read([row, missing], name)[1]) == 1
@@ -227,3 +227,15 @@ def test_numbers_that_are_integers_but_for_rounding(read):
     assert {type(value) for value in values} == {int}
     (example,), rejected = read([MIG_BENCH | {"answer": [-0.0003, 0, 1.0, 1.0004]}])
     assert rejected == [] and example.targets[0].box == (0, 0, 1000, 1000)
+
+
+def test_a_plain_row_needs_no_id_no_task_and_no_label(tmp_path):
+    row = {
+        "images": ["1.jpg"],
+        "question": "Where?",
+        "targets": [{"image": 1, "box": [1, 2, 3, 4]}],
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (example,), rejected = read_examples(tmp_path / "rows.jsonl")
+    assert (example.id, example.task, rejected) == ("unknown_00000", "unknown", [])
+    assert example.targets == (Target((1, 2, 3, 4), 1, ""),)

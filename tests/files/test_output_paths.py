@@ -169,3 +169,20 @@ def test_messages_and_spare_files_may_fail(capsys):
         said == "charts: cannot be written (No space left on device); the run goes on without it\n"
     )
     assert sys.stderr.writable()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "name"),
+    [
+        ("score", ("--benchmark=no.json", "--predictions={}"), "predictions"),
+        ("compare", ("--before=no.json", "--after={}"), "after"),
+        ("ground", ("--checkpoint=no", "--query=where?", "--images=no.png,{}"), "images"),
+        ("report", ("--benchmark=no.json", "--predictions=a={}"), "predictions"),
+    ],
+)
+def test_an_output_in_place_of_an_input_is_refused(script, flags, name, refusal, tmp_path):
+    (tmp_path / "given.png").write_text("precious")
+    path = tmp_path / "." / "given.png"
+    said = refusal(script, *(flag.format(path) for flag in flags), f"--output={path}")
+    assert f"would replace --{name}" in said
+    assert path.read_text() == "precious"

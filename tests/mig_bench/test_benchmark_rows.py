@@ -126,3 +126,17 @@ def test_bad_benchmark_is_named_in_one_line(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as error:
         benchmark.load_benchmark(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_training_rows_with_one_box_are_a_benchmark(tmp_path):
+    row = {"images": ["1.jpg", "2.jpg"], "question": "Where is the dog?"}
+    target = {"image": 2, "box": [100, 200, 300, 400], "label": "dog"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row | {"targets": [target], "task": "mine"}))
+    (found,) = benchmark.load_benchmark(path)
+    assert found == benchmark.Row(
+        0, "mine", ("1.jpg", "2.jpg"), "Where is the dog?", (0.1, 0.2, 0.3, 0.4), 2
+    )
+    path.write_text(json.dumps(row | {"targets": [target] * 2}))
+    with pytest.raises(DataError, match="row 0: 'targets' has 2 boxes"):
+        benchmark.load_benchmark(path)

@@ -1,9 +1,10 @@
 """A refused attempt leaves a run as it was, and is told from a damaged checkpoint."""
 
 import os
+import shutil
 
 import pytest
-from conftest import train
+from conftest import REPOSITORY, train
 from test_origin import contents
 
 from mirg_jax.errors import CheckpointError, ConfigError, DataError, UserError
@@ -87,3 +88,26 @@ def test_an_evaluation_that_never_began_claims_no_folder(tmp_path):
         pass
     with Predictions(tmp_path, {"model": "right"}, 3) as kept:
         assert kept.responses == [None, "yes", None]
+
+
+def test_a_model_s_folder_is_no_workdir(steady_recipe, tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    before = contents(folder)
+    with pytest.raises(ConfigError, match="is the folder of a model"):
+        train(steady_recipe("sft", num_steps=1), folder)
+    assert contents(folder) == before
+
+
+def test_a_run_s_folder_takes_no_evaluation(run, refusal, scenes):
+    before = contents(run)
+    said = refusal(
+        "evaluate",
+        f"--config={REPOSITORY}/configs/grpo_tiny.py",
+        f"--checkpoint={run}",
+        f"--benchmark={scenes}/eval.json",
+        f"--image_root={scenes}",
+        f"--output_dir={run}",
+    )
+    assert f"is a training run, whose files an evaluation would replace; give {run}/eval" in said
+    assert contents(run) == before
