@@ -82,6 +82,7 @@ WHOLE = f"<think>I look.</think>{ANSWER}"
         ({"content": ANSWER, "reasoning": "I look."}, WHOLE),
         ({"content": ANSWER, "reasoning_content": "I look."}, WHOLE),
         ({"content": ANSWER, "thinking": "I look."}, WHOLE),
+        ({"content": WHOLE.replace("<think>", "◁think▷").replace("</think>", "◁/think▷")}, WHOLE),
         ({"content": ANSWER, "reasoning": None, "reasoning_content": "I look."}, WHOLE),
         ({"content": ANSWER, "reasoning_details": [{"text": "I "}, {"text": "look."}]}, WHOLE),
         ({"content": ANSWER, "reasoning": {"content": "I look."}}, WHOLE),
