@@ -336,7 +336,7 @@ def test_no_mutation_raises():
 def test_long_texts_take_linear_time(unit, frame):
     """A quadratic parser takes minutes here, this one hundredths of a second."""
     text = frame.format(unit * (200_000 // len(unit)))
-    start = time.perf_counter()
+    start = time.process_time()
     check(text, 3)
     check(text + "x", 3)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 20

@@ -133,7 +133,7 @@ def test_perfect_answers_hit_all_but_the_inverted_rows(benchmark):
     responses = [grammar.format_response("", grammar.format_box(answer_box(r))) for r in benchmark]
     start = time.process_time()
     scores = scoring.score(benchmark, responses)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 20
     assert [r.index for r in scores.rows if not r.hit] == [7, 105, 126, 163, 512]
     assert scores.tasks["common_object"].hit_rate == 811 / 816
     assert {name: task.n for name, task in scores.tasks.items()} == {
