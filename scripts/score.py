@@ -19,7 +19,7 @@ from mirg_jax.files import outputs
 from mirg_jax.files.hashes import hash_file
 from mirg_jax.mig_bench import families, scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
-from mirg_jax.mig_bench.responses import check_benchmark, load_predictions
+from mirg_jax.mig_bench.responses import check_benchmark, check_reading, load_predictions
 from mirg_jax.mig_bench.tables import format_table, notes
 
 _BENCHMARK = flags.DEFINE_string(
@@ -76,6 +76,8 @@ def main(_):
     rows = load_benchmark(_BENCHMARK.value)
     benchmark_sha256 = hash_file(_BENCHMARK.value)
     check_benchmark(_PREDICTIONS.value, _BENCHMARK.value, benchmark_sha256)
+    family = {"family": _FAMILY.value or "mirg", "max_pixels": _MAX_PIXELS.value}
+    check_reading(_PREDICTIONS.value, **family)
     responses = load_predictions(_PREDICTIONS.value, len(rows))
     how = {
         "protocol": _PROTOCOL.value,

@@ -55,15 +55,40 @@ def recorded_benchmark(path: str | Place) -> str | None:
     Returns:
       The hash; "" if run.json doesn't record it, or can't be read; None if there is no run.json.
     """
+    record = _record(path)
+    if record is None:
+        return None
+    found = record.get("benchmark_sha256")
+    return found if isinstance(found, str) else ""
+
+
+def _record(path: str | Place) -> dict[str, Any] | None:
+    """Returns the run.json beside a file: {} if it can't be read, None if there is none."""
     record = places.of(path).parent / "run.json"
     try:
         if not record.exists():
             return None
         found = json.loads(places.read_bytes(record))
     except (OSError, ValueError, RecursionError):
-        return ""
-    found = found.get("benchmark_sha256") if isinstance(found, dict) else None
-    return found if isinstance(found, str) else ""
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def check_reading(path: str | Place, **how: Any) -> None:
+    """Says in a line what predictions were asked for with, if they are now read otherwise.
+
+    Args:
+      path: the file of predictions; run.json beside it records how they were asked for.
+      **how: how they are read, by the names of run.json.
+    """
+    record = _record(path) or {}
+    others = [name for name, value in how.items() if record.get(name, value) != value]
+    if others:
+        asked = ", ".join(f"{name}={record[name]}" for name in others)
+        now = ", ".join(f"{name}={how[name]}" for name in others)
+        say(
+            f"{path}: was asked for with {asked} (run.json beside it), and is now scored with {now}"
+        )
 
 
 def check_benchmark(path: str | Place, benchmark: str, sha256: str) -> None:

@@ -255,6 +255,13 @@ def test_predictions_of_another_benchmark_are_not_scored(tmp_path, refusal, caps
             assert (told in capsys.readouterr().err) == bool(line)
     assert json.loads(output.read_text())["benchmark_sha256"] == sha256
 
+    record.write_text(json.dumps({"benchmark_sha256": sha256, "family": "mirg"}))
+    assert refusal(*score) == capsys.readouterr().err == ""
+    record.write_text(json.dumps({"benchmark_sha256": sha256, "family": "internvl2"}))
+    assert refusal(*score) == ""
+    said = capsys.readouterr().err
+    assert "asked for with family=internvl2" in said and "now scored with family=mirg" in said
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
