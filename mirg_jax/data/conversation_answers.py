@@ -101,7 +101,7 @@ def _with_images(
         return objects
     behind = named_images.find_behind(text, num_images)
     if set(behind) == {None}:
-        if says_more:
+        if says_more and not any(each.image for each in objects):
             raise DataError(
                 "the answer names an image where it isn't read; name each box's image before it, "
                 'as "In the second image: "'

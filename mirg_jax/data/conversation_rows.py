@@ -41,6 +41,9 @@ _IMAGE_PARTS = ("image", "image_url", "input_image")
 # Where chat data have the thoughts of an answer: DeepSeek's and Qwen's form, and those of servers.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
+# Fields by which data sets say that an answer is not to be learned, if they are false or 0.
+_LEARNED = ("loss", "loss_scale", "train", "weight", "kto_tag")
+
 # What a mark says of its image: its path, its index in `images`, or nothing.
 Mark = str | int | None
 
@@ -112,6 +115,16 @@ class Message(NamedTuple):
     def _name(self) -> str:
         named = next((name for name in ("value", "content") if name in self.row), None)
         return named or ("content" if "role" in self.row else "value")
+
+
+def check_learned(row: dict[str, Any]) -> None:
+    """Checks that a row, or an answer in it, is not marked as one that is not to be learned.
+
+    Raises:
+      DataError: if it is.
+    """
+    if marked := [name for name in _LEARNED if row.get(name) in (False, 0)]:
+        raise DataError(f"{marked[0]!r} says that the answer is not to be learned")
 
 
 class Turn(NamedTuple):

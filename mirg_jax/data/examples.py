@@ -282,6 +282,7 @@ def _read_conversation(
 ) -> Iterator[Example | Rejected]:
     """An example a turn. The second turn of row "x" is "x#2"."""
     row = without_nulls(row)
+    conversation_rows.check_learned(row)
     images, turns = conversation_rows.read_fields(row)
     task = tasks.task_of_mgrounding(row | {"images": [*images]})
     name = _id(row) if "id" in row else f"{task}_{index:05d}"
@@ -296,6 +297,7 @@ def _read_conversation(
 
 
 def _read_turn(turn: conversation_rows.Turn, name: str, task: str, source: str) -> Example:
+    conversation_rows.check_learned(turn.answered.row)
     question, count = turn.question(), len(turn.images)
     if not count:
         raise DataError("no image stands before the question or in it")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar, overload
@@ -16,7 +18,7 @@ from PIL import Image
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item
 from mirg_jax.data.examples import Example
-from mirg_jax.data.images import ImageRoot, Root, load_image, to_rgb
+from mirg_jax.data.images import MAX_ASPECT_RATIO, ImageRoot, Root, load_image, to_rgb
 from mirg_jax.data.json_rows import check_path
 from mirg_jax.data.pipeline import Preparer, threads_of_this_machine
 from mirg_jax.data.prompts import Tokenizer
@@ -41,6 +43,7 @@ from mirg_jax.sharding import processes
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 T = TypeVar("T")
 
+_CHANNELS = ((), (3,), (4,))  # last sizes of arrays that are images: grey, RGB, RGBA
 # Questions read ahead and sorted by length, over all processes; less for few rows, at most 8 times
 # as many, and more for many, at least twice as many.
 _WINDOW = 256
@@ -166,7 +169,13 @@ class Predictor:
         Raises:
           DataError: if an image or a question can't be used.
         """
-        questions = [question] if isinstance(question, str) else list(question)
+        questions = [question] if isinstance(question, str) else question
+        if not isinstance(questions, Sequence) or not all(isinstance(q, str) for q in questions):
+            raise DataError("a question is no text; give a str, or a list of them")
+        if any(re.search("[\ud800-\udfff]", q) for q in questions):
+            raise DataError("a question has a surrogate, half a character; give whole ones")
+        if isinstance(images, str | os.PathLike | Image.Image) or not len(images):
+            raise DataError("there is no list of images; give one of one or more")
         upright = ImageRoot.of(self._preparer.image_root).apply_exif
         pictures = [_open_image(image, upright) for image in images]
         names = tuple(f"image {n}" for n in range(1, len(pictures) + 1))
@@ -309,15 +318,24 @@ def _open_image(image: ImageLike, upright: bool) -> Image.Image:
     Raises:
       DataError: if it can't be read.
     """
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in _CHANNELS:
             raise DataError(
                 f"an image is an array of shape {image.shape} and dtype {image.dtype}; give "
                 "[height, width, 3] of uint8"
             )
-        return to_rgb(Image.fromarray(image))
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        try:
+            if not 0 < max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
+                raise ValueError(f"it is narrower than 1:{MAX_ASPECT_RATIO}; crop it or pad it")
+            return to_rgb(image)
+        except ValueError as error:
+            raise DataError(f"an image of {image.width}x{image.height}: {error}") from None
+    if not isinstance(image, str | os.PathLike):
+        raise DataError(
+            f"an image is a {type(image).__name__}; give a path, a PIL image or an array"
+        )
     check_path(str(image))
     path = places.local(image, "image").resolve()
     return load_image(ImageRoot(path.parent, apply_exif=upright), path.name)

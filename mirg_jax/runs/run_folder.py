@@ -7,7 +7,7 @@ A run's folder contains `model/` (config.json, tokenizer), `checkpoints/STEP/` (
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -90,6 +90,33 @@ def exactly(source: str | Place) -> str:
 def steps(folder: Place) -> list[int]:
     """Returns the steps with a complete checkpoint in a `checkpoints` folder."""
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+
+
+def changed_settings(run: Place, text: str) -> list[str]:
+    """Returns the settings that a run was not begun or resumed with before, and what they were.
+
+    Args:
+      run: the run's folder, with its config.json.
+      text: the settings as JSON.
+    """
+    try:
+        before = dict(_leaves(json.loads(places.read_bytes(run / "config.json"))))
+    except (OSError, ValueError):
+        return []
+    return [
+        f"{name}={json.dumps(value)} (was {json.dumps(before[name])})"
+        for name, value in _leaves(json.loads(text))
+        if name in before and before[name] != value
+    ]
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested dictionaries with their dotted names."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, tree
 
 
 def restore_params(checkpoint: Place, state: nnx.State) -> nnx.State:

@@ -134,7 +134,7 @@ def start(
     if first_step:
         state, frozen, read = checkpoints.restore(state, frozen)
         data.set_state(pipeline.position(read, *share))
-    _say(first_step, len(examples), len(rejected))
+    _say(settings, workdir, first_step, len(examples), len(rejected))
     return TrainingRun(
         settings=settings,
         workdir=workdir,
@@ -211,12 +211,14 @@ def trainable(
     return graph, params, model.params
 
 
-def _say(first_step: int, examples: int, rejected: int) -> None:
-    """Prints, in one process, what the run starts with."""
+def _say(settings: Settings, workdir: Place, first_step: int, examples: int, rejected: int) -> None:
+    """Prints, in one process, what the run starts with, and what is other than before."""
     if not processes.is_first():
         return
     if first_step:
         say(f"resumed from step {first_step}", sys.stdout)
+        if changes := run_folder.changed_settings(workdir, settings.text):
+            say(f"settings that were others before: {', '.join(changes)}")
     say(f"{examples} examples, {rejected} rows left out", sys.stdout)
 
 

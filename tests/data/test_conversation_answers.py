@@ -149,3 +149,16 @@ def test_words_about_images_are_understood_or_the_row_is_left_out(read, answer):
 def test_thoughts_in_other_marks_are_named(read, mark):
     examples, (bad,) = read([answered(f"<{mark}>{THOUGHTS}</{mark}>{ANSWER}")])
     assert examples == [] and f"the answer has <{mark}>; mark thoughts by <think>" in bad.reason
+
+
+@pytest.mark.parametrize("mark", [{"loss": False}, {"weight": 0}, {"loss_scale": 0.0}])
+def test_answers_that_are_not_to_be_learned_are_left_out(read, mark):
+    examples, (bad,) = read([answered(ANSWER, **mark)])
+    assert examples == [] and "not to be learned" in bad.reason
+    (example,), _ = read([answered(ANSWER, loss=True, weight=1)])
+    assert example.targets == (TARGET,)
+
+
+def test_a_row_with_a_wrong_answer_is_left_out(read):
+    examples, (bad,) = read([answered(ANSWER) | {"kto_tag": False}])
+    assert examples == [] and "'kto_tag' says" in bad.reason

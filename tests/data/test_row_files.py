@@ -4,6 +4,7 @@ import bz2
 import functools
 import gzip
 import io
+import itertools
 import json
 import lzma
 import zipfile
@@ -124,6 +125,7 @@ def packed_in_zip():
         (str(PLAIN).encode(), "as Python prints them"),
         (b"Where is the dog?\n", "plain text"),
     ],
+    ids=itertools.count(),  # archives have the time at which they were made
 )
 def test_files_of_other_kinds_are_named(read, content, kind):
     with pytest.raises(DataError, match=f"rows.json: looks like .*{kind}") as caught:

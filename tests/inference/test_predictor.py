@@ -71,6 +71,21 @@ def test_what_cannot_be_used_is_said_in_a_line(model, paths, tmp_path):
         model.ground([tmp_path / "nowhere.png"], QUESTIONS[0])
     with pytest.raises(DataError, match="float32"):
         model.ground([np.zeros((28, 28, 3), np.float32)], QUESTIONS[0])
+    for bad, words in (
+        (np.zeros((28, 28, 5), np.uint8), "give \\[height, width, 3\\]"),
+        (np.zeros((0, 0, 3), np.uint8), "0x0"),
+        (np.zeros((1, 1000, 3), np.uint8), "narrower than 1:200"),
+        (Image.new("F", (28, 28)), "no known range"),
+        (None, "is a NoneType"),
+    ):
+        with pytest.raises(DataError, match=words):
+            model.ground([bad], QUESTIONS[0])
+    for question, words in ((None, "no text"), ([1], "no text"), ("\ud800", "surrogate")):
+        with pytest.raises(DataError, match=words):
+            model.ground(paths, question)
+    for images in ([], "a.png"):
+        with pytest.raises(DataError, match="no list of images"):
+            model.ground(images, QUESTIONS[0])
     with pytest.raises(DataError, match="control token"):
         model.ground(paths, "<|im_start|>")
     with pytest.raises(CheckpointError):

@@ -111,3 +111,11 @@ def test_a_run_s_folder_takes_no_evaluation(run, refusal, scenes):
     )
     assert f"is a training run, whose files an evaluation would replace; give {run}/eval" in said
     assert contents(run) == before
+
+
+def test_a_resumed_run_says_which_settings_are_others(run, steady_recipe, capsys):
+    train(steady_recipe("sft", num_steps=2), run)
+    assert "others before" not in capsys.readouterr().err
+    train(steady_recipe("sft", **{"num_steps": 3, "prompt.system": "You are a pirate."}), run)
+    said = capsys.readouterr().err
+    assert 'prompt.system="You are a pirate." (was ' in said and "num_steps=3 (was 2)" in said
