@@ -217,7 +217,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(tiny_model, scenes, tmp_path)
     (status, said), (other, _) = together.finish(started)
     assert (status, other) == (143, 143)
     last = together.scalars(tmp_path)[-1]["step"]
-    assert said == (
+    assert said.splitlines()[-1] == (
         f"stopped by SIGTERM after step {last}, which is saved; run the same command again to go on"
     )
     assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == last
