@@ -4,12 +4,11 @@ import functools
 import hashlib
 import pathlib
 import posixpath
-import uuid
 
 from etils import epath
 
 from mirg_jax.errors import DataError
-from mirg_jax.files import places
+from mirg_jax.files import outputs, places
 from mirg_jax.files.streams import say
 
 
@@ -85,6 +84,5 @@ def _name(place: epath.Path) -> str:
 def _keep(kept: pathlib.Path, data: bytes) -> None:
     """Writes a file to the cache; other threads and processes may do the same."""
     kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_name(f"{kept.name}.{uuid.uuid4().hex[:12]}")
-    part.write_bytes(data)
-    part.replace(kept)
+    with outputs.whole(kept) as part:
+        part.write_bytes(data)

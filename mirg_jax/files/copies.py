@@ -6,14 +6,13 @@ import json
 import pathlib
 import posixpath
 import shutil
-import uuid
 from typing import Any
 
 import fsspec
 from etils import epath
 
 from mirg_jax.errors import CheckpointError
-from mirg_jax.files import places
+from mirg_jax.files import outputs, places
 from mirg_jax.files.streams import say
 
 _ENDINGS = (".json", ".txt", ".jinja", ".safetensors")
@@ -81,9 +80,5 @@ def _check_room(folder: epath.Path, target: pathlib.Path, size: int) -> None:
 def _fetch(system: fsspec.AbstractFileSystem, name: str, target: pathlib.Path) -> None:
     """Copies a file; other processes may do the same."""
     kept = target / posixpath.basename(name)
-    part = kept.with_name(f"{kept.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
+    with outputs.whole(kept) as part:
         system.get_file(name, str(part))
-        part.replace(kept)
-    finally:
-        part.unlink(missing_ok=True)

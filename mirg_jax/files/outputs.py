@@ -174,13 +174,18 @@ def replace_text(path: Place, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def _part_of(path: pathlib.Path) -> pathlib.Path:
+    """Returns a name beside a file's own that no other process writes to."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+
+
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write a file to, which gets its own name at the end of the `with` block.
 
     Each of several processes that write the same file has a path of its own.
     """
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    part = _part_of(path)
     try:
         yield part
         part.replace(path)
@@ -197,7 +202,7 @@ def create_text(path: pathlib.Path, text: str) -> bool:
     Raises:
       OSError: if it can't be written.
     """
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    part = _part_of(path)
     try:
         part.write_text(text, encoding="utf-8")
         try:
