@@ -13,7 +13,7 @@ import numpy as np
 
 from configs import grpo_tiny
 from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate_prompts
-from mirg_jax.data.images import PATCH_BYTES, ImagePatches
+from mirg_jax.data.images import ImagePatches
 from mirg_jax.data.prompts import Encoded, mrope_positions
 from mirg_jax.models import flops
 from mirg_jax.models.config import ModelConfig
@@ -75,7 +75,9 @@ def make_prompt(rng: np.random.Generator, config: ModelConfig, size: Size) -> It
     tokens = np.array([*tokens, *rng.integers(0, WORDS, 30)], np.int32)
     grid = size.side, size.side
     images = tuple(
-        ImagePatches(rng.integers(0, 256, (size.side**2, PATCH_BYTES), np.uint8), grid)
+        ImagePatches(
+            rng.integers(0, 256, (size.side**2, 3 * config.vision.patch_size**2), np.uint8), grid
+        )
         for _ in range(size.images)
     )
     return _item(tokens, tuple(starts), len(tokens), images, config)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from mirg_jax import sharding
 from mirg_jax.planning import machines, plans, programs
+from mirg_jax.planning import shapes as shapes_of
 from mirg_jax.rl import objective
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.runs.devices import training_mesh
@@ -46,11 +47,11 @@ def repeated_loss(
 
 def repeated_program(settings: Settings, devices: list, rows: int) -> programs.Program:
     """Loss and gradients of `rows` completions, each in a row of its own."""
-    run = programs.run_shapes(settings, training_mesh(settings.devices, devices))
+    run = shapes_of.run_shapes(settings, training_mesh(settings.devices, devices))
     grpo, shapes = settings.grpo, settings.data.shapes
     length = grpo.completion_lengths[-1]
     shapes = dataclasses.replace(shapes, lengths=(shapes.lengths[-1] + length,))
-    batch = programs.batch_shapes(shapes, rows, run.mesh)
+    batch = shapes_of.batch_shapes(shapes, rows, run.mesh)
 
     def make(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.by_rows(run.mesh))
@@ -62,7 +63,7 @@ def repeated_program(settings: Settings, devices: list, rows: int) -> programs.P
         out_shardings=(run.layout.step, run.layout.params),
     )
     given = batch, make(rows, length), make(rows, 1), make(rows, length)
-    reference = programs.reference_shapes(run)
+    reference = shapes_of.reference_shapes(run)
     # Gradients are summed where a step has several micro-batches.
     several = rows < settings.batch_size * grpo.group
     total = (scalar, run.params) if several else None

@@ -25,7 +25,8 @@ from configs import sft as sft_recipes
 from mirg_jax import sharding
 from mirg_jax.data.batching import Item, collate_prompts
 from mirg_jax.models import flops, qwen2_vl
-from mirg_jax.models.config import PUBLISHED, ModelConfig
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.sizes import PUBLISHED
 from mirg_jax.planning.plans import measure
 from mirg_jax.planning.programs import programs
 from mirg_jax.runs import devices, engines

@@ -21,7 +21,8 @@ from benchmarks.side_by_side import Variant
 from mirg_jax import sharding
 from mirg_jax.data.batching import patch_positions
 from mirg_jax.models import flops
-from mirg_jax.models.config import QWEN2_5_VL_3B, VisionConfig
+from mirg_jax.models.config import VisionConfig
+from mirg_jax.models.sizes import QWEN2_5_VL_3B
 from mirg_jax.models.vision import VisionTower
 from mirg_jax.types import Images
 

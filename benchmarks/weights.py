@@ -129,7 +129,7 @@ def _measure(side: str, way: str, dtype: str, source: pathlib.Path, target: path
 def run(repeats: int, path: pathlib.Path, config=None) -> None:
     """Measures every way `repeats` times in turn, and writes JSON."""
     from benchmarks import side_by_side
-    from mirg_jax.models.config import QWEN2_VL_2B
+    from mirg_jax.models.sizes import QWEN2_VL_2B
 
     path.parent.mkdir(parents=True, exist_ok=True)
     measured: dict[str, list[dict]] = {" ".join(way): [] for way in WAYS}

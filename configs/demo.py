@@ -17,7 +17,7 @@ def get_config(base: str = "assets/small_base", evaluation: int = 770, quick: bo
     """
     recipes = {"sft": sft_tiny.get_config(), "grpo": grpo_tiny.get_config()}
     for recipe in recipes.values():
-        recipe.model.path = base
+        sft_tiny.of_base(recipe, base)
         if quick:
             recipe.num_steps = 10
     sft, grpo = recipes["sft"], recipes["grpo"]

@@ -17,6 +17,7 @@ def get_config(argument: str = "qwen2_vl_72b"):
     choice = recipes.parse("inference", argument, machine="v5p_8", lora=False)
     config = defaults.inference()
     config.model.path = choice.path
+    defaults.for_family(config, choice.family)
     config.mesh.update(fsdp=1, tensor=-1)
     config.sampling.tensor = min(choice.machine.devices, choice.kv_heads)
     config.evaluation.batch_size = 4

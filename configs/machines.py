@@ -18,12 +18,14 @@ class Machine(NamedTuple):
       changes: fields of SFT's and GRPO's recipes. Of `sampling.tensor`, no more than the model has
         key/value heads.
       grpo: fields of GRPO's alone.
+      models: further fields of GRPO's, for models that need them.
     """
 
     plan: str
     devices: int
     changes: Mapping[str, Any] = {}
     grpo: Mapping[str, Any] = {}
+    models: Mapping[str, Mapping[str, Any]] = {}
 
 
 MACHINES = {
@@ -31,21 +33,27 @@ MACHINES = {
     "gpu_8": Machine("h100:8", 8),
     "gpu_1": Machine("h100:1", 1, {"logprob_chunk": 512}),
     # One device of 16 GB or more: a TPU v5e chip, v6e (v6e:1x1), a GPU.
-    "one": Machine("v5e:1x1", 1, {"logprob_chunk": 512}, {"sampling.slots": 4}),
+    "one": Machine(
+        "v5e:1x1",
+        1,
+        {"logprob_chunk": 512},
+        {"sampling.slots": 4},
+        {"qwen3_vl_2b": {"sampling.slots": 2}},  # a token's keys and values are four times as large
+    ),
     # Kaggle's 8 chips of 16 GB: a small model's weights fit on each.
     "v5e_8": Machine("v5e:2x4", 8, {"mesh.data": -1, "mesh.fsdp": 1, "logprob_chunk": 512}),
-    # 16 chips of 16 GB: small chunks of logits, weights that four chips share for sampling, and
-    # prompts of four images at most.
+    # 16 chips of 16 GB: for GRPO small chunks of logits, weights that up to eight chips share for
+    # sampling, and prompts of four images at most.
     "v5e_16": Machine(
         "v5e:4x4",
         16,
-        {"logprob_chunk": 256, "sampling.tensor": 4},
-        {"data.shapes.lengths": (3072,), "data.shapes.slots": (4,)},
+        {"logprob_chunk": 2048, "sampling.tensor": 8},
+        {"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 256},
     ),
     # 8 chips of 95 GB.
     "v5p_8": Machine("v5p:2x2x2", 8),
-    # 8 chips of 32 GB; four share the weights for sampling.
-    "v6e_8": Machine("v6e:2x4", 8, {"logprob_chunk": 512, "sampling.tensor": 4}),
+    # 8 chips of 32 GB; up to all of them share the weights for sampling.
+    "v6e_8": Machine("v6e:2x4", 8, {"logprob_chunk": 512, "sampling.tensor": 8}),
 }
 
 # What was compiled ahead of time, and fits: benchmarks/results/plans.json.
@@ -63,4 +71,9 @@ _TRAINING = (
     "qwen2_5_vl_3b,gpu_8",
     "qwen2_5_vl_3b,v5e_16",
 )
-PLANNED = {"sft": _TRAINING, "grpo": _TRAINING, "inference": ("qwen2_vl_72b,v5p_8",)}
+PLANNED = {
+    "sft": _TRAINING,
+    "grpo": _TRAINING,
+    "lead": (),
+    "inference": ("qwen2_vl_72b,v5p_8",),
+}

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from configs.machines import MACHINES, PLANNED, Machine
 from configs.models import MODELS
+from mirg_jax import defaults
 from mirg_jax.errors import ConfigError
-from mirg_jax.models.config import PUBLISHED
+from mirg_jax.models.sizes import PUBLISHED
 
 T = TypeVar("T")
 
@@ -35,24 +36,26 @@ def choose(file: str, what: str, name: str, table: Mapping[str, T]) -> T:
 class Choice(NamedTuple):
     """What the words of an argument name."""
 
+    model: str
     path: str  # the model's on the hub
+    family: str
     kv_heads: int  # of the model
     machine: Machine
     lora: bool
 
 
-def parse(stage: str, argument: str, *, machine: str = "gpu_8", lora: bool = True) -> Choice:
+def parse(file: str, argument: str, *, machine: str = "gpu_8", lora: bool = True) -> Choice:
     """Looks up MODEL[,MACHINE[,lora]], and warns of what was never planned.
 
     Args:
-      stage: the name of the config file.
+      file: the name of the config file.
       machine: of a model alone.
       lora: whether the stage has adapters.
 
     Raises:
       ConfigError: for a name that isn't known, or a word too many.
     """
-    file = f"configs/{stage}.py"
+    planned, file = PLANNED[file], f"configs/{file}.py"
     model, *words = argument.split(",")
     path = choose(file, "model", model, MODELS)
     machine, *rest = words or [machine]
@@ -61,28 +64,37 @@ def parse(stage: str, argument: str, *, machine: str = "gpu_8", lora: bool = Tru
         form = "MODEL,MACHINE or MODEL,MACHINE,lora" if lora else "MODEL,MACHINE"
         raise ConfigError(f"{file}: no {','.join(rest)!r} after the machine; give {form}")
     recipe = ",".join((model, machine, *rest))
-    if recipe not in PLANNED[stage]:
+    if recipe not in planned:
         print(
             f"{file}:{recipe} was never planned; to see whether it fits: "
             f"make plan CONFIG={file}:{recipe} MACHINE={where.plan}",
             file=sys.stderr,
         )
-    return Choice(path, PUBLISHED[path].text.num_kv_heads, where, bool(rest))
+    sizes = PUBLISHED[path]
+    return Choice(model, path, sizes.model_type, sizes.text.num_kv_heads, where, bool(rest))
 
 
-def training(stage: str, config: ConfigDict, argument: str) -> ConfigDict:
+def training(stage: str, config: ConfigDict, argument: str, file: str = "") -> ConfigDict:
     """A recipe of SFT or GRPO: the stage's defaults, changed as the argument says.
+
+    Args:
+      stage: "sft" or "grpo".
+      config: the stage's defaults.
+      argument: the words.
+      file: the name of the config file; "" for the stage's.
 
     Raises:
       ConfigError: for a name that isn't known, or a word too many.
     """
-    choice = parse(stage, argument)
+    choice = parse(file or stage, argument)
     machine = choice.machine
     config.model.path = choice.path
+    defaults.for_family(config, choice.family)
     config.update_from_flattened_dict(machine.changes)
     config.sampling.tensor = min(config.sampling.tensor, choice.kv_heads)
     if stage == "grpo":
         config.update_from_flattened_dict(machine.grpo)
+        config.update_from_flattened_dict(machine.models.get(choice.model, {}))
         config.prompts_per_micro_batch = machine.devices
         # A step's prompts are sampled at once: decoding likes many rows.
         config.sampling.prompts = config.batch_size

@@ -1,6 +1,10 @@
 """Trajectory SFT of the small model, on a CPU: the demo's first stage."""
 
+import contextlib
+
 from mirg_jax import defaults
+from mirg_jax.errors import CheckpointError
+from mirg_jax.models.config import ModelConfig
 
 
 def tiny(config):
@@ -13,6 +17,7 @@ def tiny(config):
     config.cpu_devices = 2
     config.mesh.update(data=-1, fsdp=1)
     config.prompt.system = ""
+    config.prompt.direct_instruction = "Please answer with the box."  # in words of its tokenizer
     config.data.max_pixels = 56 * 56
     config.data.shapes.slots = (3,)
     config.data.shapes.patches = (16,)
@@ -21,6 +26,17 @@ def tiny(config):
     config.logprob_chunk = 8192
     config.evaluation.batch_size = 64
     config.evaluation.max_tokens = 112
+    return config
+
+
+def of_base(config, base: str):
+    """A tiny recipe of another base, which sees pictures in as many patches."""
+    from mirg_jax.runs.loading import model_folder  # takes long to import
+
+    config.model.path = base
+    with contextlib.suppress(CheckpointError):  # whoever loads it says what is wrong
+        vision = ModelConfig.from_folder(model_folder(base)).vision
+        config.data.max_pixels = (4 * vision.patch_size) ** 2
     return config
 
 

@@ -41,7 +41,7 @@ def tiny():
     }.items():
         models[name] = {"sft": sft_tiny.get_config(), "grpo": grpo_tiny.get_config()}
         for stage in models[name].values():
-            stage.model.path = path
+            sft_tiny.of_base(stage, path)
         models[name]["grpo"].num_steps = 50  # half of the demo's
     return tables.scenes(rows_of(models), sft=6400, rl=800, evaluation=770)
 

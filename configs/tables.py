@@ -18,6 +18,7 @@ def row(
     start: str,
     changes: dict | None = None,
     annotator: str = "annotated",
+    against: str = "",
 ) -> ConfigDict:
     """A row that trains by a recipe.
 
@@ -28,6 +29,7 @@ def row(
       start: the row that it starts from; "" for the recipe's own model.
       changes: to the recipe's fields.
       annotator: whose trajectories, of the table's `annotators`.
+      against: the row that its gain is over; "" for the one that it starts from.
     """
     return ConfigDict(
         {
@@ -38,6 +40,7 @@ def row(
             "start": start,
             "changes": changes or {},
             "annotator": annotator,
+            "against": against,
         }
     )
 
@@ -60,8 +63,15 @@ def table(title: str, rows: dict[str, ConfigDict], recipes: dict[str, ConfigDict
                 "benchmark": "",  # MIG-Bench's format
                 "benchmark_images": "",  # folder that its paths begin in
             },
-            # How many procedural scenes to draw in place of such data; 0: don't.
-            "scenes": {"sft": 0, "rl": 0, "evaluation": 0, "first_seed": 1000},
+            # How many procedural scenes to draw in place of such data; 0: don't. Tasks: "training",
+            # the seven that the paper trains on, or "all", the benchmark's ten.
+            "scenes": {
+                "sft": 0,
+                "rl": 0,
+                "evaluation": 0,
+                "first_seed": 1000,
+                "tasks": "training",
+            },  # fmt: skip
             "annotators": {"annotated": trajectories.scenes()},  # of the scenes
         }
     )

@@ -1,6 +1,5 @@
 """The shared entry point of every binary: parses flags and reports user errors in one line."""
 
-import contextlib
 import math
 import os
 import pathlib
@@ -9,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-# Of a GPU's memory JAX takes three quarters by default; plans count on nine tenths.
+# Of a GPU's memory JAX takes three quarters by default; plans count on 92 %.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 from absl import app, flags, logging
@@ -17,9 +16,9 @@ from ml_collections import ConfigDict
 
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
-from mirg_jax.files import outputs, places
+from mirg_jax.files import compiled, outputs, places
 from mirg_jax.files.places import Place
-from mirg_jax.files.streams import Steady
+from mirg_jax.files.streams import Steady, end_progress_bars
 
 _MOST_CHARACTERS = 2000  # of an error's line
 # Flags and settings that may be URLs of stores, by binary.
@@ -27,6 +26,7 @@ _RECIPE = (
     "config.init_from",
     "config.model.path",
     "config.data.train_json",
+    "config.data.ratings",
     "config.data.image_root",
     "config.evaluation.benchmark",
     "config.evaluation.image_root",
@@ -35,12 +35,21 @@ _TAKE_URLS = {
     "train_sft.py": ("workdir", *_RECIPE),
     "train_grpo.py": ("workdir", *_RECIPE),
     "evaluate.py": ("checkpoint", "output_dir", "benchmark", "image_root", *_RECIPE),
+    "rate_rows.py": ("checkpoint", "output_dir", "rows", "image_root", *_RECIPE),
     "convert_checkpoint.py": ("source",),
     "ground.py": ("checkpoint", *_RECIPE),
     "evaluate_server.py": ("benchmark", "image_root"),
 }
 # Flags and settings that are addresses of servers or text, and not paths.
-_NO_PATHS = ("base_url", "query", "title", "system", "image_label", "instruction")
+_NO_PATHS = (
+    "base_url",
+    "query",
+    "title",
+    "system",
+    "image_label",
+    "instruction",
+    "direct_instruction",
+)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -56,7 +65,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
-        _keep_compiled()
+        compiled.keep()
         # Neither progress nor results may end a run when their reader has left.
         sys.stderr = Steady(sys.stderr)
         sys.stdout = out = Steady(sys.stdout)
@@ -77,30 +86,6 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
                 out.abandon()
 
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def _keep_compiled() -> None:
-    """Gives XLA a folder for compiled programs, which other runs of the same programs then use.
-
-    JAX_COMPILATION_CACHE_DIR names another; empty, it turns the cache off. Where no folder can be
-    made, programs are compiled anew.
-    """
-    folder = ""
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
-        path = places.cache_folder("compiled")
-        path.mkdir(parents=True, exist_ok=True)
-        folder = str(path) if os.access(path, os.W_OK) else ""
-    wanted = {
-        "compilation_cache_dir": folder,
-        # Small programs too: a run has dozens, which a GPU's compiler takes seconds for.
-        "persistent_cache_min_compile_time_secs": 0.0,
-    }
-    for name, value in wanted.items():
-        if f"JAX_{name.upper()}" in os.environ:
-            continue
-        os.environ[f"JAX_{name.upper()}"] = str(value)
-        if jax := sys.modules.get("jax"):  # imported already, with the environment as it was
-            jax.config.update(f"jax_{name}", value)
 
 
 def seeds(flag: flags.FlagHolder) -> list[int]:
@@ -234,6 +219,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
 def _fail(reason: object, *, at_once: bool = False) -> NoReturn:
     program = os.path.basename(sys.argv[0])
     line = shorten(" ".join(str(reason).split()), _MOST_CHARACTERS)
+    end_progress_bars()
     print(f"{program}: {line}", file=sys.stderr, flush=True)
     if at_once:
         sys.stdout.flush()

@@ -6,6 +6,11 @@ import re
 _BASE64 = re.compile(r"(base64,)[A-Za-z0-9+/=_-]{40,}|[A-Za-z0-9+/=_-]{1000,}")
 
 
+def one_line(error: Exception) -> str:
+    """Returns the beginning of an error's message, on one line."""
+    return " ".join(str(error).split())[:200]
+
+
 def shorten(text: str, most: int) -> str:
     """Shortens a message that quotes data: leaves out base64, and the middle of what is longer.
 
@@ -24,6 +29,16 @@ def shorten(text: str, most: int) -> str:
 def hide_base64(text: str) -> str:
     """Leaves out the base64 of a text, but for a data URL's prefix or its first characters."""
     return _BASE64.sub(lambda match: f"{match[1] or match[0][:20]}…", text)
+
+
+def without_secrets(url: str) -> str:
+    """Returns an address without what may be a password or a key: user information and query.
+
+    A password may hold any character, so all before the last "@" is left out.
+    """
+    scheme = "".join(re.findall(r"\A\w+://", url))
+    address = url.removeprefix(scheme).rpartition("@")[2]
+    return scheme + re.split("[?#]", address, maxsplit=1)[0]
 
 
 class UserError(ValueError):

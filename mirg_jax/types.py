@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 class Images(NamedTuple):
     """Images of each row, one per slot; a slot may be empty."""
 
-    patches: UInt8[Array, "B S P 588"]  # one frame of 3×14×14 pixels, in 2×2 merge-block order
+    # One frame of each patch, 3×14×14 pixels (3×16×16), in 2×2 merge-block order.
+    patches: UInt8[Array, "B S P bytes"]
     positions: Int[Array, "B S P 2"]  # (row, column) in the image's patch grid; -1 is padding
 
 

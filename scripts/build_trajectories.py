@@ -63,6 +63,8 @@ def main(_):
         for file in result.files:
             print(f"submit {file}, and put its answers into {file.with_suffix('.answers.jsonl')}")
         print(f"{result.waiting} requests of earlier rounds have no answer yet")
+        for file in result.unanswered:
+            print(f"{file} has no {file.with_suffix('.answers.jsonl').name} beside it yet")
         if result.capped:
             print(f"{result.capped} requests were held back: they might exceed max_dollars")
         return

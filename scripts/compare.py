@@ -37,6 +37,12 @@ def main(_):
                 "scripts/score.py",
                 file=sys.stderr,
             )
+    if compare.have_other_images(before, after):
+        print(
+            "the two were asked about images of other content, or turned otherwise (images in the "
+            "two files), so they differ in more than their models",
+            file=sys.stderr,
+        )
     changes = compare.compare(before, after)
     if output:
         text = json.dumps({k: dataclasses.asdict(c) for k, c in changes.items()}, indent=1)

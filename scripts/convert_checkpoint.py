@@ -19,13 +19,13 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from absl import flags
-from tqdm import tqdm
 
 from mirg_jax import cli, sharding
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.files import outputs
 from mirg_jax.files.locks import Lock
 from mirg_jax.files.places import Place
+from mirg_jax.files.streams import progress_bar
 from mirg_jax.models.layers import Precision
 from mirg_jax.runs import checkpoints, facts, loading, run_folder
 from mirg_jax.weights import hf, peft
@@ -133,7 +133,7 @@ def _convert(target: pathlib.Path) -> None:
 
     marker = _begin(target, weights, dtype)
     try:
-        with tqdm(total=nbytes, unit="B", unit_scale=True, desc=_DIRECTION.value) as bar:
+        with progress_bar(total=nbytes, unit="B", unit_scale=True, desc=_DIRECTION.value) as bar:
             if export:
                 hf.save(
                     target,

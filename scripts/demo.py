@@ -12,6 +12,7 @@ from absl import flags
 from configs import demo as config
 from mirg_jax import cli
 from mirg_jax.experiments import demo, rows
+from mirg_jax.scenes.scene_tasks import TASKS
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder that everything is written to.")
 _BASE = flags.DEFINE_string(
@@ -22,6 +23,12 @@ _QUICK = flags.DEFINE_bool(
 )
 _SEEDS = flags.DEFINE_list(
     "seeds", ["0"], "Random seeds, separated by commas; the whole chain is run for each."
+)
+_TASKS = flags.DEFINE_enum(
+    "tasks",
+    "training",
+    list(TASKS),
+    "Tasks of the scenes: the seven that the paper trains on, or all ten of the benchmark.",
 )
 _N_EVAL = flags.DEFINE_integer(
     "n_eval",
@@ -34,8 +41,9 @@ _N_EVAL = flags.DEFINE_integer(
 def main(_):
     seeds = cli.seeds(_SEEDS)
     count = _N_EVAL.value or (70 if _QUICK.value else 770)
-    table = rows.read(config.get_config(_BASE.value, count, _QUICK.value))
-    demo.run(table, cli.output_folder(_WORKDIR), seeds)
+    table = config.get_config(_BASE.value, count, _QUICK.value)
+    table.scenes.tasks = _TASKS.value
+    demo.run(rows.read(table), cli.output_folder(_WORKDIR), seeds)
     if _QUICK.value:
         print("--quick shows that everything runs; ten steps a stage are too few to learn anything")
 

@@ -7,15 +7,12 @@ Writes predictions.jsonl, scores.json, rejected.jsonl and report.html. Predictio
 by batch; run the same command again to continue an interrupted evaluation.
 """
 
-import json
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
 from mirg_jax.evaluation import evaluate
-from mirg_jax.mig_bench.tables import format_table, notes
+from mirg_jax.evaluation.results import show
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding import processes
 
@@ -65,10 +62,7 @@ def main(_):
         limit=_LIMIT.value,
     )
     if processes.is_first():
-        print(format_table({_CHECKPOINT.value: scores}))
-        for note in notes(scores):
-            print(note, file=sys.stderr)
-        print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
+        show(_CHECKPOINT.value, scores)
 
 
 if __name__ == "__main__":

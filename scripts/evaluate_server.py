@@ -11,7 +11,6 @@ arrive; run the same command again to continue.
 """
 
 import json
-import sys
 
 from absl import flags
 
@@ -19,8 +18,8 @@ from mirg_jax import cli
 from mirg_jax.chat.client import check_extra_body
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import server
+from mirg_jax.evaluation.results import show
 from mirg_jax.mig_bench import families
-from mirg_jax.mig_bench.tables import format_table, notes
 
 _FAMILY = flags.DEFINE_enum(
     "family",
@@ -136,10 +135,7 @@ def main(_):
         protocol=_PROTOCOL.value,
         limit=_LIMIT.value,
     )
-    print(format_table({_MODEL.value: scores}))
-    for note in notes(scores):
-        print(note, file=sys.stderr)
-    print(json.dumps({"acc": scores.overall.accuracy[0.5], "n": scores.overall.n}))
+    show(_MODEL.value, scores)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ _IMAGES = flags.DEFINE_list(
 )
 _QUERY = flags.DEFINE_string("query", None, "Question about the images.", required=True)
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Path of the picture to write: the images with boxes drawn.", required=True
+    "output",
+    None,
+    "Path of the picture to write: the images with the boxes of the answer drawn, not those of its "
+    "thoughts.",
+    required=True,
 )
 
 
@@ -41,7 +45,8 @@ def main(_):
     answer = model.ground(_IMAGES.value, _QUERY.value)
     print(answer.text)
     save_picture(answer.draw(), output)
-    print(f"{len(answer.objects)} boxes drawn in {output}")
+    count = len(answer.objects)
+    print(f"{count} {'box' if count == 1 else 'boxes'} drawn in {output}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python scripts/make_small_base.py --output_dir=assets/small_base
     python scripts/make_small_base.py --output_dir=assets/small_base_qwen2_5_vl --family=qwen2_5_vl
+    python scripts/make_small_base.py --output_dir=assets/small_base_qwen3_vl --family=qwen3_vl
 
 The model is trained for three abilities of a pretrained vision-language model: recognising objects
 in single pictures (with a dense loss on the vision tower), answering in the trajectories' format,
 and looking up objects in lists (with a loss on a few attention heads). Its training data has no
-questions about several pictures. The result is an ordinary Qwen2-VL or Qwen2.5-VL model in Hugging
-Face's format.
+questions about several pictures. The result is an ordinary model of its family in Hugging Face's
+format.
 """
 
 import functools
@@ -25,9 +26,8 @@ from mirg_jax import cli, defaults, sharding
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ARCHITECTURES, ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.options import ModelOptions
-from mirg_jax.models.vision import MEAN, STD
+from mirg_jax.models.vision import pixel_statistics
 from mirg_jax.scenes import small_tokenizer
-from mirg_jax.scenes.drawing import SIDE
 from mirg_jax.scenes.lessons import batches, losses
 from mirg_jax.scenes.lessons.patterns import PATTERNS
 from mirg_jax.scenes.lessons.pictures import PATCHES, POSITIONS, Seen, draw_picture
@@ -66,11 +66,18 @@ TOWERS = {
         depth=3, embed_dim=96, num_heads=4, mlp_dim=256, out_dim=128, window_size=28,
         full_blocks=(1, 2),
     ),
+    # A picture has as many patches as the grid of positions has places.
+    "qwen3_vl": VisionConfig(
+        depth=3, embed_dim=96, num_heads=4, mlp_dim=256, out_dim=128, patch_size=16,
+        position_side=4, deepstack=(0, 1),
+    ),
 }  # fmt: skip
+# What is other than in the first family's decoder.
+DECODERS = {"qwen3_vl": {"qkv_bias": False, "qk_norm": True, "mrope_interleaved": True}}
 
 
 def model_config(tokenizer, family: str) -> ModelConfig:
-    """Returns the configuration of a model with 1.3 or 1.4 million parameters."""
+    """Returns the configuration of a model with 1.3 to 1.9 million parameters."""
 
     def token(name):
         return tokenizer.convert_tokens_to_ids(f"<|{name}|>")
@@ -87,6 +94,7 @@ def model_config(tokenizer, family: str) -> ModelConfig:
             mrope_section=(8, 4, 4),
             rms_norm_eps=1e-6,
             tie_word_embeddings=True,
+            **DECODERS.get(family, {}),
         ),
         vision=TOWERS[family],
         image_token_id=token("image_pad"),
@@ -98,17 +106,19 @@ def model_config(tokenizer, family: str) -> ModelConfig:
     )
 
 
-def write_processor_config(folder: pathlib.Path) -> None:
+def write_processor_config(folder: pathlib.Path, vision: VisionConfig) -> None:
     """Writes preprocessor_config.json, so that transformers resizes images to the model's size."""
+    mean, std = pixel_statistics(vision)
+    pixels = PATCHES * vision.patch_size**2
     config = {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "min_pixels": SIDE**2,
-        "max_pixels": SIDE**2,
-        "patch_size": 14,
+        "min_pixels": pixels,
+        "max_pixels": pixels,
+        "patch_size": vision.patch_size,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "image_mean": [float(str(value)) for value in MEAN],
-        "image_std": [float(str(value)) for value in STD],
+        "image_mean": [float(str(value)) for value in mean],
+        "image_std": [float(str(value)) for value in std],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -158,11 +168,12 @@ def main(_):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = model_config(tokenizer, _FAMILY.value)
     rng = np.random.default_rng(seed)
-    pictures = [draw_picture(rng) for _ in tqdm(range(_POOL.value), desc="draw")]
+    patch = config.vision.patch_size
+    pictures = [draw_picture(rng, patch) for _ in tqdm(range(_POOL.value), desc="draw")]
 
     graph, params = qwen2_vl.create(config, seed, ModelOptions(remat="none"))
     keys = jax.random.split(jax.random.key(seed + 1))
-    widths = {"patch": config.vision.embed_dim, "token": config.text.hidden_size}
+    widths = {"patch": config.vision.embed_dim, "token": config.vision.token_dim}
     probes = {
         name: 0.02 * jax.random.normal(key, (width, losses.PROBE_OUTPUTS))
         for key, (name, width) in zip(keys, widths.items(), strict=True)
@@ -181,7 +192,7 @@ def main(_):
     source = batches.batches(tokenizer, pictures, seed=seed, rows=_ROWS.value, steps=_STEPS.value)
     trained = train(everything, trained, source, _STEPS.value, _LEARNING_RATE.value, mesh, "all")
     hf.save(folder, trained["model"], config)
-    write_processor_config(folder)
+    write_processor_config(folder, config.vision)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Checks whether a recipe fits a machine's memory, by compiling its step for that machine.
+"""Says whether a recipe fits a machine and how long it takes there, by compiling its step for it.
 
     python scripts/plan.py --config=configs/grpo.py:qwen2_vl_7b,v5e_16 --machine=v5e:4x4
 
 The machine itself is not needed: a plan takes minutes and a few GB on an ordinary computer. Prints
-the memory per device by part. If the recipe does not fit, the program exits with status 2 and one
-line with the reason. Needs requirements-plan.txt.
+the memory per device by part; the predicted time of each program, a step and the whole run; and
+where it goes (docs/machines.md says how far to trust it). If the recipe does not fit, the program
+exits with status 2 and one line with the reason. Needs requirements-plan.txt.
 """
 
 import json
@@ -29,6 +30,9 @@ _MACHINE = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Path of a JSON file to write the plan to; by default none is written."
+)
+_PRICE = flags.DEFINE_float(
+    "price", None, "Dollars per chip (or GPU) and hour, for the cost of the whole run.", 0.0
 )
 _SEARCH = flags.DEFINE_bool(
     "search",
@@ -56,9 +60,9 @@ def main(_):
 
         plan = planned_prefix.compare(settings, machine, print)
     elif _SEARCH.value:
-        plan, _ = plans.search(settings, machine, print)
+        plan, _ = plans.search(settings, machine, print, _PRICE.value)
     else:
-        plan = plans.plan(settings, machine, print)
+        plan = plans.plan(settings, machine, print, _PRICE.value)
     if output:
         outputs.write_text(output, json.dumps(plan, indent=1) + "\n", "--output")
     if not _REPEATED.value:

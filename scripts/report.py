@@ -15,11 +15,12 @@ import sys
 from absl import flags
 
 from mirg_jax import cli
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.errors import ConfigError
 from mirg_jax.files.hashes import hash_file
 from mirg_jax.mig_bench import scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
-from mirg_jax.mig_bench.responses import check_benchmark, load_predictions
+from mirg_jax.mig_bench.responses import check_record, load_predictions, say_changed_images
 from mirg_jax.mig_bench.tables import notes
 from mirg_jax.report import report
 
@@ -72,22 +73,28 @@ def main(_):
     rows = load_benchmark(_BENCHMARK.value)
     runs, sha256 = {}, hash_file(_BENCHMARK.value)
     for name, path in named("predictions", _PREDICTIONS.value).items():
-        check_benchmark(path, _BENCHMARK.value, sha256)
+        check_record(path, _BENCHMARK.value, sha256, family="mirg", protocol=_PROTOCOL.value)
         responses = load_predictions(path, len(rows))
         runs[name] = report.Responses(responses, scoring.score(rows, responses, _PROTOCOL.value))
         for note in notes(runs[name].scores):
             print(f"{name}: {note}", file=sys.stderr)
     if not runs and not _TRAINING.value:
         raise ConfigError("nothing to report: give --predictions, --training or both")
-    if _IMAGE_ROOT.value is not None and not pathlib.Path(_IMAGE_ROOT.value).is_dir():
-        raise ConfigError(f"--image_root={_IMAGE_ROOT.value}: no such folder")
+    root = None
+    if _IMAGE_ROOT.value is not None:
+        if not pathlib.Path(_IMAGE_ROOT.value).is_dir():
+            raise ConfigError(f"--image_root={_IMAGE_ROOT.value}: no such folder")
+        root = _IMAGES(_IMAGE_ROOT.value)
+        images = ImageHashes(root)  # one for all, which hashes each image once
+        for path in named("predictions", _PREDICTIONS.value).values():
+            say_changed_images(path, rows, images)
     try:
         report.write_report(
             output,
             _TITLE.value or pathlib.Path(_BENCHMARK.value).name,
             rows,
             runs,
-            None if _IMAGE_ROOT.value is None else _IMAGES(_IMAGE_ROOT.value),
+            root,
             training=named("training", _TRAINING.value),
         )
     except OSError as error:

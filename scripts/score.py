@@ -2,7 +2,8 @@
 
     python scripts/score.py --benchmark=MIG_data.json --predictions=out.jsonl --output=scores.json
 
-A prediction is one line of JSON, `{"index": i, "response": "…"}`, where i is the row in the
+The benchmark may also be rows of your own, a rows.jsonl as in docs/training.md, each with one
+target. A prediction is one line of JSON, `{"index": i, "response": "…"}`, where i is the row in the
 benchmark, from 0, and the response is the model's text; --family determines the coordinates of its
 boxes. Prints the paper's table; the output file also has all thresholds and rows.
 """
@@ -14,16 +15,21 @@ import sys
 from absl import flags
 
 from mirg_jax import cli
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.errors import ConfigError
 from mirg_jax.files import outputs
 from mirg_jax.files.hashes import hash_file
 from mirg_jax.mig_bench import families, scoring
 from mirg_jax.mig_bench.benchmark import load_benchmark
-from mirg_jax.mig_bench.responses import check_benchmark, check_reading, load_predictions
+from mirg_jax.mig_bench.responses import check_record, load_predictions, say_changed_images
 from mirg_jax.mig_bench.tables import format_table, notes
 
 _BENCHMARK = flags.DEFINE_string(
-    "benchmark", None, "Path of the benchmark, a JSON file in MIG-Bench's format.", required=True
+    "benchmark",
+    None,
+    "Path of the benchmark, a JSON file in MIG-Bench's format, or of rows of your own with one "
+    "target each, as for evaluate.py.",
+    required=True,
 )
 _PREDICTIONS = flags.DEFINE_string(
     "predictions", None, "Path of the predictions, a JSONL file.", required=True
@@ -47,7 +53,8 @@ _FAMILY = flags.DEFINE_enum(
 _IMAGE_ROOT = flags.DEFINE_string(
     "image_root",
     "",
-    "Folder that image paths are relative to; needed for families that answer in pixels.",
+    "Folder that image paths are relative to; needed for families that answer in pixels. If it is "
+    "given, a line says whether the predictions were made about other images.",
 )
 _IMAGES = cli.image_flags()
 _MAX_PIXELS = flags.DEFINE_integer(
@@ -56,6 +63,12 @@ _MAX_PIXELS = flags.DEFINE_integer(
     "Maximum number of pixels of the images given to a model that answers in pixels.",
     lower_bound=families.MIN_PIXELS,
 )
+_MIN_PIXELS = flags.DEFINE_integer(
+    "min_pixels",
+    families.MIN_PIXELS,
+    "Minimum number of pixels of the images given to a model that answers in pixels.",
+    lower_bound=1,
+)
 _SKIP_IMPOSSIBLE = flags.DEFINE_bool(
     "skip_impossible",
     False,
@@ -63,6 +76,11 @@ _SKIP_IMPOSSIBLE = flags.DEFINE_bool(
 )
 _STRICT = flags.DEFINE_bool(
     "strict", False, "Count a hit only if the IoU is above 0.5; by default 0.5 is a hit too."
+)
+_DIRECT = flags.DEFINE_bool(
+    "direct",
+    False,
+    "Answers without thoughts were asked for, which is then the right format.",
 )
 _MIGICIAN_SCALING = flags.DEFINE_bool(
     "migician_scaling",
@@ -75,10 +93,16 @@ def main(_):
     output = cli.output_file(_OUTPUT)
     rows = load_benchmark(_BENCHMARK.value)
     benchmark_sha256 = hash_file(_BENCHMARK.value)
-    check_benchmark(_PREDICTIONS.value, _BENCHMARK.value, benchmark_sha256)
-    family = {"family": _FAMILY.value or "mirg", "max_pixels": _MAX_PIXELS.value}
-    check_reading(_PREDICTIONS.value, **family)
+    name = _FAMILY.value or "mirg"
+    family = families.FAMILIES[name]
+    pixels = {"max_pixels": _MAX_PIXELS.value, "min_pixels": _MIN_PIXELS.value}
+    reading = {"family": name, "protocol": _PROTOCOL.value}
+    reading |= pixels if family.numbers == "pixels" else {}
+    check_record(_PREDICTIONS.value, _BENCHMARK.value, benchmark_sha256, **reading)
     responses = load_predictions(_PREDICTIONS.value, len(rows))
+    root = _IMAGES(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else ""
+    if root:
+        say_changed_images(_PREDICTIONS.value, rows, ImageHashes(root))
     how = {
         "protocol": _PROTOCOL.value,
         "skip_impossible": _SKIP_IMPOSSIBLE.value,
@@ -87,12 +111,11 @@ def main(_):
     if _FAMILY.value is not None and _MIGICIAN_SCALING.value:
         raise ConfigError("--migician_scaling: --family=migician has it")
     if _FAMILY.value is None:
-        scores = scoring.score(rows, responses, **how, scale_y=_MIGICIAN_SCALING.value)
+        scores = scoring.score(
+            rows, responses, **how, scale_y=_MIGICIAN_SCALING.value, direct=_DIRECT.value
+        )
     else:
-        root = _IMAGES(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else ""
-        images = {"image_root": root, "max_pixels": _MAX_PIXELS.value}
-        family = families.FAMILIES[_FAMILY.value]
-        scores = families.score(family, rows, responses, **how, **images)
+        scores = families.score(family, rows, responses, **how, image_root=root, **pixels)
     interval = scores.overall.interval
     result = {"benchmark_sha256": benchmark_sha256} | scores.to_json()
     outputs.write_text(output, json.dumps(result, indent=1) + "\n", "--output")

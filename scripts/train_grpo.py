@@ -1,7 +1,10 @@
 """Trains a model by image-aware GRPO, the paper's stage 2.
 
     python scripts/train_grpo.py --config=configs/grpo_qwen2_vl_7b.py --workdir=runs/grpo \\
-        --config.data.train_json=train.json --config.data.image_root=images
+        --config.init_from=runs/sft --config.data.train_json=train.json \\
+        --config.data.image_root=images
+
+Without --config.init_from it starts from the base model, which doesn't answer in the format yet.
 
 Run the same command again to resume. All settings and their defaults are in mirg_jax/defaults.py;
 --config.NAME=VALUE changes one.

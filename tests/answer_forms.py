@@ -30,6 +30,7 @@ SAID = {
     ),
     "qwen2_vl": grid("<|box_start|>({},{}),({},{})<|box_end|>"),
     "qwen2_5_vl": pixels('```json\n[\n\t{{"bbox_2d": [{}, {}, {}, {}], "label": "dog"}}\n]\n```'),
+    "qwen3_vl": grid('```json\n[\n\t{{"bbox_2d": [{}, {}, {}, {}], "label": "dog"}}\n]\n```'),
     "migician": grid("<|object_ref_start|>a dog<|object_ref_end|><|box_start|>({},{}),({},{})"),
     "univg_r1": grid("<think>There is a dog, so 2, 3.</think>\n<answer>({},{}),({},{})</answer>"),
     "internvl2": grid("<ref>dog</ref><box>[[{}, {}, {}, {}]]</box>"),

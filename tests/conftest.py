@@ -1,5 +1,8 @@
 """Shared test set-up: CPU only, a persistent compilation cache, and the optional real data."""
 
+import contextlib
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -13,7 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent / ".jax_cache")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ["JAX_PLATFORMS"] != "cpu":  # there float32 is by default multiplied in fewer bits
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
@@ -27,6 +30,7 @@ install_import_hook([f"mirg_jax.{room}" for room in ROOMS], "typechecks.check")
 import bucket as fake_bucket
 import jax
 import pytest
+import small_families
 from absl import flags
 from ml_collections import ConfigDict
 from orbax.checkpoint._src.path import gcs_utils
@@ -34,7 +38,7 @@ from orbax.checkpoint._src.path import gcs_utils
 from configs import grpo_tiny, sft_tiny, trajectories
 from mirg_jax import cli
 from mirg_jax.errors import UserError
-from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.models.config import ModelConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.runs.settings import read_for_training
 from mirg_jax.scenes import scene_tasks, small_tokenizer
@@ -72,28 +76,38 @@ def page_data(path: pathlib.Path) -> dict:
     return json.loads(data)
 
 
+@contextlib.contextmanager
+def binary(script: str, *arguments: object):
+    """A binary as a module of this process, with its flags and arguments while it is open."""
+    path, before = REPOSITORY / "scripts" / f"{script}.py", set(flags.FLAGS)
+    spec = importlib.util.spec_from_file_location(f"binary_{script}", path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        patch.setitem(sys.modules, spec.name, module)  # where absl looks for who defines a flag
+        try:
+            spec.loader.exec_module(module)
+            yield module
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+
+
 @pytest.fixture
-def refusal(monkeypatch, capsys):
+def refusal(capsys):
     """Runs a binary's main here, and returns the line that it ends in; "" for success."""
 
     def run(script: str, *arguments: object) -> str:
-        path, before = REPOSITORY / "scripts" / f"{script}.py", set(flags.FLAGS)
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        spec = importlib.util.spec_from_file_location(f"binary_{script}", path)
-        module = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
-            module.main(cli._parse_flags(sys.argv))
+            with binary(script, *arguments) as module:
+                module.main(cli._parse_flags(sys.argv))
             return ""
         except UserError as error:
             return str(error)
         except SystemExit as ended:  # bad flags
             assert ended.code == 2
             return capsys.readouterr().err.strip()
-        finally:
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
 
     return run
 
@@ -145,14 +159,27 @@ def shared():
 def tiny_model(tmp_path_factory) -> pathlib.Path:
     """A Hugging Face folder with a model of random weights, small enough to train in a test."""
     folder = tmp_path_factory.mktemp("tiny_model")
+    return write_tiny_model(folder, "qwen2_vl", VisionConfig(1, 32, 2, 2, 32))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_of(tmp_path_factory):
+    """The same of any family, by its name."""
+
+    @functools.cache
+    def make(family: str) -> pathlib.Path:
+        folder = tmp_path_factory.mktemp(f"tiny_{family}")
+        return write_tiny_model(folder, family, small_families.TOWERS[family])
+
+    return make
+
+
+def write_tiny_model(folder: pathlib.Path, family: str, vision: VisionConfig) -> pathlib.Path:
     small_tokenizer.write(folder)
     tokenizer = small_tokenizer.build()
-    config = ModelConfig(
-        text=TextConfig(
-            tokenizer.get_vocab_size(), 32, 64, 2, 4, 2, mrope_section=(1, 1, 2),
-            tie_word_embeddings=True,
-        ),
-        vision=VisionConfig(1, 32, 2, 2, 32),
+    config = dataclasses.replace(
+        small_families.config(family, tokenizer.get_vocab_size(), tied=True),
+        vision=vision,
         **{
             f"{name}_token_id": tokenizer.token_to_id(f"<|{token}|>")
             for name, token in {
@@ -164,7 +191,7 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
                 "eos": "im_end",
             }.items()
         },
-    )  # fmt: skip
+    )
     hf.save(folder, create(config)[1], config)
     return folder
 
@@ -201,6 +228,11 @@ def scenes(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def recipe(tiny_model, scenes):
+    """See `small_recipe`."""
+    return small_recipe(tiny_model, scenes)
+
+
+def small_recipe(tiny_model: pathlib.Path, scenes: pathlib.Path):
     """The tiny recipes on that model and those scenes, a few steps long."""
 
     def make(kind: str, **changes):
@@ -209,6 +241,7 @@ def recipe(tiny_model, scenes):
         config.data.image_root = str(scenes)
         config.data.train_json = str(scenes / {"sft": "sft.jsonl", "grpo": "rl.json"}[kind])
         config.cpu_devices = 0
+        config.data.shapes.lengths = config.data.shapes.lengths[-1:]  # each is a program
         config.num_steps = 4
         config.checkpoint.every = 2
         config.batch_size = 4
@@ -228,7 +261,12 @@ def recipe(tiny_model, scenes):
 
 @pytest.fixture
 def steady_recipe(recipe):
-    """The same with a constant rate: runs of any number of steps then share their programs."""
+    """See `steady`."""
+    return steady(recipe)
+
+
+def steady(recipe):
+    """A recipe with a constant rate: runs of any number of steps then share their programs."""
     constant = {"optimizer.schedule": "constant", "optimizer.warmup_ratio": 0.0}
     return lambda kind, **changes: recipe(kind, **constant | changes)
 

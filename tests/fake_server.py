@@ -126,7 +126,7 @@ class Server:
             "id": "x",
             "object": "chat.completion",
             "created": 0,
-            "model": body["model"],
+            "model": self.flags.model or body["model"],
             "choices": [] if flaw == "empty" else [choice],
             "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
         }
@@ -187,6 +187,7 @@ async def main():
     parser.add_argument("--bad", type=float, default=0.0)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--status", type=int, default=0)
+    parser.add_argument("--model", default="")  # which it says that it has asked
     parser.add_argument("--answers", type=lambda path: json.load(open(path)), default=[])
     parser.add_argument("--flaws", type=lambda text: text.split(","), default=TRANSPORT + ANSWERS)
     server = Server(parser.parse_args())

@@ -1,6 +1,7 @@
 """Run by tests/test_mesh.py with eight CPU devices: one device beside a mesh, as JSON."""
 
 import json
+import re
 import sys
 
 import jax
@@ -9,12 +10,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import jax.numpy as jnp
 import numpy as np
+import small_families
 from flax import nnx
 
 from mirg_jax import defaults, sharding
 from mirg_jax.data.batching import PackedBatch
-from mirg_jax.models import lora, qwen2_vl
-from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mirg_jax.models import int8, lora, qwen2_vl
+from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs.settings import read
 from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.pool import NO_PROMPT, make_feeding
@@ -25,11 +27,11 @@ from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals
 from mirg_jax.training.optimizer import make_apply, make_optimizer
 from mirg_jax.types import Images, Text
 
-VOCAB, ROWS, TOKENS, GROUP, NEW = 64, 8, 24, 3, 10
+VOCAB, ROWS, TOKENS, GROUP, NEW = 72, 8, 24, 3, 10
 FORBIDDEN = np.arange(VOCAB) % 6 == 5
 
 
-def batch() -> PackedBatch:
+def batch(patch_bytes: int) -> PackedBatch:
     """Rows of two packed examples with two images each, some shorter, one row empty."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, VOCAB, (ROWS, TOKENS)).astype(np.int32)
@@ -40,7 +42,7 @@ def batch() -> PackedBatch:
     positions = np.arange(TOKENS)[None, :, None].repeat(ROWS, 0).repeat(3, -1).astype(np.int32)
     visual = np.where(np.arange(TOKENS) < 8, np.arange(TOKENS), -1)[None].repeat(ROWS, 0)
     grid = np.stack(np.divmod(np.arange(16), 4), -1)[None, None].repeat(ROWS, 0).repeat(2, 1)
-    pixels = rng.integers(0, 255, (ROWS, 2, 16, 588)).astype(np.uint8)
+    pixels = rng.integers(0, 255, (ROWS, 2, 16, patch_bytes)).astype(np.uint8)
     text = Text(tokens, positions, segments, visual.astype(np.int32))
     return PackedBatch(text, Images(pixels, grid.astype(np.int32)), segments > 0)
 
@@ -51,10 +53,10 @@ def prompts(packed: PackedBatch):
     return text._replace(segments=np.maximum(text.segments, np.arange(TOKENS) == 0)), packed.images
 
 
-def fed(graph, mesh, weights, options: SamplingConfig, kv_heads: int) -> np.ndarray:
+def fed(graph, mesh, weights, options: SamplingConfig, config: ModelConfig) -> np.ndarray:
     """Tokens of the prompts and of the same ones the other way round, fed to slots in turn."""
-    feeding = make_feeding(graph, mesh, FORBIDDEN, options, kv_heads)
-    whole = prompts(batch())
+    feeding = make_feeding(graph, mesh, FORBIDDEN, options, config.text.num_kv_heads)
+    whole = prompts(batch(small_families.patch_bytes(config)))
     parts = whole, jax.tree.map(lambda leaf: leaf[::-1].copy(), whole), whole
     pool, tokens = None, np.zeros((2 * ROWS, GROUP, NEW), np.int32)
     for call, part in enumerate(parts):
@@ -68,6 +70,15 @@ def fed(graph, mesh, weights, options: SamplingConfig, kv_heads: int) -> np.ndar
         known = np.asarray(ended.numbers) != NO_PROMPT
         tokens[np.asarray(ended.numbers)[known]] = np.asarray(ended.rollout.tokens)[known]
     return tokens
+
+
+def head_sums_in_loops(program: str) -> list[str]:
+    """Returns a compiled program's sums over devices, in loops, of anything of the vocabulary."""
+    bodies = "|".join(map(re.escape, set(re.findall(r"body=%?([\w.-]+)", program))))
+    loops = re.findall(rf"^%(?:{bodies}) .*?^}}", program, re.MULTILINE | re.DOTALL)
+    assert loops
+    sums = re.compile(rf".*\b{VOCAB}\].* (?:all-reduce|reduce-scatter)(?:-start)?\(.*")
+    return [line for loop in loops for line in sums.findall(loop)]
 
 
 def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> dict:
@@ -85,10 +96,13 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
     optimizer = make_optimizer(settings.optimizer, 10)
     layout = state_shardings(params, optimizer, mesh)
     state = jax.jit(lambda p: init_state(p, optimizer, 0), out_shardings=layout)(params)
-    packed, found = batch(), {}
+    packed, found = batch(small_families.patch_bytes(config)), {}
 
     sampling = sharding.sampling_mesh(mesh, sampling_tensor)
     weights = nnx.merge_state(params, frozen)
+    _, kinds = int8.attach(graph, weights)
+    rounded = jax.device_get(make_weights(weights, jnp.float32, sampling, kinds)(weights))
+    found["int8"] = jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded)
     weights = make_weights(weights, jnp.float32, sampling)(weights)
     options = SamplingConfig(group=GROUP, max_tokens=NEW, stop_tokens=(7,))
     sample = make_sampler(graph, sampling, FORBIDDEN, options)
@@ -97,15 +111,18 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
     rollout = sample(weights, *sharding.place_rows((text, images, keys), sampling))
     rollout = jax.device_get(rollout)
     found["tokens"], found["logprobs"] = rollout.tokens, rollout.logprobs
-    found["fed"] = fed(graph, sampling, weights, options, config.text.num_kv_heads)
+    found["fed"] = fed(graph, sampling, weights, options, config)
 
     with jax.set_mesh(mesh):
         place = lambda tree: sharding.place_rows(tree, mesh)  # noqa: E731
-        gradients = sft.make_gradients(graph, layout, chunk=7).add
-        found["sft_loss"], grads = gradients(
-            None, None, params, frozen, place(packed), jnp.float32(100)
-        )
+        arguments = None, None, params, frozen, place(packed), jnp.float32(100)
+        gradients = sft.make_gradients(graph, layout, chunk=7).add.lower(*arguments).compile()
+        assert not head_sums_in_loops(gradients.as_text())
+        found["sft_loss"], grads = gradients(*arguments)
         found["sft_gradients"] = grads
+        some = place((images.patches, text.tokens, rollout.mask, rollout.logprobs))
+        numbers = sharding.place_everywhere(np.array([5, -1, 0, 7, 7, 8, 3, 2], np.int32), mesh)
+        found["taken"] = sharding.take_rows(some, numbers, mesh)
         advantages = np.linspace(-1, 1, ROWS * GROUP, dtype=np.float32).reshape(ROWS, GROUP)
         reference = rollout.logprobs - 0.1
         experience = Experience(*place((text, images, rollout, advantages, reference)))
@@ -135,20 +152,11 @@ def apart(a, b) -> float:
     return float(np.abs(a - b).max() / (largest if a.size > 1 else max(largest, 1.0)))
 
 
-TOWERS = {
-    "qwen2_vl": VisionConfig(2, 32, 4, 2, 32),
-    "qwen2_5_vl": VisionConfig(
-        2, 32, 4, out_dim=32, mlp_dim=48, window_size=28, full_blocks=(1,)
-    ),
-}  # fmt: skip
-
-
 def main(meshes):
-    text = TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2))
     alone = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     one = {}
     for data, fsdp, tensor, sampling, adapted, family in meshes:
-        config, kind = ModelConfig(text, TOWERS[family]), (adapted, family)
+        config, kind = small_families.config(family, VOCAB), (adapted, family)
         if kind not in one:
             one[kind] = values(alone, 1, config, adapted)
         found = values(sharding.make_mesh(data, fsdp, tensor), sampling, config, adapted)

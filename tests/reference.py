@@ -14,6 +14,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -37,6 +39,7 @@ WORDS = 200  # ids below are plain words
 CLASSES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
 }
 
 
@@ -51,6 +54,7 @@ def small_config(
     tied: bool,
     theta: float,
     vision: VisionConfig,
+    **flags,
 ) -> ModelConfig:
     text = TextConfig(
         vocab_size=224,
@@ -62,6 +66,7 @@ def small_config(
         rope_theta=theta,
         mrope_section=section,
         tie_word_embeddings=tied,
+        **flags,
     )
     return ModelConfig(text=text, vision=vision, **IDS)
 
@@ -129,16 +134,53 @@ WINDOWED = {
         ),
     ),
 }  # fmt: skip
-ALL_CONFIGS = CONFIGS | WINDOWED
-# For fixtures: one config with windows in every run of the tests, the others in the slow ones.
+# Qwen3-VL's: heads whose size isn't the width over their number, features of one to three blocks.
+_QWEN3 = {"mrope_interleaved": True, "qkv_bias": False, "qk_norm": True}
+DEEP = {
+    "deep tied": small_config(
+        width=64, heads=4, kv_heads=2, hidden=160, layers=3, section=(4, 4, 4), tied=True,
+        theta=5e6, head_size=24,
+        vision=VisionConfig(
+            depth=4, embed_dim=32, num_heads=2, mlp_dim=44, out_dim=64, patch_size=16,
+            position_side=6, deepstack=(0, 2),
+        ),
+        **_QWEN3,
+    ),
+    # As many features as layers, the last of them of the last block.
+    "deep untied": small_config(
+        width=90, heads=6, kv_heads=2, hidden=128, layers=3, section=(4, 2, 2), tied=False,
+        theta=1e4, head_size=16,
+        vision=VisionConfig(
+            depth=5, embed_dim=48, num_heads=4, mlp_dim=60, out_dim=90, patch_size=16,
+            position_side=5, deepstack=(1, 2, 4),
+        ),
+        **_QWEN3,
+    ),
+    # The published head sizes, sections and grid of positions.
+    "deep wide": small_config(
+        width=128, heads=2, kv_heads=2, hidden=128, layers=2, section=(24, 20, 20), tied=False,
+        theta=5e6, head_size=128,
+        vision=VisionConfig(
+            depth=3, embed_dim=144, num_heads=2, mlp_dim=107, out_dim=128, patch_size=16,
+            position_side=48, deepstack=(1,),
+        ),
+        **_QWEN3,
+    ),
+}  # fmt: skip
+ALL_CONFIGS = CONFIGS | WINDOWED | DEEP
+# For fixtures: one config of the later families in every run of the tests, the others in the slow
+# ones.
+LATER = ("windows 56", "deep tied")
 ALL_NAMES = [
-    pytest.param(
-        name, marks=[pytest.mark.slow] if name in WINDOWED and name != "windows 56" else []
-    )
+    pytest.param(name, marks=[] if name in CONFIGS or name in LATER else [pytest.mark.slow])
     for name in ALL_CONFIGS
 ]
 # One of each family, where one is enough.
-FAMILIES = {"qwen2_vl": CONFIGS["untied"], "qwen2_5_vl": WINDOWED["windows 56"]}
+FAMILIES = {
+    "qwen2_vl": CONFIGS["untied"],
+    "qwen2_5_vl": WINDOWED["windows 56"],
+    "qwen3_vl": DEEP["deep tied"],
+}
 
 
 def torch_config(config: ModelConfig):
@@ -172,19 +214,24 @@ def torch_model(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
 
 
 def sample(
-    rng: np.random.Generator, sizes: Sequence[tuple[int, int]], response: int
+    rng: np.random.Generator,
+    sizes: Sequence[tuple[int, int]],
+    response: int,
+    vision: VisionConfig = CONFIGS["tied"].vision,
 ) -> tuple[Item, list[Image.Image]]:
     """Random words before, between and after random images, then a response.
 
     Args:
       sizes: width and height of each image.
       response: how many of the last tokens are to be learned.
+      vision: the tower that sees the images.
     """
     images = [
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         for width, height in sizes
     ]
-    patches = tuple(patchify(image, MIN_PIXELS, MAX_PIXELS) for image in images)
+    limits = MIN_PIXELS, MAX_PIXELS, vision.patch_size
+    patches = tuple(patchify(image, *limits) for image in images)
     grids = [(p.grid[0] // 2, p.grid[1] // 2) for p in patches]
     tokens, starts = list(rng.integers(0, WORDS, rng.integers(1, 6))), []
     for rows, columns in grids:
@@ -203,11 +250,22 @@ def sample(
     return Item(encoded, patches), images
 
 
-def torch_inputs(tokens: np.ndarray, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+def torch_processor(vision: VisionConfig, min_pixels: int, max_pixels: int):
+    """The images' part of transformers' processor, with the values that a family publishes."""
+    own = {}
+    if vision.patch_size == 16:
+        own = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return Qwen2VLImageProcessorPil(size=size, **own)
+
+
+def torch_inputs(
+    tokens: np.ndarray,
+    images: Sequence[Image.Image],
+    vision: VisionConfig = CONFIGS["tied"].vision,
+) -> dict[str, torch.Tensor]:
     """What transformers' processor would make of one example."""
-    processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-    )
+    processor = torch_processor(vision, MIN_PIXELS, MAX_PIXELS)
     ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
     return {
         "input_ids": ids,

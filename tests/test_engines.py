@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mirg_jax.errors import ConfigError
 from mirg_jax.models import flash
-from mirg_jax.models.config import QWEN2_5_VL_7B, QWEN2_VL_2B, QWEN2_VL_7B
 from mirg_jax.models.layers import FLOAT32, Precision
+from mirg_jax.models.sizes import QWEN2_5_VL_7B, QWEN2_VL_2B, QWEN2_VL_7B
 from mirg_jax.runs import devices, engines
 from mirg_jax.runs.settings import ModelSettings, read
 
@@ -127,3 +128,17 @@ def test_products_in_float32_are_left_to_cublas(
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: found)
     devices.start(read(recipe("sft", **{"model.compute_dtype": dtype})).devices)
     assert os.environ["XLA_FLAGS"] == (expected or flags)
+
+
+def test_gradients_are_compiled_without_options_that_a_compiler_refuses(monkeypatch, capsys):
+    tpu = SimpleNamespace(platform="tpu", process_index=0)
+    mesh = SimpleNamespace(devices=np.array([tpu] * 4), size=4)
+    refused = engines._refused_options(jax.devices("cpu")[0])
+    assert "xla_" in refused
+    monkeypatch.setattr(engines, "_refused_options", lambda device: refused * (device is tpu))
+    assert engines.gradient_options(mesh) is None
+    assert f"without XLA options of ours: {refused}" in capsys.readouterr().err
+    monkeypatch.setattr(engines, "_refused_options", lambda _: "")
+    assert engines.gradient_options(mesh) == engines.GRADIENT_OPTIONS
+    mesh = SimpleNamespace(devices=np.array(jax.devices("cpu")), size=4)
+    assert engines.gradient_options(mesh) is None

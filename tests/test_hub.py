@@ -9,6 +9,9 @@ import threading
 import pytest
 from conftest import REPOSITORY, call
 
+from mirg_jax.errors import CheckpointError
+from mirg_jax.runs import hub
+
 DOWNLOADS = """
 import sys
 from mirg_jax.errors import CheckpointError
@@ -94,6 +97,19 @@ def test_answers_of_the_hub(tmp_path):
 def test_without_a_network(tmp_path):
     (line,) = lines(tmp_path, "Owner/Model", HF_HUB_OFFLINE="1")
     assert "not in the cache" in line and "HF_HUB_OFFLINE" in line
+
+
+def test_a_mistyped_path_is_told_which_folders_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tables", "demo_quick", "demo"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    for name in ("runs/dmeo/grpo", "runs/dmeo", f"{tmp_path}/runs/dmeo"):
+        with pytest.raises(CheckpointError) as error:
+            hub.download(name)
+        there = "runs has demo, demo_quick, tables), and not "
+        assert str(error.value).startswith(f"{name}: not a folder here (") and there in str(
+            error.value
+        )
 
 
 def test_a_binary_says_it_too(tmp_path, monkeypatch):

@@ -14,13 +14,13 @@ ALLOWED = {
     "files": set(),
     "grounding": set(),
     "rl": set(),
-    "data": {"files", "grounding"},
+    "data": {"files", "grounding", "rl"},
     "sharding": {"files"},
     "models": {"sharding"},
     "weights": {"files", "models"},
     "sampling": {"models", "rl", "sharding"},
     "scenes": {"data", "grounding", "models", "rl"},
-    "chat": {"data", "grounding"},
+    "chat": {"data", "files", "grounding"},
     "defaults": set(),
     "runs": {"data", "defaults", "files", "models", "rl", "sharding", "weights"},
     "inference": {"data", "files", "grounding", "models", "runs", "sampling", "sharding"},
@@ -30,6 +30,7 @@ ALLOWED = {
         "sampling", "sharding",
     },
     "report": {"data", "files", "grounding", "mig_bench", "runs"},
+    "compose": {"data", "files", "grounding", "report"},
     "evaluation": {
         "chat", "data", "files", "inference", "mig_bench", "report", "runs", "sharding",
     },
@@ -38,7 +39,8 @@ ALLOWED = {
     },
     "planning": {"data", "inference", "models", "runs", "sampling", "sharding", "training"},
     "experiments": {
-        "evaluation", "mig_bench", "report", "runs", "scenes", "training", "trajectories",
+        "evaluation", "files", "grounding", "mig_bench", "report", "runs", "scenes", "training",
+        "trajectories",
     },
     "doctor": {
         "data", "defaults", "files", "mig_bench", "models", "planning", "runs", "scenes",

@@ -62,6 +62,14 @@ def test_the_site_has_an_environment_of_its_own(plan):
     assert not any(".venv/" in line for line in lines)
 
 
+def test_help_has_a_line_for_every_target():
+    text = (REPOSITORY / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)", text, re.MULTILINE)[1].split()
+    told = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    lines = [line.split(maxsplit=1) for line in told.splitlines() if not line.startswith("make")]
+    assert [line[0] for line in lines] == targets and all(len(line) == 2 for line in lines)
+
+
 def test_ci_tests_then_builds_the_site():
     lines = (REPOSITORY / ".ci/run").read_text().splitlines()
     assert lines[-2:] == ["make test", "make docs"]

@@ -17,12 +17,9 @@ LAYOUTS = {
     "adapters, a base on each device": (8, 1, 1, 1, True),
     "adapters, a base divided": (1, 4, 2, 2, True),
 }
-FAMILIES = "qwen2_vl", "qwen2_5_vl"
+FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl"
 ALL = {(layout, family): [*LAYOUTS[layout], family] for layout in LAYOUTS for family in FAMILIES}
-QUICK = (
-    ("slices whose sampling weights are shared", "qwen2_vl"),
-    ("all three axes", "qwen2_5_vl"),
-)
+QUICK = (("all three axes", "qwen2_5_vl"), ("all three axes", "qwen3_vl"))
 
 
 def differences(names) -> dict[tuple[str, str], dict[str, float]]:

@@ -26,14 +26,41 @@ def succeed(script: str, *flags: object) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
-def test_rows_of_real_photos_are_learned_by_heart(shared, visit, tmp_path):
-    photos = shared("real_photos")
+def write_rows(photos, path):
+    """Rows of one turn and one box, of all tasks."""
     rows = json.loads((photos / "train.json").read_text())
     single = [row for row in rows if len(row["conversations"]) == 2]
     single = [row for row in single if row["conversations"][1]["value"].count("<|box_start|>") == 1]
     chosen = single[:: len(single) // ROWS][:ROWS]  # the file goes by task
-    (tmp_path / "train.json").write_text(json.dumps(chosen))
+    path.write_text(json.dumps(chosen))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_other_families_train_on_real_photos(shared, tiny_model_of, family, tmp_path):
+    photos = shared("real_photos")
+    write_rows(photos, tmp_path / "train.json")
+    flags = (
+        f"--config.model.path={tiny_model_of(family)}",
+        f"--config.data.train_json={tmp_path}/train.json",
+        f"--config.data.image_root={photos}",
+        "--config.num_steps=2",
+        "--config.batch_size=8",
+    )
+    sft, grpo = (f"--workdir={tmp_path}/{stage}" for stage in ("sft", "grpo"))
+    succeed("train_sft", "--config=configs/sft_tiny.py", sft, *flags,
+            "--config.rows_per_micro_batch=4")  # fmt: skip
+    succeed("train_grpo", "--config=configs/grpo_tiny.py", grpo, *flags,
+            "--config.prompts_per_micro_batch=4", f"--config.init_from={tmp_path}/sft")  # fmt: skip
+    steps = [json.loads(line) for line in (tmp_path / "grpo/metrics.jsonl").open()]
+    assert len(steps) == 2 and all(step["rejected"] == 0 for step in steps)
+    assert all(step["logprob_diff"] < 1e-3 for step in steps)
+
+
+@pytest.mark.slow
+def test_rows_of_real_photos_are_learned_by_heart(shared, visit, tmp_path):
+    photos = shared("real_photos")
+    write_rows(photos, tmp_path / "train.json")
     examples, rejected = read_examples(tmp_path / "train.json")
     assert len(examples) == ROWS and not rejected
     write_mig_bench(tmp_path / "learned.json", examples)

@@ -7,12 +7,22 @@ import pytest
 from conftest import REPOSITORY, call
 from ml_collections import ConfigDict
 
-from configs import grpo, grpo_tiny, inference, sft, sft_tiny, table_2, table_3, trajectories
+from configs import (
+    grpo,
+    grpo_tiny,
+    inference,
+    lead,
+    sft,
+    sft_tiny,
+    table_2,
+    table_3,
+    trajectories,
+)
 from configs.machines import MACHINES, PLANNED
 from configs.models import MODELS
 from mirg_jax.errors import ConfigError
 from mirg_jax.experiments.rows import read_rows
-from mirg_jax.models.config import PUBLISHED
+from mirg_jax.models.sizes import PUBLISHED
 from mirg_jax.runs.settings import read
 
 STAGES = {"sft": sft, "grpo": grpo, "inference": inference}
@@ -51,6 +61,20 @@ def test_planned_recipes_are_sound_and_say_nothing(stage, argument, capsys):
         assert config.optimizer.learning_rate == pytest.approx(rate)
         completions = config.batch_size * config.get("grpo", {"group": 1})["group"]
         assert completions == 128
+
+
+@pytest.mark.parametrize("model", ["qwen2_vl_7b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("machine", ["gpu_8", "v6e_8", "gpu_1,lora"])
+def test_recipes_of_those_who_lead_are_sound(model, machine, capsys):
+    config = lead.get_config(f"{model},{machine}")
+    assert sound(config)
+    assert "configs/lead.py" in capsys.readouterr().err  # that it was never planned
+    plain = grpo.get_config(f"{model},{machine}")
+    assert config.model.path == plain.model.path
+    assert config.optimizer.learning_rate == pytest.approx(plain.optimizer.learning_rate / 5)
+    settings = read(config)
+    assert settings.examples_at_once == 48 and settings.grpo.group == 16
+    assert settings.num_steps * 48 >= 7000 > (settings.num_steps - 1) * 48
 
 
 def test_planned_recipes_are_those_with_a_plan():
@@ -139,12 +163,12 @@ def test_a_binary_answers_a_wrong_name_in_one_line(tmp_path):
     )
 
 
-def test_a_binary_says_once_that_a_recipe_was_never_planned(tmp_path):
+def test_a_binary_says_once_that_a_recipe_was_never_planned(tmp_path, refusal, capsys):
     flags = (f"--workdir={tmp_path}", "--config.num_steps=3")
-    result = call("train_grpo", "--config=configs/grpo.py:qwen2_vl_2b,v5p_8", *flags)
-    said, refused = result.stderr.splitlines()  # no data
+    recipe = f"{REPOSITORY}/configs/grpo.py:qwen2_vl_2b,v5p_8"
+    assert "data.train_json is not set" in refusal("train_grpo", f"--config={recipe}", *flags)
+    (said,) = capsys.readouterr().err.splitlines()
     assert "make plan CONFIG=configs/grpo.py:qwen2_vl_2b,v5p_8 MACHINE=v5p:2x2x2" in said
-    assert result.returncode == 2 and "data.train_json is not set" in refused
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from mirg_jax.chat.client import Retry, Unanswerable
 from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.files.streams import say
 
 _LONGEST_WAIT = 60.0
 # With this many requests out of retries and no answer to any other between them, the server counts
@@ -162,6 +163,7 @@ class Asking:
 
         def handle(number: signal.Signals) -> None:
             loop.remove_signal_handler(number)
+            say(f"{number.name}: waiting for the requests under way; a second one ends at once")
             self.stop(f"{number.name}: requests under way are waited for")
 
         for number in signals:
@@ -228,5 +230,11 @@ class Asking:
                 self._stop_as_down(line)
 
     def _stop_as_down(self, line: Line) -> None:
-        text = f"{line.name}: no request is answered ({line.held}); fix that and run again to go on"
+        what = "no request got an answer"
+        if line.answered:
+            what = f"the last {_OUTAGE} requests got no answer, {line.answered} before them did"
+        text = (
+            f"{line.name}: {what} (the reason: {line.held}); correct that and run the same command "
+            "again, which goes on from here"
+        )
         self.stop(text, UserError(text))

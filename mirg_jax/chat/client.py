@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import email.utils
 import io
 import math
@@ -15,8 +16,15 @@ import openai
 from PIL import Image
 
 from mirg_jax.chat.completions import Reply, ServerError, quote_words, read_completion
+from mirg_jax.chat.served import Served
 from mirg_jax.data.images import Root, load_image, shrink
-from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.errors import ConfigError, UserError, without_secrets
+
+# Names of fields that hold a key or a password.
+_SECRET = re.compile(
+    r"api_?key|passw|secret|authori[sz]ation|(?:access|auth)_?token", re.IGNORECASE
+)
+_PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy")
 
 
 class Retry(Exception):
@@ -61,6 +69,11 @@ def check_extra_body(fields: Mapping[str, Any], name: str) -> None:
     ):
         if field in fields:
             raise ConfigError(f"{name}: {field!r} can't be set here ({why}); leave it out")
+    if secret := next(filter(_SECRET.search, fields), None):
+        raise ConfigError(
+            f"{name}: {secret!r} can't be set here (requests are recorded in files); give keys by "
+            "the environment's variable that key_variable names"
+        )
 
 
 class Client:
@@ -92,17 +105,21 @@ class Client:
             )
         self._hidden = self._key if key_variable else ""
         self._client = _connect(self._key, base_url, timeout)
+        self._served = Served(self.base_url, model)
 
     @property
     def base_url(self) -> str:
-        """The server's address, for messages."""
-        return _without_secrets(str(self._client.base_url))
+        """The server's address without secrets, for messages and records."""
+        address = without_secrets(str(self._client.base_url))
+        return address.replace(self._hidden, "…") if self._hidden else address
 
     async def close(self) -> None:
         await self._client.close()
 
     async def complete(self, body: Mapping[str, Any], key: str) -> Reply:
         """Sends a request and returns its answer.
+
+        If it is of another model than was asked for, a line says so, once.
 
         Args:
           body: the request as JSON.
@@ -134,13 +151,15 @@ class Client:
             said = f"an answer that is not JSON: {words}" if words else "an answer that is not JSON"
             raise Retry(said, paid=True) from None
         try:
-            return read_completion(answer, hide=self._hidden)
+            reply = read_completion(answer, hide=self._hidden)
         except ServerError as error:
             if error.status is None:
                 raise Retry(str(error), paid=True) from None
             raise self._error_of(error.status, str(error)) from None
         except ValueError as error:
             raise Retry(str(error), paid=True) from None
+        self._served.other(reply)
+        return dataclasses.replace(reply, server=self.base_url)
 
     def _status_error(self, error: openai.APIStatusError) -> Exception:
         """Returns the exception to raise for a response with an error status."""
@@ -194,9 +213,11 @@ def _connect(key: str, base_url: str, timeout: float) -> openai.AsyncOpenAI:
             problem = "it has the form http://HOST:PORT/v1"
     except Exception as error:  # of the libraries below, for addresses and proxies
         problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if any("@" in address for address in (base_url, *map(os.environ.get, _PROXIES)) if address):
+            problem = "what is behind its @ is no HOST:PORT"  # the library may quote a password
     if problem:
         where = (
-            f"base_url={_without_secrets(base_url)}"
+            f"base_url={without_secrets(base_url)}"
             if base_url
             else "the server's address (OPENAI_BASE_URL)"
         )
@@ -205,11 +226,6 @@ def _connect(key: str, base_url: str, timeout: float) -> openai.AsyncOpenAI:
             "environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)"
         )
     return client
-
-
-def _without_secrets(url: str) -> str:
-    """Returns an address without what may be a password or a key: user information and query."""
-    return re.sub(r"//[^/@]*@", "//", re.split("[?#]", url, maxsplit=1)[0])
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

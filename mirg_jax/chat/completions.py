@@ -22,6 +22,7 @@ CUT = "the answer was cut at max_tokens"
 FILTERED = "the answer was filtered"
 REFUSED = "the model refused"
 _MOST_WORDS = 300  # characters that are quoted of a server's words
+_MOST_NAME = 200  # characters of a model's name
 _SHORTEST_KEY = 8  # characters; anything shorter may be part of an answer by chance
 # Ends in the text's end at the latest: a search that fails would begin again at every tag.
 _NOT_SHOWN = re.compile(
@@ -42,18 +43,33 @@ _END_TOKENS = (
     *(END_OF_TURN, END_OF_TEXT, "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>"),
     *("<|return|>", "</s>", "<eos>", "<pad>", "<｜end▁of▁sentence｜>"),
 )
+_TOOLS = ("tool_calls", "tool_call", "tool_use", "function_call")
 # What the reason that an answer ended for says of it, under the names of several servers.
+_COMPLETE = ("", "none", "null", "stop", "end", "end_turn", "end_of_turn", "eos", "eos_token")
+_COMPLETE += ("end_of_text", "endoftext", "stop_sequence", "stop_token", "stop_string", "stop_word")
+_COMPLETE += ("complete", "completed", "done", "finish", "finished", "normal", "success", *_TOOLS)
+_CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "max_new_tokens", "max_length")
+_CUT += ("token_limit", "length_limit", "model_context_window_exceeded", "context_length_exceeded")
+_CUT += ("max_completion_tokens", "max_output", "limit", "error_limit")
+_FILTERED = ("content_filter", "content_filtered", "sensitive", "safety", "image_safety", "spii")
+_FILTERED += ("recitation", "blocklist", "prohibited_content", "guardrail_intervened", "moderation")
+_FILTERED += ("content_policy", "content_policy_violation", "model_armor", "error_toxic")
 _PROBLEMS = {
-    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), CUT),
-    **dict.fromkeys(("max_new_tokens", "max_length", "token_limit", "length_limit"), CUT),
-    "model_context_window_exceeded": CUT,
-    **dict.fromkeys(("content_filter", "sensitive", "safety", "recitation", "blocklist"), FILTERED),
-    **dict.fromkeys(("prohibited_content", "spii", "content_filtered", "image_safety"), FILTERED),
+    **dict.fromkeys(_COMPLETE, ""),
+    **dict.fromkeys(_CUT, CUT),
+    **dict.fromkeys(_FILTERED, FILTERED),
     **dict.fromkeys(("refusal", "refused"), REFUSED),
 }
 # The server itself ended the answer, so it would be another if it were asked for again.
 _FAILURES = {"abort", "aborted", "error", "cancelled", "canceled", "failed", "timeout"}
-_FAILURES |= {"network_error", "insufficient_system_resource"}
+_FAILURES |= {"network_error", "insufficient_system_resource", "time_limit", "user_cancel"}
+_FAILURES |= {"internal_error", "server_error", "timed_out"}
+# Fields of an object around a completion: those that hold it, those that say how the request went
+# and what they say where it went well, and those of an error.
+_ENVELOPES = ("data", "result", "response", "output", "body")
+_STATES = ("code", "status", "status_code", "success", "ok")
+_ERRORS = ("error", "errors", "detail", "message", "msg")
+_FINE = {"", "0", "200", "ok", "success", "succeeded", "complete", "completed", "true"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +78,16 @@ class Reply:
 
     Attributes:
       problem: why the text is incomplete or missing; "" if it is complete.
+      model: the model that answered, as the server names it; "" if it doesn't.
+      server: the server's address, without secrets; "" if the answer is of none.
     """
 
     text: str
     problem: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    server: str = ""
 
 
 class ServerError(ValueError):
@@ -120,17 +140,17 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
             answer = json.loads(answer)
         except (ValueError, RecursionError):
             raise ValueError(f"not a chat completion: {quote_words(answer, hide)}") from None
-    if isinstance(answer, list) and len(answer) == 1:
-        answer = answer[0]
+    answer = _unwrap(answer)
     if error := _find_error(answer):
         words = quote_words(_words_of(error), hide)
-        raise ServerError(f"an error in the answer: {words}", _status_of(error))
+        raise ServerError(f"an error in the answer: {words}", _status_of([error, answer]))
     try:
         tokens = _read_usage(answer.get("usage"))
+        model = _read_model(answer.get("model"), hide)
         if not isinstance(answer["choices"], list):
             raise TypeError
         if not answer["choices"]:
-            return Reply("", NO_CHOICE, *tokens)
+            return Reply("", NO_CHOICE, *tokens, model)
         choice = answer["choices"][0]
         message = choice.get("message")
         if message is None and isinstance(choice["text"], str):
@@ -140,17 +160,25 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
             text = text.replace(mark, tag)
         thoughts = _find_thoughts(message) or parts_thoughts
         refusal = message.get("refusal") or parts_refusal
-        finish = _read_finish(choice.get("finish_reason", choice.get("finishReason")))
+        reason = choice.get("finish_reason", choice.get("finishReason"))
     except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
         words = quote_words(_dump(answer), hide)
         raise ValueError(f"an answer of another form than a chat completion: {words}") from None
+    finish = _read_finish(reason)
     if finish in _FAILURES:
         raise ServerError(f"the server broke the answer off (finish_reason {finish!r})", None)
-    problem = REFUSED if refusal else _PROBLEMS.get(finish, "")
-    text, problem = _put_together(text, thoughts, str(refusal or ""), problem)
+    if (problem := REFUSED if refusal else _PROBLEMS.get(finish)) is None:
+        words = quote_words(reason if isinstance(reason, str) else _dump(reason), hide)
+        problem = f"the answer ended for an unknown reason (finish_reason {words[:80]!r})"
+    tool = quote_words(_find_tool(message, finish), hide)[:80]
+    text, problem = _put_together(text, thoughts, str(refusal or ""), problem, tool)
     if len(hide) >= _SHORTEST_KEY:
         text = text.replace(hide, "[key]")
-    return Reply(text, problem, *tokens)
+    return Reply(text, problem, *tokens, model)
+
+
+def _read_model(name: Any, hide: str) -> str:
+    return quote_words(name, hide)[:_MOST_NAME] if isinstance(name, str) else ""
 
 
 def _read_usage(usage: Any) -> list[int]:
@@ -170,7 +198,20 @@ def _read_finish(reason: Any) -> str:
     return _FINISH_PREFIX.sub("", re.sub(r"[\s-]+", "_", words.lower()), count=1)
 
 
-def _put_together(text: str, thoughts: str, refusal: str, problem: str) -> tuple[str, str]:
+def _find_tool(message: Mapping[str, Any], finish: str) -> str:
+    """Returns the call of a tool in a message; "" if there is none."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    calls = [part for part in parts if isinstance(part, dict) and part.get("type") in _TOOLS]
+    calls = message.get("tool_calls") or message.get("function_call") or calls
+    if calls:
+        return _dump(calls)
+    return finish if finish in _TOOLS else ""
+
+
+def _put_together(
+    text: str, thoughts: str, refusal: str, problem: str, tool: str
+) -> tuple[str, str]:
     """Returns a reply's whole text and its problem."""
     if refusal:
         return text or refusal, problem
@@ -184,6 +225,11 @@ def _put_together(text: str, thoughts: str, refusal: str, problem: str) -> tuple
         return thoughts if begins else f"{THINK_START}{thoughts}", problem
     if thoughts and problem == CUT:
         return f"{THINK_START}{thoughts}", problem
+    if tool and not problem:
+        return "", (
+            f"an empty answer: the model called a tool ({tool}); leave tools out of extra_body, or "
+            "start the server without a tool parser"
+        )
     if thoughts and not problem:
         return "", (
             "an empty answer: the server took all of it for reasoning "
@@ -234,7 +280,7 @@ def _read_content(content: Any) -> tuple[str, str, str]:
             texts.append(text)
         elif kind == "refusal" and isinstance(part["refusal"], str):
             refusals.append(part["refusal"])
-        elif kind not in _UNREADABLE_THOUGHTS:
+        elif kind not in _UNREADABLE_THOUGHTS and kind not in _TOOLS:
             unknown = True
             if kind in _PART_TEXTS or _find_words(part):
                 raise TypeError
@@ -259,6 +305,28 @@ def _find_words(value: Any, depth: int = 5) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _unwrap(answer: Any, depth: int = 4) -> Any:
+    """Takes a completion out of the object around it, such as {"code": 0, "data": {"choices": …}}.
+
+    An object that says that the request failed, or holds two completions, stays as it is.
+    """
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if not isinstance(answer, dict) or "choices" in answer or not depth:
+        return answer
+    if _went_well(answer) is False or answer.get("error") or answer.get("errors"):
+        return answer
+    inner = (_unwrap(answer.get(name), depth - 1) for name in _ENVELOPES)
+    found = [each for each in inner if isinstance(each, dict) and {"choices", "error"} & {*each}]
+    return found[0] if len(found) == 1 else answer
+
+
+def _went_well(answer: Mapping[str, Any]) -> bool | None:
+    """Returns whether an object says that its request went well; None if it doesn't say."""
+    states = [str(answer[name]).lower() for name in _STATES if answer.get(name) is not None]
+    return set(states) <= _FINE if states else None
+
+
 def _find_error(answer: Any) -> Any:
     """Returns the error that a response holds in place of a choice; None if it holds none."""
     if isinstance(answer, list) and all(isinstance(each, dict) for each in answer):
@@ -272,8 +340,8 @@ def _find_error(answer: Any) -> Any:
     if choices is None:
         if answer.get("object") == "error":
             return answer
-        named = (answer.get(name) for name in ("error", "errors", "detail", "message"))
-        return next(filter(None, named), None)
+        names = ("error", "errors") if _went_well(answer) else _ERRORS
+        return next(filter(None, map(answer.get, names)), None)
     return answer.get("error") or answer.get("errors")
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mirg_jax.data.images import PATCH_BYTES, ImagePatches
+from mirg_jax.data.images import PATCH, ImagePatches
 from mirg_jax.data.prompts import Encoded
 from mirg_jax.errors import DataError
 from mirg_jax.types import Images, Text
@@ -27,11 +27,18 @@ class Shapes:
       lengths: tokens per row.
       slots: images per row.
       patches: patches per image (four for each visual token).
+      patch: pixels along the side of a patch, as the model has it.
     """
 
     lengths: tuple[int, ...]
     slots: tuple[int, ...]
     patches: tuple[int, ...]
+    patch: int = PATCH
+
+    @property
+    def patch_bytes(self) -> int:
+        """The bytes of a patch."""
+        return 3 * self.patch**2
 
     def check(self, encoded: Encoded, images: Sequence[ImagePatches]) -> None:
         """Checks that an example is within the limits; nothing is ever truncated.
@@ -148,7 +155,7 @@ def collate(
     segments = np.zeros((B, T), np.int32)
     visual_index = np.full((B, T), -1, np.int32)
     labels = np.zeros((B, T), bool)
-    pixels = np.zeros((B, S, P, PATCH_BYTES), np.uint8)
+    pixels = np.zeros((B, S, P, shapes.patch_bytes), np.uint8)
     grid = np.full((B, S, P, 2), -1, np.int32)
     for b, row in enumerate(rows):
         at, slot = 0, 0

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from mirg_jax.data import named_images
-from mirg_jax.data.json_rows import on_grid
+from mirg_jax.data.json_rows import on_grid, quote, refuse_fractions
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.grammar import (
     ANSWER_END,
@@ -25,8 +25,13 @@ _BLOCKS = (THINK_START, THINK_END, ANSWER_START, ANSWER_END)
 _OTHER_THOUGHTS = re.compile(
     r"</?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection)>|◁/?think▷", re.IGNORECASE
 )
-_FRACTIONAL = re.compile(r"-?\d{1,4}\.\d{1,20}", re.ASCII)
-_BOX = re.compile(f"{re.escape(BOX_START)}[^<]*{re.escape(BOX_END)}")
+_NUMBER = re.compile(r"-?\d{1,4}(?:\.\d{1,20})?", re.ASCII)
+# Four numbers, as in the JSON of Qwen2.5-VL; pixels of an image that may be of any size.
+_OTHER_BOX = re.compile(
+    r"[\[(]\s{0,9}-?\d{1,5}(?:\.\d{1,9})?(?:\s{0,9},\s{0,9}-?\d{1,5}(?:\.\d{1,9})?){3}\s{0,9}[\])]",
+    re.ASCII,
+)
+_BOX = re.compile(f"{re.escape(BOX_START)}([^<]*){re.escape(BOX_END)}")
 
 
 class Answer(NamedTuple):
@@ -84,6 +89,11 @@ def read_answer(said: str, thoughts: str, num_images: int) -> Answer:
     if problems:  # part of an answer is not the answer
         raise DataError("; ".join(problems))
     if not objects:
+        if other := _OTHER_BOX.search(text):
+            raise DataError(
+                f"the answer's box {quote(other[0])} is of another form; write "
+                f"{BOX_START}(x1,y1),(x2,y2){BOX_END}, in thousandths of the image's sides"
+            )
         raise DataError("the answer holds no box")
     return Answer(_with_images(objects, text, num_images), response)
 
@@ -119,5 +129,15 @@ def _with_images(
 
 
 def _with_integers(box: re.Match) -> str:
-    """Writes the numbers of a box as integers where they are some but for rounding."""
-    return _FRACTIONAL.sub(lambda number: str(on_grid(float(number[0]))), box[0])
+    """Writes the numbers of a box as integers where they are some but for rounding.
+
+    Raises:
+      DataError: if they are fractions of the image.
+    """
+    numbers = [float(each) if "." in each else int(each) for each in _NUMBER.findall(box[1])]
+    refuse_fractions(numbers, f"the box {quote(box[1])}")
+
+    def on_the_grid(number: re.Match) -> str:
+        return str(on_grid(float(number[0]))) if "." in number[0] else number[0]
+
+    return f"{BOX_START}{_NUMBER.sub(on_the_grid, box[1])}{BOX_END}"

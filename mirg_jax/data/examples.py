@@ -5,12 +5,14 @@
   answers with thoughts are trajectories.
 - MIG-Bench: rows `{task, images, question, answer, additional_info, need_format}`, one box a row in
   fractions.
-- Trajectories: rows `{id, task, images, question, targets: [{image, box, label}], response}`.
+- Trajectories: rows `{id, task, images, question, targets: [{image, box, label}], response}`, and
+  perhaps `direct`, whether an answer without thoughts is asked for.
 
 A file is a JSON list or JSON lines, and is recognised by its content. Rows count from 0. A row that
 can't be used is rejected with a reason; it never stops the others.
 """
 
+import hashlib
 import json
 import pathlib
 import re
@@ -29,6 +31,7 @@ from mirg_jax.data.json_rows import (
     on_grid,
     quote,
     read_rows,
+    refuse_fractions,
     text_field,
     whole_number,
     without_nulls,
@@ -47,8 +50,6 @@ from mirg_jax.grounding.grammar import (
 
 # MIG-Bench's authors append a note on the format to the questions of the other tasks.
 _NO_FORMAT_NOTE = ("group_grounding", "object_tracking")
-# Its box is the same in both images, and neither question nor answer names one.
-_IN_ANY_IMAGE = ("diff",)
 _TYPE_OF_TASK = {task: kind for kind, task in tasks.MGROUNDING_TYPES.items()}
 # A subset of MGrounding-630k that describes boxes instead of finding them.
 _CAPTIONING = re.compile(r"(?<![a-z])gg_reg(?![a-z])", re.IGNORECASE)
@@ -73,6 +74,7 @@ class Example:
       question: may hold `<image>` marks, at most one an image.
       response: a whole trajectory, thoughts and answer, where the file has one.
       source: file and row, such as "train.json row 12"; not part of what the example is.
+      direct: whether an answer without thoughts is asked for; None where the file doesn't say.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Example:
     targets: tuple[Target, ...]
     response: str | None = None
     source: str = field(default="", compare=False)
+    direct: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,13 @@ def read_examples(path: str | places.Place) -> tuple[list[Example], list[Rejecte
     return examples, rejected
 
 
+def key_of(example: Example) -> str:
+    """What tells an example from others: a hash of its images' paths, question and targets."""
+    targets = [[target.image, *target.box] for target in example.targets]
+    told = json.dumps([example.images, example.question, targets])
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
 def write_trajectories(path: str | pathlib.Path, examples: Iterable[Example]) -> None:
     """Writes the trajectory format; everything but `source` is kept."""
     with open(path, "w", encoding="utf-8") as file:
@@ -129,6 +139,8 @@ def to_line(example: Example) -> str:
     """A line of the trajectory format."""
     row = asdict(example)
     del row["source"]
+    if example.direct is None:
+        del row["direct"]
     return json.dumps(row) + "\n"
 
 
@@ -173,7 +185,7 @@ def write_mig_bench(path: str | pathlib.Path, examples: Iterable[Example]) -> No
                 "holds one; write it as a trajectory"
             )
         (target,) = example.targets
-        said = find_asked_image(example.question, len(example.images))
+        said = find_asked_image(example.question, len(example.images)).image
         info = ""
         if target.image not in (None, said):
             info = f"It is {_in_image(target.image)}. {format_box(target.box)}. "
@@ -262,7 +274,10 @@ def read_trajectory(row: dict[str, Any], index: int, source: str) -> Example:
         targets.append(Target(_grid_box(target.get("box")), number, label))
     task = tasks.UNKNOWN if row.get("task") is None else text_field(row, "task")
     name = f"{task}_{index:05d}" if row.get("id") is None else _id(row)
-    return Example(name, task, images, question, tuple(targets), response, source)
+    direct = row.get("direct")
+    if direct is not None and type(direct) is not bool:
+        raise DataError(f"'direct' is {quote(direct)}, neither true nor false")
+    return Example(name, task, images, question, tuple(targets), response, source, direct)
 
 
 def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Example]:
@@ -273,7 +288,7 @@ def _read_mig_bench(row: dict[str, Any], index: int, source: str) -> Iterator[Ex
         raise DataError(f"the box {[*fields.answer]} is too small for a grid of {GRID}")
     name = f"{fields.task}_{index:05d}" if row.get("id") is None else _id(row)
     target = Target(box, fields.target_image)
-    _check_image(target.image, len(fields.images), fields.task)
+    _check_image(target, question, len(fields.images), fields.task)
     yield Example(name, fields.task, fields.images, question, (target,), None, source)
 
 
@@ -303,26 +318,30 @@ def _read_turn(turn: conversation_rows.Turn, name: str, task: str, source: str) 
         raise DataError("no image stands before the question or in it")
     check_captions(question, count - sum(turn.keeps) + 1, count)
     answer = read_answer(turn.answered.text(), turn.answered.thoughts(), count)
-    asked = find_asked_image(question, count)
+    asked = find_asked_image(question, count).image
     targets = tuple(Target(each.box, each.image or asked, each.label) for each in answer.objects)
     for target in targets:
-        _check_image(target.image, count, task)
+        _check_image(target, question, count, task)
     return Example(name, task, turn.images, question, targets, answer.response, source)
 
 
-def _check_image(image: int | None, num_images: int, task: str) -> None:
+def _check_image(target: Target, question: str, num_images: int, task: str) -> None:
     """Raises DataError if it isn't known which of several images a box is in."""
-    if image is None and num_images > 1 and task not in _IN_ANY_IMAGE:
-        raise DataError(
-            f"which of the {num_images} images a box is in is not said; name it before the box, as "
-            '"In the second image: ", or at the question\'s end (a caption of an image names none)'
-        )
+    if target.image is not None or num_images == 1 or task in tasks.IN_ANY_IMAGE:
+        return
+    problem = find_asked_image(question, num_images).problem
+    reason = f", as to the question, {problem}" if problem else ""
+    raise DataError(
+        f"which of the {num_images} images a box is in is not said{reason}; name it before the "
+        'box, as "In the second image: ", or at the question\'s end, as "locate it in the second '
+        'image" (a caption of an image names none)'
+    )
 
 
 def _plain_answer(example: Example) -> str:
     """An answer from which `_read_turn` reads the example's targets."""
     parts = []
-    said = find_asked_image(example.question, len(example.images))
+    said = find_asked_image(example.question, len(example.images)).image
     for target in example.targets:
         if target.image not in (None, said):
             parts.append(f"It's {_in_image(target.image)}.")
@@ -352,7 +371,9 @@ def _question(text: str, num_images: int) -> str:
 
 def _grid_box(values: Any) -> Box:
     """A box of four integers. Raises DataError if it isn't one, or not on the grid."""
-    x1, y1, x2, y2 = _inside(four_numbers(values, "the box"), GRID)
+    box = four_numbers(values, "the box")
+    refuse_fractions(box, f"the box {quote(values)}")
+    x1, y1, x2, y2 = _inside(box, GRID)
     if any(whole_number(value) is None for value in (x1, y1, x2, y2)):
         raise DataError(f"the box {quote(values)} is not a list of four integers")
     return x1, y1, x2, y2

@@ -1,7 +1,7 @@
-"""Image files → patches as in Qwen2-VL's image processor, but as uint8 and with one frame.
+"""Image files → patches as in Qwen's image processors, but as uint8 and with one frame.
 
 Normalisation, and the second frame of the temporal patch, are left to the device, so that 588 bytes
-per patch are transferred instead of 1176 floats.
+per patch of 14×14 pixels are transferred instead of 1176 floats.
 """
 
 import functools
@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import stat
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,9 +22,8 @@ from mirg_jax.data import stored_images
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.files import places
 
-PATCH = 14
+PATCH = 14  # pixels along the side of a patch; 16 for Qwen3-VL
 MERGE = 2
-PATCH_BYTES = 3 * PATCH * PATCH
 MAX_ASPECT_RATIO = 200
 
 # Limit on a file's pixels before resizing: more than any photo in the data sets, 200 MB decoded.
@@ -49,11 +49,12 @@ class ImagePatches:
     """An image split into patches.
 
     Attributes:
-      patches: one frame of 3×14×14 pixels each (channel, row, column), in 2×2 merge-block order.
+      patches: one frame of 3×14×14 pixels each (channel, row, column), in 2×2 merge-block order;
+        of 3×16×16 for Qwen3-VL.
       grid: rows and columns of patches, both even.
     """
 
-    patches: UInt8[np.ndarray, "patches 588"]
+    patches: UInt8[np.ndarray, "patches bytes"]
     grid: tuple[int, int]
 
 
@@ -126,6 +127,8 @@ def resolve_image(root: Root, path: str) -> pathlib.Path:
         if relative.parts[:1] and relative.parts[0] in _DATASET_FOLDERS and not found.exists():
             found = folder.joinpath(*relative.parts[1:])
         file, real = found.resolve(), folder.resolve()
+        if _is_special(file):
+            raise DataError(f"image {path!r}: is a device or a pipe, no file; correct the row")
         if file.is_relative_to(real):
             return found
         named_inside = any(_is_named_in(found, each) for each in (folder, real))
@@ -141,6 +144,15 @@ def resolve_image(root: Root, path: str) -> pathlib.Path:
     raise DataError(
         f"image {path!r}: the path leaves the image root; make it relative to {str(folder)!r}"
     )
+
+
+def _is_special(file: pathlib.Path) -> bool:
+    """Returns whether a path is a device, a pipe or a socket."""
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_named_in(file: pathlib.Path, folder: pathlib.Path) -> bool:
@@ -191,7 +203,7 @@ def _length(content: pathlib.Path | io.BytesIO) -> int:
     return len(content.getbuffer())
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation by which an image is still to be turned; 1 for none."""
     try:
         # Pillow itself turns TIFFs.
@@ -213,7 +225,7 @@ def image_size(root: Root, path: str) -> tuple[int, int]:
         file, content = find_image(root, path)
         with Image.open(content, formats=_FORMATS) as image:
             size = image.size
-            if root.apply_exif and _orientation(image) >= 5:
+            if root.apply_exif and exif_orientation(image) >= 5:
                 size = size[::-1]
         if max(size) > MAX_ASPECT_RATIO * min(size):
             raise ValueError(f"it is narrower than 1:{MAX_ASPECT_RATIO}")
@@ -261,7 +273,7 @@ def load_image(root: Root, path: str) -> Image.Image:
                 raise unusable(
                     f"{width}x{height} is narrower than 1:{MAX_ASPECT_RATIO}", "crop it or pad it"
                 )
-            rgb, orientation = to_rgb(image), _orientation(image)
+            rgb, orientation = to_rgb(image), exif_orientation(image)
             if orientation == 1:
                 return rgb
             root.met(path)
@@ -310,18 +322,20 @@ def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     return image.resize(size, reducing_gap=2.0)
 
 
-def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Returns the height and width that Qwen2-VL resizes an image to.
+def smart_resize(
+    height: int, width: int, min_pixels: int, max_pixels: int, patch: int = PATCH
+) -> tuple[int, int]:
+    """Returns the height and width that Qwen's models resize an image to.
 
-    Sides are multiples of 28, the aspect ratio is kept as closely as that allows, and the number of
-    pixels is within the limits where possible.
+    Sides are multiples of two patches, the aspect ratio is kept as closely as that allows, and the
+    number of pixels is within the limits where possible.
 
     Raises:
       ValueError: if the aspect ratio is over 200.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"{width}x{height} is narrower than 1:{MAX_ASPECT_RATIO}")
-    unit = PATCH * MERGE
+    unit = patch * MERGE
     rows, columns = round(height / unit), round(width / unit)
     if rows * columns * unit**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -334,7 +348,9 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> t
     return rows * unit, columns * unit
 
 
-def patchify(image: Image.Image, min_pixels: int, max_pixels: int) -> ImagePatches:
+def patchify(
+    image: Image.Image, min_pixels: int, max_pixels: int, patch: int = PATCH
+) -> ImagePatches:
     """Resizes an RGB image (bicubic) and splits it into patches of uint8 pixels.
 
     The four patches that the model merges into one visual token are adjacent in the result.
@@ -343,10 +359,11 @@ def patchify(image: Image.Image, min_pixels: int, max_pixels: int) -> ImagePatch
       image: an RGB image.
       min_pixels: lower limit on the pixels after resizing.
       max_pixels: upper limit on the pixels after resizing.
+      patch: pixels along the side of a patch.
     """
-    height, width = smart_resize(image.height, image.width, min_pixels, max_pixels)
+    height, width = smart_resize(image.height, image.width, min_pixels, max_pixels, patch)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    rows, columns = height // PATCH, width // PATCH
-    blocks = pixels.reshape(rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
-    patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, PATCH_BYTES)
+    rows, columns = height // patch, width // patch
+    blocks = pixels.reshape(rows // MERGE, MERGE, patch, columns // MERGE, MERGE, patch, 3)
+    patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, -1)
     return ImagePatches(patches, (rows, columns))

@@ -4,7 +4,7 @@ import json
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mirg_jax.data import file_kinds
@@ -206,6 +206,22 @@ def on_grid(value: float, top: float = GRID) -> float:
         return top
     whole = whole_number(value)
     return value if whole is None else whole
+
+
+def refuse_fractions(box: Sequence[float], name: str) -> None:
+    """Checks that a box of the grid is not written in fractions of the image.
+
+    Args:
+      box: its numbers; those with a decimal point are floats, also (0.0, 0.0, 1.0, 1.0).
+      name: what the message calls the box.
+
+    Raises:
+      DataError: if it has decimals and none over 1.
+    """
+    if any(type(value) is float for value in box) and max(box) <= 1:
+        raise DataError(
+            f"{name} is in fractions of the image; write four integers on the grid of 0..{GRID}"
+        )
 
 
 def quote(value: Any) -> str:

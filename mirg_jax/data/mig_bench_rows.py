@@ -13,8 +13,9 @@ What the published file holds, and why the rule is this:
 - reasoning (101 rows): `additional_info` is an earlier wording of the question, without a box. In
   39 rows it ends on another image than the question does, so it must not be read.
 - diff (528 rows): neither says which image; the answer's image is unknown.
-- the other seven tasks: `additional_info` is empty, and the question names last the image to look
-  in ("the object in the first image …, locate it in the 2th image").
+- the other seven tasks: `additional_info` is empty, and the question names the image to look in
+  ("the object in the first image …, locate it in the 2th image"), and none otherwise in a way
+  that `grounding.question_words` takes for it.
 
 Rows that `data.examples.write_mig_bench` writes say the image in the same way, whatever the task.
 """
@@ -23,7 +24,8 @@ from typing import Any, NamedTuple
 
 from mirg_jax.data.json_rows import four_numbers, images_field, text_field
 from mirg_jax.data.named_images import find_asked_image
-from mirg_jax.grounding.grammar import BOX_START, find_image_index
+from mirg_jax.grounding.grammar import BOX_START
+from mirg_jax.grounding.image_words import find_wordings, read_wording
 
 Fractions = tuple[float, float, float, float]
 
@@ -64,5 +66,6 @@ def read_fields(row: dict[str, Any]) -> Fields:
 def find_target_image(question: str, additional_info: Any, num_images: int) -> int | None:
     """The image, from 1, that the answer lies in by the module's rule, None where nothing says."""
     if isinstance(additional_info, str) and BOX_START in additional_info:
-        return find_image_index(additional_info, num_images)
-    return find_asked_image(question, num_images)
+        named = {read_wording(words, num_images) for words in find_wordings(additional_info)}
+        return (named.pop() or None) if len(named) == 1 else None
+    return find_asked_image(question, num_images).image

@@ -1,8 +1,7 @@
 """Which image the words of a question, or those beside an answer's box, mean.
 
-Questions end with the image to look in ("… locate it in the second image"). A caption beside an
-image's mark ("Picture 1: <image>", `<image_1>`) names the image that it stands at, and not the one
-that is asked for.
+A caption beside an image's mark ("Picture 1: <image>", `<image_1>`) names the image that it stands
+at, and not the one that is asked for.
 """
 
 import re
@@ -10,22 +9,34 @@ import re
 from mirg_jax.data.conversation_rows import IMAGE_MARK
 from mirg_jax.data.json_rows import quote
 from mirg_jax.errors import DataError
-from mirg_jax.grounding.grammar import BOX_END, IMAGE_WORDING, find_image_index
+from mirg_jax.grounding.grammar import BOX_END, find_image_index
+from mirg_jax.grounding.image_words import (
+    FROM_END,
+    HAN_IMAGE,
+    HAN_NUMBER,
+    IMAGE,
+    NUMBER_SIGN,
+    NUMERAL,
+    ORDINAL,
+    VAGUE,
+    WORDING,
+    find_image,
+)
+from mirg_jax.grounding.question_words import Asked, find_asked
 
-_WORDING = f"(?:{IMAGE_WORDING.pattern})"
+_WORDING = f"(?:{WORDING.pattern})"
 # Marks, and the numbered marks of other forms: <image_1>, <image 1>, <|image_1|>.
 _MARK = re.compile(r"<\|?image[ _-]?(\d{0,3})\|?>", re.IGNORECASE | re.ASCII)
 _WORD = re.compile(r"\w")
 _FIRST = re.compile(rf"[^\w\n]*(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
 _BEHIND = re.compile(rf"[\s(\[]*(?:(?:is )?in )?(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
-_NUMERAL = r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)\b"
-_ORDINAL = r"(?:\d+(?:st|nd|rd|th)|first|second|third|fourth|fifth|sixth|last|final|other|next)"
+_NUMERAL = rf"(?:\d+|{NUMERAL})\b"
+_ORDINAL = rf"(?:{ORDINAL}|\d+(?:st|nd|rd|th)|other|next)"
 # What may refer to an image, whether it is understood or not.
 _REFERENCE = re.compile(
-    r"\b(?:images?|img|picture|photo|frame)\W{0,5}(?:(?:no|nr|number|index|id)\W{1,4})?"
-    rf"{_NUMERAL}"
-    rf"|\b{_ORDINAL}(?: (?:input|given|and {_ORDINAL}))?"
-    r" (?:images?|imgs?|pictures?|photos?|frames?)\b",
+    rf"\b(?:{IMAGE}|images|page|panel)\W{{0,5}}(?:{NUMBER_SIGN}\W{{1,4}})?{_NUMERAL}"
+    rf"|\b{_ORDINAL}(?: (?:input|given|provided|and {_ORDINAL}))? {IMAGE}s?\b{FROM_END}?"
+    rf"|{VAGUE.pattern}|{HAN_IMAGE}[^\w\s]?\s?{HAN_NUMBER}|第{HAN_NUMBER}[张幅个]",
     re.IGNORECASE | re.ASCII,
 )
 _LIST = re.compile(rf"[\s,]*(?:and|or|,|&)\s*{_NUMERAL}", re.IGNORECASE | re.ASCII)
@@ -33,22 +44,22 @@ _PUNCTUATION = " \t:;,.-*()[]"
 _ENDS = ".?!\n。？！"  # of sentences
 
 
-def find_asked_image(question: str, num_images: int) -> int | None:
-    """Returns the image (from 1) that a question says to look in; None if it says none.
+def find_asked_image(question: str, num_images: int) -> Asked:
+    """Finds the image that a question says to look in, by `grounding.question_words`.
 
-    That is the image named last behind the images' marks, or before all of them where only the
-    images follow. What stands between marks, or directly at one, are captions.
+    It is named behind the images' marks, or before all of them where only the images follow. What
+    stands between marks, or directly at one, are captions.
     """
     first, *others = _MARK.split(question)[::2]
     if not others:
-        return find_image_index(question, num_images)
+        return find_asked(question, num_images)
     *between, last = others
     if _WORD.search(last):
         behind = _captions_behind([first, *others])
-        return find_image_index(last[behind[-1].end() if behind else 0 :], num_images)
+        return find_asked(last[behind[-1].end() if behind else 0 :], num_images)
     if any(map(_WORD.search, between)):
-        return None
-    return find_image_index(_without_caption(first), num_images)
+        return Asked(None)
+    return find_asked(_without_caption(first), num_images)
 
 
 def check_captions(question: str, first: int, num_images: int) -> None:
@@ -65,7 +76,7 @@ def check_captions(question: str, first: int, num_images: int) -> None:
     texts = question.split(IMAGE_MARK)
     captions = [match[0].strip(_PUNCTUATION) for match in _captions_behind(texts)]
     for number, caption in enumerate(captions or map(_caption, texts[:-1]), start=first):
-        if caption and find_image_index(caption, num_images) not in (None, number):
+        if caption and (find_image(caption, num_images) or number) != number:
             raise DataError(
                 f"image {number} of the conversation is called {quote(caption)}; number images "
                 "from 1 in their order, or leave the captions out"
@@ -80,7 +91,7 @@ def find_behind(answer: str, num_images: int) -> list[int | None]:
     It is None where none is named, and 0 where one is named that isn't there.
     """
     found = (_BEHIND.match(text) for text in answer.split(BOX_END)[1:])
-    return [(find_image_index(match[0], num_images) or 0) if match else None for match in found]
+    return [(find_image(match[0], num_images) or 0) if match else None for match in found]
 
 
 def check_answer(answer: str, num_images: int) -> bool:
@@ -100,11 +111,12 @@ def check_answer(answer: str, num_images: int) -> bool:
     for text in answer.split(BOX_END):
         named = set()
         for found in _REFERENCE.finditer(text):
-            image = find_image_index(f" {found[0]} ", num_images)
-            if image is None or _LIST.match(text, found.end()):
+            image = find_image_index(found[0], num_images)  # as training and rewards read it
+            understood = image is not None and image == find_image(found[0], num_images)
+            if not understood or _LIST.match(text, found.end()):
                 raise DataError(
                     f"{quote(found[0])} in the answer is not understood as one of {num_images} "
-                    'images; write "In the second image: " before the box'
+                    'images; name each box\'s image before it, as "In the second image: "'
                 )
             named.add(image)
             any_named = True
@@ -118,7 +130,7 @@ def check_answer(answer: str, num_images: int) -> bool:
 def _caption(text: str) -> str:
     """Returns the caption that ends a text before a mark: "Image-2" of "Image-2: "; or ""."""
     line = text.rstrip().rpartition("\n")[2]
-    found = list(IMAGE_WORDING.finditer(line))
+    found = list(WORDING.finditer(line))
     if not found or _WORD.search(line, found[-1].end()):
         return ""
     caption = found[-1]

@@ -19,7 +19,13 @@ from mirg_jax.errors import DataError
 from mirg_jax.files import lines
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
-from mirg_jax.grounding.grammar import ANSWER_END, ANSWER_START, GroundedObject, format_answer
+from mirg_jax.grounding.grammar import (
+    ANSWER_END,
+    ANSWER_START,
+    GroundedObject,
+    format_answer,
+    parse_response,
+)
 
 
 class RejectedLog:
@@ -85,11 +91,17 @@ class RejectedLog:
 def response_of(example: Example) -> str:
     """Returns the text to learn: the trajectory or, without one, an answer block with the targets.
 
+    Where a direct answer is asked for, it is an answer block with the objects of the trajectory's
+    answer.
+
     Raises:
-      DataError: if the example has neither.
+      DataError: if the example has neither trajectory nor targets.
     """
     if example.response is not None:
-        return example.response
+        if not example.direct:
+            return example.response
+        if found := parse_response(example.response, len(example.images)).objects:
+            return f"{ANSWER_START}{format_answer(found)}{ANSWER_END}"
     if not example.targets:
         raise DataError("the example has neither a response nor targets to learn from")
     numbers = collections.Counter()
@@ -139,7 +151,8 @@ class Preparer:
           DataError: if the example can't be used; the message names its row.
         """
         try:
-            patches = tuple(patchify(image, self.min_pixels, self.max_pixels) for image in images)
+            limits = self.min_pixels, self.max_pixels, self.shapes.patch
+            patches = tuple(patchify(image, *limits) for image in images)
             grids = [(image.grid[0] // 2, image.grid[1] // 2) for image in patches]
             response = response_of(example) if self.with_response else None
             encoded = encode(example, grids, self.tokenizer, self.style, response)

@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from mirg_jax.data.examples import IMAGE_MARK, Example
 from mirg_jax.errors import DataError
+from mirg_jax.grounding.grammar import THINK_START
 
 IMAGE_PAD = "<|image_pad|>"
 END_OF_TURN = "<|im_end|>"
@@ -44,11 +45,20 @@ class PromptStyle:
       system: system message (by default Qwen2-VL's own); empty for none.
       image_label: text before each image, where `{n}` is its number from 1; empty for none.
       instruction: text appended to the question on a separate line; empty for none.
+      direct_instruction: what takes its place where an answer without thoughts is asked for.
+      thinking: whether the prompt ends with the answer's first words, `opening`.
     """
 
     system: str = "You are a helpful assistant."
     image_label: str = "Image-{n}: "
     instruction: str = ""
+    direct_instruction: str = "Answer at once, without thoughts."  # runs made before have none
+    thinking: bool = False
+
+    @property
+    def opening(self) -> str:
+        """The answer's first words, if they are a part of the prompt."""
+        return f"{THINK_START}\n" if self.thinking else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +78,15 @@ class Encoded:
     prompt_length: int
 
 
-def chat_text(question: str, num_images: int, style: PromptStyle) -> str:
-    """Formats a prompt with Qwen2-VL's chat template, with one `<|image_pad|>` per image.
+def chat_text(question: str, num_images: int, style: PromptStyle, *, direct: bool = False) -> str:
+    """Formats a prompt with Qwen's chat template, with one `<|image_pad|>` per image.
 
     Args:
       question: the question; `<image>` marks the position of an image, and images without a mark
         come first, in order.
       num_images: number of images.
       style: the text around the question.
+      direct: whether an answer without thoughts is asked for.
 
     Raises:
       DataError: if there are more marks than images, or the question contains a control token.
@@ -97,10 +108,11 @@ def chat_text(question: str, num_images: int, style: PromptStyle) -> str:
     body = "".join(images[:unmarked]) + pieces[0]
     for image, piece in zip(images[unmarked:], pieces[1:], strict=True):
         body += image + piece
-    if style.instruction:
-        body += "\n" + style.instruction
+    if instruction := style.direct_instruction if direct else style.instruction:
+        body += "\n" + instruction
     system = f"<|im_start|>system\n{style.system}{END_OF_TURN}\n" if style.system else ""
-    return f"{system}<|im_start|>user\n{body}{END_OF_TURN}\n<|im_start|>assistant\n"
+    turns = f"{system}<|im_start|>user\n{body}{END_OF_TURN}\n<|im_start|>assistant\n"
+    return turns + style.opening
 
 
 def mrope_positions(
@@ -150,9 +162,16 @@ def encode(
       response: the response to learn; None to encode the prompt only.
 
     Raises:
-      DataError: if question or response contain control tokens, or there are too many image marks.
+      DataError: if question or response contain control tokens, there are too many image marks, the
+        response lacks the style's opening, or an answer without thoughts is asked for and the style
+        has one.
     """
-    text = chat_text(example.question, len(example.images), style)
+    if style.thinking and example.direct:
+        raise DataError(
+            "an answer without thoughts is asked for, and prompt.thinking begins them; set that to "
+            "False, or leave such rows out"
+        )
+    text = chat_text(example.question, len(example.images), style, direct=bool(example.direct))
     ids = np.array(tokenizer.encode(text, add_special_tokens=False), np.int32)
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     counts = np.ones(len(ids), np.int64)
@@ -164,6 +183,13 @@ def encode(
         held = [token for token in FORBIDDEN if token in response]
         if held:
             raise DataError(f"the response contains the control token {held[0]}; remove it")
+        if style.thinking:
+            if not response.startswith(THINK_START):
+                raise DataError(
+                    f"the response doesn't begin with {THINK_START}, as it does with "
+                    "prompt.thinking; set that to False, or add the thoughts"
+                )
+            response = response.removeprefix(THINK_START).removeprefix("\n")
         ids = tokenizer.encode(response + END_OF_TURN, add_special_tokens=False)
         tokens = np.concatenate([tokens, np.array(ids, np.int32)])
     return Encoded(

@@ -13,8 +13,10 @@ from mirg_jax import sharding
 from mirg_jax.data.examples import Example
 from mirg_jax.doctor import hardware, memory, places, reading, steps
 from mirg_jax.doctor.report import Check, Report
-from mirg_jax.models.config import PUBLISHED, ModelConfig
-from mirg_jax.planning.programs import run_shapes
+from mirg_jax.files.streams import say
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.sizes import PUBLISHED
+from mirg_jax.planning.shapes import run_shapes
 from mirg_jax.runs import checks
 from mirg_jax.runs.devices import sampling_mesh
 from mirg_jax.runs.settings import Settings
@@ -66,7 +68,8 @@ def examine(
         with report.check("images") as check:
             share = sharding.data_share(mesh) if mesh else sharding.Share(0, 1)
             step = reading.timed_step(workdir)
-            reading.images(check, settings, examples, model.tokenizer, share, step)
+            fitting = settings.for_model(model.config)
+            reading.images(check, fitting, examples, model.tokenizer, share, step)
     else:
         report.skip("images", "data or model can't be read")
     name = str(model.folder) if model else settings.model.path
@@ -127,7 +130,7 @@ def rows(check: Check, settings: Settings, mesh: Mesh) -> None:
         return
     axes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
     each = f", {share.count} shares read" if share.count > 1 else ""
-    check.ok(f"mesh {axes}: {settings.batch_size // share.count} examples a step{each}")
+    check.ok(f"mesh {axes}: {settings.examples_at_once // share.count} examples a step{each}")
 
 
 def _compute(
@@ -168,6 +171,8 @@ def _compute(
     if workdir is None and jax.process_count() > 1:
         report.skip("steps", "the workdir can't be used")
         return
+    if processes.is_first():
+        say("steps: compiling small SFT and GRPO programs, up to a minute or two")
     name = processes.gather(f"doctor-{uuid.uuid4().hex}")[0]
     with report.check("steps", patience=_COMPILING) as check:
         steps.run(check, settings, sizes, mesh, folder / name)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 
+from mirg_jax.data.answers import why_unusable
 from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.images import image_size
 from mirg_jax.data.prompts import Tokenizer
@@ -20,14 +21,13 @@ from mirg_jax.files import outputs
 from mirg_jax.mig_bench import benchmark
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.planning.programs import RunShapes
+from mirg_jax.planning.shapes import RunShapes
 from mirg_jax.runs import facts, hub, loading, origin, run_folder
 from mirg_jax.runs.checkpoints import saved_bytes
 from mirg_jax.runs.settings import DataSettings, EvaluationSettings, Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.sharding import processes
 from mirg_jax.training import usable
-from mirg_jax.training.answers import why_unusable
 
 # Seconds in which what another host has written is seen here; NFS trusts its cache for 30.
 _SEEN = 35.0

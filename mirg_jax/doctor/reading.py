@@ -49,7 +49,7 @@ def measure(
     Raises:
       DataError: if no example can be used.
     """
-    wanted = max(settings.batch_size // share.count, 1)
+    wanted = max(settings.examples_at_once // share.count, 1)
     threads = max(settings.data.reading_threads, 1)
     rejected = RejectedLog()
     batches = pipeline.batches(
@@ -98,9 +98,9 @@ def images(
     root = settings.data.root(settings.data.image_root)
     prepare = settings.preparer(tokenizer, with_response=settings.grpo is None, image_root=root)
     rate = measure(settings, examples, prepare, share, _SECONDS)
-    needed = rate.images / rate.examples * settings.batch_size / share.count
+    needed = rate.images / rate.examples * settings.examples_at_once / share.count
     speed = rate.images / rate.seconds
-    reading = settings.batch_size / share.count * rate.seconds / rate.examples
+    reading = settings.examples_at_once / share.count * rate.seconds / rate.examples
     threads, cores = settings.data.reading_threads, os.cpu_count() or 1
     text = (
         f"{speed:.0f} images/s by {threads} threads on {cores} cores; a step takes {needed:.0f} "

@@ -73,8 +73,9 @@ def tiny(sizes: ModelConfig, mesh: Mesh, sampling_tensor: int) -> ModelConfig:
             embed_dim=tower_width,
             num_heads=tower_heads,
             out_dim=width,
-            mlp_dim=tower_width if vision.window else 0,
+            mlp_dim=tower_width if vision.mlp_dim else 0,
             full_blocks=(1,) if vision.window else (),
+            deepstack=(0,) if vision.deepstack else (),
         ),
         image_token_id=image,
         video_token_id=video,
@@ -102,6 +103,13 @@ def small(settings: Settings, stage: Stage, folder: pathlib.Path, rows: int) -> 
             own,
             group=2,
             updates=1,
+            pool=1,
+            gate=(),
+            max_rounds=1,
+            order="sampled",
+            mini_batches=1,
+            int8_sampling=False,
+            importance_cap=0.0,
             max_tokens=_TOKENS,
             completion_lengths=(_TOKENS,),
             log_groups_every=0,
@@ -115,7 +123,7 @@ def small(settings: Settings, stage: Stage, folder: pathlib.Path, rows: int) -> 
         image_root=str(folder),
         shapes=shapes,
         min_pixels=28 * 28,
-        max_pixels=56 * 56,
+        max_pixels=64 * 64,  # four patches a side, of 14 or 16 pixels
     )
     return dataclasses.replace(
         settings,

@@ -1,29 +1,24 @@
 """Evaluation of a model on a benchmark: writes predictions, scores and a report to a folder."""
 
-import contextlib
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from tqdm import tqdm
-
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import Root
-from mirg_jax.errors import ConfigError, DataError, UserError
-from mirg_jax.evaluation.predictions import Predictions, write_results
+from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.evaluation import answering
+from mirg_jax.evaluation.predictions import rejected_rows
+from mirg_jax.evaluation.results import check_some_answered, write_results
 from mirg_jax.files.places import Place
-from mirg_jax.inference.predictor import Predictor
+from mirg_jax.inference.predictor import Prediction
 from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.mig_bench.benchmark import Row, as_example, choose, load_benchmark
 from mirg_jax.report import report
-from mirg_jax.runs import devices, facts, run_folder
+from mirg_jax.runs import devices, run_folder
 from mirg_jax.runs.settings import Settings
 from mirg_jax.sharding import processes
-
-
-class _Plan(NamedTuple):
-    """What the first process tells the others: the responses so far, and the rows to answer."""
-
-    responses: list[str | None]
-    missing: list[int]
 
 
 def run(
@@ -55,82 +50,79 @@ def run(
             f"--output_dir={output_dir}: is a training run, whose files an evaluation would "
             f"replace; give {output_dir / 'eval'}"
         )
-    rows = load_benchmark(benchmark)
-    chosen = choose(rows, limit)
-    family = families.of_coordinates(settings.evaluation.coordinates)
-    data = settings.data
-    root = data.root(image_root)
-    size_of = families.sizes_given(root, data.max_pixels, data.min_pixels)
+    task = _Task(settings, checkpoint, benchmark, image_root, limit)
     devices.start(settings.devices)
-    first = processes.is_first()
-    rejected: dict[int, str] = {}
-    with contextlib.ExitStack() as stack:
-        kept = plan = None
-        if first:
-            what = facts_of(settings, checkpoint, benchmark)
-            kept = stack.enter_context(Predictions(output_dir, what, len(rows)))
-            images = facts.ImageHashes(root)
-            kept.check_images(chosen, images)
-            plan = _Plan(kept.responses, [row.index for row in kept.missing(chosen)])
-            stack.callback(kept.write_rejected, rejected, benchmark)
-        first_plan, *_ = processes.gather(plan)
-        responses, missing = _Plan(*first_plan)
-        still_open = set(missing)
-        questions = [
-            (row.index, as_example(row_for(family, row, size_of), benchmark))
-            for row in chosen
-            if row.index in still_open
-        ]
-        if questions:
-            predictor = Predictor.open(checkpoint, settings, image_root=root)
-            answers = predictor.predict(questions)
-            of = {"total": len(questions), "unit": "row", "desc": "evaluate"}
-            for index, response, error in tqdm(answers, **of, disable=not first):
-                if response is None:
-                    rejected[index] = error
-                    continue
-                responses[index] = response
-                if kept:
-                    kept.add(index, response, images=images.of(rows[index].images))
-
-    said = [responses[row.index] for row in chosen]
-    if all(response is None for response in said):
-        reason = next(iter(rejected.values()), f"see {output_dir / 'rejected.jsonl'}")
-        raise UserError(f"no row has an answer; the first: {reason}")
-    read, unreadable = families.read_responses(family, chosen, said, size_of)
-    scores = scoring.score(chosen, read, protocol, unreadable=unreadable)
-    if first and root.rotated:
-        print(f"{len(root.rotated)} images have an EXIF orientation (data.apply_exif)", flush=True)
-    if first:
-        found = report.Responses(read, scores)
-        content = {"benchmark_sha256": what["benchmark_sha256"]}
-        write_results(output_dir, checkpoint, benchmark, found, chosen, root, **content)
-    return scores
+    what: dict[str, Any] = {}
+    if processes.is_first():
+        what = answering.facts_of(settings, checkpoint, benchmark)
+    answers = answering.collect(
+        task.chosen,
+        task.answers,
+        folder=output_dir,
+        facts=what,
+        count=len(task.rows),
+        images=task.images,
+        left_out=functools.partial(rejected_rows, benchmark),
+    )
+    said = [answers.responses[row.index] for row in task.chosen]
+    check_some_answered(output_dir, said, answers.rejected)
+    found = task.score(said, protocol)
+    if processes.is_first():
+        task.write(output_dir, found, what["benchmark_sha256"])
+    return found.scores
 
 
-def facts_of(settings: Settings, checkpoint: str, benchmark: str) -> dict[str, Any]:
-    """Returns what a model's answers depend on, for run.json.
+class _Task:
+    """A model, and the rows of a benchmark that it is to answer.
 
-    Args:
-      settings: the settings of the evaluation.
-      checkpoint: the model.
-      benchmark: path of the benchmark file.
+    Attributes:
+      rows: all rows of the benchmark.
+      chosen: those that are asked.
+      images: hashes of their images.
     """
-    data, saved = settings.data, run_folder.find_run(checkpoint)
-    return {
-        "model": str(checkpoint),
-        "step": saved and saved.step,
-        "benchmark": benchmark,
-        "coordinates": settings.evaluation.coordinates,
-        "weights": facts.hash_model(checkpoint),
-        "benchmark_sha256": facts.hash_file(benchmark),
-        **{f"prompt.{name}": text for name, text in dataclasses.asdict(settings.prompt).items()},
-        "min_pixels": data.min_pixels,
-        "max_pixels": data.max_pixels,
-        "apply_exif": data.apply_exif,
-        "max_tokens": settings.evaluation.max_tokens,
-        "compute_dtype": str(settings.model.precision.compute),
-    }
+
+    def __init__(
+        self, settings: Settings, checkpoint: str, benchmark: str, image_root: Root, limit: int
+    ):
+        data = settings.data
+        self._settings, self._checkpoint, self._benchmark = settings, checkpoint, benchmark
+        self._direct = settings.evaluation.direct
+        self._family = families.of_coordinates(settings.evaluation.coordinates)
+        self._root = data.root(image_root)
+        self._size_of = families.sizes_given(self._root, data.max_pixels, data.min_pixels)
+        self.rows = load_benchmark(benchmark)
+        self.chosen = choose(self.rows, limit)
+        self.images = ImageHashes(self._root)
+
+    def answers(self, missing: Sequence[int]) -> Iterator[Prediction]:
+        """Yields the model's answers, and why a question can't be asked."""
+        questions = []
+        for index in missing:
+            try:
+                asked = row_for(self._family, self.rows[index], self._size_of)
+            except prompts.UnclearQuestionError as error:
+                yield Prediction(index, None, str(error))
+            else:
+                example = as_example(asked, self._benchmark, direct=self._direct)
+                questions.append((index, example))
+        how = {"unit": "row", "desc": "evaluate", "image_root": self._root}
+        yield from answering.ask(questions, self._checkpoint, self._settings, **how)
+
+    def score(self, said: Sequence[str | None], protocol: scoring.Protocol) -> report.Responses:
+        """Reads and scores the responses to the chosen rows."""
+        read, unreadable = families.read_responses(self._family, self.chosen, said, self._size_of)
+        how = {"unreadable": unreadable, "direct": self._direct}
+        scores = scoring.score(self.chosen, read, protocol, **how)
+        return report.Responses(read, scores)
+
+    def write(self, folder: Place, found: report.Responses, benchmark_sha256: str) -> None:
+        """Writes the results, and says how many images have an EXIF orientation."""
+        if rotated := self._root.rotated:
+            print(f"{len(rotated)} images have an EXIF orientation (data.apply_exif)", flush=True)
+        content = self.images.of_rows(row.images for row in self.chosen)
+        more = {"benchmark_sha256": benchmark_sha256, "images": content}
+        of = self._checkpoint, self._benchmark
+        write_results(folder, *of, found, self.chosen, self._root, **more)
 
 
 def row_for(family: families.Family, row: Row, size_of: families.SizeOf) -> Row:
@@ -143,9 +135,14 @@ def row_for(family: families.Family, row: Row, size_of: families.SizeOf) -> Row:
       family: the family.
       row: the row.
       size_of: function from an image's path to its size as the model gets it.
+
+    Raises:
+      UnclearQuestionError: if it isn't clear which image a box of the question is in.
     """
     try:
         question = prompts.rewrite(family, row.question, row.images, size_of)
+    except prompts.UnclearQuestionError:
+        raise
     except DataError:
         return row
     return dataclasses.replace(row, question=question)

@@ -1,30 +1,28 @@
-"""The folder of an evaluation: its predictions, what they depend on, scores and report."""
+"""The folder of an evaluation: its predictions, and what they depend on."""
 
+import collections
 import dataclasses
 import json
-import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mirg_jax.chat.completions import is_empty
 from mirg_jax.data.examples import Rejected
-from mirg_jax.data.images import Root
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.data.image_hashes import ImageHashes
+from mirg_jax.errors import ConfigError
 from mirg_jax.files import lines, outputs, places
 from mirg_jax.files.locks import lock_of
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare, say
 from mirg_jax.mig_bench.benchmark import Row
-from mirg_jax.mig_bench.responses import load_predictions
-from mirg_jax.report import report
+from mirg_jax.mig_bench.responses import changed_images, load_predictions
 from mirg_jax.runs import facts as recorded_facts
 
 _PAUSE = 1.0  # seconds between two writes to a store; a batch's answers come at once
 # Where a model and a benchmark lie counts only where their content was not recorded.
 _CONTENT_OF = {"model": "weights", "step": "weights", "benchmark": "benchmark_sha256"}
 # What was so before it was recorded.
-_BEFORE = {"apply_exif": False}
+_BEFORE = {"apply_exif": False, "direct": False, "prompt.thinking": False}
 _CHANGED = {
     "weights": "the model's weights have changed",
     "benchmark_sha256": "the benchmark's content has changed",
@@ -32,48 +30,6 @@ _CHANGED = {
 # Told before a model is asked, not when they are to be written.
 _FILES = ("run.json", "predictions.jsonl", "rejected.jsonl", "errors.jsonl", "scores.json")
 _FILES += ("report.html",)
-
-
-def write_results(
-    folder: Place,
-    system: str,
-    benchmark: str,
-    run: report.Responses,
-    rows: Sequence[Row],
-    image_root: Root,
-    **more: Any,
-) -> None:
-    """Writes scores.json and report.html.
-
-    Args:
-      folder: the folder of the evaluation.
-      system: name or path of the model.
-      benchmark: path of the benchmark file.
-      run: the model's responses and scores.
-      rows: the rows that it answered.
-      image_root: folder that the benchmark's image paths are relative to.
-      more: additional fields of scores.json.
-
-    Raises:
-      DataError: if they can't be written.
-    """
-    told = more | run.scores.to_json()
-    name = pathlib.Path(system).name
-    title = f"{name} on {pathlib.Path(benchmark).name}"
-    try:
-        outputs.replace_text(folder / "scores.json", json.dumps(told, indent=1) + "\n")
-        if isinstance(folder, pathlib.Path):
-            report.write_report(folder / "report.html", title, rows, {name: run}, image_root)
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            page = pathlib.Path(scratch) / "report.html"
-            report.write_report(page, title, rows, {name: run}, image_root)
-            places.write_bytes(folder / page.name, page.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"{folder}: scores or report cannot be written ({error.strerror}); the predictions are "
-            "there, fix that and run again"
-        ) from None
 
 
 class Predictions:
@@ -145,7 +101,7 @@ class Predictions:
         )
         return []
 
-    def check_images(self, rows: Sequence[Row], images: recorded_facts.ImageHashes) -> None:
+    def check_images(self, rows: Sequence[Row], images: ImageHashes) -> None:
         """Checks that the responses to some rows are about the images that these have now.
 
         An image that has gone since is not compared, nor is one of a line of an earlier version,
@@ -158,17 +114,10 @@ class Predictions:
         Raises:
           ConfigError: if an image has changed.
         """
-        if all(self.responses[row.index] is None for row in rows):
+        answered = [row for row in rows if self.responses[row.index] is not None]
+        if not answered:
             return
-        recorded = {line["index"]: line.get("images") for line in lines.rows(self._path)}
-        changed, unrecorded = [], 0
-        for row in rows:
-            if self.responses[row.index] is None:
-                continue
-            if (before := recorded[row.index]) is None:
-                unrecorded += 1
-            elif (now := images.of(row.images)) and now != before:
-                changed.append(row)
+        changed, unrecorded = changed_images(self._path, answered, images)
         if changed:
             raise ConfigError(
                 f"{self._folder}: holds predictions of another run (the images of {len(changed)} "
@@ -197,6 +146,50 @@ class Predictions:
         self._file.write({"index": index, "response": response, **known})
         self.responses[index] = response
 
+    def add_server(self, address: str) -> None:
+        """Records in run.json that further rows are asked of a server.
+
+        The same model may be served elsewhere, so another server than before is only told, in a
+        line. Which ones an earlier version asked is not known, and isn't compared.
+
+        Args:
+          address: the server's address, without secrets.
+
+        Raises:
+          ConfigError: if the record can't be written.
+        """
+        before = self._record().get("servers", [])
+        if not isinstance(before, list):  # edited by hand
+            before = [str(before)]
+        has_some = any(response is not None for response in self.responses)
+        if address in before or (has_some and not before):
+            return
+        if before:
+            say(
+                f"{self._folder}: its answers so far are of {', '.join(before)}, further ones of "
+                f"{address}; if another model is served there, give another --output_dir"
+            )
+        self._amend_record(servers=[*before, address])
+
+    def count_other_models(self) -> None:
+        """Counts in run.json the answers of other models than was asked for, by their names.
+
+        Raises:
+          ConfigError: if the record can't be written.
+        """
+        named = (row.get("model") for row in lines.rows(self._path))
+        found = dict(collections.Counter(name for name in named if isinstance(name, str)))
+        if found != self._record().get("other_models", {}):
+            self._amend_record(other_models=found)
+
+    def _record(self) -> dict[str, Any]:
+        """Returns what run.json holds."""
+        return json.loads(places.read_bytes(self._folder / "run.json"))
+
+    def _amend_record(self, **fields: Any) -> None:
+        text = json.dumps(self._record() | fields, indent=1) + "\n"
+        outputs.write_text(self._folder / "run.json", text, "--output_dir")
+
     def drop_empty(self) -> None:
         """Removes empty responses, which earlier versions kept, so that they are sent again."""
         said = enumerate(self.responses)
@@ -210,22 +203,14 @@ class Predictions:
         for index in empty:
             self.responses[index] = None
 
-    def write_rejected(self, reasons: Mapping[int, str], benchmark: str) -> None:
+    def write_rejected(self, rows: Sequence[Rejected]) -> None:
         """Writes rejected.jsonl: the rows that got no response in this run, and no others.
 
         If it can't be written, a line says so.
-
-        Args:
-          reasons: why each row got none, by its index.
-          benchmark: path of the benchmark file.
         """
-        if self.unrecorded and not reasons:
+        if self.unrecorded and not rows:
             return  # a finished folder of an earlier version keeps its list
-        rejected = [
-            dataclasses.asdict(Rejected(f"{benchmark} row {index}", str(index), reason))
-            for index, reason in sorted(reasons.items())
-        ]
-        text = "".join(json.dumps(row) + "\n" for row in rejected)
+        text = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
         self._spare(outputs.replace_text, self._folder / "rejected.jsonl", text)
 
     def __enter__(self) -> "Predictions":
@@ -236,6 +221,19 @@ class Predictions:
             self._file.close()
         finally:
             self._lock.release()
+
+
+def rejected_rows(benchmark: str, reasons: Mapping[int, str]) -> list[Rejected]:
+    """Returns the rows of a benchmark that got no response.
+
+    Args:
+      benchmark: path of its file.
+      reasons: why each row got none, by its index.
+    """
+    return [
+        Rejected(f"{benchmark} row {index}", str(index), reason)
+        for index, reason in sorted(reasons.items())
+    ]
 
 
 def _claim(folder: Place, facts: Mapping[str, Any], has_some: bool) -> tuple[str, ...]:
@@ -294,4 +292,4 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 def _read_rejected(path: Place) -> set[str]:
     """Reads the ids of a folder's rejected rows."""
-    return {row["id"] for row in lines.rows(path)} if path.exists() else set()
+    return {str(row.get("id")) for row in lines.rows(path)} if path.exists() else set()

@@ -9,8 +9,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
 from mirg_jax.chat.client import (
     Client,
@@ -21,10 +19,12 @@ from mirg_jax.chat.client import (
     data_url,
 )
 from mirg_jax.chat.completions import FILTERED, NO_CHOICE, is_empty
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import ImageRoot, Root, load_image
 from mirg_jax.errors import DataError, UserError
-from mirg_jax.evaluation.predictions import Predictions, write_results
-from mirg_jax.files.streams import Spare
+from mirg_jax.evaluation.predictions import Predictions, rejected_rows
+from mirg_jax.evaluation.results import check_some_answered, write_results
+from mirg_jax.files.streams import Spare, progress_bar
 from mirg_jax.mig_bench import families, prompts, scoring
 from mirg_jax.mig_bench.benchmark import Row, choose, load_benchmark
 from mirg_jax.report import report
@@ -136,32 +136,38 @@ class _Round:
         client: Client,
         server: Server,
         kept: Predictions,
-        images: facts.ImageHashes,
+        images: ImageHashes,
         errors: pathlib.Path,
     ):
         self._questions, self._client, self._kept, self._errors = questions, client, kept, errors
+        self._model = server.model
         self._images, self._spare = images, Spare(str(errors))
         self.asking = Asking(
             concurrency=server.concurrency, retries=server.retries, backoff=server.backoff
         )
         self._line = Line(client.base_url, Pace(server.requests_per_minute))
         self.rejected: dict[int, str] = {}
+        self._failed = 0
 
     async def run(self, rows: Sequence[Row], *, progress: bool) -> None:
         """Sends the requests of these rows, several at a time."""
         waiting = iter(rows)
         self._spare(self._errors.touch)
-        with tqdm(total=len(rows), unit="row", desc="evaluate", disable=not progress) as bar:
+        with progress_bar(
+            total=len(rows), unit="row", desc="evaluate", disable=not progress
+        ) as bar:
 
             async def work() -> None:
                 for row in waiting:
                     try:
                         await self._row(row)
-                    except GivenUp:
-                        pass  # it is in `rejected`, or held until the server's state is known
+                    except GivenUp:  # it is in `rejected`, or held: see `Line`
+                        self._failed += 1
+                        bar.set_postfix_str(f"{self._failed} without an answer")
                     except Stopped:
                         return
-                    bar.update()
+                    else:
+                        bar.update()
 
             with self.asking.on_signals():
                 async with asyncio.TaskGroup() as group:
@@ -171,12 +177,18 @@ class _Round:
             await self._client.close()
 
     async def _row(self, row: Row) -> None:
-        """Sends a row's request until it is answered or given up."""
+        """Sends a row's request until it is answered.
+
+        Raises:
+          GivenUp: it got no answer, or can't be made.
+          Stopped: no more requests are sent.
+        """
         give_up = functools.partial(self.rejected.__setitem__, row.index)
         try:
             body, key = await asyncio.to_thread(self._questions.request, row)
         except DataError as error:
-            return give_up(str(error))
+            give_up(str(error))
+            raise GivenUp(str(error)) from None
         images = await asyncio.to_thread(self._images.of, row.images)
         once = functools.partial(self._once, row.index, body, key, images)
         await self.asking.ask(self._line, once, give_up)
@@ -195,7 +207,9 @@ class _Round:
             self._spare(self._log, {"index": index, "reason": str(error)})
             raise
         # An answer that was cut or refused counts too, since it would be the same again.
-        self._kept.add(index, reply.text, problem=reply.problem or None, images=images)
+        more = {"problem": reply.problem, "model": reply.model * (reply.model != self._model)}
+        known = {name: value for name, value in more.items() if value}
+        self._kept.add(index, reply.text, images=images, **known)
 
     def _log(self, row: dict[str, Any]) -> None:
         with self._errors.open("a") as file:
@@ -249,12 +263,15 @@ def run(
     questions = Questions(family, protocol, server, image_root)
     with Predictions(output_dir, what, len(rows)) as kept:
         kept.drop_empty()
-        images = facts.ImageHashes(image_root)
+        images = ImageHashes(image_root)
         kept.check_images(chosen, images)
         now = _Round(questions, client, server, kept, images, output_dir / "errors.jsonl")
         missing = kept.missing(chosen)
+        if missing:
+            kept.add_server(client.base_url)
         asyncio.run(now.run(missing, progress=progress))
-        kept.write_rejected(now.rejected, benchmark)
+        kept.count_other_models()
+        kept.write_rejected(rejected_rows(benchmark, now.rejected))
     if now.asking.error:
         raise now.asking.error
     if now.asking.stopped:
@@ -264,13 +281,15 @@ def run(
             "again to go on"
         )
     responses = [kept.responses[row.index] for row in chosen]
-    if all(response is None for response in responses):
-        reason = next(iter(now.rejected.values()), f"see {output_dir / 'rejected.jsonl'}")
-        raise UserError(f"no row has an answer; the first: {reason}")
+    check_some_answered(output_dir, responses, now.rejected)
     scores = families.score(
         family, chosen, responses, protocol, image_root=image_root, max_pixels=server.max_pixels
     )
     found = report.Responses(responses, scores)
-    more = {"family": family_name, "benchmark_sha256": what["benchmark_sha256"]}
+    more = {
+        "family": family_name,
+        "benchmark_sha256": what["benchmark_sha256"],
+        "images": images.of_rows(row.images for row in chosen),
+    }
     write_results(output_dir, server.model, benchmark, found, chosen, image_root, **more)
     return scores

@@ -18,6 +18,14 @@ from mirg_jax.mig_bench.responses import load_predictions
 from mirg_jax.mig_bench.tables import format_table
 from mirg_jax.report import report
 
+# What the rows of configs/demo.py are, for readers of the page.
+_ABOUT = {
+    "base": "the model that training starts from; it knows the pictures and not the tasks",
+    "sft": "after learning from annotated reasoning whose boxes are loose, as a person's may be",
+    "grpo": "sft after reinforcement learning with rewards from the exact boxes",
+    "sft_exact": "for comparison, as sft but learning from exact boxes, which real data seldom has",
+}
+
 Chain = dict[str, scoring.Scores]  # by row
 
 
@@ -63,7 +71,8 @@ def write_results(
     training = {row.name: folder / row.name for row in table.rows if row.data}
     page = folder / "report.html"
     featured = "grpo" if "grpo" in chain else ""
-    report.write_report(page, table.title, rows, runs, scenes, training=training, featured=featured)
+    more = {"training": training, "featured": featured, "about": _ABOUT}
+    report.write_report(page, table.title, rows, runs, scenes, **more)
     tqdm.write("\n" + format_table(chain))
     print(f"\n{sum(minutes.values()):.1f} minutes; pictures and curves: {page}")
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from mirg_jax.experiments.rows import TableRow
+from mirg_jax.grounding import tasks
 from mirg_jax.mig_bench import intervals, scoring
 
 Results = dict[str, dict[int, scoring.Scores]]  # by row and seed
 
 
 def to_json(title: str, rows: Sequence[TableRow], results: Results) -> dict[str, Any]:
-    """Collects each row's figures by seed, and its gain over the row that it starts from."""
+    """Collects each row's figures by seed, and its gain over another row (`base_of`)."""
     found = {}
     for row in rows:
         by_seed = results[row.name]
@@ -29,12 +30,13 @@ def to_json(title: str, rows: Sequence[TableRow], results: Results) -> dict[str,
 
 
 def base_of(row: TableRow, rows: Sequence[TableRow]) -> str:
-    """Returns the name of the row that a row is trained from, or "".
+    """Returns the name of the row that a row's gain is over, or "".
 
-    For one that starts from a base model, that is the untrained row of the same model, if any.
+    That is `against`, or the row that it is trained from. For one that starts from a base model it
+    is the untrained row of the same model, if any.
     """
-    if row.start:
-        return row.start
+    if row.against or row.start:
+        return row.against or row.start
     model = row.recipe.model.path
     for other in rows:
         if not other.data and other.recipe.model.path == model:
@@ -60,9 +62,11 @@ def summarise(scores: scoring.Scores) -> dict[str, Any]:
         "acc": overall.accuracy[0.5],
         "acc_75": overall.accuracy[0.75],
         "mean_iou": overall.mean_iou,
+        # Whether boxes are tight, apart from whether the right object is found.
+        "hit_iou": float(np.mean([row.iou for row in scores.rows if row.hit] or [0.0])),
         "image_acc": overall.image_accuracy,
         "format_rate": overall.format_rate,
-        "by_task": {name: task.hit_rate for name, task in scores.tasks.items()},
+        "by_task": {name: each.hit_rate for name, each in scores.tasks.items()},
     }
 
 
@@ -77,7 +81,7 @@ def gained(pairs: Iterable[tuple[scoring.Scores, scoring.Scores]]) -> dict[str, 
 
 
 def to_markdown(table: Mapping[str, Any]) -> str:
-    """Per cent: means over the seeds with their range, beside the paper's."""
+    """Per cent: means over the seeds with their range, beside the paper's; then by task."""
     columns = ("spontaneous", "referential", "average")
     lines = [
         "| | Spontaneous | Referential | AVE | mean IoU | image | format | paper: S, R, AVE |",
@@ -93,7 +97,24 @@ def to_markdown(table: Mapping[str, Any]) -> str:
             cells.append(_mean_and_range(values))
         cells.append(", ".join(f"{value:.2f}" for value in row["paper"]) or "-")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_by_task(table)])
+
+
+def _by_task(table: Mapping[str, Any]) -> list[str]:
+    """Lines of a table in the benchmark's own columns, AVE, and the mean IoU of hits: means over
+    the seeds."""
+    rows = [row for row in table["rows"].values() if row["seeds"]]
+    seen = {task for row in rows for seed in row["seeds"].values() for task in seed["by_task"]}
+    names = [name for name in tasks.MIG_BENCH_TASKS if name in seen]
+    header = ["", *(tasks.MIG_BENCH_TASKS[name].short for name in names), "AVE", "IoU of hits"]
+    lines = [f"| {' | '.join(header).strip()} |", f"|{' --- |' * len(header)}"]
+    for row in rows:
+        seeds = list(row["seeds"].values())
+        means = [np.mean([seed["by_task"][name] for seed in seeds]) for name in names]
+        means += [np.mean([seed[name] for seed in seeds]) for name in ("average", "hit_iou")]
+        cells = [row["title"], *(f"{100 * mean:.1f}" for mean in means)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _mean_and_range(values: list[float]) -> str:

@@ -60,6 +60,7 @@ def check(
     made: bool,
     write: bool = True,
     of_earlier: Callable[[], Mapping[str, Any]] = dict,
+    unrecorded: Mapping[str, Any] | None = None,
 ) -> None:
     """Records what a part of a table depends on, or compares it with the record.
 
@@ -69,6 +70,7 @@ def check(
       made: whether the part exists, at least in part; if not, the record is written.
       write: whether this process writes it.
       of_earlier: returns what can be told of a part that an earlier version made without a record.
+      unrecorded: what records of earlier versions don't say, as it was always so.
 
     Raises:
       ConfigError: if the part was made with other settings.
@@ -84,7 +86,8 @@ def check(
     found = run_folder.read_record(path, run_folder.as_object, "a part's settings", remedy)
     if found is None:
         found = of_earlier()
-    if changes := facts.describe_changes(found, wanted):
+    found = {**(unrecorded or {}), **found}
+    if changes := facts.describe_settings(found, wanted):
         raise ConfigError(
             f"{path.parent}: was made with other settings ({'; '.join(changes)}); delete it, or "
             "give another --workdir"
@@ -109,22 +112,21 @@ def facts_of_run(workdir: pathlib.Path) -> dict[str, Any]:
     found = run_folder.read_record(
         workdir / "config.json", run_folder.as_object, "a run's settings"
     )
-    return _flat(found or {})
+    return _compared(found or {})
 
 
 def facts_of_config(config: ConfigDict) -> dict[str, Any]:
     """Returns the settings that results depend on, by dotted name."""
-    return _flat(json.loads(config.to_json_best_effort()))
+    return _compared(json.loads(config.to_json_best_effort()))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens a config, so that a field which a record lacks is not compared."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if (full := prefix + name) in _NOT_COMPARED or name in _NOT_COMPARED_FIELDS:
-            continue
-        fields |= _flat(value, f"{full}.") if isinstance(value, dict) else {full: value}
-    return fields
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in facts.flat(config).items()
+        if not any(f"{name}.".startswith(f"{other}.") for other in _NOT_COMPARED)
+        and not {*name.split(".")} & {*_NOT_COMPARED_FIELDS}
+    }
 
 
 def facts_of_scenes(scenes: pathlib.Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mirg_jax.errors import ConfigError
 from mirg_jax.runs import setting_types, settings
+from mirg_jax.scenes.scene_tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class TableRow:
         the recipe's own model.
       annotator: whose trajectories, where the table draws scenes.
       start: the row that it starts from; "" for the recipe's own model.
+      against: the row that its gain is over; "" for the one that it starts from.
     """
 
     name: str
@@ -29,6 +31,7 @@ class TableRow:
     data: str
     annotator: str
     start: str
+    against: str = ""
 
     def recipe_of(self, seed: int) -> ConfigDict:
         """A copy of the row's recipe, with this seed."""
@@ -44,6 +47,7 @@ class TableData:
     Attributes:
       trajectories: folders of trajectories, by annotator.
       rl_json: questions with true boxes and no trajectories.
+      errors: how far an annotator's boxes are too large on purpose, where the table draws scenes.
     """
 
     trajectories: Mapping[str, str]
@@ -51,6 +55,7 @@ class TableData:
     image_root: str
     benchmark: str
     benchmark_images: str
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Table:
 
     Attributes:
       scenes: how many scenes to draw for SFT, RL and evaluation; None where `data` is given.
+      tasks: of the scenes, a key of `scene_tasks.TASKS`.
       first_seed: of the scenes; a table's own seed is added.
       annotators: settings of the trajectories of scenes, by name.
     """
@@ -67,6 +73,7 @@ class Table:
     rows: tuple[TableRow, ...]
     data: TableData | None
     scenes: Mapping[str, int] | None
+    tasks: str
     first_seed: int
     annotators: Mapping[str, ConfigDict]
 
@@ -80,7 +87,9 @@ def read(config: ConfigDict) -> Table:
     setting_types.check_none(config.to_dict())
     rows = read_rows(config)
     counts = config.scenes.to_dict()
-    first_seed, data = counts.pop("first_seed"), None
+    first_seed, tasks, data = counts.pop("first_seed"), counts.pop("tasks"), None
+    if tasks not in TASKS:
+        raise ConfigError(f"scenes.tasks={tasks!r} is none of {', '.join(TASKS)}")
     if not counts["evaluation"]:
         counts = None
         for field, value in config.data.items():
@@ -90,7 +99,7 @@ def read(config: ConfigDict) -> Table:
         folder = given.pop("trajectories")
         data = TableData(dict.fromkeys(config.annotators, folder), **given)
     annotators = dict(config.annotators.items())
-    return Table(config.title, rows, data, counts, first_seed, annotators)
+    return Table(config.title, rows, data, counts, tasks, first_seed, annotators)
 
 
 def read_rows(config: ConfigDict) -> tuple[TableRow, ...]:
@@ -108,12 +117,15 @@ def read_rows(config: ConfigDict) -> tuple[TableRow, ...]:
             raise ConfigError(f"rows.{name}.recipe={row.recipe!r} is none of config.recipes")
         if row.start and row.start not in {before.name for before in rows}:
             raise ConfigError(f"rows.{name}.start={row.start!r} is no row before it in order")
+        if row.against and row.against not in config.rows:
+            raise ConfigError(f"rows.{name}.against={row.against!r} is no row")
         if row.annotator not in config.annotators:
             raise ConfigError(f"rows.{name}.annotator={row.annotator!r} is none of annotators")
         recipe = _changed(config.recipes[row.recipe], row.changes, f"rows.{name}.changes")
         settings.read(recipe)
         paper = tuple(row.paper)
-        rows.append(TableRow(name, row.title, paper, recipe, row.data, row.annotator, row.start))
+        how = row.data, row.annotator, row.start, row.against
+        rows.append(TableRow(name, row.title, paper, recipe, *how))
     return tuple(rows)
 
 

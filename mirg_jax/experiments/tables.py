@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import jax
+from ml_collections import ConfigDict
 
 from mirg_jax.evaluation import evaluate
 from mirg_jax.experiments import records
 from mirg_jax.experiments.figures import Results, to_json
 from mirg_jax.experiments.rows import Table, TableData, TableRow
+from mirg_jax.files.streams import say
 from mirg_jax.mig_bench import scoring
 from mirg_jax.runs import devices, run_folder, settings
-from mirg_jax.scenes.scene_tasks import write_dataset
+from mirg_jax.scenes.scene_tasks import TASKS, write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 from mirg_jax.trajectories import settings as trajectory_settings
@@ -46,16 +48,19 @@ def prepare(table: Table, folder: pathlib.Path, seed: int, clock: Clock) -> Tabl
     is_made = (scenes / "eval.json").exists()
     records.check(
         scenes / "made_with.json",
-        {"seed": seed, **table.scenes},
+        {"seed": seed, "tasks": table.tasks, **table.scenes},
         made=is_made,
         of_earlier=lambda: records.facts_of_scenes(scenes),
+        unrecorded={"tasks": "training"},
     )
     if not is_made:
         with clock.time("scenes"):
-            write_dataset(scenes, seed=seed, **table.scenes)
-    for name, annotator in table.annotators.items():
-        annotator = annotator.copy_and_resolve_references()
+            write_dataset(scenes, seed=seed, tasks=table.tasks, **table.scenes)
+    for name in sorted({row.annotator for row in table.rows if row.data not in ("", "rl")}):
+        annotator = table.annotators[name].copy_and_resolve_references()
         annotator.scenes.seed = seed
+        weights = annotator.select.weights.to_dict()
+        annotator.select.weights = ConfigDict(dict.fromkeys(TASKS[table.tasks], 1.0) | weights)
         is_made = (scenes / name / "summary.json").exists()
         now = records.facts_of_config(annotator)
         records.check(scenes / name / "made_with.json", now, made=is_made)
@@ -74,6 +79,7 @@ def prepare(table: Table, folder: pathlib.Path, seed: int, clock: Clock) -> Tabl
         image_root=str(scenes),
         benchmark=str(scenes / "eval.json"),
         benchmark_images=str(scenes),
+        errors={name: annotator.scenes.error for name, annotator in table.annotators.items()},
     )
 
 
@@ -105,6 +111,8 @@ def run_row(
             stage = settings.read(recipe).stage
             train = {"sft": sft.train, "grpo": grpo.train}[stage]
             with clock.time(row.title):
+                if row.data != "rl":
+                    _say_error(data.errors.get(row.annotator, 0.0))
                 train(settings.read_for_training(recipe, stage), workdir)
     with clock.time(f"evaluate {row.title}"):
         return evaluate.run(
@@ -113,6 +121,15 @@ def run_row(
             benchmark=data.benchmark,
             image_root=data.benchmark_images,
             output_dir=workdir / "eval",
+        )
+
+
+def _say_error(error: float) -> None:
+    """Says that an annotator errs, since training then says how many responses miss a target."""
+    if error:
+        say(
+            f"the annotator is imprecise on purpose (each side of a box up to {error:g} sides too "
+            "far out), as real ones are: some responses will miss a target of their row"
         )
 
 

@@ -5,7 +5,9 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -14,6 +16,9 @@ from mirg_jax.files import places
 from mirg_jax.files.places import Place
 
 _PART = 2**24  # bytes that are read and hashed at a time by a thread
+SAMPLE = 1024  # bytes
+# Of a model or of images: made from samples, and from all bytes.
+_TWO_HALVES = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}|[0-9a-f]{32}\.[0-9a-f]{32}")
 
 Read = Callable[[], bytes]
 
@@ -50,6 +55,29 @@ def hash_files(files: Iterable[tuple[str, Place]]) -> str:
             for part in threads.map(_hash, reads):
                 digest.update(part)
     return digest.hexdigest()
+
+
+def agrees(found: Any, now: Any) -> bool:
+    """Returns whether a recorded fact is the one of now.
+
+    Of the hash of a model or of images, earlier versions recorded only the first half.
+
+    Args:
+      found: the recorded fact.
+      now: the fact of now.
+    """
+    if isinstance(found, str) and isinstance(now, str) and _TWO_HALVES.fullmatch(now):
+        return found in (now, now.partition(".")[0])
+    return found == now
+
+
+def add_samples(digest: Any, file: BinaryIO, name: str, parts: list[tuple[int, int]]) -> None:
+    """Adds a file's name and size, and the beginning, middle and end of each of its parts."""
+    digest.update(f"{name} {file.seek(0, os.SEEK_END)}\n".encode())
+    for begin, end in parts:
+        for start in (begin, (begin + end) // 2, max(begin, end - SAMPLE)):
+            file.seek(start)
+            digest.update(file.read(min(SAMPLE, end - start)))
 
 
 def _hash(read: Read) -> bytes:

@@ -71,12 +71,13 @@ class Lock:
     The lock of a process that has ended is taken over. In one process it is held by one `Lock`.
     """
 
-    def __init__(self, path: Place):
+    def __init__(self, path: Place, *, patience: float = 0.0):
         """
         Args:
           path: the lock's file, in the folder that it protects.
+          patience: seconds to wait for a process that holds it, before it is refused.
         """
-        self._path = path
+        self._path, self._patience, self._told = path, patience, False
         self._me: Holder | None = None
         self._made_folder = False
         self._released = threading.Event()
@@ -87,11 +88,18 @@ class Lock:
         Raises:
           ConfigError: if another process holds it, or its file can't be written.
         """
-        me = Holder.this()
+        me, began = Holder.this(), time.monotonic()
         try:
             self._make_folder()
             while not self._create(me):
-                self._remove_stale(me)
+                try:
+                    self._remove_stale(me)
+                except ConfigError:
+                    if time.monotonic() - began >= self._patience:
+                        raise
+                    self._tell_waiting(_read(self._path), "its end")
+                    time.sleep(_LOOK / 10)
+                    self._make_folder()  # which the holder may have removed
         except OSError as error:
             raise ConfigError(
                 f"{self._path}: cannot be written ({error.strerror}); give another folder"
@@ -116,6 +124,13 @@ class Lock:
 
     def __exit__(self, *_) -> None:
         self.release()
+
+    def _tell_waiting(self, holder: Holder | None, what: str) -> None:
+        """Says, once, whose end or sign of life is waited for."""
+        if not self._told:
+            self._told = True
+            who = f"process {holder.pid} on {holder.host}" if holder else "a process"
+            say(f"{self._path.parent}: is held by {who}; waiting for {what}")
 
     def _make_folder(self) -> None:
         self._made_folder = not self._path.parent.exists()
@@ -170,13 +185,10 @@ class Lock:
     def _hears_from(self, holder: Holder | None, me: Holder) -> bool:
         """Waits for a sign of life of a holder on another machine, or until it counts as dead."""
         try:
-            touched, told, began = self._path.stat().st_mtime, False, time.monotonic()
+            touched, began = self._path.stat().st_mtime, time.monotonic()
             # The file's time may lie ahead, where a clock was wrong.
             while max(self._now(me) - touched, time.monotonic() - began) < _SILENCE:
-                if not told:
-                    who = f"process {holder.pid} on {holder.host}" if holder else "a process"
-                    say(f"{self._path.parent}: is held by {who}; waiting for a sign of its life")
-                    told = True
+                self._tell_waiting(holder, "a sign of its life")
                 time.sleep(_LOOK)
                 if self._path.stat().st_mtime != touched:
                     return True
@@ -205,8 +217,8 @@ class _StoredLock(Lock):
     Of two processes that find a dead holder at the same instant, both may take the lock.
     """
 
-    def __init__(self, path: epath.Path):
-        super().__init__(path)
+    def __init__(self, path: epath.Path, *, patience: float = 0.0):
+        super().__init__(path, patience=patience)
         self._sign = path.with_name(f"{path.name}.alive")
 
     def _make_folder(self) -> None:
@@ -229,8 +241,7 @@ class _StoredLock(Lock):
 
     def _hears_from(self, holder: Holder | None, me: Holder) -> bool:
         before, began = self._last_sign(), time.monotonic()
-        who = f"process {holder.pid} on {holder.host}" if holder else "a process"
-        say(f"{self._path.parent}: is held by {who}; waiting for a sign of its life")
+        self._tell_waiting(holder, "a sign of its life")
         while time.monotonic() - began < _SILENCE:
             time.sleep(_LOOK)
             if _read(self._path) != holder:  # released meanwhile

@@ -153,8 +153,11 @@ def write_text(path: Place, text: str, name: str) -> None:
     """
     with _explained(path, name):
         make_folder(path.parent)
-        if isinstance(path, pathlib.Path):
-            path.write_text(text, encoding="utf-8")
+        if isinstance(path, pathlib.Path) and path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")  # a device or a pipe
+        elif isinstance(path, pathlib.Path):
+            with whole(path.resolve()) as part:
+                part.write_text(text, encoding="utf-8")
         else:
             places.write_bytes(path, text.encode())
 

@@ -6,15 +6,17 @@ through fsspec. A store has no folders: one is there as long as a file is in it.
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 from etils import epath
 
-from mirg_jax.errors import ConfigError, UserError
+from mirg_jax.errors import ConfigError, UserError, without_secrets
 
 # Old TensorFlows can't read all stores, and the errors are others; so it isn't used, if there is
 # one. Read at the first use of a URL.
@@ -63,7 +65,9 @@ def check_local(path: str | os.PathLike, name: str) -> None:
         remedy = "give a path on a disk of this machine, and copy files there first"
         if os.fspath(path).strip().lower().startswith("file:"):
             remedy = "give the path itself, without file://"
-        raise ConfigError(f"{name}={os.fspath(path)}: is a URL where a path is needed; {remedy}")
+        raise ConfigError(
+            f"{name}={without_secrets(os.fspath(path))}: is a URL where a path is needed; {remedy}"
+        )
 
 
 def check(path: str | os.PathLike, name: str) -> None:
@@ -83,13 +87,15 @@ def check(path: str | os.PathLike, name: str) -> None:
     if scheme not in STORES:
         check_local(path, name)
     if not rest.strip("/"):
-        raise ConfigError(f"{name}={text}: names no bucket; give {scheme}://BUCKET/FOLDER")
+        raise ConfigError(
+            f"{name}={without_secrets(text)}: names no bucket; give {scheme}://BUCKET/FOLDER"
+        )
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         raise ConfigError(
-            f"{name}={text}: {scheme}:// needs another package ({error}); install it, or give a "
-            "path on a disk"
+            f"{name}={without_secrets(text)}: {scheme}:// needs another package ({error}); "
+            "install it, or give a path on a disk"
         ) from None
 
 
@@ -106,8 +112,8 @@ def check_writable(path: str | os.PathLike, name: str) -> None:
     check(path, name)
     if is_url(path) and os.fspath(path).partition("://")[0] not in WRITABLE:
         raise ConfigError(
-            f"{name}={os.fspath(path)}: runs are written to disks and to gs:// alone; give such a "
-            "folder"
+            f"{name}={without_secrets(os.fspath(path))}: runs are written to disks and to gs:// "
+            "alone; give such a folder"
         )
 
 
@@ -184,6 +190,24 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     with reached(place):
         system, name = fsspec.url_to_fs(str(place))
         return system.cat_file(name)
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any] | None:
+    """Reads a record that may be missing or damaged.
+
+    Args:
+      path: the path or URL.
+
+    Returns:
+      The JSON object in the file; {} if it can't be read or is none, None if there is no file.
+    """
+    try:
+        found = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_bytes(place: Place, data: bytes) -> None:

@@ -3,10 +3,16 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO, TypeVar
 
+from tqdm import tqdm
+
 T = TypeVar("T")
+
+_bars: weakref.WeakSet[tqdm] = weakref.WeakSet()
 
 
 class Steady:
@@ -24,6 +30,13 @@ class Steady:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both write to one stream, by which tqdm knows the bars that a line would hit."""
+        return _raw(self) is _raw(other)
+
+    def __hash__(self) -> int:
+        return hash(_raw(self))
 
     def write(self, text: str) -> int:
         """Writes text if it can be written."""
@@ -56,9 +69,46 @@ class Steady:
                 raise
 
 
+def _raw(stream: Any) -> Any:
+    """Returns the stream that a `Steady`, or one around another, writes to."""
+    return _raw(stream._stream) if isinstance(stream, Steady) else stream
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line, on stderr by default, if it can be printed."""
-    print(text, file=Steady(stream or sys.stderr), flush=True)
+    """Prints a line above the progress bars, on stderr by default, if it can be printed."""
+    steady = Steady(stream or sys.stderr)
+    with tqdm.external_write_mode(file=steady):
+        print(text, file=steady, flush=True)
+
+
+def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
+    """Creates a progress bar on stderr.
+
+    Args:
+      iterable: what is counted; None: the bar is moved by its `update`.
+      options: those of `tqdm`.
+    """
+    bar = tqdm(iterable, file=Steady(sys.stderr), **options)
+    _bars.add(bar)
+    return bar
+
+
+def restart_clock(bar: tqdm) -> None:
+    """Moves a bar on by one whose time doesn't count in the time that remains.
+
+    Args:
+      bar: a bar that was not moved yet.
+    """
+    bar.n += 1
+    bar.initial = bar.last_print_n = bar.n
+    bar.start_t = bar.last_print_t = time.time()
+    bar.refresh()
+
+
+def end_progress_bars() -> None:
+    """Ends the lines of all progress bars, before a program's last line."""
+    for bar in list(_bars):
+        bar.close()
 
 
 class Spare:

@@ -56,7 +56,7 @@ _SOURCE = "source"  # region questions refer to "a source image followed by its 
 _WORDS = "|".join((*ORDINALS, *_LAST, _SOURCE))
 _IMAGE = r"(?:image|picture|photo|frame)"
 # The words that name an image, by a number or an ordinal.
-IMAGE_WORDING = re.compile(
+_WORDING = re.compile(
     rf"\b(?:(?P<word>{_WORDS})|(?P<suffixed>\d{{1,3}})(?:st|nd|rd|th))\s{{1,2}}{_IMAGE}\b"
     rf"|\b{_IMAGE}[\s#_-]{{0,2}}(?P<number>\d{{1,3}})\b",
     re.IGNORECASE | re.ASCII,
@@ -83,7 +83,8 @@ class Response:
       mentions: the objects with a box inside the think block.
       objects: the objects of the answer. Their `image` is None or in 1..num_images.
       format_ok: whether there is one think block, then one answer block with a valid box, no other
-        text, and no image index outside 1..num_images.
+        text, and no image index outside 1..num_images; of a direct answer, the same without the
+        think block.
       problems: descriptions of format errors, one line each.
     """
 
@@ -186,7 +187,7 @@ def find_objects(
     return tuple(scan.objects()), tuple(scan.problems)
 
 
-def parse_response(text: str, num_images: int | None = None) -> Response:
+def parse_response(text: str, num_images: int | None = None, *, direct: bool = False) -> Response:
     """Parses a model's response.
 
     The answer's objects are its boxes in order, and its IDs whose box was given in the think block.
@@ -197,11 +198,12 @@ def parse_response(text: str, num_images: int | None = None) -> Response:
     Args:
       text: any string, decoded with special tokens kept.
       num_images: number of images in the prompt, to check indices and to resolve "the last image".
+      direct: whether an answer without thoughts was asked for.
     """
     text = without_ending(text)
     tags = list(_BLOCK.finditer(text))
     thinking, answer, rest = _blocks(text, tags)
-    problems = _structure_problems(text, tags)
+    problems = _structure_problems(text, tags, direct)
 
     thoughts = _Scan(thinking or "", num_images)
     said = _Scan(rest if answer is None else answer, num_images)
@@ -261,17 +263,18 @@ def _blocks(text: str, tags: list[re.Match]) -> tuple[str | None, str | None, st
     return thinking, answer, text[after:]
 
 
-def _structure_problems(text: str, tags: list[re.Match]) -> list[str]:
-    """Checks that the text is exactly one think block and one answer block; returns problems."""
-    if [match[0] for match in tags] != list(_BLOCKS):
-        return ["not one think block followed by one answer block"]
-    think_start, think_end, answer_start, answer_end = tags
-    around = (
-        text[: think_start.start()],
-        text[think_end.end() : answer_start.start()],
-        text[answer_end.end() :],
-    )
-    return ["text outside the think and answer blocks"] if any(map(str.strip, around)) else []
+def _structure_problems(text: str, tags: list[re.Match], direct: bool) -> list[str]:
+    """Checks that the text is exactly the blocks that were asked for; returns problems."""
+    if [match[0] for match in tags] != list(_BLOCKS[2:] if direct else _BLOCKS):
+        asked = (
+            "one answer block alone" if direct else "one think block followed by one answer block"
+        )
+        return [f"not {asked}"]
+    starts = [0, *(tag.end() for tag in tags[1::2])]
+    ends = [*(tag.start() for tag in tags[::2]), len(text)]
+    if any(text[start:end].strip() for start, end in zip(starts, ends, strict=True)):
+        return [f"text outside the {'answer block' if direct else 'think and answer blocks'}"]
+    return []
 
 
 class _Scan:
@@ -381,7 +384,7 @@ def _read_box(content: str) -> Box | None:
 def _last_wording(text: str, num_images: int | None) -> int | None:
     """Returns the image index mentioned last, in range or not."""
     match = None
-    for match in IMAGE_WORDING.finditer(text):  # noqa: B007
+    for match in _WORDING.finditer(text):  # noqa: B007
         pass
     if match is None:
         return None

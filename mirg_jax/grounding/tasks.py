@@ -39,6 +39,9 @@ MIG_BENCH_TASKS: dict[str, Task] = {
     )
 }
 
+# Their box is the same in all images, and neither question nor answer names one.
+IN_ANY_IMAGE = ("diff",)
+
 TRAINING_TASKS: tuple[str, ...] = (
     "common_object",
     "diff",

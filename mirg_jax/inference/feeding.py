@@ -61,7 +61,9 @@ class Feeder:
         self._to_mesh = sharding.mover(mesh)
 
     def feed(self, items: Sequence[tuple[int, Item]]) -> Iterator[list[tuple[int, str]]]:
-        """Decodes numbered items, and yields this process's answers of each call.
+        """Decodes numbered items, and yields this process's numbered answers of each call.
+
+        If the sampler draws G completions of each prompt, those of item n are answers n · G and on.
 
         All processes call this together, and yield as often.
         """
@@ -104,5 +106,6 @@ class Feeder:
         finished = self._to_mesh((finished.numbers, finished.rollout.tokens, finished.rollout.mask))
         numbers, tokens, mask = map(sharding.local_rows, finished)
         ended = numbers != NO_PROMPT
-        texts = self._decode(tokens[ended], mask[ended])
-        return list(zip(numbers[ended].tolist(), texts, strict=True))
+        texts, group = self._decode(tokens[ended], mask[ended]), tokens.shape[1]
+        answers = (numbers[ended].astype(int)[:, None] * group + np.arange(group)).reshape(-1)
+        return list(zip(answers.tolist(), texts, strict=True))

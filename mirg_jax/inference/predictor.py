@@ -23,7 +23,8 @@ from mirg_jax.data.json_rows import check_path
 from mirg_jax.data.pipeline import Preparer, threads_of_this_machine
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import DataError
-from mirg_jax.files import places
+from mirg_jax.files import compiled, places
+from mirg_jax.files.streams import say
 from mirg_jax.inference import rows
 from mirg_jax.inference.answer import GroundedAnswer
 from mirg_jax.inference.feeding import Feeder
@@ -52,7 +53,7 @@ _WINDOW = 256
 class Prediction(NamedTuple):
     """The response to one question."""
 
-    index: int  # number of the question
+    index: int  # number of the question, or of the answer if there are several to each
     response: str | None  # None if the question or its images can't be used
     error: str | None = None  # the reason, if there is no response
 
@@ -78,6 +79,7 @@ class Predictor:
         batch_size: int,
         max_tokens: int,
         temperature: float = 0.0,
+        samples: int = 1,
     ):
         """Creates a predictor from a loaded model; see `open` for loading one.
 
@@ -88,18 +90,21 @@ class Predictor:
             alone, which isn't so of the sampling mesh where a group of devices spans processes.
           sampling_mesh: the mesh that samples, from `sharding.sampling_mesh`.
           preparer: reads images and encodes prompts.
-          batch_size: questions answered at once, rounded up to a number that can be sharded evenly;
-            0: as `inference/rows.py` says, by the devices and their memory.
+          batch_size: answers given at once, rounded up to a number that can be sharded evenly; 0:
+            as `inference/rows.py` says, by the devices and their memory.
           max_tokens: maximum length of a response in tokens.
           temperature: sampling temperature; 0 is greedy decoding. Random keys depend on the
             question's number.
+          samples: answers to each question, which share its prompt and images.
         """
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self._mesh, self._preparer = mesh, preparer
-        self._sampling_mesh, self._batch_size = sampling_mesh, batch_size
+        self._sampling_mesh, self._samples = sampling_mesh, samples
+        self._batch_size = -(-batch_size // samples)
         self._most: int | None = None  # rows; known with the weights
-        self.steps = 0
+        self.steps, self._told = 0, False
         config = SamplingConfig(
+            group=samples,
             max_tokens=max_tokens,
             temperature=temperature,
             stop_tokens=stop_ids(tokenizer, model.config.end_tokens),
@@ -117,6 +122,7 @@ class Predictor:
         image_root: Root = "",
         max_tokens: int = 0,
         temperature: float = 0.0,
+        samples: int = 1,
     ) -> "Predictor":
         """Loads a model and its tokenizer, using all devices.
 
@@ -127,13 +133,16 @@ class Predictor:
             images are read, `settings` do.
           max_tokens: maximum length of a response; 0: that of `settings.evaluation`.
           temperature: sampling temperature; 0 is greedy decoding.
+          samples: answers to each question, which share its prompt and images.
 
         Raises:
           UserError: if the model can't be loaded or a setting is invalid.
         """
         mesh = devices.start(settings.devices)
         sampling_mesh = devices.sampling_mesh(settings.devices, mesh)
-        options = sampling_options(settings, loading.model_config(source), mesh)
+        sizes = loading.model_config(source)
+        settings = settings.for_model(sizes)
+        options = sampling_options(settings, sizes, mesh)
         tokenizer = load_tokenizer(loading.model_folder(source))
         model = loading.load_model(source, sampling_mesh, options)
         return cls(
@@ -145,6 +154,7 @@ class Predictor:
             batch_size=settings.evaluation.batch_size,
             max_tokens=max_tokens or settings.evaluation.max_tokens,
             temperature=temperature,
+            samples=samples,
         )
 
     @overload
@@ -179,6 +189,9 @@ class Predictor:
         upright = ImageRoot.of(self._preparer.image_root).apply_exif
         pictures = [_open_image(image, upright) for image in images]
         names = tuple(f"image {n}" for n in range(1, len(pictures) + 1))
+        if not self._told:
+            say("the first answer waits for programs to compile, up to a minute or two")
+            self._told = True
         examples = [(n, Example("question", "", names, q, ())) for n, q in enumerate(questions)]
         encode = functools.partial(self._preparer.encode, images=pictures)
         responses = {p.index: p for p in self._answer(examples, encode, self.model.params, ())}
@@ -200,7 +213,8 @@ class Predictor:
         """Answers numbered examples; answers come in the order in which they end.
 
         An example that can't be read yields its error. With several processes, each answers a share
-        of the examples, and all of them yield all answers.
+        of the examples, and all of them yield all answers. With several samples, those of example n
+        have the numbers from n · samples on.
 
         Args:
           examples: pairs of number and example.
@@ -226,7 +240,12 @@ class Predictor:
         span = max(min(_WINDOW, 8 * count), 2 * count)
         feeder = Feeder(
             self._feeding,
-            functools.partial(decode, self.tokenizer, end_tokens=self.model.config.end_tokens),
+            functools.partial(
+                decode,
+                self.tokenizer,
+                end_tokens=self.model.config.end_tokens,
+                opening=self._preparer.style.opening,
+            ),
             self._preparer.shapes,
             self._mesh,
             self._sampling_mesh,
@@ -252,7 +271,12 @@ class Predictor:
             ahead = read_window(0)
             for start in range(0, len(numbered), span):
                 window, ahead = list(ahead), read_window(start + span)
-                errors = [Prediction(i, None, e) for i, e in window if isinstance(e, str)]
+                errors = [
+                    Prediction(i * self._samples + sample, None, e)
+                    for i, e in window
+                    if isinstance(e, str)
+                    for sample in range(self._samples)
+                ]
                 yield from _of_all_processes(errors)
                 usable = [(i, item) for i, item in window if not isinstance(item, str)]
                 # Every other window from its longest prompt, which is as long as the last one.
@@ -300,6 +324,7 @@ def load(
     Raises:
       UserError: if the model can't be loaded or a setting is invalid.
     """
+    compiled.keep()
     return Predictor.open(source, settings or read_own_settings(source), max_tokens=max_tokens)
 
 

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from mirg_jax import sharding
 from mirg_jax.data.batching import Shapes
-from mirg_jax.data.images import PATCH_BYTES
 from mirg_jax.runs import chips
 from mirg_jax.sampling.pool import Feeding
 from mirg_jax.sharding.memory import bytes_per_device
@@ -46,7 +45,7 @@ def largest_prompts(shapes: Shapes, rows: int, mesh: Mesh) -> tuple[Text, Images
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding.by_rows(mesh))
 
     text = Text(make(T), make(T, 3), make(T), make(T))
-    return text, Images(make(S, P, PATCH_BYTES, dtype=np.uint8), make(S, P, 2))
+    return text, Images(make(S, P, shapes.patch_bytes, dtype=np.uint8), make(S, P, 2))
 
 
 def bytes_of_row(feeding: Feeding, weights: nnx.State, shapes: Shapes, mesh: Mesh) -> int:

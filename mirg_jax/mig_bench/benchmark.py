@@ -8,8 +8,10 @@ from typing import Any
 from mirg_jax.data.examples import Example, read_trajectory
 from mirg_jax.data.json_rows import kind_of, quote, read_rows
 from mirg_jax.data.mig_bench_rows import Fractions, read_fields
+from mirg_jax.data.named_images import find_asked_image
 from mirg_jax.errors import DataError
 from mirg_jax.files.places import Place
+from mirg_jax.files.streams import say
 from mirg_jax.grounding.boxes import grid_to_fraction
 
 
@@ -40,6 +42,8 @@ class Row:
 def load_benchmark(path: str | Place) -> list[Row]:
     """Reads the rows of a file, including those whose answer can't be hit.
 
+    A line says how many rows don't count for the image because their question is unclear.
+
     Args:
       path: a JSON list of rows, or JSON lines. Rows with "targets", as for training, may have one.
 
@@ -52,7 +56,24 @@ def load_benchmark(path: str | Place) -> list[Row]:
             found.append(_read_row(index, row))
         except DataError as error:
             raise DataError(f"{path} row {index}: {error}") from None
+    _say_unclear(path, found)
     return found
+
+
+def _say_unclear(path: str | Place, rows: Sequence[Row]) -> None:
+    """Says in a line how many questions name images, and not clearly the one to look in."""
+    unclear = [
+        (row.index, problem)
+        for row in rows
+        if row.target_image is None and len(row.images) > 1
+        if (problem := find_asked_image(row.question, len(row.images)).problem)
+    ]
+    if unclear:
+        index, problem = unclear[0]
+        say(
+            f"{path}: {len(unclear)} of {len(rows)} rows don't count for the image, as their "
+            f"question doesn't say clearly in which to look; the first, row {index}: {problem}"
+        )
 
 
 def _read_row(index: int, row: object) -> Row:
@@ -114,12 +135,13 @@ def _draw_number(row: Row) -> bytes:
     return hashlib.sha256(f"{row.task} {row.index}".encode()).digest()
 
 
-def as_example(row: Row, source: str) -> Example:
+def as_example(row: Row, source: str, *, direct: bool = False) -> Example:
     """Converts a row to an example without its answer.
 
     Args:
       row: the row.
       source: the benchmark's name, for error messages.
+      direct: whether an answer without thoughts is asked for.
     """
     return Example(
         id=str(row.index),
@@ -128,4 +150,5 @@ def as_example(row: Row, source: str) -> Example:
         question=row.question,
         targets=(),
         source=f"{source} row {row.index}",
+        direct=direct or None,
     )

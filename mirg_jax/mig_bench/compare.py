@@ -84,6 +84,17 @@ def _odd_field(row: Any) -> str:
     return f"has {wrong[0]}={quote(row.get(wrong[0]))}" if wrong else ""
 
 
+def have_other_images(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Returns whether two runs were asked about images of other content, as far as both record it.
+
+    Args:
+      before: the first run's scores, from `read_scores`.
+      after: the second run's scores.
+    """
+    images = [run.get("images") for run in (before, after)]
+    return all(images) and images[0] != images[1]
+
+
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
     """Compares two runs.
 

@@ -18,15 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from mirg_jax.data.images import Root, image_size, smart_resize
+from mirg_jax.data.json_rows import quote
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding import boxes, grammar
+from mirg_jax.grounding.image_words import OTHER, UNCLEAR
+from mirg_jax.grounding.tasks import IN_ANY_IMAGE
 from mirg_jax.mig_bench import box_images, scoring
 from mirg_jax.mig_bench.benchmark import Row
-from mirg_jax.mig_bench.image_references import OTHER
+from mirg_jax.mig_bench.parsing import parse_answer
 
 # Qwen2-VL's own limits of an image.
 MIN_PIXELS = 3136
 MAX_PIXELS = 12_845_056
+_MOST_FRACTION = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Family:
       after: text after each image.
       question_box: how a box in the question is written. kept: as in the file, on the grid between
         Qwen2-VL's tokens. list: `[x1,y1,x2,y2]` on the grid. fractions: a list in fractions of the
-        image. pixels: a list in pixels of the image as the model gets it. removed: not at all,
+        image. pixels: a list in pixels of the image as the model gets it. thousandths: the same
+        list on the grid. removed: not at all,
         since the box is drawn in the image.
       numbers: unit of the coordinates in an answer. grammar: our own format, read as it is. grid:
         0..1000, or fractions where no number is over 1. pixels: of the image as the model gets it.
@@ -70,7 +75,7 @@ class Family:
     form: Form
     before: str = ""
     after: str = ""
-    question_box: Literal["kept", "list", "fractions", "pixels", "removed"] = "kept"
+    question_box: Literal["kept", "list", "fractions", "pixels", "thousandths", "removed"] = "kept"
     numbers: Literal["grammar", "grid", "pixels"] = "grid"
     scale_y: bool = False
     authors_side: int = 0
@@ -82,6 +87,10 @@ _QWEN_FORM = Form(
     # The last token and the spelling are mistakes of the authors.
     "Format:<|box_start|>(x1,y1),(x2,y2)<|box_start|>. Don't generate addtional words.",
     "Format: <|box_start|>(x1,y1),(x2,y2)<|box_end|>. Don't generate additional words.",
+)
+_JSON_FORM = Form(
+    _QWEN_FORM.authors,  # the authors had none of these models
+    'Output its bbox coordinates in JSON format: [{"bbox_2d": [x1, y1, x2, y2], "label": "name"}].',
 )
 _LIST_FORM = Form(
     " Format:<box>[x1, y1, x2, y2]</box>. Don't generate addtional words.",
@@ -107,13 +116,16 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family(
         "Qwen2.5-VL",
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        Form(
-            _QWEN_FORM.authors,  # the authors had none of these models
-            'Output its bbox coordinates in JSON format: [{"bbox_2d": [x1, y1, x2, y2], '
-            '"label": "name"}].',
-        ),
+        _JSON_FORM,
         question_box="pixels",
         numbers="pixels",
+        extra_body=_KEEP_TOKENS,
+    ),
+    "qwen3_vl": Family(
+        "Qwen3-VL",
+        "Qwen/Qwen3-VL-8B-Instruct",
+        _JSON_FORM,
+        question_box="thousandths",
         extra_body=_KEEP_TOKENS,
     ),
     "migician": Family(
@@ -178,7 +190,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 # The family for each value of `config.evaluation.coordinates`.
-_OF_COORDINATES = {"grid": "mirg", "pixels": "qwen2_5_vl"}
+OF_COORDINATES = {"grid": "mirg", "pixels": "qwen2_5_vl", "thousandths": "qwen3_vl"}
 
 Size = tuple[int, int]  # width, height
 SizeOf = Callable[[str], Size]  # the size of an image, by its path, as the model gets it
@@ -190,9 +202,10 @@ def of_coordinates(coordinates: str) -> Family:
     Args:
       coordinates: "grid" for models trained here, which use the data's grid whatever model they
         started from; "pixels" for the published Qwen2.5-VL models, which use pixels of the image
-        as they get it.
+        as they get it; "thousandths" for the published Qwen3-VL models, which use the grid in lists
+        of their own.
     """
-    return FAMILIES[_OF_COORDINATES[coordinates]]
+    return FAMILIES[OF_COORDINATES[coordinates]]
 
 
 # Images -------------------------------------------------------------------------------------------
@@ -232,8 +245,9 @@ def to_grammar(
     """Converts every box of a response to the format of our grammar; None stays None.
 
     Pixels are those of the image that the response names for the box (see `box_images`), or of the
-    row's target image if it names none. If that image isn't there, the box is made one that the
-    grammar doesn't read. Numbers beyond the image's edge are set to the edge.
+    row's target image if it names none. If that image isn't there, or it isn't clear which it is
+    and the row's images are of several sizes, the box is made one that the grammar doesn't read.
+    Numbers beyond the image's edge are set to the edge.
 
     Args:
       family: the family of the model.
@@ -244,42 +258,79 @@ def to_grammar(
     Raises:
       DataError: if `size_of` does.
     """
-    if response is None or family.numbers == "grammar":
-        return response
+    return None if response is None else _convert(family, response, row, size_of)[0]
+
+
+def _convert(
+    family: Family, response: str, row: Row, size_of: SizeOf | None
+) -> tuple[str, str | None]:
+    """Converts a response as `to_grammar`; returns also why its first box isn't read, if so."""
+    if family.numbers == "grammar":
+        return response, None
     pieces, end = [], 0
     numbers: collections.Counter[int] = collections.Counter()
+    problem = None
     for found in box_images.find_boxes(response, row.images):
         image = found.image
-        if image is None or len(row.images) == 1:
-            image = row.target_image or len(row.images)
-        values = list(found.values)
-        if max(values) <= 1:
-            values = [max(boxes.GRID * value, 0) for value in values]
+        if len(row.images) == 1:
+            image = 1
+        elif image is None:
+            image = row.target_image or _default_image(row)
+        values, size = list(found.corners), None
+        if _are_fractions(values):
+            size = (1, 1)
         elif family.numbers == "pixels" and image != OTHER:
             assert size_of is not None
-            width, height = size_of(row.images[image - 1])
-            scaled = zip(values, (width, height, width, height), strict=True)
+            size = _size(image, row, size_of)
+        is_read = size is not None or family.numbers != "pixels"
+        if size is not None:
+            scaled = zip(values, size * 2, strict=True)
             values = [min(max(boxes.GRID * v / side, 0), boxes.GRID) for v, side in scaled]
+        elif not is_read and problem is None:
+            said = quote(response[max(0, found.start - 60) : found.end + 30])
+            what = "isn't there" if image == OTHER else "isn't clear"
+            problem = f"a box is in pixels of an image that {what}: {said}"
         x1, y1, x2, y2 = map(round, values)
-        corners = f"({x1},{y1}),({x2},{y2})"
-        if family.numbers == "pixels" and image == OTHER:
-            corners = f"[{x1}, {y1}, {x2}, {y2}]"
+        corners = f"({x1},{y1}),({x2},{y2})" if is_read else f"[{x1}, {y1}, {x2}, {y2}]"
         identity = ""
         if found.in_field:  # where the grammar doesn't look for it
-            numbers[image] += 1
-            identity = grammar.format_id(image, numbers[image])
+            named = max(image, OTHER)
+            numbers[named] += 1
+            identity = grammar.format_id(named, numbers[named])
         box = f"{identity}{grammar.BOX_START}{corners}{grammar.BOX_END}"
         pieces += [response[end : found.start], box]
         end = found.end
-    return "".join([*pieces, response[end:]])
+    return "".join([*pieces, response[end:]]), problem
+
+
+def _size(image: int, row: Row, size_of: SizeOf) -> Size | None:
+    """Returns the size of an image of a row; of one that isn't clear if all have the same."""
+    sizes = {
+        size_of(path) for path in (row.images if image == UNCLEAR else [row.images[image - 1]])
+    }
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _default_image(row: Row) -> int:
+    """Returns the image of a box for which neither a row nor its answer names one.
+
+    In some tasks the box is the same in all images, so that it is taken as of the last.
+    """
+    return len(row.images) if row.task in IN_ANY_IMAGE else UNCLEAR
+
+
+def _are_fractions(values: Sequence[float]) -> bool:
+    """Returns whether numbers are fractions of the image, over its edge by rounding at most."""
+    in_parts = any(value % 1 for value in values)
+    return max(values) <= (_MOST_FRACTION if in_parts else 1)
 
 
 class ReadResponses(NamedTuple):
     """Responses in the format of our grammar.
 
     Attributes:
-      responses: one for each row; None if there is none or it can't be read.
-      unreadable: by row index, why a response can't be read.
+      responses: one for each row; None if there is none or its image can't be read.
+      unreadable: by row index, why a response, or the box that counts, can't be read.
     """
 
     responses: list[str | None]
@@ -306,7 +357,12 @@ def read_responses(
     read, unreadable = [], {}
     for row, response in zip(rows, responses, strict=True):
         try:
-            read.append(to_grammar(family, response, row, size_of))
+            text, problem = response, None
+            if response is not None:
+                text, problem = _convert(family, response, row, size_of)
+            read.append(text)
+            if text and problem and parse_answer(text, len(row.images)).box is None:
+                unreadable[row.index] = problem
         except DataError as error:
             read.append(None)
             unreadable[row.index] = str(error)
@@ -323,6 +379,7 @@ def score(
     *,
     image_root: Root = "",
     max_pixels: int = MAX_PIXELS,
+    min_pixels: int = MIN_PIXELS,
     skip_impossible: bool = False,
     strict: bool = False,
 ) -> scoring.Scores:
@@ -335,6 +392,7 @@ def score(
       protocol: as in `scoring.score`.
       image_root: folder that image paths are relative to; required if the family answers in pixels.
       max_pixels: upper limit on the pixels of an image as the model got it.
+      min_pixels: lower limit.
       skip_impossible: as in `scoring.score`.
       strict: as in `scoring.score`.
 
@@ -349,7 +407,7 @@ def score(
                 f"{family.title} answers in pixels: give --image_root, so that images' sizes can "
                 "be looked up"
             )
-        size_of = sizes_given(image_root, max_pixels)
+        size_of = sizes_given(image_root, max_pixels, min_pixels)
         responses, unreadable = read_responses(family, rows, responses, size_of)
     return scoring.score(
         rows,

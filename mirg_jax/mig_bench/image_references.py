@@ -1,46 +1,79 @@
-"""Reading which image a part of a response names: in a field, in words, or in an object's ID.
+"""Reading which image a part of a response names: in a field, a key, a table, or an object's ID.
 
-Only what surely refers to an image counts: a number, an ordinal, "image N", the name of an image's
-file. Any other text, as in "picture": "oil painting", names none.
+What refers to an image is a number, an ordinal, "image N", the name of an image's file. Other text,
+as in "picture": "oil painting", names none. A field that surely tells an image, but in words that
+aren't understood, as in "target_image": "left", names one that is `UNCLEAR`.
 """
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mirg_jax.grounding import grammar
+from mirg_jax.grounding.image_words import (
+    FROM_END,
+    HAN_IMAGE,
+    HAN_NUMBER,
+    IMAGE,
+    LABEL,
+    NUMERAL,
+    ORDINAL,
+    OTHER,
+    UNCLEAR,
+    VAGUE,
+    WORDING,
+    find_image,
+    find_wordings,
+    is_0,
+    read_number,
+    read_wording,
+)
+from mirg_jax.mig_bench import image_tables
 
-# The image of a box whose image is named, but isn't there.
-OTHER = 0
-
-_IMAGE = r"(?:image|img|picture|photo|frame)"
-_ROLE = r"(?:index|idx|id|number|num|no|name|file|path)"
-_OF = r"(?:(?:target|answer|in|on|box|bbox|object)[ _-]?)?"
-_NUMERALS = "one two three four five six seven eight nine ten eleven twelve".split()
-_ORDINAL = rf"{'|'.join((*grammar.ORDINALS, 'last', 'final'))}|\d{{1,3}}(?:st|nd|rd|th)"
+# Nouns that mean an image as the name of a field, but not in a sentence.
+_FIELD_NOUN = rf"(?:{IMAGE}|page|panel|figure|fig|screenshot|scene|slide|{HAN_IMAGE})"
+_ROLE = r"(?:source|index|idx|id|number|num|no|name|file|path|编号|序号|索引)"
+_OF = (
+    r"(?:(?:target|answer|in|on|box|bbox|object|selected|predicted|pred|prediction|chosen|found|located|"
+    r"location|matched|matching|correct|best|result|output|final|detected|corresponding|containing|"
+    r"which)[ _-]?){0,3}"
+)
 _QUOTES = r"[\"'*`]{0,3}"
+_SUFFIX = r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|avif)"
 # The name of a field such as "image": 2, target_image=1, 'frame_id': "3", **Image:** 2, or its tag,
-# as in <image>2</image>; `open` tells names that are surely not part of a sentence.
+# as in <image>2</image>; `open` tells names that are surely not part of a sentence. What "images"
+# names counts if it is a list of one. `other` is the beginning of a name that isn't understood.
 _NAME = re.compile(
     r"(?<![A-Za-z0-9_])(?:(?P<open>[\"']|\{\s{0,3})?"
-    rf"{_OF}{_IMAGE}[ _-]?{_ROLE}?{_QUOTES}\s{{0,3}}[:=：][*`]{{0,3}}\s{{0,3}}"
-    rf"|(?P<tag><){_OF}{_IMAGE}[ _-]?{_ROLE}?>\s{{0,3}})",
+    rf"(?:(?P<of>{_OF})|(?<=[\"'])(?P<other>[a-z]{{1,20}}(?:[_-]|(?-i:(?=[A-Z])))))"
+    rf"{_FIELD_NOUN}(?:(?P<plural>s|[ _-]?(?:{_ROLE}s|indices))|(?P<role>[ _-]?{_ROLE})?){_QUOTES}"
+    r"\s{0,3}[:=：][*`]{0,3}\s{0,3}"
+    rf"|(?P<tag><){_OF}{_FIELD_NOUN}[ _-]?{_ROLE}?>\s{{0,3}})",
     re.IGNORECASE,
 )
+# Beginnings of names of other images than the one that a box is in.
+_OF_OTHERS = re.compile(
+    r"(?:source|reference|ref|query|input|original|orig|template|base|first|last|num|total|max|per|"
+    r"main|sub|previous|prev|next|other)[_-]?",
+    re.IGNORECASE,
+)
+_OF_ANOTHER = re.compile(r"\b(?:reference|query|source|template|original)[ ]\Z", re.IGNORECASE)
 # Before its value, if that is an object: {"index": 2}.
-_INNER = rf"(?:\{{\s{{0,3}}[\"']?(?:{_IMAGE}[ _-]?)?{_ROLE}[\"']?\s{{0,3}}[:=]\s{{0,3}})?"
+_INNER = rf"(?:\{{\s{{0,3}}[\"']?(?:{IMAGE}[ _-]?)?{_ROLE}[\"']?\s{{0,3}}[:=]\s{{0,3}})?"
 # What may follow it. Not the word that tells what it is the number of, as in "image: 2 dogs".
 _END = (
-    r"(?=[*`]{0,3}\s{0,3}(?:[,;:|()}\[\]<>\n]|\.(?!\d)|[–—-]\s|(?:at|box|bbox|bounding box)\b|\Z))"
+    r"(?=[*`]{0,3}\s{0,3}(?:[,;:|()}\[\]<>\n，。；]|\.(?!\d)|[–—-]\s"
+    r"|(?:at|box|bbox|bounding box)\b|\Z))"
 )
-# Its value: 2, "Image-2", #2, 2.0, [2], image_2.png, "2nd", "the second image", "two", 2 of 3.
+# Its value: 2, "Image-2", #2, 2.0, [2], image_2.png, "2nd", "the second image", "two", 2 of 3, "B".
 _VALUE = re.compile(
     rf"{_INNER}(?P<list>[\[(]\s{{0,3}})?{_QUOTES}"
-    rf"(?:(?:{_IMAGE}[ #_-]{{0,2}}|\#|no\. ?)?(?P<number>\d{{1,3}})"
-    r"(?:\.0{1,9}|\.(?:png|jpe?g|webp))?(?:(?: of |/)\d{1,3})?"
-    rf"|(?:{_IMAGE} )?(?P<numeral>{'|'.join(_NUMERALS)})"
-    rf"|(?:the )?(?P<ordinal>{_ORDINAL})(?: (?:{_IMAGE}|one))?)"
+    rf"(?:(?:{IMAGE}[ #_-]{{0,2}}|{HAN_IMAGE}\s?|\#|no\. ?)?(?P<number>\d{{1,3}})"
+    rf"(?:\.0{{1,9}}|{_SUFFIX})?(?:(?: of |/)\d{{1,3}})?"
+    rf"|(?:{IMAGE}[ _-])?(?P<numeral>{NUMERAL}|{LABEL})"
+    rf"|{HAN_IMAGE}?(?P<han>{HAN_NUMBER})|第(?P<nth>{HAN_NUMBER})[张幅个]?{HAN_IMAGE}?"
+    rf"|(?:the )?(?P<ordinal>{ORDINAL})(?: (?:{IMAGE}|one))?(?P<from_end>{FROM_END})?)"
     rf"{_QUOTES}(?(list)\s{{0,3}}[\])]){_END}",
     re.IGNORECASE | re.ASCII,
 )
@@ -49,18 +82,27 @@ _OTHER_NUMBER = re.compile(
     rf"{_INNER}\[?\s{{0,3}}[\"']?-?\d[\d., ]{{0,30}}[\"']?\s{{0,3}}\]?\s{{0,3}}(?:[,;|}}\]\n]|\Z)",
     re.IGNORECASE | re.ASCII,
 )
-_FILE = re.compile(rf"{_INNER}[\"']([^\"'\n]{{1,300}})[\"']", re.IGNORECASE)
-# Words that our own grammar doesn't read: image (2), image number 2, img 2, image two, the 2nd
-# input image. A numeral behind "the image" may be that of the objects in it.
-_MORE_WORDS = re.compile(
-    rf"\b{_IMAGE}(?:\s?[(\[]\s?(?P<bracketed>\d{{1,3}})\s?[)\]]"
-    rf"|\s{{1,2}}(?:number|num|no\.?|nr\.?|index|id)\s?#?(?P<numbered>\d{{1,3}})(?![\d.]*\d)\b)"
-    r"|\bimg[\s#_-]{0,2}(?P<short>\d{1,3})\b"
-    rf"|(?<!\bthe\s)(?<!\bthis\s)(?<!\bthat\s)\b{_IMAGE}[\s_-](?P<numeral>{'|'.join(_NUMERALS)})\b"
-    r"(?=\s{0,3}(?:[^\w\s]|(?:at|is|shows|contains|has)\b|\Z))"
-    rf"|\b(?P<ordinal>{_ORDINAL})\s{{1,2}}(?:(?:input|given|provided)\s{{1,2}}{_IMAGE}|img)\b",
+_TEXT = re.compile(
+    rf"{_INNER}(?P<list>\[\s{{0,3}})?[\"'](?P<text>[^\"'\n]{{1,300}})[\"'](?(list)\s{{0,3}}\])",
+    re.IGNORECASE,
+)
+# Values that are about images, but don't say which.
+_VAGUE_VALUE = re.compile(
+    rf"(?:the\s)?(?:left|right|top|bottom|upper|lower|middle|center|other|both|all|each|every|"
+    rf"next|previous|query|reference)(?:[\s-]?(?:hand|most|one))?|.{{1,200}}{_SUFFIX}"
+    rf"|[A-Z]|(?:the\s)?{VAGUE.pattern}",
     re.IGNORECASE | re.ASCII,
 )
+# A key that may be an image, as in {"Image 2": […]}, or such a heading before a list or an object.
+_KEY = re.compile(
+    r"(?P<quote>[\"'])(?P<key>[^\"'\n:]{1,80})(?P=quote)\s{0,3}:"
+    rf"|(?P<heading>{WORDING.pattern})[*`)\]]{{0,3}}\s{{0,3}}[:：]"
+    r"(?=[*`]{0,3}\s{0,3}(?:```\w{0,9}\s{1,3})?[\[{]\s{0,3}[^\]}\s])",
+    re.IGNORECASE | re.ASCII,
+)
+_DIGITS = re.compile(r"\s?\d{1,3}\s?", re.ASCII)
+_EMPTY = re.compile(r"\s{0,3}(?:\[\s{0,3}\]|\{\s{0,3}\}|null\b|None\b|\"\")")
+_COLON = re.compile(r"[*`)\]]{0,3}\s?[:：]")
 _OBJECT_ID = re.compile(
     f"{re.escape(grammar.ID_START)}([^<]{{0,40}}){re.escape(grammar.ID_END)}"
     rf"[^\w<]{{0,40}}(?:{re.escape(grammar.OBJECT_START)}[^<]{{0,400}}"
@@ -70,90 +112,159 @@ _LONGEST_ID = 600  # characters of an ID and a name behind it
 
 
 class Field(NamedTuple):
-    """A field that names an image, and where it begins."""
+    """A field that names an image, there or not (`OTHER`, `UNCLEAR`), and where it begins."""
 
     start: int
     image: int
 
 
-def find_fields(text: str, box_starts: set[int], images: Sequence[str]) -> list[Field]:
-    """Finds the fields that name an image, there or not (`OTHER`).
+class Key(NamedTuple):
+    """The colon of a key or a heading, and the image that it names; None if it names none."""
 
-    Numbers count from 1, or from 0 if any of them is 0.
+    colon: int
+    image: int | None
+
+
+def has_image_0(text: str, box_starts: set[int]) -> bool:
+    """Returns whether a field, a key or a heading names an image 0, so that images count from 0."""
+    numbers = [value["number"] for _, value in _find_values(text, box_starts) if value]
+    numbers += [
+        value["number"]
+        for _, cell in image_tables.find_cells(text)
+        if (value := _VALUE.fullmatch(cell))
+    ]
+    if any(number and int(number) == 0 for number in numbers):
+        return True
+    keys = (found["key"] for found in _KEY.finditer(text) if found["key"])
+    if any(is_0(words) for key in keys for words in find_wordings(key.replace("_", " "))):
+        return True
+    return any(is_0(words) and _COLON.match(text, words.end()) for words in find_wordings(text))
+
+
+def _find_values(text: str, box_starts: set[int]) -> Iterator[tuple[re.Match, re.Match | None]]:
+    """Yields the names of fields, each with its value if that is of `_VALUE`'s form."""
+    for name in _NAME.finditer(text):
+        if _OF_ANOTHER.search(text, max(0, name.start() - 12), name.start()):
+            continue
+        if name["other"] and (_OF_OTHERS.fullmatch(name["other"]) or name["plural"]):
+            continue
+        value = _VALUE.match(text, name.end())
+        is_tag = name["tag"] and value and not text.startswith("</", value.end())
+        is_many = name["plural"] and text[name.end() : name.end() + 1] != "["
+        if name.end() not in box_starts and not is_tag and not is_many:
+            yield name, value
+
+
+def find_fields(text: str, box_starts: set[int], images: Sequence[str], first: int) -> list[Field]:
+    """Finds the fields and the rows of tables that name an image, there or not.
 
     Args:
       text: the response.
       box_starts: where its boxes begin.
       images: paths of the question's images.
+      first: number that the response gives the first image, 1 or 0.
     """
-    found: list[tuple[re.Match, re.Match | None]] = []
-    for name in _NAME.finditer(text):
-        if name.end() in box_starts:
-            continue
-        value = _VALUE.match(text, name.end())
-        if name["tag"] and value and not text.startswith("</", value.end()):
-            continue
-        found.append((name, value))
-    values = [value for _, value in found if value]
-    from_0 = any(value["number"] and int(value["number"]) == 0 for value in values)
     fields = []
-    for name, value in found:
-        image = _read_value(value, from_0, len(images)) if value else None
-        file = _FILE.match(text, name.end()) if name["open"] else None
-        if named := file and _find_file(file[1], images):
-            image = named if image in (None, named) else None  # "1.jpg" may be the second image
-        elif value is None and name["open"] and _OTHER_NUMBER.match(text, name.end()):
-            image = OTHER
+    for name, value in _find_values(text, box_starts):
+        image = None
+        if name["other"]:
+            image = UNCLEAR if value and value["number"] else None
+        else:
+            is_sure = bool(name["open"] and (name["of"] or name["role"]))
+            image = _read_value(text, name, value, images, first, is_sure)
         if image is not None:
             fields.append(Field(name.start(), image))
-    return fields
+    for start, cell in image_tables.find_cells(text):
+        fields.append(Field(start, _read_cell(cell, images, first)))
+    return sorted(fields)
 
 
-def _read_value(value: re.Match, from_0: bool, num_images: int) -> int:
-    """Returns the image that a value of `_VALUE`'s form stands for."""
-    if value["number"]:
-        number = int(value["number"]) + from_0
-        return number if 1 <= number <= num_images else OTHER
-    return grammar.find_image_index(_canonical(value), num_images) or OTHER
+def _read_value(
+    text: str,
+    name: re.Match,
+    value: re.Match | None,
+    images: Sequence[str],
+    first: int,
+    is_sure: bool,
+) -> int | None:
+    """Returns the image of a field; None if it names none.
+
+    Args:
+      text: the response.
+      name: the field's name.
+      value: its value, if that is of `_VALUE`'s form.
+      images: paths of the question's images.
+      first: number that the response gives the first image.
+      is_sure: whether the name says that its value is an image.
+    """
+    image = _read_match(value, len(images), first) if value else None
+    said = _TEXT.match(text, name.end()) if name["open"] else None
+    is_one = name["open"] and not name["plural"]
+    if named := said and _find_file(said["text"], images):
+        if image not in (None, named):
+            return UNCLEAR  # "1.jpg" may be the second image
+        return named
+    if value is None and is_one:
+        if _OTHER_NUMBER.match(text, name.end()):
+            return OTHER
+        if said and (words := WORDING.fullmatch(said["text"].removeprefix("the "))):
+            return read_wording(words, len(images), first)
+        if said and (is_sure or _VAGUE_VALUE.fullmatch(said["text"])):
+            return UNCLEAR
+    return image
 
 
-def _canonical(words: re.Match) -> str:
-    """Returns words for an image as our grammar has them."""
-    parts = words.groupdict()
-    if parts["ordinal"]:
-        return f" {parts['ordinal']} image "
-    if parts["numeral"]:
-        return f" image {_NUMERALS.index(parts['numeral'].lower()) + 1} "
-    return f" image {parts['bracketed'] or parts['numbered'] or parts['short']} "
+def _read_match(value: re.Match, num_images: int, first: int) -> int:
+    """Returns the image of a match of `_VALUE`."""
+    if nth := value["nth"]:
+        return read_number(nth, num_images)
+    number = value["number"] or value["numeral"] or value["han"]
+    number = number or value["ordinal"] + (value["from_end"] or "")
+    return read_number(number, num_images, first)
+
+
+def _read_cell(cell: str, images: Sequence[str], first: int) -> int:
+    """Returns the image that a cell of a table's column of images names."""
+    if (value := _VALUE.fullmatch(cell)) is not None:
+        return _read_match(value, len(images), first)
+    image = _find_file(cell, images) or find_image(cell, len(images), first)
+    return UNCLEAR if image is None else image
+
+
+def find_keys(text: str, images: Sequence[str], first: int) -> Iterator[Key]:
+    """Yields the keys of objects, such as "Image 2", and headings before an object or a list.
+
+    Keys such as "2" may be the numbers of objects. They are images if one of them has nothing, as
+    in {"1": [], "2": […]}, or if they don't begin with the first; otherwise they are `UNCLEAR`.
+    Arguments are those of `find_fields`.
+    """
+    found = list(_KEY.finditer(text))
+    numbered = [each for each in found if each["key"] and _DIGITS.fullmatch(each["key"])]
+    lowest = min((int(each["key"]) for each in numbered), default=0)
+    are_images = lowest > 1 or any(_EMPTY.match(text, each.end()) for each in numbered)
+    if lowest == 0:
+        first = 0 if numbered else first
+    for each in found:
+        key = each["key"] or each["heading"]
+        image = _find_file(key, images)
+        if each["key"] and _DIGITS.fullmatch(key):
+            image = read_number(key.strip(), len(images), first) if are_images else UNCLEAR
+        elif image is None:
+            image = find_image(key.replace("_", " "), len(images), first)
+        yield Key(each.end() - 1, image)
 
 
 def _find_file(name: str, images: Sequence[str]) -> int | None:
     """Returns the number of the image whose file has a name; None if it isn't exactly one."""
-    for same in (lambda path: path == name, lambda path: pathlib.PurePath(path).name == name):
+    given = pathlib.PurePosixPath(name)
+    for same in (
+        lambda path: pathlib.PurePosixPath(path) == given,
+        lambda path: pathlib.PurePosixPath(path).name == name,
+        lambda path: not name.isdecimal() and pathlib.PurePosixPath(path).stem == name,
+    ):
         if found := [number for number, path in enumerate(images, 1) if same(path)]:
             return found[0] if len(found) == 1 else None
     return None
-
-
-def find_words(text: str, num_images: int) -> int | None:
-    """Returns the image that the last such words name, as "the second image" or "image (2)".
-
-    Args:
-      text: the words.
-      num_images: number of images of the question.
-
-    Returns:
-      The number of the image, or `OTHER` if it isn't there; None if no words name any.
-    """
-    text = _MORE_WORDS.sub(_canonical, text)
-    if found := grammar.find_image_index(text, num_images):
-        return found
-    return OTHER if grammar.find_image_index(text) else None
-
-
-def grammar_reads(text: str, num_images: int) -> bool:
-    """Returns whether our own grammar finds the image that `find_words` does."""
-    return grammar.find_image_index(text, num_images) == (find_words(text, num_images) or None)
 
 
 def find_object_id(text: str, start: int, end: int) -> int | None:

@@ -64,7 +64,7 @@ class ParsedAnswer(NamedTuple):
     format_ok: bool | None
 
 
-def parse_answer(text: str, num_images: int | None = None) -> ParsedAnswer:
+def parse_answer(text: str, num_images: int | None = None, *, direct: bool = False) -> ParsedAnswer:
     """Finds the first object of the answer block.
 
     Without an answer block it is the first box after the thoughts.
@@ -72,8 +72,9 @@ def parse_answer(text: str, num_images: int | None = None) -> ParsedAnswer:
     Args:
       text: the response.
       num_images: number of images of the question.
+      direct: whether an answer without thoughts was asked for.
     """
-    response = grammar.parse_response(text, num_images)
+    response = grammar.parse_response(text, num_images, direct=direct)
     if not response.objects:
         return ParsedAnswer(None, None, response.format_ok)
     first = response.objects[0]

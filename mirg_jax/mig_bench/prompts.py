@@ -8,7 +8,9 @@ from PIL import Image
 
 from mirg_jax.data.examples import IMAGE_MARK
 from mirg_jax.data.images import shrink
+from mirg_jax.errors import DataError
 from mirg_jax.grounding import boxes, grammar
+from mirg_jax.grounding.image_words import OTHER, WORDING, find_image
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.families import Family, SizeOf, size_given
 from mirg_jax.mig_bench.scoring import Protocol
@@ -17,12 +19,19 @@ Part = tuple[Literal["text", "image"], str]
 
 _QUESTION_BOX = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
 _TAGGED_BOX = re.compile(r"<\|box_start\|>\((\d+),(\d+)\),\((\d+),(\d+)\)<\|box_end\|>")
+_BEHIND_BOX = re.compile(
+    rf"[\s)]*(?:(?:of|in|on|from)\s+)?(?:the\s+)?(?:{WORDING.pattern})", re.IGNORECASE | re.ASCII
+)
 _TAGS = {
     grammar.BOX_START: "<box>",
     grammar.BOX_END: "</box>",
     grammar.OBJECT_START: "<ref>",
     grammar.OBJECT_END: "</ref>",
 }
+
+
+class UnclearQuestionError(DataError):
+    """A question that can't be put in a family's form, as it doesn't say where a box is."""
 
 
 def message(
@@ -37,7 +46,7 @@ def message(
       size_of: function from an image's path to its size; required if the family uses pixels.
 
     Raises:
-      DataError: if `size_of` does.
+      DataError: if `size_of` does, or as `rewrite`.
     """
     question = row.question.replace(IMAGE_MARK, "")
     if protocol == "authors":
@@ -74,13 +83,16 @@ def rewrite(
       authors: whether to do it as the benchmark's authors do, including their mistakes.
 
     Raises:
+      UnclearQuestionError: if a box has to be in pixels, and it isn't clear of which image.
       DataError: if `size_of` does.
     """
     match family.question_box:
         case "pixels" if not authors:
             assert size_of is not None
             return _boxes_in_pixels(question, images, size_of)
-        case "kept" | "pixels":
+        case "thousandths" if not authors:
+            return _boxes_in_pixels(question, images, lambda _: (boxes.GRID, boxes.GRID))
+        case "kept" | "pixels" | "thousandths":
             return question
         case "removed":
             return _other_tags(_without_boxes(question))
@@ -91,15 +103,34 @@ def rewrite(
 
 
 def _boxes_in_pixels(question: str, images: Sequence[str], size_of: SizeOf) -> str:
-    """Converts boxes to pixels of the image that the text before them names last, or the first."""
+    """Converts boxes to pixels of the image that they are said to be in."""
 
     def pixels(match: re.Match) -> str:
-        image = grammar.find_image_index(question[: match.start()], len(images)) or 1
-        size = size_of(images[image - 1])
-        corners = boxes.grid_to_pixels([int(n) for n in match.groups()], *size)
+        image = _image_of_box(question, match, len(images))
+        sizes = {size_of(path) for path in (images[image - 1 : image] if image else images)}
+        if len(sizes) > 1:
+            raise UnclearQuestionError(
+                f"the question doesn't say which of its {len(images)} images {match[0]} is in, and "
+                "they are of several sizes; name the image before the box"
+            )
+        corners = boxes.grid_to_pixels([int(n) for n in match.groups()], *sizes.pop())
         return "[{}, {}, {}, {}]".format(*map(round, corners))
 
     return _TAGGED_BOX.sub(pixels, question)
+
+
+def _image_of_box(question: str, box: re.Match, num_images: int) -> int:
+    """Returns the image that a question says a box is in; `OTHER` if it says none that is there.
+
+    It is named in the sentence before the box, right behind it, or anywhere before it.
+    """
+    before = question[: box.start()]
+    sentence = re.split(r"[.?!\n]\s", before)[-1]
+    behind = _BEHIND_BOX.match(question, box.end())
+    for text in (sentence, behind[0] if behind else "", before):
+        if (image := find_image(text, num_images)) is not None:
+            return image
+    return OTHER
 
 
 def _boxes_in_fractions(question: str, authors: bool) -> str:

@@ -2,14 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.json_rows import read_rows
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import lines, places
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
+from mirg_jax.mig_bench import families
+from mirg_jax.mig_bench.benchmark import Row
+
+_IMAGES = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32})?")  # as `ImageHashes.of`, or its first half
 
 
 def load_predictions(path: str | Place, count: int) -> list[str | None]:
@@ -55,7 +60,10 @@ def recorded_benchmark(path: str | Place) -> str | None:
     Returns:
       The hash; "" if run.json doesn't record it, or can't be read; None if there is no run.json.
     """
-    record = _record(path)
+    return _benchmark_of(_record(path))
+
+
+def _benchmark_of(record: dict[str, Any] | None) -> str | None:
     if record is None:
         return None
     found = record.get("benchmark_sha256")
@@ -64,48 +72,27 @@ def recorded_benchmark(path: str | Place) -> str | None:
 
 def _record(path: str | Place) -> dict[str, Any] | None:
     """Returns the run.json beside a file: {} if it can't be read, None if there is none."""
-    record = places.of(path).parent / "run.json"
-    try:
-        if not record.exists():
-            return None
-        found = json.loads(places.read_bytes(record))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return places.read_object(places.of(path).parent / "run.json")
 
 
-def check_reading(path: str | Place, **how: Any) -> None:
-    """Says in a line what predictions were asked for with, if they are now read otherwise.
-
-    Args:
-      path: the file of predictions; run.json beside it records how they were asked for.
-      **how: how they are read, by the names of run.json.
-    """
-    record = _record(path) or {}
-    others = [name for name, value in how.items() if record.get(name, value) != value]
-    if others:
-        asked = ", ".join(f"{name}={record[name]}" for name in others)
-        now = ", ".join(f"{name}={how[name]}" for name in others)
-        say(
-            f"{path}: was asked for with {asked} (run.json beside it), and is now scored with {now}"
-        )
-
-
-def check_benchmark(path: str | Place, benchmark: str, sha256: str) -> None:
+def check_record(path: str | Place, benchmark: str, sha256: str, **how: Any) -> None:
     """Checks that predictions in an evaluation's folder were made on a benchmark.
 
-    If the folder doesn't record its benchmark, a line says so. Predictions of other systems, with
-    no run.json beside them, are not checked.
+    If the folder doesn't record its benchmark, a line says so, and if the predictions are now read
+    otherwise than they were asked for. Predictions of other systems, with no run.json beside them,
+    are not checked.
 
     Args:
       path: the file of predictions.
       benchmark: path of the benchmark.
       sha256: hash of its content.
+      **how: how they are read, by the names of run.json.
 
     Raises:
       ConfigError: if it is another benchmark.
     """
-    recorded = recorded_benchmark(path)
+    record = _record(path)
+    recorded = _benchmark_of(record)
     if recorded == "":
         say(
             f"{path}: run.json beside it doesn't record benchmark_sha256, so it isn't checked that "
@@ -116,6 +103,64 @@ def check_benchmark(path: str | Place, benchmark: str, sha256: str) -> None:
             f"{path}: the predictions were made on a benchmark of other content than {benchmark} "
             "(benchmark_sha256 in run.json beside them); give that one, or, if the rows are the "
             "same, copy the predictions to a folder without run.json"
+        )
+    record = dict(record or {})
+    if family := families.OF_COORDINATES.get(str(record.get("coordinates"))):  # of evaluate.py
+        record.setdefault("family", family)
+    others = [name for name, value in how.items() if record.get(name, value) != value]
+    if others:
+        asked = ", ".join(f"{name}={record[name]}" for name in others)
+        now = ", ".join(f"{name}={how[name]}" for name in others)
+        say(
+            f"{path}: was asked for with {asked} (run.json beside it), and is now scored with {now}"
+        )
+
+
+def changed_images(
+    path: str | Place, rows: Iterable[Row], images: ImageHashes
+) -> tuple[list[Row], int]:
+    """Compares the images of rows with those that predictions were made about.
+
+    Args:
+      path: the file of predictions.
+      rows: the rows to compare, as far as the file has predictions for them.
+      images: hashes of their images. One that can't be read any more is not compared.
+
+    Returns:
+      The rows whose images are others, and the number of predictions that don't record theirs.
+
+    Raises:
+      DataError: if the file can't be read.
+    """
+    recorded = {}
+    for _, entry in _entries(path):
+        if isinstance(entry, dict) and isinstance(entry.get("index"), int):
+            found = entry.get("images")
+            known = isinstance(found, str) and _IMAGES.fullmatch(found)
+            recorded[entry["index"]] = found if known else None
+    about = [(row, recorded[row.index]) for row in rows if row.index in recorded]
+    changed = [row for row, found in about if found and images.differ(row.images, found)]
+    return changed, sum(not found for _, found in about)
+
+
+def say_changed_images(path: str | Place, rows: Iterable[Row], images: ImageHashes) -> None:
+    """Says in a line if predictions were made about other images than the rows have now.
+
+    Args:
+      path: the file of predictions; those of other systems don't record their images.
+      rows: the rows.
+      images: hashes of their images.
+
+    Raises:
+      DataError: if the file can't be read.
+    """
+    changed, _ = changed_images(path, rows, images)
+    if changed:
+        first = changed[0]
+        say(
+            f"{path}: {len(changed)} predictions were made about other images than those below "
+            f"the image root now (the first: row {first.index}, {', '.join(first.images)}); give "
+            "the image root that they were asked with, or ask again"
         )
 
 

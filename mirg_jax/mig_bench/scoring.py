@@ -22,7 +22,7 @@ import numpy as np
 from mirg_jax.data.mig_bench_rows import Fractions
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import boxes, tasks
-from mirg_jax.mig_bench import box_images
+from mirg_jax.mig_bench import box_forms
 from mirg_jax.mig_bench.benchmark import Row
 from mirg_jax.mig_bench.intervals import Interval, bootstrap, bootstrap_average
 from mirg_jax.mig_bench.parsing import ParsedAnswer, parse_answer, parse_authors, stretch_y
@@ -97,7 +97,7 @@ class Scores:
       scale_y: whether the authors' correction for Migician was applied.
       strict: whether an IoU of exactly a threshold is below it.
       missing: number of scored rows without a response, which count as misses.
-      unreadable: by row index, why a response can't be read; such a row has no response.
+      unreadable: by row index, why a response, or the box that counts, can't be read.
       other_form: number of responses without a box in our format that have one in another format.
       without_box: the first response, if no response has a box in any format; None otherwise.
       overall: the scores over all rows.
@@ -138,6 +138,7 @@ def score(
     scale_y: bool = False,
     strict: bool = False,
     unreadable: Mapping[int, str] | None = None,
+    direct: bool = False,
 ) -> Scores:
     """Scores one response per row.
 
@@ -148,7 +149,8 @@ def score(
       skip_impossible: whether to leave out rows whose answer is inverted, which can't be hit.
       scale_y: whether to apply the authors' correction for their own model, Migician.
       strict: whether an IoU must exceed a threshold; by default it may be equal.
-      unreadable: by row index, why a response can't be read and is None.
+      unreadable: by row index, why a response, or the box that counts, can't be read.
+      direct: whether answers without thoughts were asked for, which is then the right format.
 
     Raises:
       DataError: if no row is left to score.
@@ -165,31 +167,12 @@ def score(
         raise DataError("no row is left to score")
 
     parsed = [
-        _parse(response or "", len(row.images), protocol, scale_y) for row, response in scored
+        _parse(response or "", len(row.images), protocol, scale_y, direct)
+        for row, response in scored
     ]
-    predicted = np.array([answer.box or (0, 0, 0, 0) for answer in parsed], np.float64)
-    truth = np.array([row.answer for row, _ in scored], np.float64)
-    with np.errstate(over="ignore"):  # an area of hundreds of digits: the IoU is 0 all the same
-        ious = boxes.iou(predicted, truth).tolist()
     above = operator.gt if strict else operator.ge
-    row_scores = tuple(
-        RowScore(
-            index=row.index,
-            task=row.task,
-            box=answer.box,
-            iou=iou,
-            hit=above(iou, HIT),
-            image=answer.image,
-            target_image=row.target_image,
-            format_ok=answer.format_ok,
-        )
-        for (row, _), answer, iou in zip(scored, parsed, ious, strict=True)
-    )
-
-    by_task: dict[str, list[RowScore]] = {name: [] for name in tasks.MIG_BENCH_TASKS}
-    for row in row_scores:
-        by_task.setdefault(row.task, []).append(row)
-    by_task = {name: group for name, group in by_task.items() if group}
+    row_scores = _score_rows([row for row, _ in scored], parsed, above)
+    by_task = _by_task(row_scores)
     summaries = {name: _summarise(group, above) for name, group in by_task.items()}
     return Scores(
         protocol=protocol,
@@ -199,7 +182,7 @@ def score(
         missing=sum(response is None for _, response in scored),
         unreadable=dict(unreadable or {}),
         other_form=sum(
-            box_images.has_box(response or "")
+            box_forms.has_box(response or "")
             for (_, response), answer in zip(scored, parsed, strict=True)
             if protocol == "answer" and answer.box is None
         ),
@@ -216,12 +199,43 @@ def score(
     )
 
 
+def _score_rows(
+    rows: Sequence[Row], parsed: Sequence[ParsedAnswer], above: Callable[[float, float], bool]
+) -> tuple[RowScore, ...]:
+    """Compares each row's answer with its true box."""
+    predicted = np.array([answer.box or (0, 0, 0, 0) for answer in parsed], np.float64)
+    truth = np.array([row.answer for row in rows], np.float64)
+    with np.errstate(over="ignore"):  # an area of hundreds of digits: the IoU is 0 all the same
+        ious = boxes.iou(predicted, truth).tolist()
+    return tuple(
+        RowScore(
+            index=row.index,
+            task=row.task,
+            box=answer.box,
+            iou=iou,
+            hit=above(iou, HIT),
+            image=answer.image,
+            target_image=row.target_image,
+            format_ok=answer.format_ok,
+        )
+        for row, answer, iou in zip(rows, parsed, ious, strict=True)
+    )
+
+
+def _by_task(scores: Sequence[RowScore]) -> dict[str, list[RowScore]]:
+    """Groups rows by task, in the benchmark's order, without tasks that have none."""
+    found: dict[str, list[RowScore]] = {name: [] for name in tasks.MIG_BENCH_TASKS}
+    for row in scores:
+        found.setdefault(row.task, []).append(row)
+    return {name: group for name, group in found.items() if group}
+
+
 def _first_without_box(
     responses: Sequence[str | None], parsed: Sequence[ParsedAnswer]
 ) -> str | None:
     """Returns the first response if none has a box."""
     said = [response for response in responses if response is not None]
-    if any(answer.box for answer in parsed) or any(map(box_images.has_box, said)):
+    if any(answer.box for answer in parsed) or any(map(box_forms.has_box, said)):
         return None
     return next(iter(said), None)
 
@@ -231,11 +245,13 @@ def _is_possible(row: Row) -> bool:
     return x1 < x2 and y1 < y2
 
 
-def _parse(response: str, num_images: int, protocol: Protocol, scale_y: bool) -> ParsedAnswer:
+def _parse(
+    response: str, num_images: int, protocol: Protocol, scale_y: bool, direct: bool
+) -> ParsedAnswer:
     """Reads a response by a protocol."""
     if protocol == "authors":
         return ParsedAnswer(parse_authors(response, scale_y), None, None)
-    answer = parse_answer(response, num_images)
+    answer = parse_answer(response, num_images, direct=direct)
     if answer.box and scale_y:
         answer = answer._replace(box=stretch_y(answer.box))
     return answer

@@ -10,12 +10,12 @@ from mirg_jax.mig_bench.scoring import Scores
 def table_cells(named_scores: Mapping[str, Scores]) -> list[list[str]]:
     """Returns a header and one line per run, with hit rates in per cent.
 
-    Columns of tasks have the paper's short names; "95%" is the interval of AVE.
+    Columns of tasks have the paper's short names; "AVE 95%" is the interval of AVE.
     """
     columns = {name: task.short for name, task in tasks.MIG_BENCH_TASKS.items()}
     for scores in named_scores.values():
         columns |= {name: name for name in scores.tasks if name not in columns}
-    header = ["Model", "protocol", *columns.values(), "AVE", "95%", "Spont.", "Refer.", "all"]
+    header = ["Model", "protocol", *columns.values(), "AVE", "AVE 95%", "Spont.", "Refer.", "all"]
     header += ["mIoU", "image", "format", "missing"]
     lines = [header]
     for name, scores in named_scores.items():
@@ -50,8 +50,8 @@ def notes(scores: Scores) -> list[str]:
     if scores.unreadable:
         first = next(iter(scores.unreadable.values()))
         lines.append(
-            f"{len(scores.unreadable)} responses in pixels can't be scored and count as misses; "
-            f"the first: {first}"
+            f"{len(scores.unreadable)} responses in pixels can't be scored and count as misses "
+            f'("unreadable" in scores.json); the first: {first}'
         )
     answered = scores.overall.n - scores.missing
     if 2 * scores.other_form > answered > 0:

@@ -36,6 +36,10 @@ def attend(
 ) -> Float[Array, "B K G R T D"]:
     """Computes softmax attention; scores and softmax are in float32.
 
+    Queries are divided by sqrt(D) in float32 and rounded to their dtype again before the product,
+    as kernels need it, so that 16-bit rollouts and losses see the same scores with every engine.
+    Only float32 without a kernel scales the scores instead.
+
     A query attends to the keys of its own branch that have its segment ID (if `causal`, only up to
     its own position; then T = S) and to all prefix keys that have its segment ID. For a row with
     segments `[a a b b 0]` and `causal`:
@@ -66,7 +70,10 @@ def attend(
       engine: "xla", which runs on every backend, or a key of `flash.ENGINES`. Single queries, as
         in decoding, always use "xla", since their scores are small.
     """
-    if engine != "xla" and q.shape[4] > 1:
+    kernel, scale = engine != "xla" and q.shape[4] > 1, q.shape[-1] ** -0.5
+    if kernel or q.dtype != jnp.float32:
+        q, scale = (q.astype(jnp.float32) * scale).astype(q.dtype), 1.0
+    if kernel:
         prefix = prefix_k, prefix_v, prefix_segments
         return _flash(engine, q, k, v, q_segments, k_segments, (causal, packed), prefix)
     T = q.shape[4]
@@ -83,7 +90,7 @@ def attend(
             prefix_mask = q_segments[..., start:end, None] == prefix_segments[:, None, None, :]
             prefix = prefix_k, prefix_v, prefix_mask
         outs.append(
-            _softmax(q[..., start:end, :], k[..., :seen, :], v[..., :seen, :], mask, prefix)
+            _softmax(q[..., start:end, :], k[..., :seen, :], v[..., :seen, :], mask, prefix, scale)
         )
     return outs[0] if blocks == 1 else jnp.concatenate(outs, axis=4)
 
@@ -138,6 +145,7 @@ def _softmax(
     v: Float[Array, "B KG S D"],
     mask: Bool[Array, "B G T S"],
     prefix: tuple[Float[Array, "B K P D"], Float[Array, "B K P D"], Bool[Array, "B G T P"]] | None,
+    scale: float,
 ) -> Float[Array, "B K G R T D"]:
     """Computes attention with one softmax over own keys and prefix keys together.
 
@@ -150,7 +158,7 @@ def _softmax(
 
     def scores(queries, keys, mask):
         logits = _scores(queries, keys)
-        logits = logits.reshape(B, K, G, R, T, -1) * D**-0.5
+        logits = logits.reshape(B, K, G, R, T, -1) * scale
         return jnp.where(mask[:, None, :, None], logits, _MASKED)
 
     def mix(weights, values, shape):

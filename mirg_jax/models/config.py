@@ -1,7 +1,8 @@
-"""Model configurations of Qwen2-VL and Qwen2.5-VL, converted from and to `config.json`."""
+"""Configurations of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, converted from and to `config.json`."""
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -24,9 +25,12 @@ class VisionConfig:
       merge_size: patches along the side of a block that becomes one visual token.
       temporal_patch_size: frames per patch.
       window_size: pixels along a window's side; all blocks except `full_blocks` attend within
-        windows. 0 selects Qwen2-VL's tower, which has no windows and different norms and MLPs.
+        windows. It selects Qwen2.5-VL's tower, which has other norms and MLPs; 0: no windows.
       full_blocks: indices of the blocks that attend to the whole image; only with windows.
-      mlp_dim: width of Qwen2.5-VL's MLP; only with windows.
+      mlp_dim: width of the MLP of Qwen2.5-VL and Qwen3-VL.
+      position_side: rows and columns of the grid of learned position embeddings. It selects
+        Qwen3-VL's tower, which has a bias on patches and another activation; 0: no such grid.
+      deepstack: indices of the blocks whose features are added after the first decoder layers.
     """
 
     depth: int = 32
@@ -40,11 +44,23 @@ class VisionConfig:
     window_size: int = 0
     full_blocks: tuple[int, ...] = ()
     mlp_dim: int = 0
+    position_side: int = 0
+    deepstack: tuple[int, ...] = ()
 
     @property
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the blocks' MLP."""
+        return self.mlp_dim or self.mlp_ratio * self.embed_dim
+
+    @property
+    def token_dim(self) -> int:
+        """Width of what the tower returns for a visual token, with DeepStack's features."""
+        return self.out_dim * (1 + len(self.deepstack))
 
     @property
     def window(self) -> int:
@@ -55,7 +71,15 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Configuration of the decoder."""
+    """Configuration of the decoder.
+
+    Attributes:
+      head_size: width of an attention head; 0: `hidden_size` over `num_heads`.
+      mrope_section: frequencies of the time, height and width positions.
+      mrope_interleaved: whether they take turns, or each has a run of frequencies.
+      qkv_bias: whether the projections of queries, keys and values have a bias.
+      qk_norm: whether queries and keys are normalised, each head by itself.
+    """
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -67,11 +91,15 @@ class TextConfig:
     mrope_section: tuple[int, int, int] = (16, 24, 24)
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
+    head_size: int = 0
+    mrope_interleaved: bool = False
+    qkv_bias: bool = True
+    qk_norm: bool = False
 
     @property
     def head_dim(self) -> int:
         """Width of an attention head."""
-        return self.hidden_size // self.num_heads
+        return self.head_size or self.hidden_size // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +130,7 @@ class ModelConfig:
         heads, kv_heads, sections = text.num_heads, text.num_kv_heads, text.mrope_section
         for ok, rule, values in (
             (
-                text.hidden_size % heads == 0,
+                text.head_size or text.hidden_size % heads == 0,
                 "hidden_size must be a multiple of num_attention_heads",
                 (text.hidden_size, heads),
             ),
@@ -115,6 +143,11 @@ class ModelConfig:
                 2 * sum(sections) == text.head_dim,
                 "mrope_section must add up to half the head size",
                 (list(sections), text.head_dim),
+            ),
+            (
+                not text.mrope_interleaved or 3 * max(sections[1:]) <= sum(sections),
+                "in an interleaved mrope_section, height and width must be a third at most",
+                (list(sections),),
             ),
             (
                 vision.embed_dim % vision.num_heads == 0,
@@ -136,6 +169,18 @@ class ModelConfig:
                 "window_size must be 0 or large enough to hold a visual token",
                 (vision.window_size,),
             ),
+            (
+                not (vision.window_size and (vision.position_side or vision.deepstack)),
+                "a tower with windows has no learned positions and no deepstack",
+                (vision.window_size, vision.position_side, list(vision.deepstack)),
+            ),
+            (
+                list(vision.deepstack) == sorted({*vision.deepstack})
+                and all(index < vision.depth for index in vision.deepstack)
+                and len(vision.deepstack) <= text.num_layers,
+                "deepstack_visual_indexes must be blocks in ascending order, no more than layers",
+                (list(vision.deepstack), vision.depth, text.num_layers),
+            ),
         ):
             if not ok:
                 raise ValueError(f"{rule} ({', '.join(map(str, values))})")
@@ -143,6 +188,8 @@ class ModelConfig:
     @property
     def model_type(self) -> str:
         """The model family's name in a `config.json`."""
+        if self.vision.position_side:
+            return "qwen3_vl"
         return "qwen2_5_vl" if self.vision.window_size else "qwen2_vl"
 
     @classmethod
@@ -169,7 +216,8 @@ class ModelConfig:
         if not section(raw, "vision_config"):
             raise KeyError("vision_config")
         heads = size(text, "num_attention_heads")
-        sections = sizes(rope, "mrope_section", (16, 24, 24))
+        own = _DECODERS.get(kind, TextConfig())
+        sections = sizes(rope, "mrope_section", own.mrope_section)
         if len(sections) != 3:
             raise ValueError(f"mrope_section={list(sections)} is not a list of three sizes")
         decoder = TextConfig(
@@ -179,11 +227,15 @@ class ModelConfig:
             num_layers=size(text, "num_hidden_layers"),
             num_heads=heads,
             num_kv_heads=size(text, "num_key_value_heads", heads),
-            rope_theta=number(rope, "rope_theta", number(text, "rope_theta", 1e6)),
+            rope_theta=number(rope, "rope_theta", number(text, "rope_theta", own.rope_theta)),
             mrope_section=sections,
             rms_norm_eps=number(text, "rms_norm_eps", most=1),
             # In the newer form it may be at either level.
             tie_word_embeddings=any([flag(c, "tie_word_embeddings") for c in (raw, text)]),
+            head_size=size(text, "head_dim", own.head_size) if own.head_size else 0,
+            mrope_interleaved=own.mrope_interleaved,
+            qkv_bias=own.qkv_bias,
+            qk_norm=own.qk_norm,
         )
         try:
             vision = _vision_from_hf(raw["vision_config"], kind)
@@ -228,15 +280,13 @@ class ModelConfig:
             ends = (*config.end_tokens, *end_tokens(folder, config.text.vocab_size))
             return dataclasses.replace(config, end_tokens=tuple(dict.fromkeys(ends)))
         raise CheckpointError(
-            f"{path}: {problem}; correct it, or give a Qwen2-VL or Qwen2.5-VL checkpoint"
+            f"{path}: {problem}; correct it, or give a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint"
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the contents of a `config.json` in the published flat form."""
-        text, vision, ends = self.text, self.vision, self.eos_token_id
-        return {
-            "architectures": [ARCHITECTURES[self.model_type]],
-            "model_type": self.model_type,
+        """Returns the contents of a `config.json` in the form that the family is published in."""
+        text, ends = self.text, self.eos_token_id
+        decoder = {
             "vocab_size": text.vocab_size,
             "hidden_size": text.hidden_size,
             "intermediate_size": text.intermediate_size,
@@ -249,13 +299,35 @@ class ModelConfig:
             "rms_norm_eps": text.rms_norm_eps,
             "tie_word_embeddings": text.tie_word_embeddings,
             "use_sliding_window": False,
-            "vision_config": _vision_to_hf(vision, self.model_type),
+        }
+        texts = {
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": ends if isinstance(ends, int) else list(ends),
+        }
+        if self.model_type == "qwen3_vl":
+            del decoder["use_sliding_window"]
+            decoder["model_type"] = "qwen3_vl_text"
+            decoder["head_dim"], decoder["attention_bias"] = text.head_dim, False
+            decoder["rope_scaling"] = {
+                "rope_type": "default",
+                "mrope_section": list(text.mrope_section),
+                "mrope_interleaved": True,
+            }
+            decoder = {
+                "text_config": decoder | texts,
+                "tie_word_embeddings": text.tie_word_embeddings,
+            }
+            texts = {}
+        return {
+            "architectures": [ARCHITECTURES[self.model_type]],
+            "model_type": self.model_type,
+            **decoder,
+            "vision_config": _vision_to_hf(self.vision, self.model_type),
             "image_token_id": self.image_token_id,
             "video_token_id": self.video_token_id,
             "vision_start_token_id": self.vision_start_token_id,
             "vision_end_token_id": self.vision_end_token_id,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": ends if isinstance(ends, int) else list(ends),
+            **texts,
         }
 
 
@@ -263,7 +335,7 @@ def _vision_from_hf(raw: dict[str, Any], model_type: str) -> VisionConfig:
     common = {
         "depth": size(raw, "depth"),
         "num_heads": size(raw, "num_heads"),
-        "patch_size": size(raw, "patch_size", 14),
+        "patch_size": size(raw, "patch_size", PATCH_SIZES[model_type]),
         "merge_size": size(raw, "spatial_merge_size", 2),
         "temporal_patch_size": size(raw, "temporal_patch_size", 2),
     }
@@ -272,6 +344,17 @@ def _vision_from_hf(raw: dict[str, Any], model_type: str) -> VisionConfig:
             "embed_dim": size(raw, "embed_dim"),
             "mlp_ratio": size(raw, "mlp_ratio", 4),
             "out_dim": size(raw, "hidden_size"),
+        }
+    elif model_type == "qwen3_vl":
+        positions = size(raw, "num_position_embeddings", 2304)
+        if math.isqrt(positions) ** 2 != positions:
+            raise ValueError(f"num_position_embeddings={positions} is not the square of an integer")
+        own = {
+            "embed_dim": size(raw, "hidden_size"),
+            "mlp_dim": size(raw, "intermediate_size"),
+            "out_dim": size(raw, "out_hidden_size"),
+            "position_side": math.isqrt(positions),
+            "deepstack": sizes(raw, "deepstack_visual_indexes", (8, 16, 24)),
         }
     else:
         own = {
@@ -301,10 +384,19 @@ def _vision_to_hf(vision: VisionConfig, model_type: str) -> dict[str, Any]:
             "hidden_size": vision.out_dim,
             "hidden_act": "quick_gelu",
         }
-    return common | {
+    common |= {
         "hidden_size": vision.embed_dim,
         "intermediate_size": vision.mlp_dim,
         "out_hidden_size": vision.out_dim,
+    }
+    if model_type == "qwen3_vl":
+        common["in_channels"] = common.pop("in_chans")
+        return common | {
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_position_embeddings": vision.position_side**2,
+            "deepstack_visual_indexes": list(vision.deepstack),
+        }
+    return common | {
         "hidden_act": "silu",
         "window_size": vision.window_size,
         "fullatt_block_indexes": list(vision.full_blocks),
@@ -318,45 +410,18 @@ _TEXT_IDS = ("bos_token_id", "eos_token_id")
 ARCHITECTURES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
+# Pixels along the side of a patch.
+PATCH_SIZES = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
 
-# Configurations of the published instruct models, as in their config.json.
-QWEN2_VL_2B = ModelConfig(
-    text=TextConfig(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_heads=12,
-        num_kv_heads=2,
-        tie_word_embeddings=True,
-    ),
-    vision=VisionConfig(out_dim=1536),
+# Qwen3-VL's decoder: its flags, and transformers' values of fields that config.json may lack.
+QWEN3_TEXT = TextConfig(
+    head_size=128,
+    rope_theta=5e5,
+    mrope_section=(24, 20, 20),
+    mrope_interleaved=True,
+    qkv_bias=False,
+    qk_norm=True,
 )
-QWEN2_VL_7B = ModelConfig()
-QWEN2_VL_72B = ModelConfig(
-    text=TextConfig(
-        hidden_size=8192, intermediate_size=29568, num_layers=80, num_heads=64, num_kv_heads=8
-    ),
-    vision=VisionConfig(out_dim=8192),
-)
-_WINDOWED = VisionConfig(window_size=112, full_blocks=(7, 15, 23, 31), mlp_dim=3420)
-QWEN2_5_VL_3B = ModelConfig(
-    text=TextConfig(
-        vocab_size=151936,
-        hidden_size=2048,
-        intermediate_size=11008,
-        num_layers=36,
-        num_heads=16,
-        num_kv_heads=2,
-        tie_word_embeddings=True,
-    ),
-    vision=dataclasses.replace(_WINDOWED, out_dim=2048),
-)
-QWEN2_5_VL_7B = ModelConfig(vision=_WINDOWED)
-PUBLISHED = {
-    "Qwen/Qwen2-VL-2B-Instruct": QWEN2_VL_2B,
-    "Qwen/Qwen2-VL-7B-Instruct": QWEN2_VL_7B,
-    "Qwen/Qwen2-VL-72B-Instruct": QWEN2_VL_72B,
-    "Qwen/Qwen2.5-VL-3B-Instruct": QWEN2_5_VL_3B,
-    "Qwen/Qwen2.5-VL-7B-Instruct": QWEN2_5_VL_7B,
-}
+_DECODERS = {"qwen3_vl": QWEN3_TEXT}

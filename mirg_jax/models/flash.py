@@ -1,8 +1,8 @@
 """Flash attention, which never stores the full score matrix: splash on TPU, cuDNN on GPU.
 
-Both engines take queries [B, N, T, D] with N = K·R heads, keys and values [B, K, S, D], segment IDs
-and a static mask (`Pattern`). A query attends to the keys that the mask allows and that have its
-segment ID.
+Both engines take scaled queries [B, N, T, D] with N = K·R heads, keys and values [B, K, S, D],
+segment IDs and a static mask (`Pattern`). A query attends to the keys that the mask allows and that
+have its segment ID.
 """
 
 import contextlib
@@ -19,6 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Splash's tile sizes in tokens, largest preferred; lengths are padded to multiples of the last.
 _BLOCKS = (512, 256, 128)
+# Splash can compute all gradients in one kernel, with 5 matrix products a block instead of 7. Then
+# it writes the queries' gradient once for each block of keys, which may take this much.
+_MAX_PARTIAL_BYTES = 1 << 29
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ def splash_attention(
     """Computes attention with Pallas' splash kernel on TPU, which skips fully masked blocks.
 
     Args:
-      q: queries.
+      q: queries, divided by sqrt(D).
       k: keys.
       v: values.
       q_segments: segment IDs of the queries.
@@ -104,14 +107,11 @@ def splash_attention(
     pattern = dataclasses.replace(pattern, padding=(pad_q, pad_k))
     block_q = next(b for b in _BLOCKS if (T + pad_q) % b == 0)
     block_k = next(b for b in _BLOCKS if (S + pad_k) % b == 0)
-    sizes = splash.BlockSizes(
-        block_q=block_q,
-        block_kv=block_k,
-        block_q_dkv=block_q,
-        block_kv_dkv=block_k,
-        block_q_dq=block_q,
-        block_kv_dq=block_k,
-    )
+    backward = {"block_kv_dkv": block_k, "block_q_dq": block_q, "block_kv_dq": block_k}
+    wide = 2 * block_k if (S + pad_k) % (2 * block_k) == 0 else block_k
+    if (S + pad_k) // wide * q.size * q.dtype.itemsize <= _MAX_PARTIAL_BYTES:
+        backward = {"block_kv_dkv": wide, "use_fused_bwd_kernel": True}
+    sizes = splash.BlockSizes(block_q=block_q, block_kv=block_k, block_q_dkv=block_q, **backward)
     kernel = splash.make_splash_mqa_single_device(
         splash.MultiHeadMask([pattern] * (N // K)), block_sizes=sizes, interpret=interpret
     )
@@ -121,7 +121,7 @@ def splash_attention(
         return jnp.pad(x, widths, constant_values=value)
 
     segments = splash.SegmentIds(pad(q_segments, pad_q, 1, -1), pad(k_segments, pad_k, 1, -1))
-    q = pad(q * D**-0.5, pad_q, 2).reshape(B, K, N // K, T + pad_q, D)
+    q = pad(q, pad_q, 2).reshape(B, K, N // K, T + pad_q, D)
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # over the key/value heads
     out = jax.vmap(heads)(q, pad(k, pad_k, 2), pad(v, pad_k, 2), segments)
     return out.reshape(B, N, T + pad_q, D)[:, :, :T].astype(v.dtype)
@@ -152,7 +152,7 @@ def cudnn_attention(
     those keys. The rest of pattern and segment IDs is one dense boolean mask [B, T, S].
 
     Args:
-      q: queries.
+      q: queries, divided by sqrt(D).
       k: keys.
       v: values.
       q_segments: segment IDs of the queries.
@@ -160,7 +160,7 @@ def cudnn_attention(
       pattern: the static mask.
       implementation: of `jax.nn.dot_product_attention`; "xla" runs on any backend, for tests.
     """
-    given = {"is_causal": False}
+    given = {"is_causal": False, "scale": 1.0}
     if pattern.branches == 1 and not pattern.prefix:
         given["is_causal"] = pattern.causal
     if pattern.packed or pattern.branches > 1 or pattern.prefix:

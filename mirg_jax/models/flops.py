@@ -12,8 +12,9 @@ from mirg_jax.models.config import ModelConfig
 def decoder_matrices(config: ModelConfig) -> int:
     """Returns the number of elements of the decoder's matrices, without the output head."""
     text = config.text
-    width, kv = text.hidden_size, text.num_kv_heads * text.head_dim
-    layer = 2 * width * width + 2 * width * kv + 3 * width * text.intermediate_size
+    width = text.hidden_size
+    queries, kv = (count * text.head_dim for count in (text.num_heads, text.num_kv_heads))
+    layer = 2 * width * queries + 2 * width * kv + 3 * width * text.intermediate_size
     return text.num_layers * layer
 
 
@@ -32,10 +33,11 @@ def tower(config: ModelConfig, images: int, patches: int) -> float:
     """
     vision = config.vision
     width = vision.embed_dim
-    mlp = 3 * vision.mlp_dim if vision.window else 2 * vision.mlp_ratio * width
+    mlp = (3 if vision.window else 2) * vision.mlp_width
     block = (4 * width + mlp) * width
     merged = width * vision.merge_size**2
     merger = (merged * merged + merged * vision.out_dim) / vision.merge_size**2
+    merger *= 1 + len(vision.deepstack)
     embed = 3 * vision.patch_size**2 * width
     products = 2.0 * patches * (vision.depth * block + merger + embed)
     whole = len(vision.full_blocks) if vision.window else vision.depth
@@ -54,7 +56,7 @@ def decoder(config: ModelConfig, tokens: int, pairs: float, labels: int) -> floa
     """
     text = config.text
     products = 2.0 * tokens * decoder_matrices(config) + 2.0 * labels * head_matrix(config)
-    return products + 4.0 * text.num_layers * text.hidden_size * pairs
+    return products + 4.0 * text.num_layers * text.num_heads * text.head_dim * pairs
 
 
 def causal(tokens: int) -> float:

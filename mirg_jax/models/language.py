@@ -1,4 +1,4 @@
-"""Qwen2-VL's decoder: grouped-query attention, SwiGLU, M-RoPE; layers are stacked and scanned."""
+"""The decoder: grouped-query attention, SwiGLU, M-RoPE; layers are stacked and scanned."""
 
 import functools
 from collections.abc import Sequence
@@ -42,19 +42,34 @@ class Cache(NamedTuple):
         return Cache(tuple(map(grown, self.keys)), tuple(map(grown, self.values)), self.steps)
 
 
+def _unchanged(x: jax.Array) -> jax.Array:
+    """Stands for the norm of queries and keys where there is none."""
+    return x
+
+
 class Attention(nnx.Module):
     """Query, key, value and output projections of grouped-query attention."""
 
     def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
         self.num_kv_heads, self.head_dim = config.num_kv_heads, config.head_dim
-        dim, kv_dim = config.hidden_size, config.num_kv_heads * config.head_dim
+        dim, q_dim, kv_dim = (
+            config.hidden_size,
+            *(count * config.head_dim for count in (config.num_heads, config.num_kv_heads)),
+        )
         make = {"precision": precision, "rngs": rngs}
         # Sharded only by whole key/value heads, each together with the query heads that share it.
         heads = ("heads", config.num_kv_heads)
-        self.q_proj = linear(dim, dim, ("embed", heads), bias=True, **make)
-        self.k_proj = linear(dim, kv_dim, ("embed", heads), bias=True, **make)
-        self.v_proj = linear(dim, kv_dim, ("embed", heads), bias=True, **make)
-        self.o_proj = linear(dim, dim, (heads, "embed"), bias=False, **make)
+        self.q_proj = linear(dim, q_dim, ("embed", heads), bias=config.qkv_bias, **make)
+        self.k_proj = linear(dim, kv_dim, ("embed", heads), bias=config.qkv_bias, **make)
+        self.v_proj = linear(dim, kv_dim, ("embed", heads), bias=config.qkv_bias, **make)
+        self.o_proj = linear(q_dim, dim, (heads, "embed"), bias=False, **make)
+
+        def head_norm():
+            if not config.qk_norm:
+                return _unchanged
+            return rms_norm(config.head_dim, config.rms_norm_eps, precision, rngs)
+
+        self.q_norm, self.k_norm = head_norm(), head_norm()
 
     def project(
         self, x: Float[Array, "B G T M"], angles: Float[Array, "B G T half"]
@@ -62,8 +77,8 @@ class Attention(nnx.Module):
         """Returns queries and keys with rotary embeddings, and values; head axes come first."""
         B, G, T, _ = x.shape
         split = (B, G, T, -1, self.head_dim)
-        q = rope.rotate(self.q_proj(x).reshape(split), angles)
-        k = rope.rotate(self.k_proj(x).reshape(split), angles)
+        q = rope.rotate(self.q_norm(self.q_proj(x).reshape(split)), angles)
+        k = rope.rotate(self.k_norm(self.k_proj(x).reshape(split)), angles)
         v = self.v_proj(x).reshape(split)
         q = q.reshape(B, G, T, self.num_kv_heads, -1, self.head_dim)
         q = q.transpose(0, 3, 1, 4, 2, 5)
@@ -112,6 +127,24 @@ class DecoderLayer(nnx.Module):
         return x + self.down_proj(constrain(h, "rows", None, None, "mlp")), extra
 
 
+def add_deep(
+    x: Float[Array, "B G T M"],
+    deep: Float[Array, "N B T M"] | None,
+    number: Int[Array, ""] | int | None,
+) -> Float[Array, "B G T M"]:
+    """Adds DeepStack's features to the output of one of the first N layers.
+
+    Args:
+      x: the layer's output.
+      deep: what is added after each of these layers; None: nothing.
+      number: the layer's number, from 0; None without `deep`.
+    """
+    if deep is None:
+        return x
+    features = deep[jnp.minimum(number, len(deep) - 1)][:, None].astype(x.dtype)
+    return x + jnp.where(number < len(deep), features, 0)
+
+
 class Decoder(nnx.Module):
     """All decoder layers and the final norm.
 
@@ -137,7 +170,13 @@ class Decoder(nnx.Module):
 
     def angles(self, positions: Int[Array, "*B T 3"]) -> Float[Array, "*B T half"]:
         """Returns M-RoPE's rotation angles at the given positions."""
-        return rope.mrope_angles(positions, self.config.mrope_section, self.config.rope_theta)
+        config = self.config
+        return rope.mrope_angles(
+            positions,
+            config.mrope_section,
+            config.rope_theta,
+            interleaved=config.mrope_interleaved,
+        )
 
     def __call__(
         self,
@@ -145,6 +184,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B G T 3"],
         segments: Int[Array, "B G T"],
         prefix: KeyValues | None = None,
+        deep: Float[Array, "N B T M"] | None = None,
     ) -> Float[Array, "B G T M"]:
         """Computes the hidden states of whole sequences with causal attention.
 
@@ -153,6 +193,7 @@ class Decoder(nnx.Module):
           positions: M-RoPE positions.
           segments: segment IDs; 0 is padding.
           prefix: keys and values of a prompt that all G branches of a row continue.
+          deep: what is added after the first N layers (DeepStack); None: nothing.
 
         Returns:
           Hidden states after the final norm.
@@ -160,24 +201,32 @@ class Decoder(nnx.Module):
         angles = self.angles(positions)
         own = functools.partial(self.attend, q_segments=segments, k_segments=segments, causal=True)
 
-        def body(layer, x, layer_prefix):
-            if layer_prefix is None:
-                return layer(x, angles, lambda q, k, v: (own(q, k, v), None))
-            keys, values = layer_prefix
-            shared = functools.partial(
-                own, prefix_k=keys, prefix_v=values, prefix_segments=prefix.segments
-            )
-            return layer(x, angles, lambda q, k, v: (shared(q, k, v), None))
+        def body(layer, x, inputs):
+            layer_prefix, number = inputs
+            attend_to = own
+            if layer_prefix is not None:
+                keys, values = layer_prefix
+                attend_to = functools.partial(
+                    own, prefix_k=keys, prefix_v=values, prefix_segments=prefix.segments
+                )
+            x, _ = layer(x, angles, lambda q, k, v: (attend_to(q, k, v), None))
+            return add_deep(x, deep, number), None
 
         inputs = None if prefix is None else (prefix.keys, prefix.values)
+        inputs = inputs, self._numbers(deep)
         x, _ = scan(body, x, self.layers, inputs, remat=self.remat)
         return self.norm(x)
+
+    def _numbers(self, deep: Float[Array, "N B T M"] | None) -> Int[Array, " layers"] | None:
+        """Returns the layers' numbers, where what is added after a layer depends on its number."""
+        return None if deep is None else jnp.arange(self.config.num_layers)
 
     def prefill(
         self,
         x: Float[Array, "B T M"],
         positions: Int[Array, "B T 3"],
         segments: Int[Array, "B T"],
+        deep: Float[Array, "N B T M"] | None = None,
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
         """Computes hidden states of prompts, and the keys and values for their completions.
 
@@ -185,6 +234,7 @@ class Decoder(nnx.Module):
           x: token embeddings.
           positions: M-RoPE positions.
           segments: 1 for a row's prompt, then 0 for padding.
+          deep: what is added after the first N layers (DeepStack); None: nothing.
         """
         angles = self.angles(positions)[:, None]
 
@@ -193,10 +243,13 @@ class Decoder(nnx.Module):
             out = self.attend(q, k, v, own, own, causal=True, packed=False)
             return out, (k, v)  # one branch: KG is K
 
-        def body(layer, x, _):
-            return layer(x, angles, attend_to)
+        def body(layer, x, number):
+            x, own = layer(x, angles, attend_to)
+            return add_deep(x, deep, number), own
 
-        x, (keys, values) = scan(body, x[:, None], self.layers, remat=self.remat)
+        x, (keys, values) = scan(
+            body, x[:, None], self.layers, self._numbers(deep), remat=self.remat
+        )
         return self.norm(x)[:, 0], KeyValues(keys, values, segments)
 
     def init_cache(self, batch: int, group: int, length: int) -> Cache:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mirg_jax import sharding
 from mirg_jax.sharding import RULES, Axis, constrain
 
 
@@ -21,20 +22,29 @@ class Precision(NamedTuple):
 FLOAT32 = Precision()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(kernel: jax.Array, axes: tuple[Axis, Axis]) -> jax.Array:
-    """Gathers a kernel over `fsdp` (all-gather), along the model's width, for use in a computation.
+def gather(kernel: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
+    """Gathers a parameter over `fsdp` (all-gather), along the model's width, for a computation.
 
     Its gradient is reduce-scattered straight into the parameter's sharding.
 
     Args:
-      kernel: a sharded matrix.
-      axes: the logical axes of its two dimensions.
+      kernel: a sharded parameter; under `sharding.value_and_grad` the device's part of it.
+      axes: the logical axes of its dimensions.
     """
+    if sharding.rows_are_manual():
+        divided = jax.sharding.get_abstract_mesh().shape["fsdp"] > 1  # not for sampling
+        if "embed" in axes and divided:  # JAX's gradient of this is the reduce-scatter
+            kernel = jax.lax.all_gather(kernel, "fsdp", axis=axes.index("embed"), tiled=True)
+        return constrain(kernel, *axes)
+    return _gather(kernel, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(kernel: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
     return constrain(kernel, *axes)
 
 
-gather.defvjp(
+_gather.defvjp(
     lambda kernel, axes: (constrain(kernel, *axes), None),
     lambda axes, _, g: (constrain(g, *axes, rules=RULES),),
 )
@@ -57,13 +67,17 @@ _matmul.defvjp(
 
 
 class Linear(nnx.Module):
-    """Dense layer: x · kernel + bias, plus (x · a) · b · scale where `lora.attach` was applied."""
+    """Dense layer: x · kernel + bias, plus (x · a) · b · scale where `lora.attach` was applied.
+
+    Where `int8.attach` was, the kernel holds integers, and their product is multiplied by scales.
+    """
 
     def __init__(
         self, kernel: nnx.Param, bias: nnx.Param | None, axes: tuple[Axis, Axis], dtype: Any
     ):
         self.in_features, self.axes, self.dtype = kernel.shape[0], axes, dtype
         self.kernel, self.bias = kernel, nnx.data(bias)
+        self.kernel_scale = nnx.data(None)
         self.lora_a, self.lora_b, self.lora_scale = nnx.data(None), nnx.data(None), 0.0
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
@@ -72,8 +86,10 @@ class Linear(nnx.Module):
 
         x = x.astype(self.dtype)
         out = product(x, self.kernel, *self.axes)
+        if self.kernel_scale is not None:
+            out = (out * gather(self.kernel_scale[...], self.axes[1:])).astype(self.dtype)
         if self.bias is not None:
-            out += self.bias[...].astype(self.dtype)
+            out += gather(self.bias[...].astype(self.dtype), self.axes[1:])
         if self.lora_a is not None:
             inner = product(x, self.lora_a, self.axes[0], None)
             out += product(inner, self.lora_b, None, self.axes[1]) * self.lora_scale
@@ -136,6 +152,11 @@ def layer_norm(dim: int, precision: Precision, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
+def tanh_gelu(x: jax.Array) -> jax.Array:
+    """Computes GELU by its approximation with tanh, the activation of Qwen3-VL's vision tower."""
+    return jax.nn.gelu(x, approximate=True)
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """Computes x · sigmoid(1.702 x), the activation of CLIP and of Qwen2-VL's vision tower."""
     return x * jax.nn.sigmoid(1.702 * x)
@@ -150,6 +171,12 @@ def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
       rngs: random number generators; each layer gets its own.
     """
     return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=depth))
+
+
+def abstract(graph: nnx.GraphDef, params: nnx.State) -> nnx.Module:
+    """Returns the module of a graph and parameters, with shapes in place of their values."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    return nnx.merge(graph, shapes)
 
 
 def unstack(layers: nnx.Module) -> list[nnx.Module]:

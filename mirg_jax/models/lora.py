@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mirg_jax.models.layers import Linear
+from mirg_jax.models.layers import Linear, abstract
 
 DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TOWER = ("qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")  # both families' names
+TOWER = ("qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")  # of all families
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,7 @@ def attach(graph: nnx.GraphDef, params: nnx.State, lora: Lora) -> tuple[nnx.Grap
     Returns:
       The graph of the model with adapters, and the adapters' shapes.
     """
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    model = nnx.merge(graph, shapes)
+    model = abstract(graph, params)
 
     def param(shape, axes):
         return nnx.LoRAParam(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes)

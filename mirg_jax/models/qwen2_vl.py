@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: vision tower, decoder, token embedding and output head."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: vision tower, decoder, token embedding and output head."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -67,30 +67,41 @@ class Qwen2VL(nnx.Module):
         return constrain(self.table()[tokens], "rows", *[None] * tokens.ndim)
 
     def embed(
-        self, text: Text, visual: Float[Array, "B V M"] | None = None
-    ) -> Float[Array, "B T M"]:
-        """Returns token embeddings, with visual tokens inserted where `visual_index` is not -1."""
+        self, text: Text, visual: Float[Array, "B V W"] | None = None
+    ) -> tuple[Float[Array, "B T M"], Float[Array, "N B T M"] | None]:
+        """Returns the decoder's inputs.
+
+        Returns:
+          Token embeddings, with visual tokens inserted where `visual_index` is not -1; and what is
+          added after the first layers at these places (DeepStack), or None.
+        """
         x = self.embed_words(text.tokens)
         if visual is None:
-            return x
+            return x, None
         index = text.visual_index[..., None]
         image = jnp.take_along_axis(visual, jnp.maximum(index, 0), axis=1)
-        return jnp.where(index >= 0, image.astype(x.dtype), x)
+        if not self.config.vision.deepstack:
+            return jnp.where(index >= 0, image.astype(x.dtype), x), None
+        image, *deep = jnp.split(image, 1 + len(self.config.vision.deepstack), axis=-1)
+        deep = jnp.where(index >= 0, jnp.stack(deep), 0)
+        return jnp.where(index >= 0, image.astype(x.dtype), x), deep
 
-    def see(self, images: Images | Float[Array, "B V M"] | None) -> Float[Array, "B V M"] | None:
+    def see(self, images: Images | Float[Array, "B V W"] | None) -> Float[Array, "B V W"] | None:
         """Computes the images' visual tokens; returns visual tokens or None unchanged."""
         return self.visual(images) if isinstance(images, Images) else images
 
-    def hidden(self, text: Text, visual: Float[Array, "B V M"] | None) -> Float[Array, "B T M"]:
+    def hidden(self, text: Text, visual: Float[Array, "B V W"] | None) -> Float[Array, "B T M"]:
         """Computes the hidden states of packed rows."""
-        x = self.embed(text, visual)
-        return self.decoder(x[:, None], text.positions[:, None], text.segments[:, None])[:, 0]
+        x, deep = self.embed(text, visual)
+        x, positions, segments = x[:, None], text.positions[:, None], text.segments[:, None]
+        return self.decoder(x, positions, segments, deep=deep)[:, 0]
 
     def prefill(
-        self, text: Text, visual: Float[Array, "B V M"] | None
+        self, text: Text, visual: Float[Array, "B V W"] | None
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
         """Computes hidden states of prompts (segment 1), and keys and values for completions."""
-        return self.decoder.prefill(self.embed(text, visual), text.positions, text.segments)
+        x, deep = self.embed(text, visual)
+        return self.decoder.prefill(x, text.positions, text.segments, deep)
 
     def continue_prompts(
         self,
@@ -114,7 +125,7 @@ class Qwen2VL(nnx.Module):
         )
 
     def completion_hidden(
-        self, prompt: Text, images: Images | Float[Array, "B V M"] | None, rollout: Rollout
+        self, prompt: Text, images: Images | Float[Array, "B V W"] | None, rollout: Rollout
     ) -> Float[Array, "B G L M"]:
         """Computes the hidden states that predict each completion token.
 
@@ -199,12 +210,13 @@ def computed_dtypes(params: nnx.State, compute: Any) -> nnx.State:
     """Returns the dtype to which each parameter can be cast in advance without changing results.
 
     Matrices are cast to `compute` where they are used. Norms keep their dtype, and so do patch
-    kernels, since their two frames are summed before the cast.
+    kernels, since their two frames are summed before the cast. Integers stay integers.
     """
 
     def one(path, leaf):
         names = [part.key for part in path if hasattr(part, "key")]
         cast = names[-1] in ("kernel", "embedding") and "patch_embed" not in names
+        cast = cast and jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.dtype(compute if cast else leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)

@@ -6,7 +6,11 @@ from jaxtyping import Array, Float, Int
 
 
 def mrope_angles(
-    positions: Int[Array, "*B T 3"], section: tuple[int, int, int], theta: float
+    positions: Int[Array, "*B T 3"],
+    section: tuple[int, int, int],
+    theta: float,
+    *,
+    interleaved: bool = False,
 ) -> Float[Array, "*B T half"]:
     """Computes the rotation angles of M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
@@ -17,10 +21,16 @@ def mrope_angles(
       positions: (time, height, width) of each token; all equal for text.
       section: number of frequencies of each of the three axes; their sum is `half`.
       theta: base of the frequencies.
+      interleaved: whether the axes take turns, as in Qwen3-VL: time, height, width, time, …; time
+        has what remains when the others have theirs. Otherwise each has a run of frequencies.
     """
     half = sum(section)
     frequencies = theta ** (-np.arange(half, dtype=np.float64) / half)
     axis = np.repeat(np.arange(3), section)
+    if interleaved:
+        axis = np.zeros(half, int)
+        for which in (1, 2):
+            axis[which : 3 * section[which] : 3] = which
     return positions[..., axis].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
 
 

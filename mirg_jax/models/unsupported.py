@@ -6,14 +6,17 @@ from typing import Any
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models.json_fields import texts
 
-# The only value that each field may have, where it is given. The sizes of patches and of blocks
-# that are merged are also those of `data/images.py`.
+# The only value that each field may have, where it is given. The size of blocks that are merged is
+# also that of `data/images.py`.
 _TEXT = {"hidden_act": "silu", "use_sliding_window": False, "partial_rotary_factor": 1}
+_TEXT_OF = {"qwen3_vl": {"attention_bias": False}}
 _VISION = {
-    "qwen2_vl": {"hidden_act": "quick_gelu"},
-    "qwen2_5_vl": {"hidden_act": "silu"},
+    "qwen2_vl": {"hidden_act": "quick_gelu", "patch_size": 14},
+    "qwen2_5_vl": {"hidden_act": "silu", "patch_size": 14},
+    "qwen3_vl": {"hidden_act": "gelu_pytorch_tanh", "patch_size": 16},
 }
-_PATCHES = {"patch_size": 14, "spatial_merge_size": 2, "in_chans": 3, "in_channels": 3}
+_PATCHES = {"spatial_merge_size": 2, "in_chans": 3, "in_channels": 3}
+_TOWER_ROPE = {"rope_type": "axial", "rope_theta": 10000}
 _ROPE_TYPES = ("mrope", "default")
 
 
@@ -28,16 +31,18 @@ def check(raw: Mapping[str, Any]) -> None:
         names the field and the remedy.
       ValueError: if a field is of another type.
     """
-    text = raw.get("text_config") or raw
+    text, vision, kind = raw.get("text_config") or raw, raw["vision_config"], raw["model_type"]
     for part in (raw, text):
         _check_quantization(part)
-        _check_rope(part)
-        _check_values(part, _TEXT, "")
-    _check_values(raw["vision_config"], _VISION[raw["model_type"]] | _PATCHES, "vision_config.")
+        _check_rope(part, interleaved=kind == "qwen3_vl")
+        _check_values(part, _TEXT | _TEXT_OF.get(kind, {}), "")
+    _check_values(vision, _VISION[kind] | _PATCHES, "vision_config.")
+    if isinstance(rope := vision.get("rope_parameters"), dict):
+        _check_values(rope, _TOWER_ROPE, "vision_config.rope_parameters.")
     if others := set(texts(text, "layer_types")) - {"full_attention"}:
         raise _unsupported("layer_types", min(others), "full_attention")
     width = text["hidden_size"] // text["num_attention_heads"]
-    if text.get("head_dim") not in (None, width):
+    if kind != "qwen3_vl" and text.get("head_dim") not in (None, width):
         raise _unsupported("head_dim", text["head_dim"], width)
 
 
@@ -57,7 +62,7 @@ def _check_quantization(part: Mapping[str, Any]) -> None:
             )
 
 
-def _check_rope(part: Mapping[str, Any]) -> None:
+def _check_rope(part: Mapping[str, Any], *, interleaved: bool) -> None:
     for name in ("rope_scaling", "rope_parameters"):
         found = part.get(name)
         if not isinstance(found, dict):
@@ -71,9 +76,8 @@ def _check_rope(part: Mapping[str, Any]) -> None:
                         'trained on, set its type to "mrope" and remove its other fields but '
                         "mrope_section and rope_theta"
                     )
-            _check_values(
-                rope, {"mrope_interleaved": False, "partial_rotary_factor": 1}, f"{name}."
-            )
+            only = {"mrope_interleaved": interleaved, "partial_rotary_factor": 1}
+            _check_values(rope, only, f"{name}.")
 
 
 def _unsupported(name: str, value: Any, supported: Any) -> CheckpointError:

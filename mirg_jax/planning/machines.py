@@ -16,12 +16,55 @@ GIB = 2**30
 KINDS = {name: CHIPS[name] for name in ("v5e", "v5p", "v6e", "h100")}
 
 
+class Speeds(NamedTuple):
+    """What limits a device beside its operations per second (`Chip.flops`).
+
+    Attributes:
+      hbm: bytes per second of its memory.
+      link: bytes per second, in one direction, of a link to a neighbour; a GPU's, of all its links.
+      host: bytes per second to the host.
+      clock: cycles per second of the TPU compiler's estimates.
+      ring: of how many chips on a TPU slice's dimension at least is a ring.
+      kernel: fraction of the bf16 peak that attention kernels reach.
+    """
+
+    hbm: float
+    link: float
+    host: float
+    clock: float = 0
+    ring: int = 0
+    kernel: float = 0.5
+
+
+# hbm and links: cloud.google.com/tpu/docs/v5e, v5p, v6e ("HBM bandwidth", "interchip interconnect
+# bandwidth" over the chip's 4, 6, 4 links, and 90 % of it). v6e's link is what an all-reduce over
+# 256 chips implies, and its kernel what the published step of Llama-3.1-8B implies, where a head of
+# 128 leaves half of an array of 256 × 256 idle. clock: the peak over the operations of a cycle:
+# 131072, 262144, 524288. H100: NVIDIA's data sheet of the SXM card, NVLink in one direction.
+SPEEDS = {
+    "v5e": Speeds(819e9, 45e9, 16e9, clock=1.5e9, ring=16),
+    "v5p": Speeds(2765e9, 90e9, 16e9, clock=1.75e9, ring=4),
+    "v6e": Speeds(1640e9, 59e9, 32e9, clock=1.75e9, ring=16, kernel=0.3),
+    "h100": Speeds(3350e9, 450e9, 64e9),
+}
+
+
 class Machine(NamedTuple):
     """A machine: a TPU slice by its topology (`v5e:4x4`), or one node with GPUs (`h100:8`)."""
 
     name: str
     kind: Chip
     topology: str
+
+    @property
+    def speeds(self) -> Speeds:
+        """What limits its devices beside their operations."""
+        return SPEEDS[self.name.partition(":")[0]]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of devices along each dimension."""
+        return [int(size) for size in self.topology.split("x")]
 
     @classmethod
     def parse(cls, name: str) -> "Machine":
@@ -57,9 +100,8 @@ class Machine(NamedTuple):
                     topology=f"1x1x{self.topology}",
                 )
             else:
-                sizes = [int(size) for size in self.topology.split("x")]
                 options = {}
-                if sizes == [1, 1]:  # by default a host has four chips
+                if self.sizes == [1, 1]:  # by default a host has four chips
                     options["chips_per_host_bounds"] = (1, 1, 1)
                 topology = topologies.get_topology_desc(
                     platform="tpu", topology_name=self.name, **options
@@ -76,6 +118,8 @@ class Machine(NamedTuple):
 def prepare_environment() -> None:
     """Sets the environment variables needed for compiling; call it before importing JAX."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # A program for a machine that isn't there can't be read back from JAX's cache.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

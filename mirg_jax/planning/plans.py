@@ -3,16 +3,18 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from mirg_jax import sharding
 from mirg_jax.errors import ConfigError
-from mirg_jax.models import flops, qwen2_vl
+from mirg_jax.models import qwen2_vl
 from mirg_jax.models.layers import REMAT
-from mirg_jax.planning import machines
-from mirg_jax.planning.programs import Program, model_config, programs
+from mirg_jax.planning import machines, times
+from mirg_jax.planning.operations import by_phase
+from mirg_jax.planning.programs import Program, programs
+from mirg_jax.planning.shapes import model_config
 from mirg_jax.runs.devices import training_mesh
 from mirg_jax.runs.settings import Settings
 from mirg_jax.sharding.memory import bytes_per_device
@@ -22,9 +24,10 @@ class Report(NamedTuple):
     """The memory of one program in bytes per device."""
 
     name: str
-    parts: dict[str, int]  # from shapes and shardings; "activations" is from the compiler
-    compiler: int  # the compiler's peak of arguments, results and temporaries
+    parts: dict[str, int]  # from shapes and shardings; "activations" and "code" from the compiler
+    compiler: int  # the compiler's peak of arguments, results, temporaries and code
     problem: str = ""  # the reason, if the compiler ran out of memory
+    compiled: Any = None  # what it made of the program, unless it ran out of memory
 
     @property
     def total(self) -> int:
@@ -38,7 +41,8 @@ def measure(program: Program) -> Report:
     with jax.set_mesh(program.mesh):
         lowered = program.function.lower(*program.arguments)
     try:
-        memory = lowered.compile().memory_analysis()
+        compiled = lowered.compile()
+        memory = compiled.memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -56,11 +60,14 @@ def measure(program: Program) -> Report:
     if program.name == "gradients":
         inside = parts["gradients"] // 2 if program.arguments[0] else 0
     parts["activations"] = max(peak - taken - inside, 0)
-    return Report(program.name, parts, peak + bytes_per_device(program.apart))
+    parts["code"] = memory.generated_code_size_in_bytes
+    beside = bytes_per_device(program.apart) + parts["code"]
+    return Report(program.name, parts, peak + beside, compiled=compiled)
 
 
-# Fraction of a device's memory that a plan must leave free, for the runtime and for fragmentation.
-FREE = 0.1
+# Fraction of a device's memory that a plan must leave free, for the runtime, for programs that only
+# move rows, and for fragmentation.
+FREE = 0.08
 
 
 def advice(settings: Settings, report: Report, memory: float) -> str:
@@ -73,18 +80,19 @@ def advice(settings: Settings, report: Report, memory: float) -> str:
     """
     adapters = "--config.lora.rank=64 --config.model.param_dtype=bfloat16"
     held = report.total - report.parts.get("activations", 0)
-    if held > (1 - FREE) * memory and report.name != "sample":  # even without activations
+    sampling = report.name in ("weights", "tower", "sample")
+    if held > (1 - FREE) * memory and not sampling:  # even without activations
         return "more devices" if settings.lora else f"more devices, or {adapters}"
     devices, grpo = settings.devices, settings.grpo
-    if report.name == "sample":
+    if sampling:
         slots = grpo and (grpo.slots or settings.sampled_prompts)
-        if grpo and slots > settings.micro_batch:
+        if report.name == "sample" and grpo and slots > settings.micro_batch:
             return f"--config.sampling.slots={slots // 2}"
         largest = model_config(settings.model.path).text.num_kv_heads
         if devices.sampling_tensor < largest:
             return f"--config.sampling.tensor={devices.sampling_tensor * 2}"
-    elif report.name == "gradients":
-        if settings.model.remat != "full":
+    elif report.name in ("reference", "policy", "gradients"):
+        if report.name == "gradients" and settings.model.remat != "full":
             return "--config.model.remat=full"
         if settings.logprob_chunk > 256:
             return "--config.logprob_chunk=256"
@@ -94,33 +102,6 @@ def advice(settings: Settings, report: Report, memory: float) -> str:
     if not settings.lora:
         return f"adapters instead: {adapters}"
     return "smaller data.shapes, or more devices"
-
-
-def step_flops(settings: Settings) -> dict[str, float]:
-    """Returns the operations of one step at the largest shapes, by phase."""
-    sizes, shapes = model_config(settings.model.path), settings.data.shapes
-    T, S, P = shapes.lengths[-1], shapes.slots[-1], shapes.patches[-1]
-    backward = 1.0 if settings.lora else 2.0  # frozen matrices need no gradient
-    frozen = settings.tower_is_frozen
-    vision_backward = 0.0 if frozen else 2.0
-    images = flops.tower(sizes, S, P)
-    grpo = settings.grpo
-    if grpo is None:
-        rows = settings.batch_size
-        forward = flops.decoder(sizes, T, flops.causal(T), T)
-        return {"update": rows * ((1 + backward) * forward + (1 + vision_backward) * images)}
-    new = grpo.group * grpo.max_tokens
-    pairs = grpo.group * flops.causal(grpo.max_tokens) + new * T
-    prompt = flops.decoder(sizes, T, flops.causal(T), 0)
-    forward = prompt + flops.decoder(sizes, new, pairs, new)
-    again = 0.0 if frozen else images  # a frozen tower's visual tokens are computed once per step
-    reference = forward + again if grpo.beta else 0.0
-    update = (1 + backward) * forward + (1 + vision_backward) * again
-    return {
-        "rollout": settings.batch_size * (forward + images),
-        "reference": settings.batch_size * reference,
-        "update": settings.batch_size * grpo.updates * update,
-    }
 
 
 def fits(report: Report, memory: float) -> bool:
@@ -138,13 +119,19 @@ def with_attention_of(
     return replace(settings, model=replace(settings.model, attention="xla"))
 
 
-def plan(settings: Settings, machine: machines.Machine, say: Callable[[str], object]) -> dict:
+def plan(
+    settings: Settings,
+    machine: machines.Machine,
+    say: Callable[[str], object],
+    price: float | None = None,
+) -> dict:
     """Compiles all programs of a recipe's step.
 
     Args:
       settings: the recipe's settings.
       machine: the machine.
       say: called with each result, a line of text, as soon as it is known.
+      price: dollars per device and hour, if the run's are asked for.
 
     Returns:
       The plan as JSON values.
@@ -154,7 +141,7 @@ def plan(settings: Settings, machine: machines.Machine, say: Callable[[str], obj
     sizes, memory = model_config(settings.model.path), machine.kind.memory * machines.GIB
     _, params = qwen2_vl.abstract(sizes)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    operations = {} if settings.stage == "inference" else step_flops(settings)
+    operations = {} if settings.stage == "inference" else by_phase(settings)
     fastest = sum(operations.values()) / (len(devices) * machine.kind.flops)
     say(
         f"{settings.model.path}: {count / 1e9:.2f} billion parameters on {len(devices)} × "
@@ -174,25 +161,91 @@ def plan(settings: Settings, machine: machines.Machine, say: Callable[[str], obj
         "jax": jax.__version__,
         "programs": [],
     }
+    reports, timed = [], []
     for program in programs(settings, devices):
         report = measure(program)
         say(_line(report, memory))
-        row = {
-            "name": report.name,
-            "parts": report.parts,
-            "total": report.total,
-            "compiler": report.compiler,
-            "free_fraction": 1 - max(report.total, report.compiler) / memory,
-            "fits": fits(report, memory),
-        }
-        if not row["fits"]:
-            row["problem"] = report.problem or (
-                f"needs {max(report.total, report.compiler) / machines.GIB:.1f} of "
-                f"{machine.kind.memory:g} GiB, and {FREE:.0%} should stay free"
-            )
-            row["advice"] = advice(settings, report, memory)
+        time = report.compiled and _time(program, report.compiled, settings, machine, say)
+        reports.append(report._replace(compiled=None))
+        timed.append(time)
+    reports = with_all_code(reports)
+    code = sum(reports[0].parts.get(part, 0) for part in ("code", "other code")) / machines.GIB
+    say(f"code of all programs, which stays on a device: {code:.2f} GiB")
+    for report, time in zip(reports, timed, strict=True):
+        row = _row(report, settings, machine)
+        if time:
+            row["time"] = times.values(time, settings, machine, len(devices))
         found["programs"].append(row)
+    if operations and all(timed):
+        found |= _whole(timed, settings, machine, len(devices), price, say)
     return found
+
+
+def with_all_code(reports: list[Report]) -> list[Report]:
+    """Adds to each program's memory the code of the others, which stays on the devices too."""
+    whole = sum(report.parts.get("code", 0) for report in reports)
+    found = []
+    for report in reports:
+        others = whole - report.parts.get("code", 0)
+        parts = report.parts | {"other code": others}
+        found.append(report._replace(parts=parts, compiler=report.compiler + others))
+    return found
+
+
+def _row(report: Report, settings: Settings, machine: machines.Machine) -> dict:
+    """Returns a program's memory as JSON values."""
+    memory = machine.kind.memory * machines.GIB
+    peak = max(report.total, report.compiler)
+    row = {
+        "name": report.name,
+        "parts": report.parts,
+        "total": report.total,
+        "compiler": report.compiler,
+        "free_fraction": 1 - peak / memory,
+        "fits": fits(report, memory),
+    }
+    if not row["fits"]:
+        row["problem"] = report.problem or (
+            f"needs {peak / machines.GIB:.1f} of {machine.kind.memory:g} GiB, and {FREE:.0%} "
+            "should stay free"
+        )
+        row["advice"] = advice(settings, report, memory)
+    return row
+
+
+def _time(
+    program: Program,
+    compiled: Any,
+    settings: Settings,
+    machine: machines.Machine,
+    say: Callable[[str], object],
+) -> times.ProgramTime | None:
+    """Predicts a program's time and says it; None if the compiler's text doesn't allow it."""
+    try:
+        time = times.of_program(program, compiled, settings, machine)
+    except ConfigError as error:  # a newer compiler's text
+        say(f"{'':10s} {error}")
+        return None
+    found = times.values(time, settings, machine, program.mesh.devices.size)
+    for line in times.program_lines(found):
+        say(f"{'':10s} {line}")
+    return time
+
+
+def _whole(
+    timed: list[times.ProgramTime],
+    settings: Settings,
+    machine: machines.Machine,
+    devices: int,
+    price: float | None,
+    say: Callable[[str], object],
+) -> dict:
+    """Returns and says the time of a step and of the run."""
+    step = times.of_step(timed, settings, machine, devices)
+    run = times.of_run(step, settings.num_steps, devices, price)
+    for line in (*times.step_lines(step, machine.kind.flops), times.run_line(run)):
+        say(line)
+    return {"step": step, "run": run}
 
 
 def _line(report: Report, memory: float) -> str:
@@ -221,7 +274,10 @@ def require_fit(found: dict) -> None:
 
 
 def search(
-    settings: Settings, machine: machines.Machine, say: Callable[[str], object]
+    settings: Settings,
+    machine: machines.Machine,
+    say: Callable[[str], object],
+    price: float | None = None,
 ) -> tuple[dict, Settings]:
     """Finds the `remat` with the least recomputation, then the largest micro-batch, that fit.
 
@@ -229,6 +285,7 @@ def search(
       settings: the recipe's settings.
       machine: the machine.
       say: called with each result, a line of text, as soon as it is known.
+      price: dollars per device and hour, if the run's are asked for.
 
     Returns:
       The plan, and the settings found.
@@ -262,4 +319,4 @@ def search(
         settings = changed(remat, rows)
         say(f"best: --config.model.remat={remat} --config.{name}={rows}")
         break
-    return plan(settings, machine, say), settings
+    return plan(settings, machine, say, price), settings

@@ -6,31 +6,29 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mirg_jax import sharding
-from mirg_jax.data.batching import PackedBatch, Shapes
+from mirg_jax.data.batching import PackedBatch
 from mirg_jax.inference import rows as inference_rows
-from mirg_jax.models import lora, qwen2_vl
-from mirg_jax.models.config import PUBLISHED, ModelConfig
+from mirg_jax.models import int8
 from mirg_jax.models.layers import Precision
-from mirg_jax.models.options import ModelOptions
-from mirg_jax.runs import checks, engines
+from mirg_jax.planning import shapes
+from mirg_jax.planning.schedule import Trips
+from mirg_jax.planning.shapes import RunShapes, run_shapes
+from mirg_jax.runs import checks
 from mirg_jax.runs.devices import sampling_mesh, training_mesh
-from mirg_jax.runs.loading import with_shardings
 from mirg_jax.runs.settings import Settings
-from mirg_jax.runs.train_state import init_state, split_trainable, state_shardings
 from mirg_jax.sampling.pool import make_feeding
-from mirg_jax.sampling.sampler import SamplingConfig, make_sampler
-from mirg_jax.sampling.weights import taken_as_they_are, weight_shapes
+from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, stage_limits
+from mirg_jax.sampling.weights import make_weights, taken_as_they_are, weight_shapes
 from mirg_jax.sharding.memory import Accumulator, with_resident
+from mirg_jax.training import grpo_programs as learning
 from mirg_jax.training import rollouts, sft
-from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals, make_gradients
-from mirg_jax.training.optimizer import make_apply, make_optimizer
-from mirg_jax.types import Images, Rollout
+from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals
+from mirg_jax.training.optimizer import make_apply
 
 
 class Program(NamedTuple):
@@ -41,70 +39,9 @@ class Program(NamedTuple):
     function: Any
     arguments: tuple  # shapes with shardings
     parts: dict[str, Any]  # all arrays on the devices while it runs, by part
-    apart: Any = ()  # those of them that are not arguments
-
-
-def model_config(path: str) -> ModelConfig:
-    """Returns a model's configuration; published models need no download.
-
-    Args:
-      path: a published model's hub name, or a folder with a config.json.
-
-    Raises:
-      CheckpointError: if the folder has no valid config.json.
-    """
-    return PUBLISHED[path] if path in PUBLISHED else ModelConfig.from_folder(path)
-
-
-def _shape(mesh, shape, dtype, *spec) -> jax.ShapeDtypeStruct:
-    where = NamedSharding(mesh, PartitionSpec(*spec))
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
-
-
-def _rows(mesh, *shape, dtype=np.int32) -> jax.ShapeDtypeStruct:
-    return _shape(mesh, shape, dtype, sharding.ROWS)
-
-
-def batch_shapes(shapes: Shapes, rows: int, mesh: jax.sharding.Mesh) -> PackedBatch:
-    """Returns the shapes of the largest batch that the allowed sizes permit."""
-    text, images = inference_rows.largest_prompts(shapes, rows, mesh)
-    return PackedBatch(text, images, _rows(mesh, rows, shapes.lengths[-1], dtype=bool))
-
-
-class RunShapes(NamedTuple):
-    """The abstract arrays of a run, corresponding to those of `training.start`."""
-
-    settings: Settings
-    model: ModelConfig
-    graph: nnx.GraphDef
-    params: nnx.State
-    frozen: nnx.State
-    state: Any
-    layout: Any
-    optimizer: Any
-    mesh: jax.sharding.Mesh
-
-
-def run_shapes(settings: Settings, mesh: jax.sharding.Mesh) -> RunShapes:
-    """Returns the abstract arrays of a run on a mesh."""
-    sizes = model_config(settings.model.path)
-    engine = engines.choose(settings.model, sizes, mesh.devices.flat[0]).engine
-    options = ModelOptions(settings.model.precision, settings.model.remat, engine)
-    graph, params = qwen2_vl.abstract(sizes, options)
-    params = with_shardings(params, mesh)
-    if settings.lora:
-        graph, adapters = lora.attach(graph, params, settings.lora)
-        params, frozen = with_shardings(adapters, mesh), params
-    else:
-        params, frozen = split_trainable(params, settings.freeze)
-    optimizer = make_optimizer(settings.optimizer, settings.num_steps)
-    layout = state_shardings(params, optimizer, mesh)
-    state = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        jax.eval_shape(lambda p: init_state(p, optimizer, 0), params),
-        layout,
-    )
-    return RunShapes(settings, sizes, graph, params, frozen, state, layout, optimizer, mesh)
+    apart: Any = ()  # those of them that are neither arguments nor results
+    calls: int = 1  # in a step
+    trips: Trips | None = None  # of its decoding loops, to completions of the longest length
 
 
 def _updates(
@@ -123,40 +60,121 @@ def _updates(
     parts = {"weights": (run.params, run.frozen), "optimizer": run.state.opt_state, **resident}
     grads = run.params
     others = run.state.opt_state, resident.get("reference")
-    total = (outputs, grads) if micro_batches > 1 else None
-    summed = {"gradients": (grads,) * min(micro_batches, 2)}  # the sum so far, and the new ones
+    passes, updates = run.settings.passes, run.settings.updates_per_step
+    summands = micro_batches * passes // updates  # of an update
+    total = (outputs, grads) if summands > 1 else None
+    summed = {"gradients": (grads,) * min(summands, 2)}  # the sum so far, and the new ones
     given = total, others, *arguments
     held = resident["batch"] if isinstance(resident["batch"], list) else [resident["batch"]]
-    yield Program("gradients", run.mesh, gradients.add, given, parts | summed, held[1:])
+    yield Program(
+        "gradients",
+        run.mesh,
+        gradients.add,
+        given,
+        parts | summed,
+        apart=held[1:],
+        calls=micro_batches * passes,
+    )
     apply = make_apply(run.optimizer, run.layout)
-    arguments = run.state, grads, _shape(run.mesh, (), np.float32)
+    arguments = run.state, grads, shapes.array(run.mesh, (), np.float32)
     apart = run.frozen, list(resident.values())
-    yield Program("update", run.mesh, apply, arguments, parts | {"gradients": grads}, apart)
+    parts["gradients"] = grads
+    yield Program("update", run.mesh, apply, arguments, parts, apart, calls=updates)
 
 
 def sft_programs(settings: Settings, devices: list) -> Iterator[Program]:
     """Yields the programs of an SFT step."""
     run = run_shapes(settings, training_mesh(settings.devices, devices))
     rows = settings.micro_batch
-    batch = batch_shapes(settings.data.shapes, rows, run.mesh)
+    batch = shapes.batch_shapes(settings.data.shapes, rows, run.mesh)
     gradients = sft.make_gradients(run.graph, run.layout, settings.logprob_chunk)
-    scalar = _shape(run.mesh, (), np.float32)
+    scalar = shapes.array(run.mesh, (), np.float32)
     arguments = run.params, run.frozen, batch, scalar
     micro_batches = -(-settings.batch_size // rows)
     yield from _updates(run, gradients, scalar, arguments, {"batch": batch}, micro_batches)
 
 
-def visual_shapes(run: RunShapes, images: Images, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the shapes that replace images: their visual tokens if the tower is frozen."""
-    if not run.settings.tower_is_frozen:
-        return images
-    B, S, P, _ = images.patches.shape
-    width, dtype = run.model.text.hidden_size, run.settings.model.precision.compute
-    return _rows(mesh, B, S * P // 4, width, dtype=dtype)
+# GRPO ---------------------------------------------------------------------------------------------
+
+
+class Beside(NamedTuple):
+    """What stays on the devices during a whole GRPO step, by part."""
+
+    weights: Any
+    optimizer: Any
+    reference: Any
+    head: Any  # the reference's output head, for the exact penalty
+    experiences: list[Experience]  # of a step; the next one's sampling begins beside them
+    pool: list[Experience]  # sampled before the last call; none unless groups are chosen from more
+
+    def parts(self) -> dict[str, Any]:
+        """Returns the arrays by part; the reference's head and the pool only if there is one."""
+        parts = {name: getattr(self, name) for name in ("weights", "optimizer", "reference")}
+        parts["experiences"] = self.experiences
+        parts |= {} if self.head is None else {"reference head": self.head}
+        return parts | ({"pool": self.pool} if self.pool else {})
+
+
+def sampling_model(run: RunShapes) -> tuple[nnx.GraphDef, nnx.State]:
+    """Returns the graph and the parameters' shapes of the model that samples."""
+    if run.settings.grpo.int8_sampling:
+        return int8.attach(run.graph, run.everything)
+    return run.graph, run.everything
+
+
+def weights_program(run: RunShapes, mesh: jax.sharding.Mesh, beside: Beside) -> Program | None:
+    """Returns the program that makes the weights for sampling; None if they are taken as they are.
+
+    Args:
+      run: the abstract arrays of the run.
+      mesh: the sampling mesh.
+      beside: what else lies on the devices.
+    """
+    everything, compute = run.everything, run.settings.model.precision.compute
+    _, kinds = sampling_model(run)
+    is_int8 = run.settings.grpo.int8_sampling
+    wanted = weight_shapes(kinds, compute, mesh)
+    if not is_int8 and taken_as_they_are(everything, wanted):
+        return None
+    convert = make_weights(everything, compute, mesh, kinds if is_int8 else None)
+    parts = beside.parts() | {"sampling weights": wanted}
+    apart = [part for name, part in beside.parts().items() if name != "weights"]
+    return Program("weights", mesh, convert, (everything,), parts, apart)
+
+
+def tower_program(run: RunShapes, own: Any, beside: Beside) -> Program | None:
+    """Returns the program that encodes a micro-batch's images; None unless the tower is frozen.
+
+    Args:
+      run: the abstract arrays of the run.
+      own: the sampler's weights, unless they are the run's.
+      beside: what else lies on the devices.
+    """
+    settings, mesh = run.settings, run.mesh
+    if not settings.tower_is_frozen:
+        return None
+    count = settings.sampled_prompts // settings.micro_batch
+    call = shapes.batch_shapes(settings.data.shapes, settings.sampled_prompts, mesh)
+    images = shapes.batch_shapes(settings.data.shapes, settings.micro_batch, mesh).images
+    visual = shapes.visual_shapes(run, images, mesh)
+    whole = call.images if count > 1 else ()  # beside its parts
+    see = jax.jit(
+        functools.partial(rollouts.see, graph=run.graph), out_shardings=sharding.by_rows(mesh)
+    )
+    everything = run.everything
+    unused = {name: part for name, part in everything.items() if name != "visual"}
+    parts = beside.parts() | {
+        "sampling weights": own,
+        "batch": (call.text, whole, [images] * count, [visual] * count),
+    }
+    others = [part for name, part in beside.parts().items() if name != "weights"]
+    apart = unused, others, own, call.text, whole, [images, visual] * (count - 1)
+    calls = settings.examples_at_once // settings.micro_batch
+    return Program("tower", mesh, see, (everything, images), parts, apart, calls)
 
 
 def sampling_program(
-    run: RunShapes, batch: PackedBatch, options: SamplingConfig, others: dict
+    run: RunShapes, batch: PackedBatch, options: SamplingConfig, own: Any, beside: Beside
 ) -> Program:
     """Returns the sampling program of GRPO.
 
@@ -164,13 +182,15 @@ def sampling_program(
       run: the abstract arrays of the run.
       batch: shapes of the prompts on the sampling mesh.
       options: the sampling options.
-      others: other arrays on the devices, by part.
+      own: the sampler's weights, unless they are the run's.
+      beside: what else lies on the devices.
     """
     mesh, group = batch.text.tokens.sharding.mesh, options.group
-    everything = nnx.merge_state(run.params, run.frozen)
+    everything = run.everything
     compute = run.settings.model.precision.compute
-    weights = weight_shapes(everything, compute, mesh)
-    sampler = make_sampler(run.graph, mesh, np.zeros(run.model.text.vocab_size, bool), options)
+    graph, kinds = sampling_model(run)
+    weights = weight_shapes(kinds, compute, mesh)
+    sampler = make_sampler(graph, mesh, np.zeros(run.model.text.vocab_size, bool), options)
     key = jax.eval_shape(lambda: jax.random.key(0)).dtype
     rows, length = batch.text.tokens.shape
     keys = jax.ShapeDtypeStruct(
@@ -180,93 +200,126 @@ def sampling_program(
     heads = (options.slots * sharding.row_parts(mesh) or rows, text.num_kv_heads)
     where = sharding.spec(("rows", "heads"), heads, mesh.shape, sharding.GATHERED)
     tokens = length + group * options.max_tokens
-    cache = _shape(
+    cache = shapes.array(
         mesh,
         (*heads, 2 * text.num_layers * tokens * text.head_dim),
         compute,
         *where,
     )
-    shared = taken_as_they_are(everything, weights)
-    own = {} if shared else weights
-    parts = {"sampling weights": own, "batch": batch, "cache": cache, **others}
-    resident = others.get("optimizer"), others.get("reference"), None if shared else everything
+    parts = {"sampling weights": own, "batch": batch, "cache": cache, **beside.parts()}
+    resident = beside.optimizer, beside.reference, everything if own else None
     arguments = resident, weights, batch.text, batch.images, keys
-    return Program("sample", mesh, with_resident(sampler), arguments, parts)
-
-
-def reference_shapes(run: RunShapes) -> Any:
-    """Returns the shapes of the reference policy's copy; none with LoRA, which uses the base."""
-    if not run.settings.grpo.beta or run.settings.lora:
-        return {}
-    return jax.tree.map(
-        lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-        run.params,
-        qwen2_vl.computed_dtypes(run.params, run.settings.model.precision.compute),
+    return Program(
+        "sample",
+        mesh,
+        with_resident(sampler),
+        arguments,
+        parts,
+        apart=(beside.head, beside.experiences, beside.pool),
+        calls=run.settings.examples_at_once // rows,
+        trips=decoding_trips(rows // sharding.row_parts(mesh), options),
     )
 
 
-def reference_values(run: RunShapes, logprobs: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
-    """Returns the shapes of what an update needs of the reference policy.
+def decoding_trips(prompts: int, options: SamplingConfig) -> Trips:
+    """Returns how often the sampler's loops run if all completions have the longest length.
+
+    Args:
+      prompts: prompts of a group of devices.
+      options: the sampling options.
+    """
+    longest, slots = options.max_tokens, options.slots or prompts
+    if slots == prompts:
+        return Trips(steps=longest / len(stage_limits(longest)))
+    refills = prompts - slots
+    more = longest * (-(-prompts // slots) - 1)
+    return Trips(steps=longest, refills=refills, between=max(more / refills, 1))
+
+
+def rollout_programs(run: RunShapes, mesh: jax.sharding.Mesh, beside: Beside) -> Iterator[Program]:
+    """Yields the programs of a rollout: the sampler's weights, the vision tower, the sampler.
 
     Args:
       run: the abstract arrays of the run.
-      logprobs: the shape of the tokens' log-probabilities.
-
-    Returns:
-      The values of a micro-batch's tokens, and the output head; None for what isn't needed.
+      mesh: the sampling mesh.
+      beside: what else lies on the devices.
     """
-    grpo, text = run.settings.grpo, run.model.text
-    if not grpo.beta or grpo.kl != "exact":
-        return (logprobs if grpo.beta else None), None
-    compute, shape = run.settings.model.precision.compute, (text.hidden_size, text.vocab_size)
-    hidden = _rows(run.mesh, *logprobs.shape, text.hidden_size, dtype=compute)
-    where = sharding.spec(("embed", "vocab"), shape, run.mesh.shape, sharding.GATHERED)
-    return hidden, _shape(run.mesh, shape, compute, *where)
+    settings = run.settings
+    weights = weights_program(run, mesh, beside)
+    own = {} if weights is None else weights.parts["sampling weights"]
+    if weights is not None:
+        yield weights
+    if tower := tower_program(run, own, beside):
+        yield tower
+    prompts = shapes.batch_shapes(settings.data.shapes, settings.sampled_prompts, mesh)
+    prompts = prompts._replace(images=shapes.visual_shapes(run, prompts.images, mesh))
+    parts = sharding.row_parts(mesh)
+    options = rollouts.sampling_config(settings.grpo, parts, stops=(0, 1))
+    yield sampling_program(run, prompts, options, own, beside)
+
+
+def reference_program(run: RunShapes, policy: PolicyOptions, beside: Beside) -> Program:
+    """Returns the program of the reference policy's values for a micro-batch."""
+    options = policy._replace(graph=run.model_graph)
+    function = with_resident(functools.partial(learning.reference_values, options=options))
+    resident = run.params, run.state.opt_state
+    weights = nnx.merge_state(beside.reference, run.frozen) if beside.reference else run.frozen
+    one = beside.experiences[0]
+    arguments = resident, weights, one.prompt, one.images, one.rollout
+    parts = beside.parts()
+    parts["batch"] = parts.pop("experiences")
+    apart = beside.head, one.advantages, beside.experiences[1:]
+    return Program(
+        "reference", run.mesh, function, arguments, parts, apart, len(beside.experiences)
+    )
+
+
+def policy_program(run: RunShapes, policy: PolicyOptions, beside: Beside) -> Program:
+    """Returns the program of the learner's own values before its updates, for a micro-batch."""
+    function = with_resident(functools.partial(learning.policy_values, options=policy))
+    one = beside.experiences[0]
+    resident = run.state.opt_state, beside.reference
+    arguments = resident, run.everything, one.prompt, one.images, one.rollout
+    parts = beside.parts()
+    parts["batch"] = parts.pop("experiences")
+    apart = beside.head, one.advantages, one.reference, beside.experiences[1:]
+    return Program("policy", run.mesh, function, arguments, parts, apart, len(beside.experiences))
 
 
 def grpo_programs(settings: Settings, devices: list) -> Iterator[Program]:
-    """Yields the programs of a GRPO step: sampling, gradients, update.
+    """Yields the programs of a GRPO step in their order.
 
-    The reference policy's forward pass is omitted: it needs less memory than the gradients.
+    What only moves or counts rows is omitted: keys, rewards, advantages.
 
     Raises:
       ConfigError: if the rows can't be divided over the devices.
     """
-    grpo, rows = settings.grpo, settings.micro_batch
-    mesh = training_mesh(settings.devices, devices)
+    rows, mesh = settings.micro_batch, training_mesh(settings.devices, devices)
     there = sampling_mesh(settings.devices, mesh)
     row_parts, sampling_parts = sharding.row_parts(mesh), sharding.row_parts(there)
     checks.rows(settings, row_parts=row_parts, sampling_parts=sampling_parts, shares=1, processes=1)
     run = run_shapes(settings, mesh)
-    reference = reference_shapes(run)
-    batch = batch_shapes(settings.data.shapes, rows, mesh)
-    visual = visual_shapes(run, batch.images, mesh)
-    L = grpo.completion_lengths[-1]
-    make = functools.partial(_rows, mesh, rows, grpo.group)
-    rollout = Rollout(make(L), make(L, dtype=bool), make(L, dtype=np.float32))
-    values, head = reference_values(run, make(L, dtype=np.float32))
-    experience = Experience(batch.text, visual, rollout, make(dtype=np.float32), values)
-    resident = {
-        "weights": (run.params, run.frozen),
-        "optimizer": run.state.opt_state,
-        "reference": reference,
-    }
-    prompts = batch_shapes(settings.data.shapes, settings.sampled_prompts, there)
-    prompts = prompts._replace(images=visual_shapes(run, prompts.images, there))
-    sampling = rollouts.sampling_config(grpo, sampling_parts, stops=(0, 1))
-    yield sampling_program(run, prompts, sampling, resident)
-    forbidden = np.zeros(run.model.text.vocab_size, bool)
-    options = PolicyOptions(run.graph, forbidden, grpo, settings.logprob_chunk)
-    scalar = _shape(mesh, (), np.float32)
+    experience, head = shapes.experience_shapes(run, rows)
     micro_batches = settings.batch_size // rows
-    others = {"batch": [experience] * micro_batches}
-    others["reference"] = reference
+    held = [experience] * micro_batches
+    reference = shapes.reference_shapes(run)
+    pool = shapes.pool_shapes(run)
+    beside = Beside((run.params, run.frozen), run.state.opt_state, reference, head, held, pool)
+    yield from rollout_programs(run, there, beside)
+    beside = beside._replace(pool=[])
+    forbidden = np.zeros(run.model.text.vocab_size, bool)
+    policy = PolicyOptions(run.graph, forbidden, settings.grpo, settings.logprob_chunk)
+    if settings.grpo.beta:
+        yield reference_program(run, policy, beside)
+    if settings.grpo.takes_policy_before:
+        yield policy_program(run, policy, beside)
+    scalar = shapes.array(mesh, (), np.float32)
+    others = {"batch": held, "reference": reference}
     if head is not None:
         others["reference head"] = head
-    gradients = make_gradients(run.layout, options)
+    gradients = learning.make_gradients(run.layout, policy)
     arguments = run.params, run.frozen, experience, Totals(scalar, scalar), head
-    names = ("kl", "logprob_diff", "clip_fraction")
-    outputs = scalar, dict.fromkeys(names, scalar)
+    outputs = scalar, dict.fromkeys(learning.statistics(settings.grpo), scalar)
     yield from _updates(run, gradients, outputs, arguments, others, micro_batches)
 
 
@@ -277,21 +330,24 @@ def inference_programs(settings: Settings, devices: list) -> Iterator[Program]:
     compute = settings.model.precision.compute
     model = dataclasses.replace(settings.model, precision=Precision(compute, compute))
     run = run_shapes(dataclasses.replace(settings, model=model), mesh)
-    weights = weight_shapes(nnx.merge_state(run.params, run.frozen), compute, mesh)
-    evaluation, shapes = settings.evaluation, settings.data.shapes
+    weights = weight_shapes(run.everything, compute, mesh)
+    evaluation, sizes = settings.evaluation, settings.data.shapes
     sampling = SamplingConfig(max_tokens=evaluation.max_tokens, stop_tokens=(0, 1))
     forbidden = np.zeros(run.model.text.vocab_size, bool)
     feeding = make_feeding(run.graph, mesh, forbidden, sampling, run.model.text.num_kv_heads)
     memory = inference_rows.memory_of(devices[0])
     rows = inference_rows.at_once(
-        evaluation.batch_size, memory, feeding, weights, (), shapes, whole, mesh
+        evaluation.batch_size, memory, feeding, weights, (), sizes, whole, mesh
     )
-    text, images = inference_rows.largest_prompts(shapes, rows, mesh)
+    text, images = inference_rows.largest_prompts(sizes, rows, mesh)
     pool = feeding.open.eval_shape(weights, text, images)
-    more = _shape(mesh, (), bool)
-    arguments = (), weights, pool, text, images, _rows(mesh, rows), more
+    more = shapes.array(mesh, (), bool)
+    arguments = (), weights, pool, text, images, shapes.by_rows(mesh, rows), more
     parts = {"sampling weights": weights, "batch": (text, images), "slots": pool}
-    yield Program("sample", mesh, feeding.feed, arguments, parts)
+    # With all slots taken before, each is filled anew once a call.
+    slots = rows // sharding.row_parts(mesh)
+    trips = Trips(steps=0, refills=slots, between=max(evaluation.max_tokens / slots, 1))
+    yield Program("sample", mesh, feeding.feed, arguments, parts, trips=trips)
 
 
 PROGRAMS = {"sft": sft_programs, "grpo": grpo_programs, "inference": inference_programs}
@@ -299,4 +355,5 @@ PROGRAMS = {"sft": sft_programs, "grpo": grpo_programs, "inference": inference_p
 
 def programs(settings: Settings, devices: list) -> Iterator[Program]:
     """Returns the programs of the recipe's stage."""
+    settings = settings.for_model(shapes.model_config(settings.model.path))
     return PROGRAMS[settings.stage](settings, devices)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mirg_jax.errors import DataError
+from mirg_jax.report import meanings
 from mirg_jax.runs import metrics
 
 Points = Sequence[tuple[float, float]]  # (step, value)
@@ -25,8 +26,10 @@ _SHOWN = (
     "loss",
     "reward",
     "kl",
+    "entropy",
     "completion_length",
     "zero_spread_fraction",
+    "used_fraction",
     "logprob_diff",
     "cut_fraction",
     "grad_norm",
@@ -60,6 +63,7 @@ def training_curves(
         names = dict.fromkeys(name for step in steps for name in step)
         shown = [name for name in _SHOWN if name in names]
         shown[2:2] = [name for name in names if name.startswith("reward_")]
+        shown += sorted(name for name in names if name.startswith("task_"))
         shown += [name for name in names if name.startswith("eval") and name not in shown]
         for name in shown:
             charts.setdefault(f"{kind} {name}", {})[run] = [
@@ -103,12 +107,14 @@ def smoothing_window(count: int) -> int:
 def chart(title: str, lines: Mapping[str, Points]) -> str:
     """Returns a line chart as HTML, with the ends of both axes and each line's last value as text.
 
+    Below the title of a curve of `training_curves` stands what it means.
+
     A line of 20 points or more is drawn twice: its values thin and pale, and over them their moving
     average as a thick line. The chart needs no style sheet. Values that are not finite are counted
     in the legend.
 
     Args:
-      title: heading of the chart.
+      title: heading of the chart, such as "GRPO reward".
       lines: the points of each line by name.
     """
     curves = {name: _Curve(points) for name, points in lines.items()}
@@ -134,6 +140,8 @@ def chart(title: str, lines: Mapping[str, Points]) -> str:
         f"</svg> {html.escape(_last(name, curve))}"
         for number, (name, curve) in enumerate(curves.items())
     )
+    if meaning := meanings.of_curve(title):
+        legend = f"<br>{html.escape(meaning)}{legend}"
     if any(curve.window > 1 for curve in curves.values()):
         legend += f"<br>{_KEY}"
     return (

@@ -1,5 +1,6 @@
 """A report of results as one HTML file: scores, training curves and all examples."""
 
+import html
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from mirg_jax.report.cards import Responses
 from mirg_jax.report.charts import chart, training_curves
 
 _MEANING = """<p>Hit rates in per cent: the share of boxes with an IoU of 0.5 or more. AVE is the
-mean of the tasks' rates, "all" the rate over all rows.</p>
+mean of the tasks' rates, "all" the rate over all rows; mIoU: mean overlap of predicted and true
+boxes; image: the right image is named; format: the answer has the required form.{runs}</p>
 """
 _CHANGE = """<p>Gained, lost: rows that one of the two hits alone; p: exact McNemar test; 95 %: of
 the difference.</p>
@@ -28,6 +30,7 @@ def write_report(
     *,
     training: Mapping[str, str | pathlib.Path] | None = None,
     featured: str = "",
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Writes scores, curves, all rows and GRPO's groups as one self-contained HTML file.
 
@@ -40,19 +43,22 @@ def write_report(
         replaced by the reason. None: no images are shown, and boxes are drawn on blank frames.
       training: folders of training runs by name, whose curves and sampled groups are shown.
       featured: name of the run that the gallery shows; by default the last.
+      about: what runs are, in a sentence each, by name.
 
     Raises:
       DataError: if a training run's files can't be read.
     """
-    training = training or {}
+    training, about = training or {}, about or {}
     sections = []
     if runs:
         scores = {name: run.scores for name, run in runs.items()}
-        sections.append(("Scores", score_table(scores) + _MEANING))
+        told = {html.escape(name): html.escape(about[name]) for name in runs if name in about}
+        listed = "".join(f"<br><b>{name}</b>: {what}" for name, what in told.items())
+        sections.append(("Scores", score_table(scores) + _MEANING.format(runs=listed)))
     for before, after in itertools.pairwise(runs):
         changes = compare.compare(*(runs[name].scores.to_json() for name in (before, after)))
         table = browser.table(compare.table_cells(changes))
-        sections.append((f"From {before} to {after}", table + _CHANGE))
+        sections.append((f"{after} compared with {before}", table + _CHANGE))
     if charts := [chart(name, lines) for name, lines in training_curves(training).items()]:
         sections.append(("Curves", f'<div class="charts">{"".join(charts)}</div>\n'))
     views = [

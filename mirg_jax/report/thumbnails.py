@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from mirg_jax.data.images import Root, load_image
 from mirg_jax.errors import DataError
+from mirg_jax.files.streams import progress_bar
 
 SIDE = 480  # longest side in pixels
 _LEAST_SIDE = 32
@@ -51,7 +51,7 @@ def make(images: Sequence[tuple[Root, str]], budget: int = _BUDGET) -> list[Thum
 
     # Pillow works outside the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(
+        bar = progress_bar(
             pool.map(one, images),
             total=len(images),
             unit="picture",

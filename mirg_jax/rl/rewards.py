@@ -2,19 +2,22 @@
 
 Arrays hold up to A boxes of an answer and up to A targets of a question; an answer may have more
 boxes, which `count` includes. `*B` is any batch shape, usually [prompts, group]. A reward is a pure
-function `(answers, targets) -> [*B]` with values in 0–1. To add one, name it as "module:function"
-in the config's `rewards`.
+function `(answers, targets) -> [*B]`, with values in 0–1 but for penalties. To add one, name it as
+"path/to/file.py:function" or "module:function" in the config (`own_rewards.py`).
 """
 
 import functools
-import importlib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from mirg_jax.errors import ConfigError
+from mirg_jax.rl import own_rewards
+from mirg_jax.rl.overlaps import bounded_iou, ciou, giou, iou
 
 
 class Answers(NamedTuple):
@@ -26,6 +29,8 @@ class Answers(NamedTuple):
     format_ok: Bool[Array, "*B"]  # whether the completion has the required format
     lengths: Int[Array, "*B"]  # number of tokens in the completion
     count: Int[Array, "*B"]  # number of boxes in the answer, including those beyond the first A
+    mentions: Int[Array, "*B"]  # number of objects with a box in the thoughts
+    placed: Int[Array, "*B"]  # those of them that are named with an image that exists
 
 
 class Targets(NamedTuple):
@@ -37,30 +42,34 @@ class Targets(NamedTuple):
 
 
 Reward = Callable[[Answers, Targets], Float[Array, "*B"]]
+_IF_FORMAT = "_if_format"  # at the end of a reward's name
+Measure = Callable[[Array, Array], Array]  # of how well two boxes agree, from 0 to 1
 
 
-def iou(a: Float[Array, "*#B 4"], b: Float[Array, "*#B 4"]) -> Float[Array, "*B"]:
-    """Computes the intersection over union of boxes x1, y1, x2, y2.
+class RewardOptions(NamedTuple):
+    """What some of the rewards depend on besides the answers."""
 
-    It is 0 if either box is empty or inverted.
-    """
-    size_a = jnp.maximum(a[..., 2:] - a[..., :2], 0)
-    size_b = jnp.maximum(b[..., 2:] - b[..., :2], 0)
-    overlap = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
-    shared = jnp.where((overlap > 0).all(-1), overlap.prod(-1), 0)
-    union = size_a.prod(-1) + size_b.prod(-1) - shared
-    return jnp.where(shared > 0, shared / jnp.where(union > 0, union, 1), 0)
+    max_tokens: int = 1024  # limit of a completion
+    overlong_buffer: float = 0.2  # last part of the limit, in which "overlong" falls to −1
+    iou_thresholds: tuple[float, float] = (0.1, 0.9)  # of "object_bounded"
 
 
-def match(answers: Answers, targets: Targets) -> tuple[Float[Array, "*B A"], Float[Array, "*B A"]]:
+def match(
+    answers: Answers, targets: Targets, measure: Measure = iou
+) -> tuple[Float[Array, "*B A"], Float[Array, "*B A"]]:
     """Matches answer boxes to targets one to one, greedily by score.
 
     The score of a pair is its IoU, plus 1 if the image is correct: the sum of the two rewards.
 
+    Args:
+      answers: the answers.
+      targets: the targets.
+      measure: what takes the place of the IoU.
+
     Returns:
       IoU and image match (0 or 1) of the box matched to each target; 0 if no box is.
     """
-    overlap = iou(answers.boxes[..., :, None, :], targets.boxes[..., None, :, :])
+    overlap = measure(answers.boxes[..., :, None, :], targets.boxes[..., None, :, :])
     asked = targets.images[..., None, :]
     same_image = ((answers.images[..., :, None] == asked) | (asked == 0)).astype(jnp.float32)
     possible = answers.valid[..., :, None] & targets.valid[..., None, :]
@@ -111,46 +120,151 @@ def object_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
     return _per_object(match(answers, targets)[0], answers, targets)
 
 
-def gated_object_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
+def box_reward(answers: Answers, targets: Targets, *, measure: Measure) -> Float[Array, "*B"]:
+    """Computes `object_reward` with another measure than the IoU."""
+    return _per_object(match(answers, targets, measure)[0], answers, targets)
+
+
+def gated_object_reward(
+    answers: Answers, targets: Targets, *, measure: Measure = iou
+) -> Float[Array, "*B"]:
     """Computes the mean over objects of the IoU, counted as 0 if the wrong image is named."""
-    box, image = match(answers, targets)
+    box, image = match(answers, targets, measure)
     return _per_object(box * image, answers, targets)
 
 
-REWARDS: dict[str, Reward] = {
-    "format": format_reward,
-    "image": image_reward,
-    "object": object_reward,
-    "object_gated": gated_object_reward,
-}
+def f1_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
+    """Computes the F1 score of an answer's boxes, 2 · hits / (boxes + targets).
+
+    A hit is a box that is matched to a target with an IoU of 0.5 or more, as in MIG-Bench.
+    """
+    hits = (match(answers, targets)[0] >= 0.5).sum(-1)
+    return 2 * hits / jnp.maximum(answers.count + targets.valid.sum(-1), 1)
 
 
-def resolve(names: Mapping[str, float]) -> dict[str, tuple[Reward, float]]:
+def thoughts_image_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
+    """Computes the share of the thoughts' objects that are named with an image that exists.
+
+    It is 0 for thoughts without an object.
+    """
+    del targets
+    return answers.placed / jnp.maximum(answers.mentions, 1)
+
+
+def length_reward(answers: Answers, targets: Targets) -> Float[Array, "*B"]:
+    """Computes the length reward of Kimi k1.5 (arXiv 2501.12599), from −0.5 to 0.5.
+
+    λ = 0.5 − (length − shortest) / (longest − shortest) over the group, the last axis of `*B`, for
+    right answers, min(0, λ) for others, and 0 if all lengths are equal. Right means here that every
+    object has an IoU of 0.5 or more and there is no box too many.
+    """
+    hits = (match(answers, targets)[0] >= 0.5).sum(-1)
+    right = (hits == targets.valid.sum(-1)) & (hits == answers.count)
+    shortest = answers.lengths.min(-1, keepdims=True)
+    spread = answers.lengths.max(-1, keepdims=True) - shortest
+    share = 0.5 - (answers.lengths - shortest) / jnp.maximum(spread, 1)
+    return jnp.where(spread > 0, jnp.where(right, share, jnp.minimum(share, 0.0)), 0.0)
+
+
+def overlong_reward(
+    answers: Answers, targets: Targets, *, options: RewardOptions
+) -> Float[Array, "*B"]:
+    """Computes the soft overlong penalty, from −1 to 0 (DAPO, arXiv 2503.14476, equation 13).
+
+    It is 0 up to a length of L_max − L_cache and falls linearly to −1 at L_max, where L_max is
+    `max_tokens` and L_cache its part `overlong_buffer`.
+    """
+    del targets
+    cache = options.overlong_buffer * options.max_tokens
+    start = options.max_tokens - cache
+    return jnp.clip((start - answers.lengths.astype(jnp.float32)) / cache, -1.0, 0.0)
+
+
+def _if_format(reward: Reward) -> Reward:
+    """Returns a reward that counts only if the format is right."""
+    return lambda answers, targets: jnp.where(answers.format_ok, reward(answers, targets), 0.0)
+
+
+def named_rewards(options: RewardOptions) -> dict[str, Reward]:
+    """Returns the rewards by name; `resolve` explains the names."""
+    bounded = functools.partial(bounded_iou, thresholds=options.iou_thresholds)
+    named: dict[str, Reward] = {
+        "format": format_reward,
+        "image": image_reward,
+        "object": object_reward,
+        "object_gated": gated_object_reward,
+    }
+    for name, measure in {"bounded": bounded, "giou": giou, "ciou": ciou}.items():
+        named[f"object_{name}"] = functools.partial(box_reward, measure=measure)
+        named[f"object_{name}_gated"] = functools.partial(gated_object_reward, measure=measure)
+    return named | {
+        "object_f1": f1_reward,
+        "thoughts_image": thoughts_image_reward,
+        "length": length_reward,
+        "overlong": functools.partial(overlong_reward, options=options),
+    }
+
+
+def parse_terms(terms: Sequence[str]) -> dict[str, float]:
+    """Parses "name=weight" to weights by name; a name alone has a weight of 1.
+
+    Raises:
+      ConfigError: if a weight is no number.
+    """
+    found = {}
+    for term in terms:
+        name, equals, weight = term.rpartition("=")
+        try:
+            found[name if equals else term] = float(weight) if equals else 1.0
+        except ValueError:
+            raise ConfigError(
+                f"rewards: {term!r} has no number behind '='; write name=weight"
+            ) from None
+    return found
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Checks that rewards have names that `resolve` takes; loads nothing.
+
+    Raises:
+      ConfigError: if a name is neither known nor of the form of a user's own.
+    """
+    known = named_rewards(RewardOptions())
+    for name in names:
+        if name.removesuffix(_IF_FORMAT) not in known and ":" not in name:
+            raise ConfigError(
+                f"rewards: {name!r} is none of {', '.join(known)}, each also with {_IF_FORMAT} at "
+                "its end, and no path/to/file.py:function or module:function"
+            )
+
+
+def resolve(
+    names: Mapping[str, float], options: RewardOptions | None = None
+) -> dict[str, tuple[Reward, float]]:
     """Looks up reward functions by name.
 
     Args:
-      names: weights by name: a key of `REWARDS`, or "module:function", which is imported.
+      names: weights by name: a key of `named_rewards`, which counts only for completions of the
+        right format if "_if_format" follows it, or a function of a user's own (`own_rewards.py`).
+      options: what some of the rewards depend on; None for the defaults.
 
     Returns:
       Reward function and weight by name.
 
     Raises:
-      ValueError: if a name is unknown or can't be imported.
+      ConfigError: if a name is unknown, or a user's own function can't be loaded.
     """
-    resolved = {}
-    for name, weight in names.items():
-        if name in REWARDS:
-            resolved[name] = (REWARDS[name], weight)
-            continue
-        module, _, function = name.partition(":")
-        try:
-            resolved[name] = (getattr(importlib.import_module(module), function), weight)
-        except (ImportError, AttributeError, ValueError):
-            raise ValueError(
-                f"rewards: {name!r} is neither one of {', '.join(REWARDS)} nor an importable "
-                "module:function"
-            ) from None
-    return resolved
+    check_names(names)
+    known = named_rewards(options or RewardOptions())
+
+    def find(name: str) -> Reward:
+        if name in known:
+            return known[name]
+        if (plain := name.removesuffix(_IF_FORMAT)) in known:
+            return _if_format(known[plain])
+        return own_rewards.load(name)
+
+    return {name: (find(name), weight) for name, weight in names.items()}
 
 
 def total(
@@ -163,3 +277,17 @@ def total(
     parts = {name: reward(answers, targets) for name, (reward, _) in rewards.items()}
     weighted = (weight * parts[name] for name, (_, weight) in rewards.items())
     return functools.reduce(operator.add, weighted), parts
+
+
+def nothing_said(batch: tuple[int, ...], size: int) -> tuple[Answers, Targets]:
+    """Returns the arrays of completions without an answer, to questions without a target.
+
+    Args:
+      batch: the batch shape.
+      size: number of boxes in the arrays, A.
+    """
+    no_boxes = jnp.zeros((*batch, size, 4))
+    no_images, none_valid = jnp.zeros((*batch, size), jnp.int32), jnp.zeros((*batch, size), bool)
+    objects, none = (no_boxes, no_images, none_valid), jnp.zeros(batch, jnp.int32)
+    answers = Answers(*objects, jnp.zeros(batch, bool), none, none, none, none)
+    return answers, Targets(*objects)

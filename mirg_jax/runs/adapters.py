@@ -40,9 +40,13 @@ def read(run: Place) -> Record | None:
       CheckpointError: if the file is not a valid record.
     """
 
-    def parse(raw: dict[str, Any]) -> Record:
-        lora = raw.pop("lora")
-        return Record(**raw, lora=Lora(**lora | {"targets": tuple(lora["targets"])}))
+    def parse(raw: Any) -> Record:
+        raw = run_folder.as_object(raw)
+        if "lora" in raw:
+            lora = run_folder.as_object(raw["lora"])
+            lora |= {"targets": tuple(lora.get("targets", Lora.targets))}
+            raw |= {"lora": run_folder.as_record(Lora, lora)}
+        return run_folder.as_record(Record, raw)
 
     return run_folder.read_record(path_in(run), parse, "a LoRA run")
 

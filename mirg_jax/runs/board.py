@@ -3,13 +3,13 @@
 import importlib
 import time
 from collections.abc import Mapping
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from typing import TYPE_CHECKING
 
 from mirg_jax.files import outputs, places
 from mirg_jax.files.places import Place
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 _FLUSH_SECONDS = 120
 
@@ -26,6 +26,11 @@ class Board:
     """
 
     def __init__(self, folder: Place, *, first_step: int):
+        # With the first board, and not with every start: where PyTorch is installed, tensorboardX
+        # imports it.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         self._folder = folder
         outputs.make_folder(folder)
         with places.reached(folder):
@@ -44,6 +49,9 @@ class Board:
         Raises:
           OSError: if they can't be written.
         """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         with places.reached(self._folder):
             for name, value in scalars.items():
                 self._write(Event(step=step, summary=scalar(name, value)))
@@ -51,7 +59,7 @@ class Board:
                 self._writer.flush()
                 self._flushed = time.monotonic()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: "Event") -> None:
         event.wall_time = time.time()
         self._writer.write_event(event)
 

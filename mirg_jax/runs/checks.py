@@ -5,6 +5,7 @@ those of the config.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.models.flash import ENGINES
 from mirg_jax.models.layers import REMAT
 from mirg_jax.rl import rewards
+from mirg_jax.rl.advantages import SCALES
+from mirg_jax.rl.objective import OBJECTIVES
+from mirg_jax.rl.selection import ORDERS
 
 if TYPE_CHECKING:
     from mirg_jax.runs import settings as s
@@ -76,6 +80,17 @@ def data(settings: "s.DataSettings") -> None:
         raise ConfigError(
             f"data.max_pixels={settings.max_pixels} is below data.min_pixels={settings.min_pixels}"
         )
+    fractions({"data.direct": settings.direct})
+    bounds = settings.difficulty
+    if bounds and (len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1):
+        raise ConfigError(f"data.difficulty={bounds}: give two numbers from 0 to 1, ascending")
+    if settings.gain and (len(settings.gain) != 2 or min(settings.gain) < 0):
+        raise ConfigError(f"data.gain={settings.gain}: give two numbers of 0 or more")
+    if bool(settings.ratings) != bool(bounds or settings.gain):
+        raise ConfigError(
+            f"data.ratings={settings.ratings!r} goes with data.difficulty or data.gain; set both, "
+            "or neither"
+        )
 
 
 def prompt(style: PromptStyle) -> None:
@@ -87,7 +102,7 @@ def prompt(style: PromptStyle) -> None:
             f"prompt.image_label={style.image_label!r}: only {{n}}, the image's number, may stand "
             "in braces; write {{ and }} for braces themselves"
         ) from None
-    for field in ("system", "image_label", "instruction"):
+    for field in ("system", "image_label", "instruction", "direct_instruction"):
         for token in FORBIDDEN:
             if token in getattr(style, field):
                 raise ConfigError(f"prompt.{field} contains the control token {token}; remove it")
@@ -123,7 +138,7 @@ def checkpoint(settings: "s.CheckpointSettings") -> None:
 
 def evaluation(settings: "s.EvaluationSettings") -> None:
     """Checks how answers are generated and when held-out rows are evaluated."""
-    one_of("evaluation.coordinates", settings.coordinates, ("grid", "pixels"))
+    one_of("evaluation.coordinates", settings.coordinates, ("grid", "pixels", "thousandths"))
     at_least(1, {"evaluation.max_tokens": settings.max_tokens})
     names = ("batch_size", "every", "limit")
     at_least(0, {f"evaluation.{name}": getattr(settings, name) for name in names})
@@ -133,15 +148,25 @@ def grpo(settings: "s.GrpoSettings") -> None:
     """Checks GRPO's settings, apart from those that depend on the batch."""
     one_of("grpo.kl", settings.kl, ("k1", "k2", "k3", "exact"))
     one_of("grpo.normalisation", settings.normalisation, ("sequence", "token", "constant"))
-    one_of("grpo.advantage_scale", settings.advantage_scale, ("std", "none"))
+    one_of("grpo.objective", settings.objective, OBJECTIVES)
+    one_of("grpo.advantage_scale", settings.advantage_scale, SCALES)
     if settings.group < 2:
         raise ConfigError("grpo.group must be at least 2: advantages compare completions")
-    names = ("updates", "max_tokens", "max_objects")
+    names = ("updates", "max_tokens", "max_objects", "pool", "max_rounds", "mini_batches")
     at_least(1, {f"grpo.{name}": getattr(settings, name) for name in names})
     names = ("beta", "clip_low", "clip_high", "advantage_epsilon", "log_groups_every", "log_groups")
+    names += ("importance_cap",)
     at_least(0, {f"grpo.{name}": getattr(settings, name) for name in names})
+    names = ("tau_positive", "tau_negative", "kl_clamp", "top_p")
+    above(0, {f"grpo.{name}": getattr(settings, name) for name in names})
+    if settings.dual_clip:
+        above(1, {"grpo.dual_clip": settings.dual_clip})
+        if settings.objective != "ppo":
+            raise ConfigError(
+                f"grpo.dual_clip={settings.dual_clip:g} is for grpo.objective='ppo' only; set it "
+                f"to 0 for {settings.objective!r}"
+            )
     at_least(0, {"sampling.prompts": settings.prompts, "sampling.slots": settings.slots})
-    above(0, {"grpo.kl_clamp": settings.kl_clamp, "grpo.top_p": settings.top_p})
     fractions({"grpo.top_p": settings.top_p})
     ascending("grpo.completion_lengths", settings.completion_lengths)
     if settings.completion_lengths[-1] < settings.max_tokens:
@@ -151,10 +176,37 @@ def grpo(settings: "s.GrpoSettings") -> None:
             "grpo.temperature must be above 0: equal completions have no advantages to learn from"
         )
     at_least(_COLDEST, {"grpo.temperature": settings.temperature})
-    try:
-        rewards.resolve(settings.rewards)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    _selection(settings)
+    _rewards(settings)
+
+
+def _selection(settings: "s.GrpoSettings") -> None:
+    one_of("grpo.order", settings.order, ORDERS)
+    at_least(0, {"grpo.gate": min(settings.gate, default=0)})
+    if settings.pool > 1 and not settings.gate and settings.order == "sampled":
+        raise ConfigError(
+            f"grpo.pool={settings.pool}: all groups but the first batch_size would be thrown away; "
+            "set grpo.gate or grpo.order='reward', or raise batch_size instead"
+        )
+    if settings.max_rounds > 1 and not settings.gate:
+        raise ConfigError(
+            f"grpo.max_rounds={settings.max_rounds} is for steps that grpo.gate leaves short; set "
+            "it, as to (0.0,), or grpo.max_rounds=1"
+        )
+
+
+def _rewards(settings: "s.GrpoSettings") -> None:
+    if not settings.rewards:
+        raise ConfigError("grpo.rewards is empty: give at least one reward and its weight")
+    rewards.check_names(settings.rewards)
+    for name, weight in settings.rewards.items():
+        if not math.isfinite(weight):
+            raise ConfigError(f"grpo.rewards: the weight of {name!r}, {weight}, must be finite")
+    fractions({"grpo.overlong_buffer": settings.overlong_buffer})
+    above(0, {"grpo.overlong_buffer": settings.overlong_buffer})
+    bounds = settings.iou_thresholds
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ConfigError(f"grpo.iou_thresholds={bounds}: give two numbers from 0 to 1, ascending")
 
 
 def whole(settings: "s.Settings") -> None:
@@ -164,6 +216,11 @@ def whole(settings: "s.Settings") -> None:
     names = ("num_steps", "logprob_chunk", "max_skipped")
     at_least(0, {name: getattr(settings, name) for name in names})
     prompt(settings.prompt)
+    if settings.data.direct and settings.prompt.direct_instruction == settings.prompt.instruction:
+        raise ConfigError(
+            f"data.direct={settings.data.direct:g}: prompt.direct_instruction and "
+            "prompt.instruction are the same, so no question says which form it asks for"
+        )
     for name in settings.freeze:
         one_of("freeze", name, MODULES)
     if settings.profile:
@@ -181,12 +238,19 @@ def whole(settings: "s.Settings") -> None:
             f"batch_size={settings.batch_size} must be a multiple of "
             f"prompts_per_micro_batch={settings.micro_batch}"
         )
+    if settings.batch_size % (settings.grpo.mini_batches * settings.micro_batch):
+        raise ConfigError(
+            f"batch_size={settings.batch_size} must be a multiple of "
+            f"grpo.mini_batches={settings.grpo.mini_batches} times "
+            f"prompts_per_micro_batch={settings.micro_batch}"
+        )
     prompts = settings.sampled_prompts
-    if prompts % settings.micro_batch or settings.batch_size % prompts:
+    if prompts % settings.micro_batch or settings.examples_at_once % prompts:
+        pool = settings.grpo.pool
         raise ConfigError(
             f"sampling.prompts={prompts} must be a multiple of "
             f"prompts_per_micro_batch={settings.micro_batch} and divide "
-            f"batch_size={settings.batch_size}"
+            f"batch_size={settings.batch_size}{f' times grpo.pool={pool}' if pool > 1 else ''}"
         )
 
 

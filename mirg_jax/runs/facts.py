@@ -1,25 +1,21 @@
-"""Facts that results depend on: hashes of models and files, and descriptions of what changed."""
+"""Facts that results depend on: hashes of models, and descriptions of what changed."""
 
-import functools
+import dataclasses
 import hashlib
-import io
 import json
-import os
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import fsspec
-from PIL import ExifTags, Image
 
-from mirg_jax.data.images import ImageRoot, Root, find_image
-from mirg_jax.errors import CheckpointError, DataError
+from mirg_jax.errors import CheckpointError
 from mirg_jax.files import places
-from mirg_jax.files.hashes import hash_file, hash_files
+from mirg_jax.files.hashes import SAMPLE, add_samples, agrees, hash_file, hash_files
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.json_fields import token_ids
 from mirg_jax.runs import adapters, loading, run_folder
+from mirg_jax.runs.settings import Settings
 
 # The files beside the weights that an answer depends on.
 _SMALL_FILES = (
@@ -31,10 +27,7 @@ _SMALL_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-_MODEL_HASH = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}")
-_SAMPLE = 1024  # bytes
-_IMAGE_PARTS = 16  # of an image's file, each of which is sampled
-_IMAGES_KEPT = 4096  # hashes, since rows that follow one another share images
+_OWN_NAMES = ("grpo.rewards.", "select.weights.")  # settings with names of the user's in them
 
 
 def hash_model(source: str | places.Place) -> str | None:
@@ -47,8 +40,10 @@ def hash_model(source: str | places.Place) -> str | None:
     system's cache. A cache of hashes by date and size would miss files that are copied with their
     dates. Of a LoRA run it includes the base model.
 
-    `origin.fingerprint` is another, of the numbers on the devices in the dtype of training; this
-    one is known before anything is loaded.
+    `origin.fingerprint` can't take its place, nor this one that one's. This one is known before
+    anything is loaded, and includes config and tokenizer; the same weights in other files, or in
+    another dtype, are another model here. That one is of the numbers themselves, in the dtype of
+    training, so a run goes on with a copy of its start in any format.
 
     Args:
       source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
@@ -87,61 +82,20 @@ def hash_model(source: str | places.Place) -> str | None:
     return f"{samples.hexdigest()}.{content.hexdigest()}"
 
 
-def agrees(found: Any, now: Any) -> bool:
-    """Returns whether a recorded fact is the one of now.
-
-    Of a model's hash, earlier versions recorded only the first half.
-
-    Args:
-      found: the recorded fact.
-      now: the fact of now.
-    """
-    if isinstance(found, str) and isinstance(now, str) and _MODEL_HASH.fullmatch(now):
-        return found in (now, now.partition(".")[0])
-    return found == now
-
-
-class ImageHashes:
-    """Tells images from others by samples of their files' content, wherever they lie.
-
-    Small files are read whole. Dates don't count, nor do paths.
-    """
-
-    def __init__(self, root: Root):
-        """
-        Args:
-          root: the image root. Where it applies EXIF orientations, an image that is turned differs
-            from the same as stored.
-        """
-        self._root = ImageRoot.of(root)
-        self._of_image = functools.lru_cache(_IMAGES_KEPT)(self._hash)
-
-    def of(self, paths: Sequence[str]) -> str | None:
-        """Returns a hash of some images in their order; None if one of them can't be read."""
-        try:
-            text = " ".join(map(self._of_image, paths))
-        except (OSError, DataError):
-            return None
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-    def _hash(self, path: str) -> str:
-        (_, content), digest = find_image(self._root, path), hashlib.sha256()
-        if self._root.apply_exif and _is_turned(content):
-            digest.update(b"turned\n")
-        with content.open("rb") if isinstance(content, pathlib.Path) else content as file:
-            size = file.seek(0, os.SEEK_END)
-            ends = [size * part // _IMAGE_PARTS for part in range(_IMAGE_PARTS + 1)]
-            _add_samples(digest, file, "", list(zip(ends, ends[1:], strict=False)))
-        return digest.hexdigest()
-
-
-def _is_turned(file: pathlib.Path | io.BytesIO) -> bool:
-    """Returns whether an image has an EXIF orientation other than upright."""
-    try:
-        with Image.open(file) as image:
-            return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # Pillow raises many types; whoever loads the image says what is wrong
-        return False
+def of_inputs(settings: Settings) -> dict[str, Any]:
+    """Returns the settings that say what a model is given for a question, and computes it in."""
+    data, prompt = settings.data, dataclasses.asdict(settings.prompt)
+    instruction = prompt.pop("direct_instruction")
+    if settings.evaluation.direct:
+        prompt["instruction"] = instruction
+    return {
+        **{f"prompt.{name}": text for name, text in prompt.items()},
+        "direct": settings.evaluation.direct,
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "apply_exif": data.apply_exif,
+        "compute_dtype": str(settings.model.precision.compute),
+    }
 
 
 def describe_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -164,6 +118,26 @@ def describe_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
         else:
             changes.append(f"{name} was {_short(found[name])}, is {_short(value)}")
     return changes
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted name, so that one that a record lacks is not compared."""
+    fields: dict[str, Any] = {}
+    for name, value in settings.items():
+        full = prefix + name
+        fields |= flat(value, f"{full}.") if isinstance(value, Mapping) else {full: value}
+    return fields
+
+
+def describe_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Describes how `flat` settings differ, as `describe_changes` does.
+
+    Where names are the user's, a setting that one side lacks was not set there, and is null; unless
+    the record has none of them, as that of an earlier version may.
+    """
+    recorded = tuple(each for each in _OWN_NAMES if any(name.startswith(each) for name in found))
+    own = dict.fromkeys(name for name in (*found, *wanted) if name.startswith(recorded))
+    return describe_changes(own | found, own | wanted)
 
 
 def _end_tokens(folder: pathlib.Path) -> list[int]:
@@ -193,7 +167,7 @@ def _add_tensors(digest, path: pathlib.Path) -> None:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             parts, length = [], 0
     with open(path, "rb") as file:
-        _add_samples(digest, file, path.name, [(0, 8 + length), *sorted(parts)])
+        add_samples(digest, file, path.name, [(0, 8 + length), *sorted(parts)])
 
 
 def _stored_files(params: places.Place) -> list[tuple[str, places.Place]]:
@@ -211,19 +185,10 @@ def _add_file(digest, name: str, path: places.Place) -> None:
     """Adds a whole file, on a disk or in a store, as `_add_samples` does."""
     if isinstance(path, pathlib.Path):
         with open(path, "rb") as file:
-            return _add_samples(digest, file, name, [(0, path.stat().st_size)])
+            return add_samples(digest, file, name, [(0, path.stat().st_size)])
     system, where = fsspec.url_to_fs(str(path))
     size = system.size(where)
     digest.update(f"{name} {size}\n".encode())
-    for start in (0, size // 2, max(0, size - _SAMPLE)):
-        if end := min(size, start + _SAMPLE):
+    for start in (0, size // 2, max(0, size - SAMPLE)):
+        if end := min(size, start + SAMPLE):
             digest.update(system.cat_file(where, start=start, end=end))
-
-
-def _add_samples(digest, file: BinaryIO, name: str, parts: list[tuple[int, int]]) -> None:
-    """Adds a file's name and size, and the beginning, middle and end of each of its parts."""
-    digest.update(f"{name} {file.seek(0, os.SEEK_END)}\n".encode())
-    for begin, end in parts:
-        for start in (begin, (begin + end) // 2, max(begin, end - _SAMPLE)):
-            file.seek(start)
-            digest.update(file.read(min(_SAMPLE, end - start)))

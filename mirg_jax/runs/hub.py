@@ -1,6 +1,7 @@
 """Downloading of models from the Hugging Face hub; whatever fails is said in one line."""
 
 import contextlib
+import difflib
 import errno
 import io
 import os
@@ -18,6 +19,7 @@ _VARIABLES = (
 
 # A model's files apart from its weights.
 _SMALL = ("*.json", "*.txt", "*.jinja")
+_MOST_FOLDERS = 6  # that are named where one was mistyped
 
 
 def download(name: str, *, weights: bool = True) -> pathlib.Path:
@@ -37,33 +39,32 @@ def download(name: str, *, weights: bool = True) -> pathlib.Path:
         with contextlib.redirect_stdout(io.StringIO()):
             from huggingface_hub import errors, snapshot_download
     except Exception as error:
-        raise CheckpointError(f"{name}: {_unreachable(error)}") from None
+        raise CheckpointError(f"{name}: {_not_here(name)}{_unreachable(error)}") from None
     try:
         return pathlib.Path(
             snapshot_download(name, allow_patterns=None if weights else list(_SMALL))
         )
     except errors.HFValidationError:
         problem = (
-            "not a folder here, and not a name on the Hugging Face hub, which has the form "
-            "OWNER/MODEL; check the path"
+            "not a name on the Hugging Face hub, which has the form OWNER/MODEL; check the path"
         )
     except errors.GatedRepoError:
-        problem = (
-            "the Hugging Face hub gives this model only to those who accept its conditions; do so "
-            "on its page, and log in with hf auth login or set HF_TOKEN"
-        )
+        raise CheckpointError(
+            f"{name}: the Hugging Face hub gives this model only to those who accept its "
+            "conditions; do so on its page, and log in with hf auth login or set HF_TOKEN"
+        ) from None
     except errors.RepositoryNotFoundError:
         problem = (
-            "not a folder here, and the Hugging Face hub has no public model of this name; check "
-            "the name, or for a private one log in with hf auth login or set HF_TOKEN"
+            "the Hugging Face hub has no public model of this name; check the name, or for a "
+            "private one log in with hf auth login or set HF_TOKEN"
         )
     except errors.LocalEntryNotFoundError as error:
         cause = error.__cause__ or error
         problem = _unreachable(cause)
         if isinstance(cause, errors.OfflineModeIsEnabled):
             problem = (
-                "not a folder here and not in the cache of the Hugging Face hub, which "
-                "HF_HUB_OFFLINE keeps from being asked; unset it, or check the name"
+                "not in the cache of the Hugging Face hub, which HF_HUB_OFFLINE keeps from being "
+                "asked; unset it, or check the name"
             )
         elif isinstance(cause, errors.HfHubHTTPError):
             problem = _refused(cause)
@@ -71,19 +72,38 @@ def download(name: str, *, weights: bool = True) -> pathlib.Path:
         problem = _refused(error)
     except Exception as error:  # of the libraries below: proxies, addresses, certificates, disks
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            problem = (
-                f"can't be downloaded ({_first_line(error)}); free space in the cache or set "
-                "HF_HOME to another folder"
-            )
-        else:
-            problem = _unreachable(error)
-    raise CheckpointError(f"{name}: {problem}") from None
+            raise CheckpointError(
+                f"{name}: can't be downloaded ({_first_line(error)}); free space in the cache or "
+                "set HF_HOME to another folder"
+            ) from None
+        problem = _unreachable(error)
+    raise CheckpointError(f"{name}: {_not_here(name)}{problem}") from None
+
+
+def _not_here(name: str) -> str:
+    """Says that there is no such folder; of a mistyped path, which ones there are instead."""
+    path = pathlib.Path(name)
+    try:
+        there = next((parent for parent in path.parents if parent.is_dir()), pathlib.Path())
+    except OSError:  # longer than names may be
+        return "not a folder here, and "
+    if not there.name:  # of the current folder and the root nothing follows
+        return "not a folder here, and "
+    missing = path.relative_to(there).parts[0]
+    try:
+        folders = [each.name for each in there.iterdir() if each.is_dir()]
+    except OSError:  # may not be listed
+        return "not a folder here, and "
+    folders.sort(key=lambda each: -difflib.SequenceMatcher(None, each, missing).ratio())
+    more = ", …" if len(folders) > _MOST_FOLDERS else ""
+    has = ", ".join(folders[:_MOST_FOLDERS]) + more if folders else "no folders"
+    return f"not a folder here ({there} has {has}), and "
 
 
 def _refused(error: BaseException) -> str:
     return (
-        "not a folder here, and the Hugging Face hub answers with an error "
-        f"({_first_line(error)}); try again later, or give a folder"
+        f"the Hugging Face hub answers with an error ({_first_line(error)}); try again later, or "
+        "give a folder"
     )
 
 
@@ -93,8 +113,8 @@ def _unreachable(error: BaseException) -> str:
     given = [name for name in _VARIABLES if os.environ.get(name)]
     check = f"the network connection and {', '.join(given)}" if given else "the network connection"
     return (
-        "not a folder here, and the Hugging Face hub can't be reached "
-        f"({type(error).__name__}: {_first_line(error)}); check {check}, or give a folder"
+        f"the Hugging Face hub can't be reached ({type(error).__name__}: {_first_line(error)}); "
+        f"check {check}, or give a folder"
     )
 
 

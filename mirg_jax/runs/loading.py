@@ -74,6 +74,11 @@ def model_folder(source: str | places.Place) -> pathlib.Path:
         return pathlib.Path(saved.model_folder)
     path = pathlib.Path(source)
     if (path / "config.json").is_file():
+        if (path / "checkpoints").is_dir():
+            raise CheckpointError(
+                f"{path}: is a run that has saved no checkpoint yet; wait for its first, or run "
+                "its command again"
+            )
         return path
     if path.exists():
         raise CheckpointError(

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from mirg_jax.errors import DataError, shorten
 from mirg_jax.files import lines, outputs, places
 from mirg_jax.files.places import Place
-from mirg_jax.files.streams import Spare, Steady
+from mirg_jax.files.streams import Spare, progress_bar, restart_clock
 from mirg_jax.runs.board import Board
 from mirg_jax.types import Scalars
 
@@ -43,6 +42,7 @@ class Metrics:
         self._unwritten: list[Mapping] = []
         self._writes = write
         self._bar: tqdm | None = None
+        self._is_timed = False  # whether the bar's clock runs
 
     def open(self) -> None:
         """Opens the files and the progress bar.
@@ -65,13 +65,8 @@ class Metrics:
         self._file = lines.LineWriter(path)
         self._spare = Spare(f"{workdir / 'tensorboard'}")
         self._board = self._spare(Board, workdir / "tensorboard", first_step=step + 1)
-        self._bar = tqdm(
-            total=self._num_steps,
-            initial=step,
-            desc=self._name,
-            unit="step",
-            mininterval=1,
-            file=Steady(sys.stderr),
+        self._bar = progress_bar(
+            total=self._num_steps, initial=step, desc=self._name, unit="step", mininterval=1
         )
 
     @contextlib.contextmanager
@@ -114,7 +109,11 @@ class Metrics:
         if self._board:
             self._spare(self._board.add, step, scalars | by_phase)
         self._bar.set_postfix({name: f"{scalars[name]:.3g}" for name in shown}, refresh=False)
-        self._bar.update()
+        if self._is_timed:
+            self._bar.update()
+        else:
+            restart_clock(self._bar)  # the first step's time was mostly that of compiling
+            self._is_timed = True
         self._seconds.clear()
 
     def _write_rows(self) -> None:

@@ -6,6 +6,7 @@ when the run goes on, a Hugging Face folder when it is replaced, a setting when 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import zlib
@@ -46,6 +47,9 @@ class Origin:
 
 def fingerprint(params: nnx.State, mesh: Mesh) -> str:
     """Computes a checksum of parameters that doesn't depend on how they are stored or sharded.
+
+    `facts.hash_model`, of the bytes of files, would differ for the same weights as a checkpoint, as
+    a Hugging Face folder, or in parts of another size.
 
     Args:
       params: the parameters, on the devices.
@@ -132,7 +136,8 @@ def read(run: Place) -> Origin | None:
     Raises:
       CheckpointError: if the file is not a valid record.
     """
-    return run_folder.read_record(path_in(run), lambda raw: Origin(**raw), "a run's start")
+    parse = functools.partial(run_folder.as_record, Origin)
+    return run_folder.read_record(path_in(run), parse, "a run's start")
 
 
 def write(run: Place, origin: Origin) -> None:

@@ -5,9 +5,10 @@ A run's folder contains `model/` (config.json, tokenizer), `checkpoints/STEP/` (
 """
 
 import contextlib
+import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -90,33 +91,6 @@ def exactly(source: str | Place) -> str:
 def steps(folder: Place) -> list[int]:
     """Returns the steps with a complete checkpoint in a `checkpoints` folder."""
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
-
-
-def changed_settings(run: Place, text: str) -> list[str]:
-    """Returns the settings that a run was not begun or resumed with before, and what they were.
-
-    Args:
-      run: the run's folder, with its config.json.
-      text: the settings as JSON.
-    """
-    try:
-        before = dict(_leaves(json.loads(places.read_bytes(run / "config.json"))))
-    except (OSError, ValueError):
-        return []
-    return [
-        f"{name}={json.dumps(value)} (was {json.dumps(before[name])})"
-        for name, value in _leaves(json.loads(text))
-        if name in before and before[name] != value
-    ]
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the values of nested dictionaries with their dotted names."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, tree
 
 
 def restore_params(checkpoint: Place, state: nnx.State) -> nnx.State:
@@ -257,6 +231,30 @@ def read_record(
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a record of {what} ({error}); {remedy}") from None
+
+
+def as_record(kind: Callable[..., T], raw: Any) -> T:
+    """Makes a dataclass from a JSON object; for `read_record`.
+
+    Fields that it doesn't have, as those of a later version, are ignored.
+
+    Args:
+      kind: the dataclass.
+      raw: the object.
+
+    Raises:
+      TypeError: if it is no object, or a field is missing or of another type.
+    """
+    raw, values = as_object(raw), {}
+    for field in dataclasses.fields(kind):
+        if field.name in raw:
+            values[field.name] = value = raw[field.name]
+            types = (int, float) if field.type is float else (field.type,)
+            if field.type in (bool, int, float, str) and type(value) not in types:
+                raise TypeError(f"{field.name} is {json.dumps(value)[:60]}")
+        elif field.default is dataclasses.MISSING:
+            raise TypeError(f"it has no {field.name!r}")
+    return kind(**values)
 
 
 def as_object(raw: Any) -> dict[str, Any]:

@@ -17,15 +17,43 @@ _LARGEST = 3e38  # of a number: of about float32's range
 _SEED = "seed"  # which may be larger, and is checked where it is used
 # Bounds that infinity switches off.
 _MAY_BE_INFINITE = ("optimizer.clip_norm", "grpo.kl_clamp", "grpo.clip_high")
+# Of lists that are empty by default; of others steps.
+_OF_EMPTY = {
+    "data.difficulty": float,
+    "data.gain": float,
+    "grpo.more_rewards": str,
+    "grpo.gate": float,
+}
 _PASSED_ON = ("extra_body",)  # to servers, unread
 # Runs made before have no such settings.
 _NEWER = (
     "data.follow_links",
     "data.apply_exif",
     "data.image_cache",
+    "data.direct",
+    "data.ratings",
+    "data.difficulty",
+    "data.gain",
+    "prompt.direct_instruction",
+    "evaluation.direct",
+    "prompt.thinking",
     "logprob_chunk",
     "checkpoint.minutes",
     "profile",
+    "grpo.difficulty_weight",
+    "grpo.objective",
+    "grpo.dual_clip",
+    "grpo.tau_positive",
+    "grpo.tau_negative",
+    "grpo.mask_cut",
+    "grpo.more_rewards",
+    "grpo.overlong_buffer",
+    "grpo.iou_thresholds",
+    "grpo.pool",
+    "grpo.gate",
+    "grpo.max_rounds",
+    "grpo.order",
+    "grpo.mini_batches",
 )
 
 
@@ -99,7 +127,7 @@ def _check_value(field: str, value: Any, default: Any) -> None:
         else:
             check(value, default, f"{field}.")
     elif isinstance(default, Sequence) and not isinstance(default, str):
-        kind = type(default[0]) if default else int  # steps
+        kind = type(default[0]) if default else _OF_EMPTY.get(field, int)
         if not isinstance(value, list | tuple) or not all(_is(each, kind) for each in value):
             raise _misfit(field, value, f"a list, each of it {_KINDS[kind]}")
         for each in value if kind in (int, float) else ():

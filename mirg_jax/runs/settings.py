@@ -4,6 +4,7 @@
 when they are created (`checks.py`): an invalid one is a `ConfigError`, wherever it comes from.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,11 +17,15 @@ from mirg_jax.data.batching import Shapes
 from mirg_jax.data.images import ImageRoot, Root
 from mirg_jax.data.pipeline import Preparer, threads_of_this_machine
 from mirg_jax.data.prompts import PromptStyle, Tokenizer
-from mirg_jax.errors import ConfigError
+from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.files import places
+from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.lora import Lora
-from mirg_jax.runs import checks, run_folder, setting_types
+from mirg_jax.rl import rewards
+from mirg_jax.rl.objective import Bounds
+from mirg_jax.rl.rewards import RewardOptions
+from mirg_jax.runs import checks, loading, run_folder, setting_types
 
 Stage = Literal["sft", "grpo", "inference"]
 
@@ -52,6 +57,10 @@ class DataSettings:
     follow_links: bool = False
     apply_exif: bool = False
     image_cache: str = ""
+    direct: float = 0.0
+    ratings: str = ""
+    difficulty: tuple[float, ...] = ()
+    gain: tuple[float, ...] = ()
 
     @property
     def reading_threads(self) -> int:
@@ -130,6 +139,7 @@ class EvaluationSettings:
     benchmark: str
     image_root: str
     limit: int
+    direct: bool = False  # runs made before have no such setting
 
     def __post_init__(self):
         checks.evaluation(self)
@@ -159,9 +169,45 @@ class GrpoSettings:
     log_groups: int
     prompts: int  # prompts per call of the sampler, over all devices; 0: a micro-batch
     slots: int  # how many of them are decoded at the same time; 0: all
+    # Runs made before have no such settings.
+    difficulty_weight: bool = False
+    objective: str = "ppo"
+    dual_clip: float = 0.0
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+    mask_cut: bool = False
+    overlong_buffer: float = 0.2
+    iou_thresholds: tuple[float, ...] = (0.1, 0.9)
+    pool: int = 1
+    gate: tuple[float, ...] = ()
+    max_rounds: int = 1
+    order: str = "sampled"
+    mini_batches: int = 1
+    int8_sampling: bool = False
+    importance_cap: float = 0.0
 
     def __post_init__(self):
         checks.grpo(self)
+
+    @property
+    def selects(self) -> bool:
+        """Whether the groups to learn from are chosen, ordered or divided into mini-batches."""
+        return self.pool > 1 or bool(self.gate) or self.order != "sampled" or self.mini_batches > 1
+
+    @property
+    def takes_policy_before(self) -> bool:
+        """Whether the learner's own probabilities before its updates have to be computed first."""
+        return bool(self.importance_cap) and self.updates * self.mini_batches > 1
+
+    @property
+    def bounds(self) -> Bounds:
+        """How far the policy may move from the one that sampled."""
+        return Bounds(**{name: getattr(self, name) for name in Bounds._fields})
+
+    @property
+    def reward_options(self) -> RewardOptions:
+        """What some of the rewards depend on besides the answers."""
+        return RewardOptions(**{name: getattr(self, name) for name in RewardOptions._fields})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +266,28 @@ class Settings:
         return self.grpo.prompts or self.micro_batch
 
     @property
+    def examples_at_once(self) -> int:
+        """Examples that are read for a step, or for each of its rounds of sampling."""
+        return self.batch_size * (self.grpo.pool if self.grpo else 1)
+
+    @property
+    def passes(self) -> int:
+        """Passes over what a step learns from."""
+        return self.grpo.updates if self.grpo else 1
+
+    @property
     def updates_per_step(self) -> int:
         """Optimizer updates per training step."""
-        return self.grpo.updates if self.grpo else 1
+        return self.passes * (self.grpo.mini_batches if self.grpo else 1)
+
+    def for_model(self, model: ModelConfig) -> "Settings":
+        """Returns the settings with arrays for a model's patches; all who read images need them.
+
+        Args:
+          model: the model's configuration.
+        """
+        shapes = dataclasses.replace(self.data.shapes, patch=model.vision.patch_size)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, shapes=shapes))
 
     def preparer(self, tokenizer: Tokenizer, *, with_response: bool, image_root: Root) -> Preparer:
         """Creates the callable that reads and encodes single examples.
@@ -280,7 +345,7 @@ def read(config: ConfigDict) -> Settings:
             attention=config.model.attention,
         ),
         lora=_lora(lora) if lora.rank else None,
-        data=DataSettings(**data.to_dict() | {"shapes": shapes}),
+        data=DataSettings(**_data(data) | {"shapes": shapes}),
         prompt=PromptStyle(**config.prompt),
         optimizer=OptimizerSettings(**config.optimizer),
         devices=DeviceSettings(
@@ -314,13 +379,15 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
         raise ConfigError(f"--config: this recipe is for {settings.stage}; give one for {stage}")
     if not settings.data.train_json:
         raise ConfigError("data.train_json is not set: give the path of the training data")
+    if settings.grpo:
+        rewards.resolve(settings.grpo.rewards)  # a user's own functions are loaded
     if settings.evaluation.every and not settings.evaluation.benchmark:
         raise ConfigError("evaluation.every is set, but evaluation.benchmark is not: give its path")
     return settings
 
 
 def of_model(source: str | places.Place) -> ConfigDict:
-    """Returns the config that a run was trained with, or the defaults for any other model.
+    """Returns the config that a run was trained with, or the defaults of any other model's family.
 
     Raises:
       CheckpointError: if the run's config.json can't be read, or holds something else.
@@ -335,6 +402,9 @@ def of_model(source: str | places.Place) -> ConfigDict:
     if saved := run_folder.find_run(source):
         own = run_folder.read_record(saved.run / "config.json", parse, "a run's settings")
         return own or usual
+    with contextlib.suppress(CheckpointError):  # whoever loads the model says what is wrong
+        family = ModelConfig.from_folder(loading.model_folder(source)).model_type
+        return defaults.for_family(usual, family)
     return usual
 
 
@@ -354,10 +424,20 @@ def _lora(config: ConfigDict) -> Lora:
         raise ConfigError(f"config.lora: {error}") from None
 
 
+def _data(config: ConfigDict) -> dict[str, Any]:
+    values = config.to_dict()
+    pairs = ("difficulty", "gain")
+    return values | {name: tuple(values[name]) for name in pairs if name in values}
+
+
 def _grpo(config: ConfigDict) -> GrpoSettings:
     values = config.grpo.to_dict()
+    values["rewards"] |= rewards.parse_terms(values.pop("more_rewards", ()))
+    for name in ("completion_lengths", "iou_thresholds", "gate"):
+        if name in values:
+            values[name] = tuple(values[name])
     return GrpoSettings(
-        **values | {"completion_lengths": tuple(values["completion_lengths"])},
+        **values,
         prompts=config.sampling.prompts,
         slots=config.sampling.slots,
     )

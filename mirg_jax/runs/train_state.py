@@ -19,7 +19,8 @@ class TrainState(NamedTuple):
     key: UInt32[Array, "2"]  # the run's random key; each step folds in its index
     params: nnx.State  # trained parameters only
     opt_state: optax.OptState
-    skipped: Int[Array, ""]  # updates skipped because the loss or gradients were not finite
+    # Updates skipped because the loss or gradients were not finite, or no group was above the gate.
+    skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]  # number of most recent updates skipped
 
 

@@ -46,7 +46,7 @@ def sample(
     graph: nnx.GraphDef,
     params: nnx.State,
     prompt: Text,
-    images: Images | Float[Array, "B V M"] | None,
+    images: Images | Float[Array, "B V W"] | None,
     keys: Key[Array, "B G"],
     forbidden: Bool[np.ndarray, " vocab"],
     config: SamplingConfig,
@@ -78,7 +78,7 @@ def sample(
     return _sample_at_once(context) if at_once else _sample_refilling(context)
 
 
-def _stage_limits(length: int) -> list[int]:
+def stage_limits(length: int) -> list[int]:
     """The steps at which the stages of decoding end, for completions of at most `length` tokens."""
     most = _MAX_STAGES if length < _LONG else _MAX_LONG_STAGES
     stages = min(most, max(1, length // _MIN_STAGE))
@@ -92,7 +92,7 @@ def _sample_at_once(context: Context) -> Rollout:
     cache, so it starts short and grows from stage to stage.
     """
     slots, state = open_slots(context, cache_length=0)
-    for limit in _stage_limits(context.config.max_tokens):
+    for limit in stage_limits(context.config.max_tokens):
         state = state._replace(cache=state.cache.grow(limit))
         state = decode(context, slots, state, limit)
     return Rollout(state.tokens, state.mask, state.logprobs)

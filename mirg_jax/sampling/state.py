@@ -32,7 +32,7 @@ class Prompts(NamedTuple):
     """Prompts, one a row, with their images or the visual tokens of these."""
 
     text: Text
-    images: Images | Float[Array, "B V M"] | None
+    images: Images | Float[Array, "B V W"] | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,7 @@ def decode(
     tokens: Int[np.ndarray, "*B L"],
     mask: Bool[np.ndarray, "*B L"],
     end_tokens: Sequence[int] = (),
+    opening: str = "",
 ) -> list[str]:
     """Decodes completions to text; special tokens are kept, since boxes consist of them.
 
@@ -53,6 +54,7 @@ def decode(
       tokens: the completions.
       mask: which of their tokens are meant.
       end_tokens: tokens that may end a completion besides the tokenizer's own; they are no text.
+      opening: their first words, which the prompt ends with.
     """
     others = set(end_tokens) - set(stop_ids(tokenizer))
     flat, held = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
@@ -61,5 +63,5 @@ def decode(
         ids = row[keep].tolist()
         if ids and ids[-1] in others:
             del ids[-1]
-        texts.append(tokenizer.decode(ids, skip_special_tokens=False))
+        texts.append(opening + tokenizer.decode(ids, skip_special_tokens=False))
     return texts

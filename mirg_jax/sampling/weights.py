@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mirg_jax import sharding
+from mirg_jax.models import int8
 from mirg_jax.models.qwen2_vl import computed_dtypes
 
 
@@ -32,7 +33,10 @@ def taken_as_they_are(params: nnx.State, wanted: nnx.State) -> bool:
 
 
 def make_weights(
-    params: nnx.State, compute: Any, mesh: jax.sharding.Mesh
+    params: nnx.State,
+    compute: Any,
+    mesh: jax.sharding.Mesh,
+    kinds: nnx.State | None = None,
 ) -> Callable[[nnx.State], nnx.State]:
     """Creates the function that converts parameters to weights for sampling, once per step.
 
@@ -44,28 +48,51 @@ def make_weights(
       params: the parameters, or their shapes and shardings.
       compute: the model's compute dtype.
       mesh: from `sharding.sampling_mesh`.
+      kinds: the shapes from `int8.attach`, for 8-bit kernels.
 
     Returns:
       A function from parameters to weights for sampling.
     """
-    wanted = weight_shapes(params, compute, mesh)
-    if taken_as_they_are(params, wanted):
+    wanted = weight_shapes(params if kinds is None else kinds, compute, mesh)
+    if kinds is None and taken_as_they_are(params, wanted):
         return lambda params: params
+    replicated = sharding.replicated(mesh)
 
-    def move(leaf, dtype, layout):
-        replicated = sharding.replicated(mesh)
-        return jax.lax.with_sharding_constraint(
-            jax.lax.with_sharding_constraint(leaf.astype(dtype), replicated), layout
-        )
+    def move(leaf, wanted, *, of_layer=False):
+        layout = wanted.sharding
+        if of_layer:
+            layout = NamedSharding(mesh, PartitionSpec(*layout.spec[1:]))
+        whole = jax.lax.with_sharding_constraint(leaf.astype(wanted.dtype), replicated)
+        return jax.lax.with_sharding_constraint(whole, layout)
 
     def one(leaf, wanted):
         if leaf.ndim < 3:
-            return move(leaf, wanted.dtype, wanted.sharding)
+            return move(leaf, wanted)
         # One layer at a time, since a device has no room for all layers unsharded.
-        inner = NamedSharding(mesh, PartitionSpec(*wanted.sharding.spec[1:]))
-        return jax.lax.map(lambda layer: move(layer, wanted.dtype, inner), leaf)
+        return jax.lax.map(lambda layer: move(layer, wanted, of_layer=True), leaf)
 
-    return jax.jit(
-        lambda params: jax.tree.map(one, params, wanted),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted),
-    )
+    def rounded(leaf, *wanted):
+        def of_layer(kernel):
+            pair = zip(int8.quantise(kernel), wanted, strict=True)
+            return tuple(move(part, each, of_layer=True) for part, each in pair)
+
+        return jax.lax.map(of_layer, leaf)
+
+    made = dict(nnx.to_flat_state(wanted))
+    shapes = {path: jax.tree.leaves(param)[0] for path, param in made.items()}
+
+    def convert(params):
+        values = {}
+        for path, param in nnx.to_flat_state(params):
+            *layer, name = path
+            scale = (*layer, "kernel_scale")
+            if name == "kernel" and scale in shapes:
+                both = rounded(param[...], shapes[path], shapes[scale])
+                values[path], values[scale] = both
+            else:
+                values[path] = one(param[...], shapes[path])
+        return nnx.from_flat_state(
+            {path: made[path].replace(value) for path, value in values.items()}
+        )
+
+    return jax.jit(convert, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))

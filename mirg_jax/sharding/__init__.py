@@ -1,5 +1,6 @@
 """Device meshes, the sharding of arrays over them, and multi-process runs."""
 
+from mirg_jax.sharding.gradients import value_and_grad
 from mirg_jax.sharding.mesh import (
     AXES,
     GATHERED,
@@ -12,6 +13,7 @@ from mirg_jax.sharding.mesh import (
     parameter_shardings,
     place_parameters,
     replicated,
+    rows_are_manual,
     sampling_mesh,
     spec,
 )
@@ -27,6 +29,7 @@ from mirg_jax.sharding.rows import (
     place_rows,
     row_parts,
     split_rows,
+    take_rows,
     whole_rows,
 )
 
@@ -52,8 +55,11 @@ __all__ = [
     "place_rows",
     "replicated",
     "row_parts",
+    "rows_are_manual",
     "sampling_mesh",
     "spec",
     "split_rows",
+    "take_rows",
+    "value_and_grad",
     "whole_rows",
 ]

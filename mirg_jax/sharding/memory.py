@@ -46,8 +46,10 @@ class Accumulator:
     """
 
     def __init__(self, function: Callable, **options):
+        traced = jax.jit(function, inline=True)  # once, for a total of None and of arrays
+
         def run(total, resident, *arguments):
-            part = function(*arguments)
+            part = traced(*arguments)
             return part if total is None else jax.tree.map(jnp.add, total, part)
 
         self.add = jax.jit(run, donate_argnums=0, keep_unused=True, **options)

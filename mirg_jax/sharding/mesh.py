@@ -120,15 +120,38 @@ def constrain(x: jax.Array, *axes: Axis, rules: Rules = GATHERED) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, sizes, rules))
 
 
+def rows_are_manual() -> bool:
+    """Returns whether this is traced under a `shard_map` over the rows' mesh axes."""
+    return set(ROWS) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def logical_axes(param: nnx.Variable) -> tuple[Axis, ...]:
+    """Returns the logical axes of a parameter's dimensions, from its `axes` metadata."""
+    axes = tuple(param.get_metadata().get("axes", ()))
+    return (None,) * (len(param.shape) - len(axes)) + axes  # stacked layers lead
+
+
+def is_variable(x: Any) -> bool:
+    """Returns whether a node of a state is a parameter with its metadata."""
+    return isinstance(x, nnx.Variable)
+
+
+def parameter_specs(state: nnx.State, sizes: Mapping[str, int], rules: Rules = RULES) -> nnx.State:
+    """Returns the partition spec of each parameter over mesh axes of these sizes."""
+    return jax.tree.map(
+        lambda param: param.replace(spec(logical_axes(param), param.shape, sizes, rules)),
+        state,
+        is_leaf=is_variable,
+    )
+
+
 def parameter_shardings(state: nnx.State, mesh: Mesh, rules: Rules = RULES) -> nnx.State:
     """Returns the sharding of each parameter, from its `axes` metadata."""
-
-    def one(param: nnx.Param) -> nnx.Variable:
-        axes = param.get_metadata().get("axes", ())
-        axes = (None,) * (len(param.shape) - len(axes)) + tuple(axes)  # stacked layers lead
-        return param.replace(NamedSharding(mesh, spec(axes, param.shape, mesh.shape, rules)))
-
-    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.map(
+        lambda where: NamedSharding(mesh, where),
+        parameter_specs(state, mesh.shape, rules),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
 
 
 def place_parameters(state: nnx.State, mesh: Mesh) -> nnx.State:

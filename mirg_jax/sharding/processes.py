@@ -16,7 +16,9 @@ from jax.experimental import multihost_utils
 from mirg_jax.errors import ConfigError, UserError
 from mirg_jax.files.locks import lock_of
 from mirg_jax.files.places import Place
+from mirg_jax.files.streams import say
 
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the terminal has gone
 _MESSAGE = 2048  # bytes per process in the first exchange; longer messages need a second one
 
 
@@ -155,28 +157,41 @@ def locked(path: Place) -> Iterator[None]:
 
 
 class Signals:
-    """Context manager that records the first SIGTERM or SIGINT instead of acting on it.
+    """Context manager that records the first SIGTERM, SIGINT or SIGHUP instead of acting on it.
 
-    The previous handlers are then restored, so that a second signal has its usual effect. It can be
-    entered several times; once a signal is recorded, it records no other.
+    The first process says so at once, in a line. The previous handlers are then restored, so that a
+    second signal has its usual effect. It can be entered several times; once a signal is recorded,
+    it records no other.
 
     Attributes:
       received: number of the recorded signal; 0: none.
     """
 
-    def __init__(self):
+    def __init__(self, reaction: str, *, leave: bool = False):
+        """
+        Args:
+          reaction: what the process does about the signal, for the line.
+          leave: whether the signal ends the process, by a SystemExit wherever it is at work.
+        """
         self.received = 0
+        self._reaction, self._leave = reaction, leave
         self._before = {}
+        self._teller: _Teller | None = None
 
     def __enter__(self):
         if not self.received and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _STOPS:
+                if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
+                    continue  # under nohup
                 self._before[number] = signal.signal(number, self._note)
+            self._teller = _Teller(self._reaction) if is_first() else None
         return self
 
     def _note(self, number, _frame):
         self.received = number
         self._restore()
+        if self._leave:
+            raise SystemExit(128 + number)
 
     def _restore(self):
         for number, handler in self._before.items():
@@ -185,3 +200,37 @@ class Signals:
 
     def __exit__(self, *_):
         self._restore()
+        if self._teller:
+            self._teller.close()
+            self._teller = None
+
+
+class _Teller:
+    """Says at once, from a thread, that a signal has come.
+
+    Python's own handlers wait until the main thread comes back from the devices, perhaps a minute
+    later. The number of a signal is written to the pipe by the interpreter when it comes.
+    """
+
+    def __init__(self, reaction: str):
+        self._reaction = reaction
+        self._out, self._into = os.pipe()
+        os.set_blocking(self._into, False)
+        self._before = signal.set_wakeup_fd(self._into, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread.start()
+
+    def _tell(self) -> None:
+        told = False
+        while numbers := os.read(self._out, 64):
+            for number in set(numbers) & set(_STOPS):
+                if not told:
+                    name = signal.Signals(number).name
+                    say(f"{name}: {self._reaction}; a second one ends at once")
+                told = True
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._before)
+        os.close(self._into)
+        self._thread.join(timeout=5.0)
+        os.close(self._out)

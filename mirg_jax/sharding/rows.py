@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from mirg_jax.sharding.mesh import ROWS, replicated
 
@@ -174,6 +174,46 @@ def split_rows(batch: Any, parts: int, mesh: Mesh) -> list[Any]:
 def join_rows(batches: list[Any], mesh: Mesh) -> Any:
     """Concatenates batches on each device; the inverse of `split_rows`."""
     return batches[0] if len(batches) == 1 else _joiner(mesh)(batches)
+
+
+@functools.cache
+def _taker(mesh: Mesh) -> Callable:
+    sharded, everywhere = PartitionSpec(ROWS), PartitionSpec()
+
+    def take(batch, rows):
+        def one(block):
+            at = rows - jax.lax.axis_index(ROWS) * len(block)
+            here = ((at >= 0) & (at < len(block))).reshape(-1, *(1,) * (block.ndim - 1))
+            found = jnp.where(here, block[jnp.clip(at, 0, len(block) - 1)], 0)
+            kind = jnp.uint8 if block.dtype == bool else block.dtype
+            # Each row is on one device alone: the sum moves it to where it is wanted.
+            moved = jax.lax.psum_scatter(found.astype(kind), ROWS, tiled=True)
+            return moved.astype(block.dtype)
+
+        return jax.tree.map(one, batch)
+
+    return jax.jit(
+        jax.shard_map(
+            take,
+            mesh=mesh,
+            in_specs=(sharded, everywhere),
+            out_specs=sharded,
+            axis_names=set(ROWS),
+            check_vma=False,
+        )
+    )
+
+
+def take_rows(batch: Any, rows: Int[Array, " rows"], mesh: Mesh) -> Any:
+    """Returns some of a batch's rows as a new batch, sharded by rows; rows move between devices.
+
+    Args:
+      batch: tree of arrays, sharded by rows.
+      rows: the wanted rows' numbers in the batch, the same in all processes, as many as can be
+        sharded evenly. A number outside the batch gives a row of zeros.
+      mesh: the mesh.
+    """
+    return _taker(mesh)(batch, rows)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mirg_jax.data.examples import Example
 from mirg_jax.files import outputs
@@ -18,6 +18,7 @@ def write(
     texts: Sequence[str],
     values: Mapping[str, Float[np.ndarray, "B G"]],
     count: int,
+    used: Bool[np.ndarray, " B"] | None = None,
 ) -> None:
     """Writes the first `count` groups of a step as JSON lines, best completions first.
 
@@ -28,6 +29,7 @@ def write(
       texts: B·G completions, grouped by prompt.
       values: values of each completion by name: its reward, the reward's parts, its advantage.
       count: number of groups.
+      used: which of the B groups the step learned from, if they were chosen.
 
     Raises:
       OSError: if they can't be written.
@@ -50,5 +52,7 @@ def write(
             "targets": [[target.image, *target.box] for target in example.targets],
             "completions": sorted(completions, key=lambda c: -c["reward"]),
         }
+        if used is not None:
+            row["used"] = bool(used[i])
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     outputs.replace_text(path, "".join(lines))

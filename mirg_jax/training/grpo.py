@@ -1,72 +1,46 @@
 """Image-aware GRPO (the paper's stage 2): samples groups, computes rule-based rewards, updates.
 
-Each step: prompts → rollout → parsed answers → rewards → advantages → loss. The mathematics is in
-`mirg_jax.rl` and the jitted functions are in `grpo_programs.py`; this file is the training loop.
+Each step: prompts → rollout → parsed answers → rewards → advantages → chosen groups → loss. The
+mathematics is in `mirg_jax.rl`, the jitted functions are in `grpo_programs.py`, the choice of
+groups in `selecting.py`; this file is the training loop.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
 
 from mirg_jax import sharding
-from mirg_jax.data.examples import Example
+from mirg_jax.data.answers import answer_arrays, target_arrays, why_unusable
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare
 from mirg_jax.models import lora
 from mirg_jax.models.qwen2_vl import computed_dtypes
-from mirg_jax.runs.settings import Settings
+from mirg_jax.rl.selection import reward_spread
+from mirg_jax.runs.settings import GrpoSettings, Settings
 from mirg_jax.runs.train_state import TrainState, split_trainable
 from mirg_jax.sampling.tokens import decode, forbidden_ids
 from mirg_jax.sharding.memory import with_resident
-from mirg_jax.training import groups, rollouts
-from mirg_jax.training.answers import answer_arrays, target_arrays, why_unusable
+from mirg_jax.training import groups, rollouts, watching
 from mirg_jax.training.grpo_programs import (
-    Experience,
     PolicyOptions,
     Totals,
     make_gradients,
     make_judge,
+    policy_values,
     reference_values,
+    statistics,
 )
-from mirg_jax.training.loop import Loop, Outcome, StepBatches
+from mirg_jax.training.loop import Divide, Loop, Outcome, StepBatches
 from mirg_jax.training.optimizer import make_apply
-from mirg_jax.training.rollouts import Rollouts
+from mirg_jax.training.rollouts import Facts, Rollouts
+from mirg_jax.training.selecting import Call, Chosen, Pool, Selector
 from mirg_jax.training.speed import grpo_operations
 from mirg_jax.training.start import TrainingRun, claimed, start
-from mirg_jax.types import Rollout, Scalars
-
-
-class Groups(NamedTuple):
-    """The groups sampled in a step, with their rewards.
-
-    `lengths`, `rewards` and `zero_spread` cover the prompts of all processes; `examples`, `texts`
-    and `advantages` those of this process.
-    """
-
-    experiences: list[Experience]
-    examples: list[Example]
-    texts: list[str]
-    lengths: Int[np.ndarray, "B G"]
-    rewards: dict[str, Float[np.ndarray, "B G"]]
-    zero_spread: np.ndarray
-    advantages: Float[np.ndarray, "b G"]
-
-
-def shorten(rollout: Rollout, longest: int, lengths: tuple[int, ...]) -> Rollout:
-    """Truncates the padding of completions to the smallest allowed length.
-
-    Args:
-      rollout: the completions.
-      longest: length of the longest completion.
-      lengths: the allowed lengths, ascending.
-    """
-    length = next(limit for limit in lengths if limit >= longest)
-    return jax.tree.map(lambda array: jax.lax.slice_in_dim(array, 0, length, axis=2), rollout)
+from mirg_jax.types import Scalars
 
 
 def copy_of_reference(run: TrainingRun) -> nnx.State | None:
@@ -99,13 +73,25 @@ class Trainer:
         self.run = run = run._replace(initial=None)
         self.grpo, self.mesh = settings.grpo, run.mesh
         self._spare = Spare(f"{run.workdir / 'groups'}")
-        self._micro_batches = settings.sampled_prompts // settings.micro_batch
+        # Of a mini-batch, if it is full.
+        self._micro_batches = (
+            settings.batch_size // settings.micro_batch // settings.grpo.mini_batches
+        )
         forbidden = forbidden_ids(run.tokenizer, run.model.text.vocab_size)
         policy = PolicyOptions(run.graph, forbidden, settings.grpo, settings.logprob_chunk)
         self._rollouts = Rollouts(run, forbidden, self.copies)
         self._judge = make_judge(settings.grpo, run.mesh)
+        self.selector = Selector(settings, run.mesh)
+        self._leave_out = jax.jit(rollouts.leave_out, out_shardings=sharding.by_rows(run.mesh))
         self._gradients = make_gradients(run.layout, policy)
         self._apply = make_apply(run.optimizer, run.layout)
+        self._increment = jax.jit(lambda n: n + 1, out_shardings=sharding.replicated(run.mesh))
+        self._decode = functools.partial(
+            decode,
+            run.tokenizer,
+            end_tokens=run.model.end_tokens,
+            opening=settings.prompt.opening,
+        )
 
         self._reference = run.frozen
         if self.copies is not None:
@@ -116,108 +102,152 @@ class Trainer:
         if self.grpo.beta and self.grpo.kl == "exact":
             head = jax.jit(lambda params: nnx.merge(run.model_graph, params).head())
             self._reference_head = head(self._reference)
+        self._policy_of = None
+        if self.grpo.takes_policy_before:
+            self._policy_of = with_resident(functools.partial(policy_values, options=policy))
 
-    def sample_and_judge(self, loop: Loop, state: TrainState, batches: StepBatches) -> Groups:
-        """Samples a step's groups and computes their rewards and advantages.
+    def sample(
+        self, loop: Loop, state: TrainState, batches: StepBatches, divide: Divide
+    ) -> Pool | None:
+        """Samples a step's groups and computes their rewards, in as many rounds as it needs.
 
         Completions are parsed on the host while the devices sample the next ones.
+
+        Args:
+          loop: the loop, which gives the prompts of further rounds.
+          state: the training state.
+          batches: the step's first prompts.
+          divide: as in `Loop.steps`.
+
+        Returns:
+          The groups; None if the run is to end first, between two rounds. The step then counts as
+          not begun.
         """
-        experiences, judgements, examples, texts, lengths = [], [], [], [], []
+        pool = self._round(loop, state, batches)
+        while self.selector.wants_more(batches.step, pool):
+            more = loop.another_round(batches, divide)
+            if more is None:
+                return None
+            batches = more
+            pool = pool.joined(self._round(loop, state, batches))
+        return pool
+
+    def _round(self, loop: Loop, state: TrainState, batches: StepBatches) -> Pool:
+        with jax.set_mesh(self.mesh), jax.transfer_guard("disallow"):
+            return self._sample_and_judge(loop, state, batches)
+
+    def _sample_and_judge(self, loop: Loop, state: TrainState, batches: StepBatches) -> Pool:
+        calls, facts, examples, texts = [], [], [], []
         sampled = self._rollouts.sample(state, batches)
         for _ in batches.parts:
             with loop.phase("rollout"):
                 found = next(sampled)
-                call_lengths = jax.device_get(found.lengths)
+                facts.append(jax.device_get(found.facts))
                 tokens = sharding.local_rows(found.rollout.tokens)
                 mask = sharding.local_rows(found.rollout.mask)
             with loop.phase("reward"):
-                said = decode(self.run.tokenizer, tokens, mask, self.run.model.end_tokens)
+                said = self._decode(tokens, mask)
                 size = self.grpo.max_objects
-                answers = answer_arrays(said, found.examples, mask, size)
+                answers = answer_arrays(said, found.examples, mask.sum(-1), size)
                 targets = target_arrays(found.examples, self.grpo.group, size)
                 judgement = self._judge(*sharding.place_rows((answers, targets), self.mesh))
-            rollout = shorten(found.rollout, int(call_lengths.max()), self.grpo.completion_lengths)
-            experience = Experience(
-                found.prompt, found.images, rollout, judgement.advantages, reference=None
-            )
-            experiences += sharding.split_rows(experience, self._micro_batches, self.mesh)
-            judgements.append(judgement)
+            rollout = found.rollout
+            if self.grpo.mask_cut:
+                rollout = self._leave_out(rollout, found.facts.cut)
+            calls.append(Call(found.prompt, found.images, rollout, judgement, found.sizes))
             examples += found.examples
             texts += said
-            lengths.append(call_lengths)
         sampled.close()  # frees the sampling weights
         rewards, equal = jax.device_get(
-            ([j.rewards for j in judgements], [j.zero_spread for j in judgements])
+            (
+                [call.judgement.rewards for call in calls],
+                [call.judgement.zero_spread for call in calls],
+            )
         )
-        return Groups(
-            experiences,
+        known = Facts(*map(np.concatenate, zip(*facts, strict=True)))
+        first = batches.round * len(batches.tasks)
+        joined = {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]}
+        return Pool(
+            calls,
             examples,
             texts,
-            np.concatenate(lengths),
-            {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]},
+            known,
+            joined,
+            reward_spread(joined["reward"]),
             np.concatenate(equal),
-            np.concatenate([sharding.local_rows(j.advantages) for j in judgements]),
+            [batches.tasks[number - first] for number in known.numbers],
+            batches.tokens,
+            batches.forward,
         )
 
-    def refer(self, loop: Loop, state: TrainState, experiences: list[Experience]) -> None:
-        """Adds the reference policy's values to the experiences, if there is a KL penalty."""
-        if not self.grpo.beta:
+    def refer(self, loop: Loop, state: TrainState, chosen: Chosen) -> None:
+        """Adds what an update needs to the experiences: of the reference policy, and of π_old."""
+        if not (self.grpo.beta or self._policy_of):
             return
         with loop.phase("reference"):
-            resident = state.params, state.opt_state
-            for i, experience in enumerate(experiences):
-                prompt, images, rollout, _, _ = experience
-                values = self._reference_of(resident, self._reference, prompt, images, rollout)
-                experiences[i] = experience._replace(reference=values)
+            for experiences, *_ in chosen.mini_batches:
+                for i, experience in enumerate(experiences):
+                    given = experience.prompt, experience.images, experience.rollout
+                    if self.grpo.beta:
+                        resident = state.params, state.opt_state
+                        values = self._reference_of(resident, self._reference, *given)
+                        experience = experience._replace(reference=values)
+                    if self._policy_of:
+                        policy = nnx.merge_state(state.params, self.run.frozen)
+                        values = self._policy_of((state.opt_state, self.copies), policy, *given)
+                        experience = experience._replace(before=values)
+                    experiences[i] = experience
 
     def update(
-        self, loop: Loop, state: TrainState, sampled: Groups
+        self, loop: Loop, state: TrainState, chosen: Chosen
     ) -> tuple[TrainState, Outcome, Scalars]:
-        """Takes the step's optimizer updates on the sampled groups.
+        """Takes the step's optimizer updates on the chosen groups, one for each mini-batch.
 
         Returns:
-          The new state, the outcome of the last update, and the statistics of the first one.
+          The new state, the outcome of the last update, and the statistics of all.
         """
-        lengths = sampled.lengths
         with loop.phase("update"):
-            totals = Totals(np.float32(lengths.size), np.float32(lengths.sum()))
-            totals = sharding.place_everywhere(totals, self.mesh)
-            first = None
-            for _ in range(self.grpo.updates):
+            loss, norm, told = np.float32(0), np.float32(0), []
+            for mini_batch in self.grpo.updates * chosen.mini_batches:
+                if not mini_batch.experiences:
+                    state = state._replace(skipped=self._increment(state.skipped))
+                    continue
+                # With all completions left out the loss is 0.
+                counts = mini_batch.completions, mini_batch.tokens
+                totals = Totals(*(np.float32(max(count, 1)) for count in counts))
+                totals = sharding.place_everywhere(totals, self.mesh)
                 given = state.params, self.run.frozen
-                calls = [(*given, e, totals, self._reference_head) for e in sampled.experiences]
+                calls = [(*given, e, totals, self._reference_head) for e in mini_batch.experiences]
                 resident = state.opt_state, self.copies
-                (loss, statistics), grads = self._gradients.sum(resident, calls, len(calls))
+                summed = self._gradients.sum(resident, calls, self._micro_batches)
+                (loss, parts), grads = summed
                 state, norm = self._apply(state, grads, loss)
-                first = first or statistics  # later updates are off-policy by design
-            return state, Outcome.fetch(loss, norm, state), jax.device_get(first)
+                told.append(parts)
+            means = mean_statistics(jax.device_get(told), self.grpo)
+            return state, Outcome.fetch(loss, norm, state), means
 
-    def log_groups(self, step: int, sampled: Groups) -> None:
+    def log_groups(self, step: int, pool: Pool, chosen: Chosen) -> None:
         """Writes some of this process's groups, every `grpo.log_groups_every` steps."""
         every = self.grpo.log_groups_every
         if not (every and step % every == 0 and self.run.is_first):
             return
-        calls = len(sampled.lengths) // self.run.settings.sampled_prompts
-        mine = sharding.local_row_numbers(self.run.settings.sampled_prompts, self.mesh)
-        rows = (np.arange(calls)[:, None] * self.run.settings.sampled_prompts + mine).reshape(-1)
-        values = {name: reward[rows] for name, reward in sampled.rewards.items()}
-        values["advantage"] = sampled.advantages
-        examples, texts = sampled.examples, sampled.texts
-        count = self.grpo.log_groups
-        self._spare(groups.write, self.run.workdir, step + 1, examples, texts, values, count)
+        per_call = self.run.settings.sampled_prompts
+        mine = sharding.local_row_numbers(per_call, self.mesh)
+        calls = np.arange(len(chosen.used) // per_call)
+        rows = (calls[:, None] * per_call + mine).reshape(-1)
+        values = {name: reward[rows] for name, reward in pool.rewards.items()}
+        values["advantage"] = chosen.advantages
+        used = chosen.used[rows] if self.grpo.selects else None
+        given = pool.examples, pool.texts, values, self.grpo.log_groups
+        self._spare(groups.write, self.run.workdir, step + 1, *given, used=used)
 
 
-def scalars_of(sampled: Groups, statistics: Scalars, max_tokens: int) -> Scalars:
-    """Returns the metrics of a step that only GRPO logs."""
-    parts = {name: value.mean() for name, value in sampled.rewards.items()}
-    return {
-        "reward": parts.pop("reward"),
-        **{f"reward_{name}": value for name, value in parts.items()},
-        **statistics,
-        "completion_length": sampled.lengths.mean(),
-        "cut_fraction": (sampled.lengths == max_tokens).mean(),
-        "zero_spread_fraction": sampled.zero_spread.mean(),
-    }
+def mean_statistics(told: Sequence[Scalars], grpo: GrpoSettings) -> Scalars:
+    """Returns the means over a step's updates; of `logprob_diff` the first, before any of them."""
+    if not told:
+        return dict.fromkeys(statistics(grpo), 0.0)
+    means = {name: np.mean([each[name] for each in told]) for name in told[0]}
+    return means | {"logprob_diff": told[0]["logprob_diff"]}
 
 
 def train(settings: Settings, workdir: Place) -> None:
@@ -239,23 +269,28 @@ def train(settings: Settings, workdir: Place) -> None:
         prompts = settings.sampled_prompts // run.share.count
         state = run.state
 
-        for batches in loop.steps(lambda items: rollouts.divide(items, prompts)):
+        divide = functools.partial(rollouts.divide, size=prompts)
+        for batches in loop.steps(divide):
+            pool = trainer.sample(loop, state, batches, divide)
+            if pool is None:
+                break
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
-                sampled = trainer.sample_and_judge(loop, state, batches)
-                trainer.refer(loop, state, sampled.experiences)
-                state, outcome, statistics = trainer.update(loop, state, sampled)
-            trainer.log_groups(batches.step, sampled)
-            scalars = scalars_of(sampled, statistics, settings.grpo.max_tokens)
-            prompt = batches.tokens / len(sampled.lengths)
+                chosen = trainer.selector.choose(batches.step, pool)
+                trainer.refer(loop, state, chosen)
+                state, outcome, measured = trainer.update(loop, state, chosen)
+            trainer.log_groups(batches.step, pool, chosen)
+            tokens = pool.prompt_tokens / len(pool.tasks)
+            lengths, used = pool.facts.lengths, chosen.used
             state = loop.end_step(
                 state,
                 outcome,
-                scalars,
+                watching.scalars(settings.grpo, pool, chosen, measured),
                 shown=("reward", "kl"),
-                tokens=batches.tokens + int(sampled.lengths.sum()),
+                tokens=pool.prompt_tokens + int(lengths.sum()),
                 operations=grpo_operations(
-                    settings, run.model, batches.forward, prompt, sampled.lengths
+                    settings, run.model, pool.forward, tokens, lengths, used
                 ),
             )
 
-        loop.finish(state)
+        skipped = int(jax.device_get(state.skipped))
+        loop.finish(state, idle=trainer.selector.why_idle(skipped))

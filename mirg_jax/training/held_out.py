@@ -6,6 +6,7 @@ from typing import Any
 from flax import nnx
 
 from mirg_jax.data.examples import Rejected
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import ImageRoot, image_size
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import outputs
@@ -40,7 +41,8 @@ class HeldOut:
             return
         self._rows = benchmark.choose(run.benchmark, settings.limit)
         self._questions = [
-            (row.index, benchmark.as_example(row, settings.benchmark)) for row in self._rows
+            (row.index, benchmark.as_example(row, settings.benchmark, direct=settings.direct))
+            for row in self._rows
         ]
         root = run.settings.data.root(settings.image_root)
         if problem := why_unreadable((row.images for row in self._rows), root, image_size):
@@ -81,9 +83,10 @@ class HeldOut:
             "benchmark_sha256": facts.hash_file(settings.benchmark),
             "limit": settings.limit,
             "max_tokens": settings.max_tokens,
+            **facts.of_inputs(run.settings),
         }
-        paths = dict.fromkeys(path for row in self._rows for path in row.images)
-        if images := facts.ImageHashes(root).of(list(paths)):  # of a missing one none is compared
+        # If one is missing, none is compared.
+        if images := ImageHashes(root).of_rows(row.images for row in self._rows):
             now["images"] = images
         found = None
         if run.first_step:
@@ -132,7 +135,8 @@ class HeldOut:
                 if response is not None
             ]
             self._spare(self._write, f"step_{step:06d}.jsonl", "".join(lines))
-        overall = scoring.score(self._rows, list(responses.values())).overall
+        said, direct = list(responses.values()), self._settings.direct
+        overall = scoring.score(self._rows, said, direct=direct).overall
         found = {
             "eval_acc": overall.hit_rate,
             "eval_mean_iou": overall.mean_iou,

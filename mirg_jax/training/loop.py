@@ -15,7 +15,14 @@ import jax
 import numpy as np
 
 from mirg_jax import sharding
-from mirg_jax.data.batching import Item, PackedBatch, collate, common_sizes, sizes
+from mirg_jax.data.batching import (
+    ArraySizes,
+    Item,
+    PackedBatch,
+    collate,
+    common_sizes,
+    sizes,
+)
 from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.pipeline import positions
 from mirg_jax.errors import SaveError, UserError
@@ -41,12 +48,19 @@ class Part(NamedTuple):
     examples: list[Example]
     batch: PackedBatch
 
+    @property
+    def sizes(self) -> ArraySizes:
+        """The sizes of the batch's arrays."""
+        return (self.batch.text.tokens.shape[1], *self.batch.images.patches.shape[1:3])
+
 
 class StepBatches(NamedTuple):
     """The training data of a step. Array sizes and counts are the same in all processes."""
 
     step: int  # number of steps taken before
+    round: int  # number of rounds of sampling of this step before
     parts: list[Part]
+    tasks: list[str]  # of all processes' examples, in the data's order; GRPO only
     labels: int  # number of label tokens of all processes
     tokens: int  # number of tokens of all processes
     cells: int  # number of tokens of all processes, including padding
@@ -62,10 +76,17 @@ class Outcome(NamedTuple):
     skipped_in_a_row: int  # number of most recent updates skipped
 
     @classmethod
-    def fetch(cls, loss: jax.Array, norm: jax.Array, state: TrainState) -> "Outcome":
-        """Copies the results from the device."""
+    def fetch(
+        cls, loss: jax.Array | np.float32, norm: jax.Array | np.float32, state: TrainState
+    ) -> "Outcome":
+        """Copies the results from the device; of a step without an update they are zeros."""
         found = jax.device_get((loss, norm, state.skipped, state.skipped_in_a_row))
         return cls(found[0], found[1], int(found[2]), int(found[3]))
+
+
+def in_turn(shares: Sequence[Sequence[Any]]) -> list[Any]:
+    """Returns what processes have of their examples in the data's order: each share in turn."""
+    return [each for column in zip(*shares, strict=True) for each in column]
 
 
 class Loop:
@@ -95,7 +116,7 @@ class Loop:
         self._held_out = HeldOut(run, resident)
         self._speed = Speed(settings, warns=run.is_first)
         self._profile = Profile(settings.profile, run.workdir)
-        self._signals = processes.Signals()
+        self._signals = processes.Signals("finishing this step and saving")
         self._signal = 0  # signal received by any process; 0: none
         self._problem = ""  # why metrics can't be written
         self._step = run.first_step
@@ -106,7 +127,8 @@ class Loop:
     def steps(self, divide: Divide) -> Iterator[StepBatches]:
         """Yields the batches of each step until the run ends.
 
-        The caller must call `end_step` after each step, and `finish` at the end.
+        The caller must call `end_step` after each step, or stop where `another_round` returns
+        None, and `finish` at the end.
 
         Args:
           divide: packs a step's items into rows, and the rows into parts.
@@ -140,29 +162,51 @@ class Loop:
         limit = self._run.settings.max_skipped
         return limit > 0 and self._bad_in_a_row >= limit
 
+    def another_round(self, batches: StepBatches, divide: Divide) -> StepBatches | None:
+        """Returns further batches for a step, the next ones of the data.
+
+        Args:
+          batches: those that the step has got last.
+          divide: as in `steps`.
+
+        Returns:
+          The batches; None if the run is to end. Then there is no `end_step`: the run goes on with
+          this step from its first round, as nothing of it is kept.
+        """
+        with self.phase("data"):
+            more = self._make_batches(batches.step, next(self._run.data), divide)
+        if self._signal or self._problem:
+            return None
+        return more._replace(round=batches.round + 1)
+
     def _make_batches(
         self, step: int, pairs: Sequence[tuple[Example, Item]], divide: Divide
     ) -> StepBatches:
         """Creates this process's batches, whose number and array sizes all processes agree on."""
         examples, items = [list(column) for column in zip(*pairs, strict=True)]
         parts, shapes = divide(items), self._run.settings.data.shapes
-        messages = self._exchange(items, [sizes(items, rows, shapes) for rows in parts])
+        tasks = [example.task for example in examples] if self._run.settings.grpo else []
+        messages = self._exchange(items, [sizes(items, rows, shapes) for rows in parts], tasks)
         agreed = common_sizes([message["sizes"] for message in messages])
         row_count = len(parts[0])
         empty: list[list[list[int]]] = [[[]] * row_count] * (len(agreed) - len(parts))
         return StepBatches(
             step=step,
+            round=0,
             parts=[
                 Part([examples[i] for row in rows for i in row], collate(items, rows, shapes, size))
                 for rows, size in zip([*parts, *empty], agreed, strict=True)
             ],
+            tasks=in_turn([message["tasks"] for message in messages]),
             labels=sum(message["labels"] for message in messages),
             tokens=sum(message["tokens"] for message in messages),
             cells=sum(row_count * len(messages) * length for length, _, _ in agreed),
             forward=Forward(*map(sum, zip(*[m["forward"] for m in messages], strict=True))),
         )
 
-    def _exchange(self, items: Sequence[Item], wanted: Sequence[Any]) -> list[dict[str, Any]]:
+    def _exchange(
+        self, items: Sequence[Item], wanted: Sequence[Any], tasks: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """Exchanges a step's one message between processes, and processes its contents.
 
         A message contains array sizes and counts, signals, failures to write metrics, rejected
@@ -171,6 +215,7 @@ class Loop:
         Args:
           items: this process's items.
           wanted: array sizes of this process's parts.
+          tasks: of this process's examples.
 
         Returns:
           One message for each share of the data.
@@ -181,6 +226,7 @@ class Loop:
         messages = processes.gather(
             {
                 "sizes": wanted,
+                "tasks": tasks,
                 "signal": self._signals.received,
                 "problem": self._metrics.problem,
                 "share": run.share.index,
@@ -264,17 +310,22 @@ class Loop:
                 self._saved_at = time.monotonic()
         return state
 
-    def finish(self, state: TrainState) -> None:
+    def finish(self, state: TrainState, idle: str = "") -> None:
         """Saves the state and waits until it is on disk.
+
+        Args:
+          state: the training state.
+          idle: why the whole run has learned nothing; "" if it has learned something.
 
         Raises:
           UserError: if the run stopped after too many non-finite updates in a row, or because
-            metrics could not be written.
+            metrics could not be written, or has come to its end and learned nothing.
           SystemExit: if it stopped by a signal: status 143 for SIGTERM, 130 for SIGINT.
         """
         step, checkpoints = self._step, self._run.checkpoints
         with self._signals:  # the first one still waits for what is being saved
-            if self._begun or not (step or self._signal):  # or else there is nothing new
+            # Unless there is nothing new.
+            if step > self._run.first_step or not (step or self._signal):
                 self._begin()
                 checkpoints.save(state, self._run.frozen, self._positions, force=True)
             checkpoints.close()
@@ -291,15 +342,21 @@ class Loop:
             )
         if problem := self._problem or max(each["problem"] for each in found):
             raise SaveError(f"stopped after step {step}, which is saved: {problem}")
-        if number:
-            if processes.is_first():
-                where = f"after step {step}, which is saved" if step else "before the first step"
-                name = signal.Signals(number).name
-                say(f"stopped by {name} {where}; run the same command again to go on")
-            sys.exit(128 + number)
+        if idle and not number:
+            raise UserError(idle)
         if processes.is_first():
-            folder = self._run.workdir
-            say(
+            say(self._ending(number))
+        if number:  # also after the last step: what runs several stages must not begin the next
+            sys.exit(128 + number)
+
+    def _ending(self, number: int) -> str:
+        """Returns the line that a run ends with; `number`: of the signal that stopped it, or 0."""
+        step, folder = self._step, self._run.workdir
+        if not number or step >= self._run.settings.num_steps:
+            return (
                 f"all {step} steps are done and saved in {folder}; scripts/ground.py "
                 f"--checkpoint={folder} asks the model, docs/evaluation.md says how to score it"
             )
+        where = f"after step {step}, which is saved" if step else "before the first step"
+        name = signal.Signals(number).name
+        return f"stopped by {name} {where}; run the same command again to go on"

@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mirg_jax import sharding
-from mirg_jax.data.batching import PackedBatch
+from mirg_jax.data.batching import ArraySizes, PackedBatch
 from mirg_jax.data.examples import Example
+from mirg_jax.models import int8
 from mirg_jax.runs.settings import GrpoSettings
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
@@ -23,14 +25,24 @@ from mirg_jax.training.start import TrainingRun
 from mirg_jax.types import Images, Rollout, Text
 
 
+class Facts(NamedTuple):
+    """What the host needs to know of sampled groups, of all processes."""
+
+    numbers: Int[Array, " B"]  # of the prompts, in the step's order
+    lengths: Int[Array, "B G"]
+    cut: Bool[Array, "B G"]  # completions that were ended by the limit and by no stop token
+    logprobs: Float[Array, "B G"]  # sums over the completions' tokens
+
+
 class Sampled(NamedTuple):
     """The prompts and completions of one call of the sampler, sharded by rows."""
 
     examples: list[Example]  # of this process's rows
     prompt: Text
-    images: Images | Float[Array, "B V M"]  # visual tokens if the vision tower is frozen
+    images: Images | Float[Array, "B V W"]  # visual tokens if the vision tower is frozen
     rollout: Rollout
-    lengths: Int[Array, "B G"]  # replicated
+    sizes: ArraySizes  # of the prompts' arrays
+    facts: Facts  # replicated
 
 
 def divide(items: Sequence[Any], size: int) -> list[list[list[int]]]:
@@ -58,9 +70,28 @@ def sampling_config(
     )
 
 
-def see(params: nnx.State, images: Images, *, graph: nnx.GraphDef) -> Float[Array, "B V M"]:
+def see(params: nnx.State, images: Images, *, graph: nnx.GraphDef) -> Float[Array, "B V W"]:
     """Computes the visual tokens of images."""
     return nnx.merge(graph, params).see(images)
+
+
+def measure(rollout: Rollout, numbers: Int[Array, " B"], *, stops: tuple[int, ...]) -> Facts:
+    """Returns the facts about completions.
+
+    Args:
+      rollout: the completions, as long as they may be.
+      numbers: of their prompts, in the step's order.
+      stops: tokens that end a completion.
+    """
+    full, last = rollout.mask[..., -1], rollout.tokens[..., -1:]
+    cut = full & ~(last == jnp.array(stops)).any(-1)
+    logprobs = jnp.where(rollout.mask, rollout.logprobs, 0.0).sum(-1)
+    return Facts(numbers, rollout.mask.sum(-1), cut, logprobs)
+
+
+def leave_out(rollout: Rollout, completions: Bool[Array, "B G"]) -> Rollout:
+    """Masks all tokens of some completions, so that they count for nothing in the loss."""
+    return rollout._replace(mask=rollout.mask & ~completions[..., None])
 
 
 class Rollouts:
@@ -80,11 +111,13 @@ class Rollouts:
         parts = sharding.row_parts(run.sampling_mesh)
         stops = stop_ids(run.tokenizer, run.model.end_tokens)
         config = sampling_config(settings.grpo, parts, stops)
-        self._sample = with_resident(make_sampler(run.graph, run.sampling_mesh, forbidden, config))
+        graph, kinds = run.graph, None
+        params = nnx.merge_state(run.state.params, run.frozen)
+        if settings.grpo.int8_sampling:
+            graph, kinds = int8.attach(graph, params)
+        self._sample = with_resident(make_sampler(graph, run.sampling_mesh, forbidden, config))
         self._weights_of = make_weights(
-            nnx.merge_state(run.state.params, run.frozen),
-            settings.model.precision.compute,
-            run.sampling_mesh,
+            params, settings.model.precision.compute, run.sampling_mesh, kinds
         )
         rows, replicated = sharding.by_rows(run.mesh), sharding.replicated(run.mesh)
         self._to_sampling_mesh = sharding.mover(run.sampling_mesh)
@@ -93,7 +126,7 @@ class Rollouts:
         if settings.tower_is_frozen:
             self._see = jax.jit(functools.partial(see, graph=run.graph), out_shardings=rows)
         self._keys_of = jax.jit(self._keys, out_shardings=rows)
-        self._lengths_of = jax.jit(lambda mask: mask.sum(-1), out_shardings=replicated)
+        self._measure = jax.jit(functools.partial(measure, stops=stops), out_shardings=replicated)
 
     def _keys(self, key, step, numbers):
         step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
@@ -103,6 +136,10 @@ class Rollouts:
         """Returns the indices of a call's prompts in the step's global order, for the random keys.
 
         Share i of n has the prompts i, i + n, i + 2n, …
+
+        Args:
+          call: number of the call, over all rounds of the step.
+          count: number of its prompts in this share.
         """
         share = self._run.share
         numbers = np.arange(call * count, (call + 1) * count, dtype=np.int32)
@@ -119,25 +156,27 @@ class Rollouts:
 
         def draw(call: int, part: Part) -> Sampled:
             text, images = self._place(params, part.batch)
-            numbers = self._prompt_numbers(call, len(part.batch.text.tokens))
-            keys = self._keys_of(state.key, step, sharding.place_rows(numbers, run.mesh))
+            before = batches.round * len(batches.parts)
+            numbers = self._prompt_numbers(before + call, len(part.batch.text.tokens))
+            numbers = sharding.place_rows(numbers, run.mesh)
+            keys = self._keys_of(state.key, step, numbers)
             prompts = self._to_sampling_mesh((text, images, keys))
             with jax.set_mesh(run.sampling_mesh):
                 rollout = self._sample(resident, weights, *prompts)
             rollout = self._to_training_mesh(rollout)
-            lengths = self._lengths_of(rollout.mask)
-            return Sampled(part.examples, text, images, rollout, lengths)
+            facts = self._measure(rollout, numbers)
+            return Sampled(part.examples, text, images, rollout, part.sizes, facts)
 
         drawn = draw(0, batches.parts[0])
         for call, part in enumerate(batches.parts[1:], start=1):
-            jax.block_until_ready((drawn.rollout, drawn.lengths))
+            jax.block_until_ready((drawn.rollout, drawn.facts))
             before, drawn = drawn, draw(call, part)
             yield before
         yield drawn
 
     def _place(
         self, params: nnx.State, batch: PackedBatch
-    ) -> tuple[Text, Images | Float[Array, "B V M"]]:
+    ) -> tuple[Text, Images | Float[Array, "B V W"]]:
         """Places a batch's prompts on the training mesh; encodes images if the tower is frozen."""
         mesh = self._run.mesh
         text, images = sharding.place_rows((batch.text, batch.images), mesh)

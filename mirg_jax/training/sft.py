@@ -13,6 +13,7 @@ from mirg_jax import sharding
 from mirg_jax.data.batching import Item, PackedBatch, Shapes, collate, pack
 from mirg_jax.files.places import Place
 from mirg_jax.rl.logprobs import token_logprobs
+from mirg_jax.runs import engines
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sharding.memory import Accumulator
@@ -71,8 +72,9 @@ def make_gradients(graph: nnx.GraphDef, layout: TrainState, chunk: int) -> Accum
       chunk: tokens of each row whose logits are in memory at a time.
     """
     return Accumulator(
-        jax.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk)),
+        sharding.value_and_grad(functools.partial(loss, graph=graph, chunk=chunk), (True, False)),
         out_shardings=(layout.step, layout.params),
+        compiler_options=engines.gradient_options(layout.step.mesh),
     )
 
 
@@ -136,7 +138,8 @@ def train(settings: Settings, workdir: Place) -> None:
         rows = settings.micro_batch // run.share.count
         state = run.state
 
-        for batches in loop.steps(lambda items: divide(items, settings.data.shapes, rows)):
+        shapes = run.settings.data.shapes
+        for batches in loop.steps(lambda items: divide(items, shapes, rows)):
             with loop.phase("update"):
                 parts = [part.batch for part in batches.parts]
                 state, outcome = take_step(state, run.frozen, parts, batches.labels)

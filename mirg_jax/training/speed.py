@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from mirg_jax.errors import one_line
 from mirg_jax.files import places
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
@@ -44,6 +45,7 @@ def grpo_operations(
     forward: Forward,
     prompt: float,
     lengths: Int[np.ndarray, "B G"],
+    used: Bool[np.ndarray, " B"] | None = None,
 ) -> float:
     """Returns the operations of a GRPO step: rollout, reference and updates.
 
@@ -53,16 +55,24 @@ def grpo_operations(
       forward: operations of the forward passes over the step's prompts.
       prompt: tokens of a prompt, on average.
       lengths: tokens of the completions.
+      used: the groups that are learned from; None for all.
     """
-    new = int(lengths.sum())
-    pairs = new * prompt + float((lengths * (lengths + 1.0) / 2).sum())
-    decoder = forward.decoder + flops.decoder(config, new, pairs, new)
-    frozen, grpo = settings.tower_is_frozen, settings.grpo
+    grpo = settings.grpo
     assert grpo is not None
-    rollout = decoder + forward.tower
-    reference = (decoder + (0 if frozen else forward.tower)) if grpo.beta else 0.0
-    tower = 0.0 if frozen else 3 * forward.tower
-    return rollout + reference + grpo.updates * ((1 + _backward(settings)) * decoder + tower)
+
+    def decoder(lengths: Int[np.ndarray, "B G"], share: float) -> float:
+        new = int(lengths.sum())
+        pairs = new * prompt + float((lengths * (lengths + 1.0) / 2).sum())
+        return share * forward.decoder + flops.decoder(config, new, pairs, new)
+
+    rollout = decoder(lengths, 1.0) + forward.tower
+    share = 1.0 if used is None else float(used.mean())
+    learned = decoder(lengths if used is None else lengths[used], share)
+    tower = 0.0 if settings.tower_is_frozen else share * forward.tower
+    reference = learned + tower if grpo.beta else 0.0
+    before = learned + tower if grpo.takes_policy_before else 0.0
+    updates = grpo.updates * ((1 + _backward(settings)) * learned + 3 * tower)
+    return rollout + reference + before + updates
 
 
 def _backward(settings: Settings) -> float:
@@ -137,10 +147,13 @@ class Speed:
     def check_logprobs(self, difference: float) -> None:
         """Warns if the learner's log-probabilities aren't those that were sampled from.
 
+        They never are with 8-bit weights, which are then not the reason to warn.
+
         Args:
           difference: of the tokens' log-probabilities before an update, absolute, on average.
         """
-        if not difference <= MOST_DIFFERENT:
+        grpo = self._settings.grpo
+        if not difference <= MOST_DIFFERENT and not (grpo and grpo.int8_sampling):
             self._warn(
                 "log-probabilities",
                 f"sampled and learned log-probabilities differ by {difference:.3g} on average, "
@@ -189,6 +202,6 @@ class Profile:
         try:
             record()
         except Exception as error:  # of many types, from the profiler's own library
-            say(f"{self._folder}: no trace is recorded ({' '.join(str(error).split())[:200]})")
+            say(f"{self._folder}: no trace is recorded ({one_line(error)})")
             return False
         return True

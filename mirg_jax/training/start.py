@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -13,24 +13,24 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mirg_jax import sharding
-from mirg_jax.data import pipeline
+from mirg_jax.data import forms, pipeline, ratings
 from mirg_jax.data.examples import Example, Rejected, read_examples
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
-from mirg_jax.errors import ConfigError, SaveError
+from mirg_jax.errors import CheckpointError, ConfigError, SaveError
 from mirg_jax.files import outputs
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
 from mirg_jax.models import lora
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.runs import adapters, checks, devices, engines, loading, origin, run_folder
+from mirg_jax.runs import adapters, checks, devices, engines, facts, loading, origin, run_folder
 from mirg_jax.runs.checkpoints import Checkpoints, write_model_folder
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.runs.train_state import TrainState, init_state, split_trainable, state_shardings
 from mirg_jax.sharding import processes
-from mirg_jax.training import usable
+from mirg_jax.training import resumed, usable
 from mirg_jax.training.optimizer import make_optimizer
 
 
@@ -41,6 +41,7 @@ class Description(NamedTuple):
     config: str  # the text of config.json
     adapters: adapters.Record | None  # of a LoRA run
     origin: origin.Origin
+    data: Mapping[str, str]  # as in data.json; known in the first process alone
 
     def write(self, workdir: Place) -> None:
         """Writes the description.
@@ -52,6 +53,7 @@ class Description(NamedTuple):
             write_model_folder(workdir, self.model, self.config)
             adapters.write(workdir, self.adapters)
             origin.write(workdir, self.origin)
+            resumed.write_data(workdir, self.data)
         except OSError as error:
             raise SaveError(
                 f"{workdir}: cannot be written ({error.strerror}); make room there and run again"
@@ -113,28 +115,27 @@ def start(
     mesh, sampling_mesh = _start_devices(settings)
     share = sharding.data_share(mesh)
     benchmark = load_benchmark(settings.evaluation.benchmark) if settings.evaluation.every else []
-    examples, bad_rows = read_examples(settings.data.train_json)
-    kept, refused = usable.split(examples, refuse)
-    usable.check(settings.data, kept, bad_rows + refused)
-    resumes = run_folder.find_run(workdir) is not None
-    source, adapter_record = _source_of(settings, workdir, resumes)
-    rejected = _list_rejected(workdir, bad_rows + refused, resumes)
-    options = engines.options(settings.model, loading.model_config(source), mesh)
-    tokenizer = load_tokenizer(loading.model_folder(source))
-    model = loading.load_model(source, mesh, options)
+    kept, left_out = _read_rows(settings, refuse)
+    saved = run_folder.find_run(workdir)
+    resumes = saved is not None
+    source, adapter_record = _source_of(settings, workdir, saved)
+    rejected = _list_rejected(workdir, left_out, resumes)
+    settings, model, tokenizer = _open_model(settings, source, mesh)
     began = _check_origin(settings, workdir, source, model.params, mesh, resumes)
     graph, params, frozen = trainable(model, settings, mesh)
     optimizer, layout, state = first_state(params, settings, mesh)
-    image_root = settings.data.root(settings.data.image_root)
-    preparer = settings.preparer(tokenizer, with_response=with_response, image_root=image_root)
+    root = settings.data.root(settings.data.image_root)
+    preparer = settings.preparer(tokenizer, with_response=with_response, image_root=root)
     data = _open_data(settings, kept, preparer, rejected, share)
     checkpoints = Checkpoints(workdir, settings.checkpoint)
     checkpoints.check_room(state, frozen)
     first_step = checkpoints.latest() or 0
     if first_step:
         state, frozen, read = checkpoints.restore(state, frozen)
+        _check_model(workdir, source, model.config, tokenizer)
         data.set_state(pipeline.position(read, *share))
-    _say(settings, workdir, first_step, len(examples), len(rejected))
+    data_facts = resumed.facts_of_data(settings) if processes.is_first() else {}
+    _say(settings, workdir, first_step, kept, len(rejected), data_facts, with_response)
     return TrainingRun(
         settings=settings,
         workdir=workdir,
@@ -152,11 +153,13 @@ def start(
         data=data,
         share=share,
         rejected=rejected,
-        rotated=image_root.rotated,
+        rotated=root.rotated,
         benchmark=benchmark,
         checkpoints=checkpoints,
         first_step=first_step,
-        description=Description(model._replace(params=None), settings.text, adapter_record, began),
+        description=Description(
+            model._replace(params=None), settings.text, adapter_record, began, data_facts
+        ),
     )
 
 
@@ -211,15 +214,26 @@ def trainable(
     return graph, params, model.params
 
 
-def _say(settings: Settings, workdir: Place, first_step: int, examples: int, rejected: int) -> None:
-    """Prints, in one process, what the run starts with, and what is other than before."""
+def _say(
+    settings: Settings,
+    workdir: Place,
+    first_step: int,
+    examples: Sequence[Example],
+    rejected: int,
+    data: Mapping[str, str],
+    with_response: bool,
+) -> None:
+    """Prints, in one process, what the run starts with, and what has changed."""
     if not processes.is_first():
         return
+    if with_response:
+        usable.say_misses(settings.data.train_json, examples)
     if first_step:
         say(f"resumed from step {first_step}", sys.stdout)
-        if changes := run_folder.changed_settings(workdir, settings.text):
-            say(f"settings that were others before: {', '.join(changes)}")
-    say(f"{examples} examples, {rejected} rows left out", sys.stdout)
+        for line in resumed.changes(workdir, settings, data):
+            say(line)
+    say(f"{len(examples)} examples, {rejected} rows left out", sys.stdout)
+    usable.say_passes(settings.num_steps, settings.batch_size, len(examples))
 
 
 def _start_devices(settings: Settings) -> tuple[Mesh, Mesh]:
@@ -252,7 +266,7 @@ def _open_data(
         examples,
         preparer,
         rejected,
-        batch_size=settings.batch_size // share.count,
+        batch_size=settings.examples_at_once // share.count,
         seed=settings.seed,
         share=share.index,
         shares=share.count,
@@ -274,6 +288,40 @@ def first_state(
     return optimizer, layout, begin(params)._replace(params=params)
 
 
+def _open_model(
+    settings: Settings, source: str, mesh: Mesh
+) -> tuple[Settings, loading.Model, Tokenizer]:
+    """Opens the model that a run starts from, and fits the settings to it.
+
+    Raises:
+      UserError: if the model can't be used, or not with these settings.
+    """
+    sizes = loading.model_config(source)
+    settings = settings.for_model(sizes)
+    options = engines.options(settings.model, sizes, mesh)
+    tokenizer = load_tokenizer(loading.model_folder(source))
+    return settings, loading.load_model(source, mesh, options), tokenizer
+
+
+def _read_rows(
+    settings: Settings, refuse: Callable[[Example], str]
+) -> tuple[list[Example], list[Rejected]]:
+    """Returns the rows to train on, each with the form of its answer, and those that are left out.
+
+    Raises:
+      DataError: if the file or its ratings can't be used, or no row can.
+    """
+    data = settings.data
+    examples, bad_rows = read_examples(data.train_json)
+    if data.ratings:
+        examples, line = ratings.choose(examples, data.ratings, data.difficulty, data.gain)
+        if processes.is_first():
+            say(line)
+    kept, refused = usable.split(forms.ask(examples, data.direct, settings.seed), refuse)
+    usable.check(data, kept, bad_rows + refused)
+    return kept, bad_rows + refused
+
+
 def _list_rejected(workdir: Place, rows: Sequence[Rejected], resumes: bool) -> RejectedLog:
     """Opens the list of rows that can't be used, with those that are known from the start.
 
@@ -287,7 +335,7 @@ def _list_rejected(workdir: Place, rows: Sequence[Rejected], resumes: bool) -> R
 
 
 def _source_of(
-    settings: Settings, workdir: Place, resumes: bool
+    settings: Settings, workdir: Place, saved: run_folder.SavedStep | None
 ) -> tuple[str, adapters.Record | None]:
     """Returns the model that the run starts from, and the record of a LoRA run.
 
@@ -295,13 +343,41 @@ def _source_of(
 
     Raises:
       CheckpointError: if the folder has a run with other adapter settings.
+      ConfigError: if it has a run with another number of updates a step.
     """
+    resumes = saved is not None
+    if saved and saved.step:
+        resumed.check_updates(workdir, settings)
     source = origin.source_of(settings.source, origin.read(workdir) if resumes else None)
     wanted = None
     if settings.lora is not None:
         wanted = adapters.Record(source, str(settings.model.precision.params), settings.lora)
     record = adapters.claim(workdir, wanted, resumes=resumes)
     return (record.base if record else source), record
+
+
+def _check_model(workdir: Place, source: str, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Checks that a run goes on with the architecture and the tokenizer that it has.
+
+    Raises:
+      CheckpointError: if `source` has others now.
+    """
+    try:
+        folder = loading.model_folder(workdir)
+        before, vocabulary = ModelConfig.from_folder(folder), load_tokenizer(folder).get_vocab()
+    except CheckpointError:  # damaged, or not there; it is written anew
+        return
+    if before != config:
+        found, now = (facts.flat(each.to_hf()) for each in (before, config))
+        what = f"config.json ({'; '.join(facts.describe_changes(found, now))})"
+    elif vocabulary != tokenizer.get_vocab():
+        what = "tokenizer"
+    else:
+        return
+    raise CheckpointError(
+        f"{workdir}: can't go on, since {source} has another {what} than the run's model folder; "
+        "restore it, or give another --workdir"
+    )
 
 
 def _check_origin(

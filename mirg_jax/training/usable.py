@@ -1,11 +1,17 @@
 """Checks that a data set can be trained on, before a model is downloaded or loaded for it."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.images import Root, load_image
 from mirg_jax.errors import DataError
+from mirg_jax.files.streams import say
+from mirg_jax.grounding.boxes import iou
+from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.runs.settings import DataSettings
+
+_HIT = 0.5  # IoU, as in evaluations
 
 
 def split(
@@ -51,6 +57,38 @@ def check(data: DataSettings, kept: Sequence[Example], rejected: Sequence[Reject
         )
 
 
+def say_misses(path: str, examples: Iterable[Example]) -> None:
+    """Says in a line how many trajectories answer otherwise than their own targets.
+
+    They are learned as they are: a teacher's boxes may be better than the data set's. In what
+    `build_trajectories.py` accepts, answers differ by no more than `checks.answer_iou`.
+
+    Args:
+      path: the file that they are from.
+      examples: the examples; those without a response or without targets don't count.
+    """
+    told = [each for each in examples if each.response is not None and each.targets]
+    if misses := [example for example in told if _misses(example)]:
+        say(
+            f"{path}: {len(misses)} of {len(told)} responses miss a target of their row (IoU below "
+            f"{_HIT}, or another image); they are learned as they are; the first: "
+            f"{misses[0].source or misses[0].id}"
+        )
+
+
+def _misses(example: Example) -> bool:
+    """Returns whether a target is hit by no box of the response's answer."""
+    answered = parse_response(example.response or "", len(example.images)).objects
+    return not all(
+        any(
+            float(iou(found.box, target.box)) >= _HIT
+            for found in answered
+            if target.image in (None, found.image) or found.image is None
+        )
+        for target in example.targets
+    )
+
+
 def why_unreadable(
     rows: Iterable[Sequence[str]], root: Root, read: Callable[[Root, str], object]
 ) -> DataError | None:
@@ -70,3 +108,19 @@ def why_unreadable(
         except DataError as error:
             first = first or error
     return first
+
+
+def say_passes(steps: int, batch_size: int, count: int) -> None:
+    """Says on stdout how often a run reads its examples, if that is more than once.
+
+    Args:
+      steps: of the whole run.
+      batch_size: examples a step.
+      count: number of examples.
+    """
+    if count and steps * batch_size > count:
+        say(
+            f"{steps} steps of {batch_size} examples go {steps * batch_size / count:.1f} times "
+            f"through these {count}, each time in another order",
+            sys.stdout,
+        )

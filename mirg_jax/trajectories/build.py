@@ -4,14 +4,18 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mirg_jax.chat.client import Client
 from mirg_jax.data.examples import Example
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import Root
 from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.files.locks import Lock
 from mirg_jax.files.outputs import replace_text
 from mirg_jax.runs import facts, run_folder
 from mirg_jax.trajectories import checks, outputs, page, prompts, select, shards
@@ -46,12 +50,13 @@ def make_teachers(settings: TrajectorySettings, image_root: Root) -> dict[str, T
     """
     images = _encoded_images(settings, image_root)
     teachers: dict[str, Teacher] = {}
+    connect = functools.cache(Client)  # stages that ask the same model of the same server share it
     # Stages with the same settings share a teacher of this process, so a model is loaded once.
     in_process: dict[str, Teacher] = {}
     for stage, stage_settings in settings.stages.items():
         how = stage_settings.teacher
         if isinstance(how, OpenAITeacherSettings):
-            teachers[stage] = OpenAITeacher(how, images)
+            teachers[stage] = OpenAITeacher(how, images, connect)
             continue
         if how.identity not in in_process:
             in_process[how.identity] = _in_process_teacher(how, image_root)
@@ -88,16 +93,16 @@ def _check_models(settings: TrajectorySettings, record: pathlib.Path) -> None:
     hashes = {model: facts.hash_model(model) for model in sorted(models)}
     remedy = "delete it if no model has changed since, or give another --output_dir"
     parse = run_folder.as_object
-    found = run_folder.read_record(record, parse, "models by name", remedy) or {}
-    for model, now in hashes.items():
-        if now and not facts.agrees(found.get(model, now), now):
-            raise ConfigError(
-                f"{record.parent}: has answers of {model} as it was before its weights changed; "
-                "give another --output_dir, or delete it"
-            )
-    with _explained(record.parent):
-        record.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(record, json.dumps(found | hashes, indent=1) + "\n")
+    with Lock(record.with_suffix(".lock"), patience=60.0):  # other shards have other models
+        found = run_folder.read_record(record, parse, "models by name", remedy) or {}
+        for model, now in hashes.items():
+            if now and not facts.agrees(found.get(model, now), now):
+                raise ConfigError(
+                    f"{record.parent}: has answers of {model} as it was before its weights "
+                    "changed; give another --output_dir, or delete it"
+                )
+        with _explained(record.parent):
+            replace_text(record, json.dumps(found | hashes, indent=1) + "\n")
 
 
 def make_plan(settings: TrajectorySettings, image_root: Root) -> Plan:
@@ -118,7 +123,7 @@ def make_plan(settings: TrajectorySettings, image_root: Root) -> Plan:
             "folder, or give it the weight 0"
         )
     rules = dataclasses.replace(settings.rules, leaks=checks.read_leaks(texts.leaks))
-    return Plan(texts, rules, settings.stages, facts.ImageHashes(image_root).of)
+    return Plan(texts, rules, settings.stages, ImageHashes(image_root).of)
 
 
 def _questions(
@@ -135,9 +140,25 @@ def _questions(
     return shards.draw(questions, shard, output_dir) if shard else questions
 
 
-def _open_journal(output_dir: pathlib.Path, shard: Shard | None, retry_failed: bool) -> Journal:
+@contextlib.contextmanager
+def _open_journal(
+    output_dir: pathlib.Path, shard: Shard | None, retry_failed: bool
+) -> Iterator[Journal]:
+    """Opens the journal, which locks the folder or the shard, before anything is written there.
+
+    Raises:
+      ConfigError: another process asks about the same questions.
+      DataError: a journal can't be read or written.
+    """
+    if shard:
+        shards.how_drawn(output_dir, shard)
     name = f"replies-{shard.name}.jsonl" if shard else "replies.jsonl"
-    return Journal(output_dir, name, write=True, retry_failed=retry_failed)
+    journal = Journal(output_dir, name, write=True, retry_failed=retry_failed)
+    try:
+        shards.refuse_overlap(output_dir, shard)
+        yield journal
+    finally:
+        journal.close()
 
 
 class BuildResult(NamedTuple):
@@ -179,17 +200,14 @@ def build(
       UserError: for input that can't be used, or a server that doesn't answer; the outputs of what
         was answered so far are written first.
     """
-    questions = _questions(settings, source, image_root, output_dir, shard)
-    _check_models(settings, output_dir / "models.json")
     teachers = make_teachers(settings, image_root)
     plan = make_plan(settings, image_root)
-    journal = _open_journal(output_dir, shard, retry_failed)
-    try:
+    with _open_journal(output_dir, shard, retry_failed) as journal:
+        questions = _questions(settings, source, image_root, output_dir, shard)
+        _check_models(settings, output_dir / "models.json")
         pipeline = Pipeline(plan, teachers, journal, settings.requests)
         asyncio.run(pipeline.run(questions, progress=progress))
         summary = _write_outputs(settings, questions, plan, journal, image_root, output_dir, shard)
-    finally:
-        journal.close()
     if pipeline.error:
         raise pipeline.error
     return BuildResult(summary, pipeline.stopped, _output_folder(output_dir, shard))
@@ -201,12 +219,14 @@ class BatchResult(NamedTuple):
     Attributes:
       summary: as in summary.json.
       files: with requests, that were written in this round.
-      waiting: number of requests of earlier rounds that have no answer yet.
+      unanswered: the files of earlier rounds that have no answers yet.
+      waiting: number of requests in them.
       capped: number of requests that might cost more than `max_dollars` leaves.
     """
 
     summary: dict
     files: list[pathlib.Path]
+    unanswered: list[pathlib.Path]
     waiting: int
     capped: int
 
@@ -230,19 +250,15 @@ def batch(
     teachers = [stage.teacher for stage in settings.stages.values()]
     if not all(isinstance(teacher, OpenAITeacherSettings) for teacher in teachers):
         raise ConfigError("--batches: every stage's teacher must be openai")
-    questions = _questions(settings, source, image_root, output_dir, shard)
-    plan = make_plan(settings, image_root)
-    journal = _open_journal(output_dir, shard, retry_failed)
-    try:
-        images = _encoded_images(settings, image_root)
-        found = BatchFiles(
-            output_dir / "batches", journal, settings.stages, images, settings.requests
-        )
-        files = exchange_files(questions, plan, journal, found)
+    plan, folder = make_plan(settings, image_root), output_dir / "batches"
+    images, requests = _encoded_images(settings, image_root), settings.requests
+    with _open_journal(output_dir, shard, retry_failed) as journal:
+        questions = _questions(settings, source, image_root, output_dir, shard)
+        with _explained(folder):
+            found = BatchFiles(folder, journal, settings.stages, images, requests, shard)
+            files = exchange_files(questions, plan, journal, found)
         summary = _write_outputs(settings, questions, plan, journal, image_root, output_dir, shard)
-    finally:
-        journal.close()
-    return BatchResult(summary, files, found.waiting, found.capped)
+    return BatchResult(summary, files, found.unanswered, found.waiting, found.capped)
 
 
 def _write_outputs(
@@ -262,7 +278,8 @@ def _write_outputs(
     sample = page.Sample(settings.page_examples, len({question.task for question in questions}))
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for outcome in outputs.write_outcomes(replay(questions, plan, journal), folder):
+        outcomes = replay(questions, plan, journal)
+        for outcome in outputs.write_outcomes(outcomes, folder, plan.asked()):
             sample.add(outcome)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         page.write_trajectory_page(folder / "report.html", summary, sample.outcomes, image_root)

@@ -11,7 +11,8 @@ Lines name a request by its key:
     {"reply": KEY, "text": …, …}            its answer, in full
 
 A key depends on the content of the images. Replies also have "by_name", the key that doesn't, which
-finds an answer whose images have gone since.
+finds an answer whose images have gone since. Where a server told it, they have its address and the
+name of the model that answered.
 """
 
 import collections
@@ -46,6 +47,7 @@ class Journal:
     the answers themselves.
 
     Attributes:
+      folder: the folder.
       dollars: spent so far; requests that an earlier process sent without getting an answer count
         with the most that they can have cost.
     """
@@ -61,10 +63,10 @@ class Journal:
 
         Raises:
           ConfigError: another process writes to this file.
-          DataError: a line does not belong to a journal.
+          DataError: a line does not belong to a journal, or a file can't be read or written.
         """
         self.dollars = 0.0
-        self._folder, self._told = folder, False
+        self.folder, self._told = folder, False
         self._by_name: dict[str, str] = {}
         self._places: dict[str, _Place] = {}
         self._files: list[int] = []
@@ -72,15 +74,16 @@ class Journal:
         self._lock = Lock((folder / name).with_suffix(".lock"))
         if write:
             self._lock.acquire()
-            self._out = lines.LineWriter(folder / name)
         # How often each request was sent without an answer, by earlier processes and by this one.
         self._unanswered: collections.Counter[str] = collections.Counter()
         self._own_unanswered: collections.Counter[str] = collections.Counter()
         self._costs: dict[str, float] = {}
         try:
+            if write:
+                self._out = lines.LineWriter(folder / name)
             for path in sorted(folder.glob("replies*.jsonl")):
                 self._read(path, retry_failed)
-        except DataError:
+        except BaseException:
             self.close()
             raise
         # These requests may have been paid although no answer arrived.
@@ -90,7 +93,12 @@ class Journal:
 
     def _read(self, path: pathlib.Path, retry_failed: bool) -> None:
         """Reads a file's lines."""
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); let this user read it"
+            ) from None
         self._files.append(descriptor)
         for line in lines.read(path):
             try:
@@ -135,16 +143,22 @@ class Journal:
         """
         if request.key in self:
             return request.key
+        if request.pictures and request.key_by_samples in self:
+            return request.key_by_samples
         if request.key_by_name in self:
             if not self._told:
                 self._told = True
                 say(
-                    f"{self._folder}: has answers of an earlier version, which don't record the "
+                    f"{self.folder}: has answers of an earlier version, which don't record the "
                     "images that they are about; if images have changed since, give another "
                     "--output_dir"
                 )
             return request.key_by_name
         return self._by_name.get(request.key_by_name) if request.pictures is None else None
+
+    def is_under_way(self, key: str) -> bool:
+        """Returns whether a request was sent without an answer so far."""
+        return bool(self._unanswered.get(key) or self._own_unanswered.get(key))
 
     def asked(self, key: str, dollars: float) -> None:
         """Writes that a request is being sent.
@@ -219,6 +233,10 @@ def record_reply(
     """
     dollars = costs.dollars(reply.prompt_tokens, reply.completion_tokens)
     by_name = {} if request.pictures == "" else {"by_name": request.key_by_name}
+    fields = dataclasses.asdict(reply)
+    for name in ("model", "server"):
+        if not fields[name]:
+            del fields[name]
     journal.reply(
         key or request.key,
         dollars,
@@ -226,7 +244,7 @@ def record_reply(
         id=request.question.id,
         stage=request.stage,
         **{"try": request.attempt},
-        **dataclasses.asdict(reply),
+        **fields,
         seconds=round(seconds, 3),
     )
     return PricedReply(reply, dollars)
@@ -237,6 +255,7 @@ def recorded_reply(journal: Journal, request: Request) -> PricedReply | None:
 
     Raises:
       GivenUp: the journal says that the request will not be sent again.
+      DataError: a field of the reply is missing.
     """
     key = journal.find(request)
     if key is None:
@@ -244,5 +263,12 @@ def recorded_reply(journal: Journal, request: Request) -> PricedReply | None:
     row = journal.get(key)
     if "failed" in row:
         raise GivenUp(row["reason"])
-    tokens = row["prompt_tokens"], row["completion_tokens"]
-    return PricedReply(Reply(row["text"], row["problem"], *tokens), row["dollars"])
+    try:
+        tokens = row["prompt_tokens"], row["completion_tokens"]
+        origin = str(row.get("model", "")), str(row.get("server", ""))
+        return PricedReply(Reply(row["text"], row["problem"], *tokens, *origin), row["dollars"])
+    except KeyError as missing:
+        raise DataError(
+            f"{journal.folder}: the answer {key} in its replies has no {missing}; remove its line "
+            "to have it asked again"
+        ) from None

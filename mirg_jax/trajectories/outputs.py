@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from mirg_jax.data.examples import Example, Rejected, to_line
@@ -54,6 +54,8 @@ class Yields:
         counts = ("answers", "refused", "prompt_tokens", "completion_tokens", "dollars")
         self._stages = {stage: dict.fromkeys(counts, 0) for stage in STAGES}
         self._refused = {stage: collections.Counter() for stage in STAGES}
+        names = ("servers", "models")
+        self._origins = {s: {name: collections.Counter() for name in names} for s in STAGES}
 
     def add(self, outcome: QuestionOutcome) -> None:
         """Counts a question and its answers."""
@@ -75,11 +77,14 @@ class Yields:
             counts["prompt_tokens"] += answer.reply.prompt_tokens
             counts["completion_tokens"] += answer.reply.completion_tokens
             counts["dollars"] += answer.dollars
+            for name, value in (("servers", answer.reply.server), ("models", answer.reply.model)):
+                if value:
+                    self._origins[answer.stage][name][value] += 1
             if answer.problems:
                 self._refused[answer.stage][reason_kind(answer.problems[0])] += 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the content of summary.json."""
+    def to_json(self, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the content of summary.json; `asked` is as in `write_outcomes`."""
         names = ("questions", "accepted", "rejected", "unfinished")
         total = sum(self._tasks.values(), collections.Counter())
         return {
@@ -90,17 +95,26 @@ class Yields:
                 for task, counts in self._tasks.items()
             },
             "stages": {
-                stage: counts | {"reasons": dict(self._refused[stage].most_common())}
+                stage: counts
+                | {"reasons": dict(self._refused[stage].most_common())}
+                | {name: dict(found) for name, found in self._origins[stage].items()}
+                | ({"asked": asked[stage]} if asked else {})
                 for stage, counts in self._stages.items()
             },
         }
 
 
 def write_outcomes(
-    outcomes: Iterable[QuestionOutcome], folder: pathlib.Path
+    outcomes: Iterable[QuestionOutcome],
+    folder: pathlib.Path,
+    asked: Mapping[str, Any] | None = None,
 ) -> Iterator[QuestionOutcome]:
     """Writes each outcome, and yields it: VARIANT.jsonl, rejected.jsonl, refused.jsonl and, at the
-    end, summary.json. The files appear when they are complete."""
+    end, summary.json. The files appear when they are complete.
+
+    Args:
+      asked: what each stage's answers depend on besides the question, for the summary.
+    """
     yields = Yields()
     with contextlib.ExitStack() as stack:
         files = {
@@ -112,7 +126,7 @@ def write_outcomes(
             _write_outcome(outcome, files)
             yield outcome
         with complete_file(folder / "summary.json") as file:
-            json.dump(yields.to_json(), file, indent=1)
+            json.dump(yields.to_json(asked), file, indent=1)
             file.write("\n")
 
 

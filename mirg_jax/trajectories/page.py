@@ -83,6 +83,15 @@ def _tables(summary: Mapping[str, Any]) -> dict[str, list[Sequence[Any]]]:
             ("stage", *counts),
             *((stage, *(round(row[name], 2) for name in counts)) for stage, row in stages.items()),
         ],
+        "Who answered": [
+            ("stage", "as", "name", "answers"),
+            *(
+                (stage, what.removesuffix("s"), name, count)
+                for stage, row in stages.items()
+                for what in ("servers", "models")
+                for name, count in row[what].items()
+            ),
+        ],
         "Why answers were refused": [
             ("stage", "reason", "answers"),
             *(

@@ -11,6 +11,7 @@ from mirg_jax.chat.asking import Asking, GivenUp, Line, Pace, Stopped
 from mirg_jax.chat.client import Retry, Unanswerable
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import UserError
+from mirg_jax.files.streams import progress_bar, say
 from mirg_jax.trajectories.journal import Journal, PricedReply, record_reply, recorded_reply
 from mirg_jax.trajectories.limits import Budget, CapReached
 from mirg_jax.trajectories.plan import Plan, QuestionOutcome
@@ -41,6 +42,7 @@ class Pipeline:
         # Stages that ask the same model on the same server share its limits.
         paces: dict[tuple, Pace] = {}
         self._lines: dict[str, Line] = {}
+        self._origins = {stage: _Origin(teachers[stage], stage) for stage in plan.stages}
         for stage, settings in plan.stages.items():
             limits = settings.limits
             pace = Pace(limits.requests_per_minute, limits.tokens_per_minute)
@@ -64,7 +66,7 @@ class Pipeline:
           progress: shows a progress bar.
         """
         waiting = iter(questions)
-        with tqdm(total=len(questions), unit="question", disable=not progress) as bar:
+        with progress_bar(total=len(questions), unit="question", disable=not progress) as bar:
             counter = _Progress(bar, self._journal, self._lines)
 
             async def work() -> None:
@@ -88,6 +90,7 @@ class Pipeline:
     async def _ask(self, request: Request) -> PricedReply:
         """Returns the answer in the journal, or a new one."""
         if found := recorded_reply(self._journal, request):
+            self._origins[request.stage].kept(found.reply.server)
             return found
 
         def give_up(reason: str) -> None:
@@ -123,6 +126,7 @@ class Pipeline:
           most: dollars that it can cost.
         """
         journal = self._journal
+        self._origins[request.stage].asked()
         journal.asked(request.key, most)
         began = time.monotonic()
         try:
@@ -135,6 +139,37 @@ class Pipeline:
             raise
         costs = self._plan.stages[request.stage].costs
         return record_reply(journal, request, reply, costs, time.monotonic() - began)
+
+
+class _Origin:
+    """Says once if a stage's answers so far are of another server than further ones.
+
+    The same model may be served elsewhere, so that is not refused. Where answers of an earlier
+    version came from is not known.
+    """
+
+    def __init__(self, teacher: Teacher, stage: str):
+        self._stage, self._now = stage, teacher.server[0] if teacher.server else ""
+        self._other, self._asks, self._told = "", False, False
+
+    def kept(self, server: str) -> None:
+        """Takes note of the server of an answer in the journal."""
+        if server and server != self._now:
+            self._other = server
+            self._tell()
+
+    def asked(self) -> None:
+        """Takes note that a request is sent."""
+        self._asks = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._now and self._other and self._asks and not self._told:
+            self._told = True
+            say(
+                f"{self._stage}: answers so far are of {self._other}, further ones of {self._now}; "
+                "if another model is served there, give another --output_dir"
+            )
 
 
 class _Progress:

@@ -6,8 +6,9 @@ outputs are written by going through them once more, in order.
 """
 
 import dataclasses
+import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mirg_jax.chat.asking import GivenUp, Stopped
 from mirg_jax.chat.completions import Reply
@@ -82,6 +83,16 @@ class Plan:
     rules: checks.Rules
     stages: Mapping[str, StageSettings]
     pictures: Callable[[Sequence[str]], str | None]
+
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """Returns what each stage's answers depend on besides the question, for records."""
+        return {
+            stage: {
+                "teacher": json.loads(settings.teacher.identity),
+                "prompts_sha256": self.texts.hash_of(stage),
+            }
+            for stage, settings in self.stages.items()
+        }
 
     async def run_stages(self, outcome: QuestionOutcome, ask: AskTeacher) -> None:
         """Takes a question through the stages.

@@ -5,7 +5,9 @@ text of `STAGE/TASK.txt`; the others are `$count`, `$question`, `$answer` (stage
 (stages 2 and 3) and `$objects` (stage 3). `leaks.txt` lists what thoughts must not say.
 """
 
+import hashlib
 import importlib.resources
+import json
 import pathlib
 import string
 from collections.abc import Sequence
@@ -41,6 +43,12 @@ class Prompts(NamedTuple):
         return set.intersection(
             *({task for at, task in self.guidance if at == stage} for stage in STAGES)
         )
+
+    def hash_of(self, stage: str) -> str:
+        """Returns a hash of a stage's texts."""
+        texts = {task: text for (at, task), text in self.guidance.items() if at == stage}
+        whole = json.dumps([self.frames[stage], texts], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def render(self, stage: str, question: Example, **values: str) -> str:
         """Returns the prompt of a stage for a question.

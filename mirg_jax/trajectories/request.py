@@ -35,8 +35,13 @@ class Request:
         return self._hash(*([] if self.pictures == "" else [self.pictures]))
 
     @functools.cached_property
+    def key_by_samples(self) -> str:
+        """The same with samples of the images' content, as earlier versions filed answers."""
+        return self._hash(*([self.pictures.partition(".")[0]] if self.pictures else []))
+
+    @functools.cached_property
     def key_by_name(self) -> str:
-        """The same without the images' content, as earlier versions filed answers."""
+        """The same without the images' content, as versions before that filed answers."""
         return self._hash()
 
     def _hash(self, *more: str | None) -> str:

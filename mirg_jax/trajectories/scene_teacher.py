@@ -17,6 +17,7 @@ from mirg_jax.grounding.grammar import (
     prose,
 )
 from mirg_jax.scenes import scene_tasks
+from mirg_jax.scenes.puzzles import Puzzle, annotate
 from mirg_jax.trajectories.prompts import answer_text
 from mirg_jax.trajectories.request import Request
 from mirg_jax.trajectories.settings import SceneTeacherSettings
@@ -49,18 +50,18 @@ class SceneTeacher:
         return Reply(_ANSWERS[request.stage](request, puzzle, things))
 
 
-def _look(name: str, *, seed: int, error: float) -> tuple[scene_tasks.Puzzle, Things]:
+def _look(name: str, *, seed: int, error: float) -> tuple[Puzzle, Things]:
     """Draws a scene again, and annotates it.
 
     Raises:
       DataError: it is no procedural scene.
     """
     puzzle, rng = scene_tasks.find_puzzle(name, seed)
-    scene_tasks.annotate(puzzle, rng, 0.0)  # advances `rng` past the annotation without error
-    return puzzle, scene_tasks.annotate(puzzle, rng, error)
+    annotate(puzzle, rng, 0.0)  # advances `rng` past the annotation without error
+    return puzzle, annotate(puzzle, rng, error)
 
 
-def _reasoning(request: Request, puzzle: scene_tasks.Puzzle, things: Things) -> str:
+def _reasoning(request: Request, puzzle: Puzzle, things: Things) -> str:
     listing = " ".join(
         f"Image-{n} shows {', '.join(thing.label for thing in shown)}."
         for n, shown in enumerate(things, start=1)
@@ -72,7 +73,7 @@ def _reasoning(request: Request, puzzle: scene_tasks.Puzzle, things: Things) -> 
     return format_response(f"{listing} {prose(look_up)}", answer_text(request.question))
 
 
-def _mapping(request: Request, puzzle: scene_tasks.Puzzle, things: Things) -> str:
+def _mapping(request: Request, puzzle: Puzzle, things: Things) -> str:
     return "\n".join(
         f"Image-{n}: {format_object(GroundedObject(thing.box, label=thing.label))}"
         for n, shown in enumerate(things, start=1)
@@ -80,7 +81,7 @@ def _mapping(request: Request, puzzle: scene_tasks.Puzzle, things: Things) -> st
     )
 
 
-def _reassembly(request: Request, puzzle: scene_tasks.Puzzle, things: Things) -> str:
+def _reassembly(request: Request, puzzle: Puzzle, things: Things) -> str:
     boxes = {(obj.image, obj.number): obj.box for obj in request.objects}
     image, number = puzzle.target
     answer = GroundedObject(boxes[image, number], image, number)

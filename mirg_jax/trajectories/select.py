@@ -20,11 +20,15 @@ from mirg_jax.data.examples import Example, Rejected, read_examples, write_traje
 from mirg_jax.data.images import Root, resolve_image
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import outputs
+from mirg_jax.files.locks import Lock
+from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.runs import facts, run_folder
 from mirg_jax.trajectories import ingest
 from mirg_jax.trajectories.settings import SelectionSettings
 
+_PATIENCE = 3600.0  # seconds to wait for a process that chooses the questions of the same folder
+_MISSING = "image {!r}: no such file below the image root"
 _AGAIN = "delete {} to choose the questions again, no answer is lost"
 
 
@@ -53,25 +57,61 @@ def prepare_questions(
     excluded = ""
     if settings.exclude and pathlib.Path(settings.exclude).exists():
         excluded = facts.hash_file(settings.exclude)
-    manifest = folder / "manifest.json"
-    if found := _read_manifest(manifest):
-        changes = facts.describe_changes(found, {"how": how})
-        if excluded and found.get("exclude_sha256", excluded) != excluded:
-            changes.append(f"the content of {settings.exclude} has changed")
-        if not _are_same_files(found["files"], source):
-            changes.append("from other files than the input's")
-        if changes:
-            raise ConfigError(
-                f"{folder}: holds questions chosen otherwise ({'; '.join(changes)}); give another "
-                "--output_dir or delete it"
-            )
-        return _read_questions(folder / "questions.jsonl", found["sft"])
+    found = _earlier_questions(source, folder, how, excluded)
+    if found is None:
+        # Of shards that begin at the same time, one chooses the questions, and the others wait.
+        with Lock(folder / "selection.lock", patience=_PATIENCE):
+            found = _earlier_questions(source, folder, how, excluded)
+            if found is None:
+                ingested = ingest.ingest(source)
+                selection = select_questions(ingested.questions, image_root, settings)
+                selection = selection._replace(left_out=ingested.left_out + selection.left_out)
+                content = _manifest(how, ingested.files, selection)
+                _write(folder, selection, {"exclude_sha256": excluded} | content)
+                found = selection.sft
+    return found
 
-    ingested = ingest.ingest(source)
-    selection = select_questions(ingested.questions, image_root, settings)
-    selection = selection._replace(left_out=ingested.left_out + selection.left_out)
+
+def _earlier_questions(
+    source: ingest.Source, folder: pathlib.Path, how: Mapping[str, Any], excluded: str
+) -> list[Example] | None:
+    """Reads the questions of an earlier selection; None if there is none.
+
+    Args:
+      how: the settings.
+      excluded: hash of the benchmark whose images are left out; "" if there is none.
+
+    Raises:
+      UserError: as `prepare_questions`.
+    """
+    found = _read_manifest(folder / "manifest.json")
+    if not found:
+        return None
+    changes = facts.describe_changes(found, {"how": how})
+    if excluded and found.get("exclude_sha256", excluded) != excluded:
+        changes.append(f"the content of {how['exclude']} has changed")
+    if not _are_same_files(found["files"], source):
+        changes.append("from other files than the input's")
+    if changes:
+        raise ConfigError(
+            f"{folder}: holds questions chosen otherwise ({'; '.join(changes)}); give another "
+            "--output_dir or delete it"
+        )
+    if missing := found.get("reasons", {}).get(ingest.reason_kind(_MISSING.format("a.jpg")), 0):
+        say(
+            f"{folder}: was chosen when the images of {missing} questions were not there; if they "
+            f"are now, {_AGAIN.format(folder)}"
+        )
+    return _read_questions(folder / "questions.jsonl", found["sft"])
+
+
+def _write(folder: pathlib.Path, selection: Selection, manifest: Mapping[str, Any]) -> None:
+    """Writes a selection.
+
+    Raises:
+      DataError: no question can be used; only the list of those left out is written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    # Shards that begin at the same time write the same, each whole.
     with outputs.whole(folder / "questions.jsonl") as part:
         write_trajectories(part, selection.sft)
     with outputs.whole(folder / "rl.jsonl") as part:
@@ -85,9 +125,7 @@ def prepare_questions(
             f"are in {folder / 'rejected.jsonl'}"
         )
     # Written last: without a manifest, the selection is made again.
-    content = {"exclude_sha256": excluded} | _manifest(how, ingested.files, selection)
-    outputs.replace_text(manifest, json.dumps(content, indent=1) + "\n")
-    return selection.sft
+    outputs.replace_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def _manifest(
@@ -285,7 +323,7 @@ class _Filter:
             for path in question.images:
                 file = resolve_image(self._image_root, path)
                 if not file.is_file():
-                    raise DataError(f"image {path!r}: no such file below the image root")
+                    raise DataError(_MISSING.format(path))
                 if self._excluded.has_content(file):
                     raise DataError(f"image {path!r} is a copy of one of the benchmark's")
         except DataError as error:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import ConfigError
 from mirg_jax.files import outputs
+from mirg_jax.files.locks import Lock
 from mirg_jax.files.streams import say
 
 _BY_TASK, _BY_POSITION = "by task", "by position"
@@ -37,6 +38,36 @@ class Shard(NamedTuple):
         return f"{self.index}-of-{self.count}"
 
 
+def is_disjoint(shard: Shard | None, index: str | None, count: str | None) -> bool:
+    """Returns whether a shard has no question of another one, as a file's name gives it.
+
+    Args:
+      shard: the shard; None for all questions.
+      index, count: the other's; None if the file is one of all questions.
+    """
+    if shard is None or index is None or count is None:
+        return False
+    return shard.count == int(count) and shard.index != int(index)
+
+
+def refuse_overlap(folder: pathlib.Path, shard: Shard | None) -> None:
+    """Checks that no other process asks about the same questions: each would be paid for twice.
+
+    Args:
+      folder: the folder of the outputs.
+      shard: the shard whose journal this process has locked; None for all questions.
+
+    Raises:
+      ConfigError: if one does; the message names it.
+    """
+    own = f"replies-{shard.name}.lock" if shard else "replies.lock"
+    for path in sorted(folder.glob("replies*.lock")):
+        match = re.fullmatch(r"replies(?:-(\d+)-of-(\d+))?\.lock", path.name)
+        if match and path.name != own and not is_disjoint(shard, match[1], match[2]):
+            with Lock(path):  # the lock of a process that has ended is nobody's
+                pass
+
+
 def draw(questions: Sequence[Example], shard: Shard, folder: pathlib.Path) -> list[Example]:
     """Returns a shard's questions, in their order.
 
@@ -53,7 +84,7 @@ def draw(questions: Sequence[Example], shard: Shard, folder: pathlib.Path) -> li
     Raises:
       ConfigError: if the record can't be read or written.
     """
-    if _drawn(folder, shard) == _BY_POSITION:
+    if how_drawn(folder, shard) == _BY_POSITION:
         say(
             f"{folder}: its shards of {shard.count} were begun by an earlier version, which took "
             f"every {shard.count}th question whatever its task, and go on so"
@@ -64,11 +95,15 @@ def draw(questions: Sequence[Example], shard: Shard, folder: pathlib.Path) -> li
     return [questions[place] for place in sorted(places[shard.index :: shard.count])]
 
 
-def _drawn(folder: pathlib.Path, shard: Shard) -> str:
+def how_drawn(folder: pathlib.Path, shard: Shard) -> str:
     """Reads how a folder's shards are drawn, or records it if there is no record yet.
 
-    Of shards that begin at the same time, one writes the record, and the others go by it: they may
-    have seen its journal already.
+    It must be called before the shard's journal is opened, as journals without a record are those
+    of an earlier version. Of shards that begin at the same time, one writes the record, and the
+    others go by it: they may have seen its journal already.
+
+    Raises:
+      ConfigError: if the record can't be read or written.
     """
     record = folder / f"shards-of-{shard.count}.json"
     if not record.exists():

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from mirg_jax.chat.client import Client, Unanswerable, content, encode_image
@@ -82,13 +83,21 @@ def request_body(
 class OpenAITeacher:
     """A model behind a server with OpenAI's chat completions."""
 
-    def __init__(self, settings: OpenAITeacherSettings, images: EncodedImages):
+    def __init__(
+        self,
+        settings: OpenAITeacherSettings,
+        images: EncodedImages,
+        connect: Callable[..., Client] = Client,
+    ):
         """
+        Args:
+          connect: makes the client, of the arguments of `Client`.
+
         Raises:
           ConfigError: the environment has no key.
         """
         self._settings, self._images = settings, images
-        self._client = Client(
+        self._client = connect(
             settings.model,
             base_url=settings.base_url,
             key_variable=settings.key_variable,

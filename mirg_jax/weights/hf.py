@@ -1,7 +1,8 @@
 """Conversion between Hugging Face safetensors and our parameters, by the table in `published.py`.
 
-Published names and those of newer versions of transformers are read; the published ones are
-written. Our layers are stacked on a leading axis; only this module unstacks them.
+Published names and those of newer versions of transformers are read; those that the family is
+published with are written. Our layers are stacked on a leading axis; only this module unstacks
+them.
 """
 
 import concurrent.futures
@@ -25,7 +26,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.qwen2_vl import abstract
 from mirg_jax.weights import preprocessor, safetensors_files, tensor_check
-from mirg_jax.weights.published import Entry, published_name, table
+from mirg_jax.weights.published import Entry, published_name, table, written_name
 from mirg_jax.weights.safetensors_files import Spec, Tensors
 
 Index = tuple[slice, ...]
@@ -50,7 +51,7 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
     """
     folder = pathlib.Path(folder)
     config = ModelConfig.from_folder(folder)
-    preprocessor.check(folder)
+    preprocessor.check(folder, config.vision)
     if not config.text.tie_word_embeddings:
         return config
     tensors = Tensors(folder, published_name)
@@ -292,6 +293,8 @@ def save(
     shards: list[list[_Piece]] = [[]]
     size, total = 0, 0
     for piece in _pieces(state, config, np_dtype):
+        spec = piece.spec._replace(name=written_name(piece.spec.name, config))
+        piece = piece._replace(spec=spec)
         nbytes = piece.spec.nbytes
         if shards[-1] and size + nbytes > shard_bytes:
             shards.append([])
@@ -331,7 +334,8 @@ def copy_processor(source: str | pathlib.Path, target: str | Place) -> None:
             ("config.json", "model.safetensors")
         ):
             if isinstance(target, pathlib.Path):
-                shutil.copyfile(file, target / file.name)
+                with outputs.whole(target / file.name) as part:
+                    shutil.copyfile(file, part)
             else:
                 places.write_bytes(target / file.name, file.read_bytes())
 

@@ -13,21 +13,17 @@ from mirg_jax.models.lora import TOWER, Lora
 from mirg_jax.weights import hf, published
 
 
-def _modules(lora: Lora) -> str:
+def _modules(lora: Lora, config: ModelConfig) -> str:
     """Returns the regular expression by which PEFT finds the modules that have an adapter.
 
     It includes the path, since decoder layers and vision blocks have layers of the same name.
     """
-    parts = {"language_model.layers": lora.targets, "visual.blocks": TOWER if lora.tower else ()}
+    tower = TOWER if lora.tower else ()
+    if config.vision.position_side:  # Qwen3-VL's names
+        tower = tuple(f"linear_{name}" if name in ("fc1", "fc2") else name for name in tower)
+    parts = {"language_model.layers": lora.targets, "visual.blocks": tower}
     found = [rf"{stack}\.\d+\.\w+\.({'|'.join(names)})" for stack, names in parts.items() if names]
     return rf".*\.({'|'.join(found)})"
-
-
-def _newer_name(name: str) -> str:
-    """Converts a published tensor name to the name of the module in transformers, as PEFT needs."""
-    if name.startswith("visual."):
-        return f"model.{name}"
-    return name.replace("model.", "model.language_model.", 1)
 
 
 def save(
@@ -53,7 +49,8 @@ def save(
         for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
             stacked = np.asarray(jax.device_get(leaves[f"{layer}.{ours}"].get_value()))
             for i, matrix in enumerate(stacked):
-                name = _newer_name(entry.name.format(i)).removesuffix(".weight")
+                # PEFT finds modules by their names in transformers.
+                name = published.newer_name(entry.name.format(i)).removesuffix(".weight")
                 tensors[f"base_model.model.{name}.{theirs}.weight"] = np.ascontiguousarray(matrix.T)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     described = {
@@ -64,7 +61,7 @@ def save(
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": _modules(lora),
+        "target_modules": _modules(lora, config),
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -136,17 +136,33 @@ def test_dialects_that_say_the_same(message, text):
                 "length", "max_tokens", "MAX_TOKENS", "FinishReason.LENGTH",
                 "FinishReason.MAX_TOKENS", "FINISH_REASON_MAX_TOKENS", "maxTokens",
                 "MaxTokens", "max-tokens", "Max Tokens", {"type": "LENGTH", "length": 9},
-                "model_context_window_exceeded",
+                "model_context_window_exceeded", "context_length_exceeded", "max_completion_tokens",
             )
         ),
         *(
             (finish, "the answer was filtered")
-            for finish in ("content_filter", "SAFETY", "ContentFilter", "FinishReason.SAFETY")
+            for finish in (
+                "content_filter", "SAFETY", "ContentFilter", "FinishReason.SAFETY",
+                "guardrail_intervened", "ERROR_TOXIC",
+            )
+        ),
+        *(
+            (finish, f"the answer ended for an unknown reason (finish_reason {told!r})")
+            for finish, told in (
+                ("pause_turn", "pause_turn"), ("FinishReason.OTHER", "FinishReason.OTHER"),
+                ("MALFORMED_RESPONSE", "MALFORMED_RESPONSE"), (7, "7"), (True, "true"),
+                ({"type": "load"}, '{"type": "load"}'), (90 * "x", 80 * "x"),
+            )
         ),
         *((finish, "the model refused") for finish in ("refusal", "StopReason.REFUSAL")),
         *((finish, None) for finish in ("FinishReason.ERROR", "FINISH_REASON_CANCELLED")),
-        *((finish, "") for finish in ("stop", "eos", "end_turn", None, "tool_calls")),
-        *((finish, None) for finish in ("abort", "error", "cancelled", {"type": "abort"})),
+        *((finish, "") for finish in (
+            "stop", "eos", "end_turn", None, "tool_calls", "", "STOP", "FinishReason.STOP",
+            "eos_token", "stop_sequence", "COMPLETE", "endTurn", "normal", {"type": "stop"},
+        )),
+        *((finish, None) for finish in (
+            "abort", "error", "cancelled", {"type": "abort"}, "time_limit", "USER_CANCEL",
+        )),
     ],
 )  # fmt: skip
 def test_why_an_answer_ended(finish, problem):
@@ -157,6 +173,48 @@ def test_why_an_answer_ended(finish, problem):
     with pytest.raises(ServerError, match="the server broke the answer off") as error:
         read_completion(answer)
     assert error.value.status is None  # so it is asked for again
+
+
+@pytest.mark.parametrize(
+    ("message", "finish"),
+    [
+        ({"content": None, "tool_calls": [{"function": {"name": "search"}}]}, "tool_calls"),
+        ({"content": "", "tool_calls": [{"function": {"name": "search"}}]}, "stop"),
+        ({"content": None, "function_call": {"name": "search"}}, "function_call"),
+        ({"content": [{"type": "tool_use", "name": "search"}]}, "tool_use"),
+        ({"content": None, "reasoning": "I search.", "tool_calls": [{"id": "search"}]}, "stop"),
+    ],
+)
+def test_a_call_of_a_tool_is_no_answer(message, finish):
+    def reply(**changes):
+        choice = {"message": message | changes, "finish_reason": finish}
+        return read_completion({"choices": [choice]})
+
+    assert reply().text == "" and not reply().problem.startswith("an empty answer: the server")
+    assert re.search(
+        r"empty answer: the model called a tool \(.*search.*\); leave", reply().problem
+    )
+    assert reply(content=WHOLE) == Reply(WHOLE)
+    cut = read_completion({"choices": [{"message": message, "finish_reason": "length"}]})
+    assert cut.problem == "the answer was cut at max_tokens"
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        '{"code": 0, "message": "success", "data": COMPLETION}',
+        '{"code": "200", "msg": "ok", "success": true, "data": COMPLETION, "error": null}',
+        '{"result": COMPLETION, "errors": []}',
+        '[{"response": {"status_code": 200, "body": COMPLETION}}]',
+        '{"status": "COMPLETED", "output": [COMPLETION]}',
+    ],
+)
+def test_a_completion_inside_another_object_is_read(around):
+    completion = {"choices": [{"message": {"content": "yes"}}], "usage": {"prompt_tokens": 7}}
+    answer = around.replace("COMPLETION", json.dumps(completion))
+    assert read_completion(json.loads(answer)) == read_completion(answer) == Reply("yes", "", 7)
+    with pytest.raises(ServerError, match="no room"):
+        read_completion(around.replace("COMPLETION", '{"error": {"message": "no room"}}'))
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "\n<|endoftext|> <|im_end|>\n", "</s></s>"])
@@ -203,6 +261,9 @@ LONG = "data:image/jpeg;base64," + 100_000 * "QUJD"
         ([{"error": {"message": "a"}}, {"error": {"message": "b", "code": 500}}], "a; b", 500),
         ({"errors": ["overloaded", "busy"]}, "overloaded; busy", None),
         ({"choices": [{"error": [{"message": "upstream"}]}]}, "upstream", None),
+        ({"code": 401, "message": "no such key", "data": None}, "no such key", 401),
+        ({"code": 1001, "msg": "busy", "data": {"choices": []}}, "busy", None),
+        ({"success": False, "message": "busy", "result": {"choices": []}}, "busy", None),
     ],
 )  # fmt: skip
 def test_an_error_inside_a_success_is_passed_on(answer, words, status):
@@ -221,6 +282,8 @@ def test_an_error_inside_a_success_is_passed_on(answer, words, status):
          '"type": "draft"'),
         ({"choices": [{"message": {"content": [{"type": "text", "text": 7}]}}]}, '"text": 7'),
         ({"result": "(1,2)"}, '{"result": "(1,2)"}'),
+        ({"code": 0, "message": "success", "data": {"text": "(1,2)"}}, '"data": {"text": "(1,2)"}'),
+        ({"data": {"choices": []}, "result": {"choices": []}}, '"result": {"choices": []}'),
         ({"result": LONG}, "data:image/jpeg;base64,…"),
         (f"cannot read {LONG}", "cannot read data:image/jpeg;base64,…"),
     ],
@@ -319,6 +382,31 @@ def test_messages_have_no_secrets_of_an_address(url):
     with pytest.raises(ConfigError) as refused:
         Client("m", base_url=url.replace(":1/", ":99999/"), key_variable="", timeout=1)
     assert "host:99999/v1" in str(refused.value) and "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:pa/ss-hunter2@host:1/v1",
+        "user:hunter2@host:1/v1",
+        "http:/user:hunter2@host:1/v1",
+        "https:user:hunter2@host:1/v1",
+        "http:\\\\user:hunter2@host:1/v1",
+        "http://user:hunter2#more@host:1/v1",
+        "http://user:0?hunter2@host:1/v1",
+    ],
+)
+def test_nor_of_one_that_is_no_address(url):
+    with pytest.raises(ConfigError) as refused:
+        Client("m", base_url=url, key_variable="", timeout=1)
+    assert "host:1/v1" in str(refused.value) and "hunter2" not in str(refused.value)
+
+
+def test_nor_of_a_proxy(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "http://user:hunter2/more@proxy:1")
+    with pytest.raises(ConfigError) as refused:
+        Client("m", base_url="http://host:1/v1", key_variable="", timeout=1)
+    assert "ALL_PROXY" in str(refused.value) and "hunter2" not in str(refused.value)
 
 
 def test_thoughts_with_tags_of_their_own_get_no_second_pair():

@@ -1,6 +1,7 @@
 """Answers of conversations with thoughts: targets are the answer's alone, and both are kept."""
 
 import functools
+import re
 
 import pytest
 from data_rows import BOX, chat, read_content
@@ -116,6 +117,27 @@ def test_numbers_that_are_integers_but_for_rounding(read, box, target):
     else:
         assert examples[0].targets == (Target(target, 2),)
         assert parse_response(examples[0].response, 2).objects[0].box == target
+
+
+def test_long_numbers_are_not_cut(read):
+    _, (bad,) = read([answered("In image 2: <|box_start|>(1,2),(30,10000.0)<|box_end|>")])
+    assert "not a box on the grid: '(1,2),(30,10000)'" in bad.reason
+
+
+@pytest.mark.parametrize("numbers", ["(0.0,0.0),(1.0,1.0)", "(0,0),(0.5,1)", "(0.1,0.2),(0.3,1.0)"])
+def test_fractions_of_the_image_are_no_places_on_the_grid(read, numbers):
+    text = f"In image 2: <|box_start|>{numbers}<|box_end|>"
+    corners = [float(each) for each in re.findall(r"[\d.]+", numbers)]
+    trajectory = {
+        "images": ["1.jpg"],
+        "question": "Where?",
+        "targets": [{"image": 1, "box": corners}],
+    }
+    for row in (answered(text), answered(f"<think>{text}</think>{ANSWER}"), trajectory):
+        examples, (bad,) = read([row])
+        assert examples == [] and "fractions of the image; write four integers" in bad.reason
+    (example,), _ = read([trajectory | {"targets": [{"image": 1, "box": [0, 0, 1, 1]}]}])
+    assert example.targets[0].box == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -290,3 +290,9 @@ def test_a_part_is_named_again_in_a_later_turn(read):
     assert "image '1.jpg' is in the conversation twice" in bad.reason
     _, (bad,) = read([chat(("user", [part("1.jpg"), part(index=0)]), ANSWERED, images=None)])
     assert "by its index, but the row has no 'images'" in bad.reason
+
+
+def test_a_box_of_another_form_is_shown_with_ours(read):
+    turns = said('```json\n[{"bbox_2d": [12, 30, 200, 300], "label": "dog"}]\n```')
+    _, (bad,) = read([{**MGROUNDING, "conversations": turns}])
+    assert "'[12, 30, 200, 300]' is of another form; write <|box_start|>(x1,y1)" in bad.reason

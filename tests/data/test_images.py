@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import os
 import random
 import struct
 import zlib
@@ -13,7 +14,6 @@ from PIL import Image, ImageOps
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
 
 from mirg_jax.data.images import (
-    PATCH_BYTES,
     DataError,
     ImageRoot,
     image_size,
@@ -33,48 +33,63 @@ def photo(width=64, height=48, seed=0):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def differences(image, min_pixels, max_pixels):
+HALF = np.full(3, 0.5)
+# By the side of a patch: what pixels are normalised with.
+STATISTICS = {14: (CLIP_MEAN, CLIP_STD), 16: (HALF, HALF)}
+
+
+def differences(image, min_pixels, max_pixels, patch=14):
     """Largest difference of our normalised patches to transformers' pixel_values."""
-    processor = reference.Qwen2VLImageProcessorPil(min_pixels=min_pixels, max_pixels=max_pixels)
+    mean, std = STATISTICS[patch]
+    processor = reference.Qwen2VLImageProcessorPil(
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        patch_size=patch,
+        image_mean=mean.tolist(),
+        image_std=std.tolist(),
+    )
     expected = processor(images=[image], return_tensors="np")
-    patches, grid = vars(patchify(image, min_pixels, max_pixels)).values()
+    patches, grid = vars(patchify(image, min_pixels, max_pixels, patch)).values()
     assert patches.dtype == np.uint8
-    assert patches.shape == (math.prod(grid), PATCH_BYTES)
+    assert patches.shape == (math.prod(grid), 3 * patch**2)
     assert expected["image_grid_thw"].tolist() == [[1, *grid]]
-    frame = patches.reshape(-1, 3, 1, 14, 14) / 255.0
-    frame = (frame - CLIP_MEAN[:, None, None, None]) / CLIP_STD[:, None, None, None]
+    frame = patches.reshape(-1, 3, 1, patch, patch) / 255.0
+    frame = (frame - mean[:, None, None, None]) / std[:, None, None, None]
     frames = np.repeat(frame, 2, axis=2).reshape(len(patches), -1)
     return np.abs(frames - expected["pixel_values"]).max()
 
 
-def test_patches_equal_transformers_on_real_photos(shared):
+@pytest.mark.parametrize("patch", STATISTICS)
+def test_patches_equal_transformers_on_real_photos(shared, patch):
     root = shared("real_photos", "images")
     files = sorted(path.relative_to(root) for path in root.rglob("*.jpg"))[::10]
     limits = itertools.cycle([(3136, 12_845_056), (3136, 100_352), (401_408, 640_000)])
     assert len({file.parts[0] for file in files}) == 5
     for file, (min_pixels, max_pixels) in zip(files, limits, strict=False):
         image = load_image(root, str(file))
-        assert differences(image, min_pixels, max_pixels) < 1e-3, file
+        assert differences(image, min_pixels, max_pixels, patch) < 1e-3, file
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (28, 28), (30, 1900), (333, 41)])
-def test_patches_equal_transformers_on_odd_sizes(size):
-    assert differences(photo(*size), 3136, 200_704) < 1e-3
+@pytest.mark.parametrize("patch", STATISTICS)
+def test_patches_equal_transformers_on_odd_sizes(size, patch):
+    assert differences(photo(*size), 3136, 200_704, patch) < 1e-3
 
 
-def test_smart_resize_equals_transformers():
+@pytest.mark.parametrize("patch", STATISTICS)
+def test_smart_resize_equals_transformers(patch):
     rng = random.Random(0)
     for _ in range(20_000):
         height, width = (int(math.exp(rng.uniform(0, 9))) for _ in range(2))
         low, high = rng.choice([(3136, 12_845_056), (784, 50_176), (401_408, 640_000)])
         if max(height, width) > 200 * min(height, width):
             with pytest.raises(ValueError):
-                smart_resize(height, width, low, high)
+                smart_resize(height, width, low, high, patch)
         else:
             expected = reference.smart_resize(
-                height, width, factor=28, min_pixels=low, max_pixels=high
+                height, width, factor=2 * patch, min_pixels=low, max_pixels=high
             )
-            assert smart_resize(height, width, low, high) == expected
+            assert smart_resize(height, width, low, high, patch) == expected
 
 
 # Modes --------------------------------------------------------------------------------------------
@@ -229,6 +244,13 @@ def test_unusable_files(tmp_path, content, message):
     text = str(caught.value)
     assert str(tmp_path / "a.jpg") in text
     assert "; " in text and "\n" not in text
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (load_image, image_size):
+        with pytest.raises(DataError, match="a device or a pipe"):
+            read(tmp_path, "a.png")
 
 
 def test_one_pixel_is_an_image(tmp_path):

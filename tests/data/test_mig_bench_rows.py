@@ -7,6 +7,7 @@ import pytest
 
 from mirg_jax.data.mig_bench_rows import find_target_image, read_fields
 from mirg_jax.errors import DataError
+from mirg_jax.grounding.grammar import find_image_index
 
 BOX = "<|box_start|>(1,2),(30,40)<|box_end|>"
 ROW = {
@@ -29,6 +30,10 @@ ROW = {
         ("Find it in Image-2.", "What do the people in image-1 need?", 2),
         ("Find it in Image-2.", ["in image-1", BOX], 2),
         ("Find it in image 4.", "", None),  # of three
+        ("Locate in the second image the dog marked in the first image.", "", 2),
+        ("Find the dog of image 1 next to that of image 2.", "", None),
+        ("Find the dog.", f"It is in image 2, and not in the first image. {BOX}", 2),
+        ("Find the dog.", f"Unlike in image 1 it is in image 2, or in image 3. {BOX}", None),
         ("Image 1: <image>\nImage 2: <image>\nFind the dog.", "", None),  # captions
         ("Image 1: <image>\nImage 2: <image>\nFind it in image 1.", "", 1),
     ],
@@ -55,14 +60,16 @@ def test_what_the_published_file_says_of_the_image(shared):
         known = by_info if "<|box_start|>" in row["additional_info"] else by_question
         (known if image else unknown)[row["task"]] += 1
         assert asked == (None if known is by_info else image)
+        # All the published questions name it last.
+        assert known is by_info or image == find_image_index(row["question"], count)
     assert by_info == {"group_grounding": 499}
     assert unknown == {"diff": 528}
     assert by_question.total() == 4295 - 499 - 528
-    # Why `additional_info` is not read everywhere: it is another wording of the question here.
-    other = [
-        find_target_image(row["additional_info"], "", len(row["images"]))
-        for row in rows
-        if row["task"] == "reasoning"
-    ]
-    assert collections.Counter(other) == {2: 62, 1: 39}
-    assert {read_fields(row).target_image for row in rows if row["task"] == "reasoning"} == {2}
+    # Why `additional_info` is not read everywhere: it is another wording of the question here,
+    # which often names the image to look in, the second, before the other.
+    reasoning = [row for row in rows if row["task"] == "reasoning"]
+    assert {read_fields(row).target_image for row in reasoning} == {2}
+    last = [find_image_index(row["additional_info"], 2) for row in reasoning]
+    assert collections.Counter(last) == {2: 62, 1: 39}
+    asked = [find_target_image(row["additional_info"], "", 2) for row in reasoning]
+    assert collections.Counter(asked) == {2: 94, None: 6, 1: 1}  # that one names no other

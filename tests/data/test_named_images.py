@@ -11,6 +11,9 @@ from mirg_jax.data.named_images import find_asked_image
 ASKED = "Where is the dog?"
 NOT_SAID = "which of the 2 images a box is in is not said"
 CAPTIONED = [
+    "Image (1): <image>\nImage (2): <image>\n{}",
+    "img 1: <image> img 2: <image> {}",
+    "Image one: <image>\nImage two: <image>\n{}",
     "Picture 1: <image>\nPicture 2: <image>\n{}",
     "Image-1: <image>\nImage-2: <image>\n{}",
     "image 1: <image> image 2: <image> {}",
@@ -37,7 +40,7 @@ def read(tmp_path):
 @pytest.mark.parametrize("form", CAPTIONED)
 def test_a_caption_names_no_target(read, form):
     question = form.format(ASKED)
-    assert find_asked_image(question, 2) is None
+    assert find_asked_image(question, 2).image is None
     row = {"id": "a", "images": ["1.jpg", "2.jpg"], "conversations": said(BOX, question)}
     diff = row | {"type": "diff_train"}  # the same box in both images
     eval_row = MIG_BENCH | {"question": question, "task": "region"}
@@ -49,9 +52,10 @@ def test_a_caption_names_no_target(read, form):
     assert read([eval_row | {"task": "diff"}])[0][0].targets[0].image is None
 
 
-@pytest.mark.parametrize("form", CAPTIONED[:13])
+@pytest.mark.parametrize("form", CAPTIONED[:-2])
 def test_a_question_behind_captions_names_its_image(form):
-    assert find_asked_image(form.format("See the first image. Where in the second image?"), 2) == 2
+    question = form.format("See the first image. Where in the second image?")
+    assert find_asked_image(question, 2).image == 2
 
 
 @pytest.mark.parametrize(
@@ -65,10 +69,16 @@ def test_a_question_behind_captions_names_its_image(form):
         ("Find the dog of the first image <image> in the second image <image>.", None),
         ("Find the dog of <image_1> in <image_2>.", None),
         ("Where is the dog in the second image?", 2),
+        ("Unlike in the second image: where in the second-to-last image?", 1),
+        ("<image><image>Where is the dog in the next to last picture?", 1),
+        ("Where is the dog in the second image from the end?", 1),
+        ("<image>, image (2): <image> Where is the dog of the last image in image (1)?", 1),
+        ("Where is it in the third-to-last image?", None),
+        ("It moves from the first to the last image. Where is it then?", None),
     ],
 )
 def test_where_a_question_names_its_image(question, image):
-    assert find_asked_image(question, 2) == image
+    assert find_asked_image(question, 2).image == image
 
 
 @pytest.mark.parametrize(
@@ -77,6 +87,7 @@ def test_where_a_question_names_its_image(question, image):
         ("Image 0: <image>\nImage 1: <image>\n", "image 2 of the conversation is called 'Image 1'"),
         ("Image 2: <image>\nImage 1: <image>\n", "image 1 of the conversation is called 'Image 2'"),
         ("The second picture: <image> <image>\n", "called 'second picture'"),
+        ("Image (2): <image>\nimg 1: <image>\n", "image 1 of the conversation is called 'Image (2"),
         ("Image 1: <image>\nImage 1: <image>\n", "image 2 of the conversation is called 'Image 1'"),
         ("Image 2\n<image>\nImage 3\n<image>\n", "image 1 of the conversation is called 'Image 2'"),
         (
@@ -99,6 +110,17 @@ def test_captions_that_are_no_numbers_of_images(read):
     assert example.targets[0].image == 2
     _, (bad,) = read([chat(asked, ("assistant", f"In frame 240: {BOX}"))])
     assert "image 240, which is not there" in bad.reason
+
+
+def test_a_row_whose_question_is_unclear_is_left_out_with_the_reason(read):
+    question = "Find the dog in image 1 next to the cat in image 2."
+    row = {"id": "a", "images": ["1.jpg", "2.jpg"], "conversations": said(BOX, question)}
+    named = row | {"conversations": said(f"It's in the first image. {BOX}", question)}
+    examples, (bad,) = read([row, named])
+    assert examples[0].targets[0].image == 1
+    assert NOT_SAID in bad.reason and '"image 1", "image 2", and not clearly' in bad.reason
+    (bad,) = read([MIG_BENCH | {"question": question, "task": "region", "additional_info": ""}])[1]
+    assert "not clearly the one to look in" in bad.reason
 
 
 def test_captions_go_on_in_later_turns(read):
@@ -125,8 +147,18 @@ SECOND = "<|box_start|>(500,20),(600,400)<|box_end|>"
         (f"In image 2 {BOX}. It is as in the first image.", [2]),
         (f"{BOX} and so is {SECOND}", NOT_SAID),
         (f"<bbox_id>[2-1]</bbox_id>{BOX}", [2]),
+        # Our grammar would take these for the last and the first image.
+        (f"In the second-to-last image: {BOX}", "is not understood as one of 2 images"),
+        (f"In the first image from the end: {BOX}", "is not understood as one of 2 images"),
+        (f"{BOX} in the next to last image", "is not understood as one of 2 images"),
+        # Nor does it, and so rewards, read these.
+        *(
+            (f"In {words}: {BOX}", "is not understood as one of 2 images")
+            for words in ("Image B", "Image II", "pic 2", "view 2", "the left image", "图2",
+                          "图片 2", "第二张图", "page 2", "the right-hand picture")
+        ),
     ],
-)
+)  # fmt: skip
 def test_images_named_behind_boxes(read, answer, images):
     examples, rejected = read([chat(("user", ASKED), ("assistant", answer))])
     if isinstance(images, str):

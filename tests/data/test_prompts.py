@@ -14,6 +14,8 @@ from transformers import (
     Qwen2TokenizerFast,
     Qwen2VLConfig,
     Qwen2VLModel,
+    Qwen3VLConfig,
+    Qwen3VLModel,
 )
 
 from mirg_jax.data.examples import Example
@@ -221,8 +223,29 @@ def test_no_system_message():
     assert text == "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_a_thinking_variant_s_first_words_are_given(tokenizer):
+    """As in the template of Qwen3-VL's thinking variants; what is learned begins after them."""
+    style = PromptStyle(system="", thinking=True)
+    text = "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert chat_text("Where?", 0, style) == text and text.endswith(style.opening)
+    example = Example("1", "unknown", (), "Where?", ())
+    rest = f"There.</think><answer>{BOX}</answer>"
+    for response in (f"<think>{rest}", f"<think>\n{rest}"):
+        encoded = encode(example, (), tokenizer, style, response)
+        assert encoded.tokens.tolist() == as_processor(f"{text}{rest}<|im_end|>", (), tokenizer)
+        prompt = encoded.tokens[: encoded.prompt_length]
+        assert tokenizer.decode(prompt, skip_special_tokens=False) == text
+    with pytest.raises(DataError, match="doesn't begin with <think>"):
+        encode(example, (), tokenizer, style, "<answer>There.</answer>")
+
+
 @pytest.mark.parametrize(
-    "theirs", [(Qwen2VLModel, Qwen2VLConfig), (Qwen2_5_VLModel, Qwen2_5_VLConfig)]
+    "theirs",
+    [
+        (Qwen2VLModel, Qwen2VLConfig),
+        (Qwen2_5_VLModel, Qwen2_5_VLConfig),
+        (Qwen3VLModel, Qwen3VLConfig),
+    ],
 )
 def test_positions_equal_transformers(theirs):
     """500 random layouts: 0 to 6 images, text of any length around them."""

@@ -3,7 +3,6 @@
 import threading
 
 import pytest
-from conftest import REPOSITORY
 
 from mirg_jax.doctor import examine, hardware, report
 from mirg_jax.errors import ConfigError
@@ -62,10 +61,11 @@ def test_a_machine_that_is_ready(kind, changes, recipe, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_other_family(recipe, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_other_families(family, recipe, tiny_model_of, tmp_path, capsys):
     config = recipe("grpo")
-    config.model.path = str(REPOSITORY / "assets/small_base_qwen2_5_vl")
-    assert ModelConfig.from_folder(config.model.path).model_type == "qwen2_5_vl"
+    config.model.path, config.data.max_pixels = str(tiny_model_of(family)), 64 * 64
+    assert ModelConfig.from_folder(config.model.path).model_type == family
     stops, lines = examined(config, tmp_path / "run", capsys)
     assert not stops, lines
 

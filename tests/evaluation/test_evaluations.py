@@ -1,7 +1,10 @@
 """Folders of evaluations: what their answers depend on, resuming, and runs without an answer."""
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -10,11 +13,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from mirg_jax import defaults
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import load_image
+from mirg_jax.data.prompts import PromptStyle
 from mirg_jax.errors import ConfigError, DataError, UserError
-from mirg_jax.evaluation import evaluate
-from mirg_jax.evaluation.predictions import Predictions
+from mirg_jax.evaluation import answering, evaluate
+from mirg_jax.evaluation.predictions import Predictions, rejected_rows
 from mirg_jax.inference.predictor import Prediction, Predictor
+from mirg_jax.runs import run_folder
 from mirg_jax.runs.settings import read
 
 HIT = "<think>t</think><answer><|box_start|>(100,200),(500,600)<|box_end|></answer>"
@@ -157,6 +163,12 @@ def test_a_folder_whose_model_was_recorded_by_samples_goes_on(asked, data):
         == (facts["benchmark_sha256"])
     )
     write(record, facts | {"weights": samples})
+    # So were images, in the line of each row.
+    path = data / "out/predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all("." in row["images"] for row in rows)
+    earlier = [row | {"images": row["images"].partition(".")[0]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in earlier))
     assert run(data, limit=4).missing == 0
     retrain(data)
     with pytest.raises(ConfigError, match="the model's weights have changed"):
@@ -179,7 +191,10 @@ def test_images_count_by_their_content(asked, data, capsys):
     for n in range(2):
         shutil.copy(data / f"{n}.jpg", copy)  # with another date
     assert run(data, root=copy, limit=4).missing == 0 and len(asked.rows) == 4
-    draw(copy / "0.jpg", "red")
+    other, scores = copy / "0.jpg", data / "out/scores.json"
+    whole = json.loads(scores.read_text())["images"]
+    assert whole == ImageHashes(data).of_rows([["0.jpg", "1.jpg"]] * 2)
+    draw(other, "red")
     with pytest.raises(ConfigError, match="images of 4 answered rows have changed"):
         run(data, root=copy)
     (copy / "0.jpg").unlink()  # one that has gone is no other
@@ -208,9 +223,19 @@ def test_a_list_of_rejected_rows_that_cannot_be_written_costs_a_line(data, monke
 
     monkeypatch.setattr("mirg_jax.evaluation.predictions.outputs.replace_text", full)
     with Predictions(data / "out", {}, 1) as kept:
-        kept.write_rejected({0: "no such file"}, "rows.json")
+        kept.write_rejected(rejected_rows("rows.json", {0: "no such file"}))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "rejected.jsonl: cannot be written (No space left" in said
+
+
+def test_a_rejected_row_without_an_id_is_no_row(asked, data):
+    """As another hand left it."""
+    run(data, limit=2)
+    record = data / "out/run.json"
+    write(record, {name: json.loads(record.read_text())[name] for name in EARLIER})
+    (data / "out/rejected.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="without recording .* 4 rows"):
+        run(data)
 
 
 def test_a_folder_without_predictions_can_be_used_for_anything(asked, data):
@@ -270,3 +295,37 @@ def test_rejected_rows_are_those_of_the_last_run(asked, data):
     assert run(data).missing == 1
     (line,) = (data / "out/rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "4"
+
+
+def test_a_run_that_is_asked_otherwise_than_trained_is_told(data, monkeypatch, capsys):
+    own = dataclasses.replace(read(defaults.inference()), prompt=PromptStyle(instruction="Think."))
+    monkeypatch.setattr(answering, "read_own_settings", lambda source: own)
+    monkeypatch.setattr(run_folder, "find_run", lambda source: object())
+    answering._say_other_inputs("runs/sft", read(defaults.inference()))
+    said = capsys.readouterr().err
+    assert "runs/sft: is asked otherwise than it was trained: prompt.instruction was" in said
+    answering._say_other_inputs("runs/sft", own)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stop_signal_ends_in_order_and_keeps_the_answers(asked, data, monkeypatch, capsys):
+    predict = asked.predict
+
+    def stopped(examples):
+        for number, prediction in enumerate(predict(examples)):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield prediction
+
+    monkeypatch.setattr(asked, "predict", stopped)
+    with pytest.raises(SystemExit) as ended:
+        run(data)
+    assert ended.value.code == 143
+    line = "SIGTERM: ending; the answers so far are kept; a second one ends at once"
+    assert capsys.readouterr().err.count(line) == 1
+    assert len((data / "out/predictions.jsonl").read_text().splitlines()) == 2
+    assert not (data / "out/predictions.lock").exists()
+    monkeypatch.setattr(asked, "predict", predict)
+    asked.rows.clear()
+    run(data)
+    assert len(asked.rows) == 4

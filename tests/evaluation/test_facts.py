@@ -6,10 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
-from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import DataError
 from mirg_jax.files import hashes
 from mirg_jax.runs import facts
@@ -104,42 +102,30 @@ def test_parts_of_files_count_in_their_order(tmp_path, monkeypatch):
     assert len(found) == 6
 
 
-@pytest.mark.parametrize("size", [1, 700, 30_000, 2_000_000])
-def test_images_are_told_apart_by_content(size, tmp_path):
-    content = bytearray(n % 251 for n in range(size))
-    path = tmp_path / "a.png"
-    path.write_bytes(content)
-    before = facts.ImageHashes(tmp_path).of(["a.png"])
-    shutil.copy(path, tmp_path / "b.png")
-    os.utime(tmp_path / "b.png", (0, 0))
-    assert facts.ImageHashes(tmp_path).of(["b.png"]) == before
-    for place in (0, size // 2, size - 1):
-        path.write_bytes(content[:place] + bytes([255]) + content[place + 1 :])
-        assert facts.ImageHashes(tmp_path).of(["a.png"]) != before
-    both = facts.ImageHashes(tmp_path).of(["a.png", "b.png"])
-    assert both != facts.ImageHashes(tmp_path).of(["b.png", "a.png"])
-    assert facts.ImageHashes(tmp_path).of(["b.png", "../b.png"]) is None
-    assert facts.ImageHashes(tmp_path).of(["none.png"]) is None
-
-
-def test_an_image_that_is_turned_is_another(tmp_path):
-    for name, orientation in (("plain.jpg", 1), ("turned.jpg", 6)):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.new("RGB", (40, 20)).save(tmp_path / name, exif=exif)
-    stored, upright = (
-        facts.ImageHashes(ImageRoot(tmp_path, apply_exif=turns)) for turns in (False, True)
-    )
-    assert stored.of(["plain.jpg"]) == upright.of(["plain.jpg"])
-    assert stored.of(["turned.jpg"]) != upright.of(["turned.jpg"])
-
-
 def test_changes_in_words():
     found = {"a": 1, "b": {"c": [1, 2], "d": 3}, "gone": 5}
     wanted = {"a": 2, "b": {"c": [1, 2], "e": 4}, "new": 6}
     told = facts.describe_changes(found, wanted)
     assert sorted(told) == ["a was 1, is 2", "b.d was 3, is null", "b.e was null, is 4"]
     assert facts.describe_changes({"a": "x" * 999}, {"a": 1})[0].endswith("..., is 1")
+
+
+def test_settings_with_names_of_the_user_s_are_compared_when_one_side_lacks_them():
+    found = {"grpo": {"rewards": {"format": 1.0, "mine": 0.5}, "beta": 1}, "seed": 1}
+    wanted = {"grpo": {"rewards": {"format": 1.0, "other": 2.0}, "beta": 1, "new": 3}, "seed": 2}
+    flat = facts.flat(found)
+    assert flat == {
+        "grpo.rewards.format": 1.0,
+        "grpo.rewards.mine": 0.5,
+        "grpo.beta": 1,
+        "seed": 1,
+    }
+    assert sorted(facts.describe_settings(flat, facts.flat(wanted))) == [
+        "grpo.rewards.mine was 0.5, is null",
+        "grpo.rewards.other was null, is 2.0",
+        "seed was 1, is 2",
+    ]
+    assert facts.describe_settings({}, {"new": 1, "grpo.rewards.format": 1.0}) == []
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 from bench_rows import rows_of
-from conftest import call
+from conftest import REPOSITORY
+from PIL import Image
 
 from configs import (
+    studies,
     table_2,
     table_3,
     tables,
@@ -101,10 +103,17 @@ def test_what_a_table_says():
     assert gains["sft"]["mean"] == pytest.approx(4 / 8)
     assert gains["sft_rl"]["mean"] == pytest.approx(0)
     assert gains["sft_rl"]["low_95"] < 0 < gains["sft_rl"]["high_95"]
+    for seed, rate in (("1", 0.5), ("2", 0.0)):
+        table["rows"]["base"]["seeds"][seed]["by_task"] = {"region": 1.0, "diff": rate}
+        table["rows"]["base"]["seeds"][seed]["hit_iou"] = rate + 0.25
     lines = figures.to_markdown(table).splitlines()
-    assert len(lines) == 2 + 4  # rows that weren't run are left out
+    assert len(lines) == 2 * (2 + 4) + 1  # rows that weren't run are left out
     assert "| 37.5 (25.0 to 50.0) |" in lines[2] and "34.29, 26.79, 29.04" in lines[2]
     assert "| 75.0 |" in lines[3]
+    # In the benchmark's columns.
+    assert lines[7] == "| | Static | Region | AVE | IoU of hits |"
+    assert lines[8] == "| --- | --- | --- | --- | --- |"
+    assert lines[9] == "| base | 25.0 | 100.0 | 37.5 | 50.0 |"
 
 
 def test_a_gain_is_over_the_row_s_own_base():
@@ -119,6 +128,41 @@ def test_a_gain_is_over_the_row_s_own_base():
     }
 
 
+def test_a_gain_may_be_over_another_row():
+    config = studies.get_config("options")
+    results = {name: {1: scores([0, 1])} for name in config.order}
+    found = figures.to_json(config.title, rows.read(config).rows, results)["rows"]
+    over = {name: row["gain"]["over"] for name, row in found.items() if "gain" in row}
+    assert over == {"sft_800": "base", "grpo": "sft_800"} | dict.fromkeys(studies.OPTIONS, "grpo")
+    config.rows.dapo.against = "mine"
+    with pytest.raises(ConfigError, match="rows.dapo.against='mine' is no row"):
+        rows.read(config)
+
+
+@pytest.mark.parametrize("study", studies.STUDIES)
+def test_rows_of_a_study_sample_equally_much_and_of_ten_tasks(study):
+    config = studies.get_config(study)
+    table = rows.read(config)
+    assert table.tasks == "all" and table.scenes["evaluation"] == 1000
+    sampled = set()
+    for row in table.rows:
+        recipe = row.recipe_of(0)
+        if row.data == "rl":
+            most = recipe.grpo.pool * recipe.grpo.max_rounds
+            sampled.add((recipe.batch_size * recipe.num_steps * most, recipe.grpo.group))
+        assert row.annotator in table.annotators
+    assert len(sampled) == 1
+    if study == "data":
+        starts = {row.name: row.start for row in table.rows if row.start}
+        assert starts == {f"rl_{size}": f"sft_{size}" for size in studies.SIZES}
+        for size in studies.SIZES:
+            annotator = table.annotators[f"first_{size}"]
+            assert (annotator.select.sft, annotator.scenes.error) == (size, 0.1)
+    if study == "image":
+        over = {row.name: row.against for row in table.rows if row.against}
+        assert over == {"with": "without", "gated_with": "gated_without"}
+
+
 def small(recipe):
     """Table 3 on a random model and a few scenes."""
     stages = {kind: recipe(kind, num_steps=2) for kind in ("sft", "grpo")}
@@ -130,10 +174,12 @@ def small(recipe):
     return config
 
 
-def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, monkeypatch, capsys):
     config = small(recipe)
     table_of = rows.read(config)
     first = experiments.run(table_of, tmp_path, [4])
+    assert capsys.readouterr().err.count("the annotator is imprecise on purpose") == 1
     run = tmp_path / "seed_4"
     trained = {
         name: json.loads((run / name / "config.json").read_text()) for name in config.order[1:]
@@ -154,7 +200,7 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
 
     for what in ("sft.train", "grpo.train", "write_dataset", "build.build"):
         monkeypatch.setattr(f"mirg_jax.experiments.tables.{what}", never)
-    monkeypatch.setattr("mirg_jax.evaluation.evaluate.Predictor.open", never)
+    monkeypatch.setattr("mirg_jax.evaluation.answering.Predictor.open", never)
     again = experiments.run(table_of, tmp_path, [4])
     assert again == first
 
@@ -169,6 +215,7 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
     refused("grpo.beta was", **{"recipes.grpo.grpo.beta": 0.5})
     refused("num_steps was 2, is 3", **{"recipes.grpo.num_steps": 3})
     refused("evaluation was 14, is 21", **{"scenes.evaluation": 21})
+    refused('tasks was "training", is "all"', **{"scenes.tasks": "all"})
     refused("scenes.error was", **{"annotators.annotated.scenes.error": 0.9})
     same = config.copy_and_resolve_references()
     same.update_from_flattened_dict({"recipes.sft.checkpoint.every": 7})
@@ -178,6 +225,13 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
     data.write_text(whole + "\n")
     refused("train_json_sha256 was")
     data.write_text(whole)
+    refused("grpo.rewards.object_gated was null", **{"recipes.grpo.grpo.rewards.object_gated": 1.0})
+    # Evaluations tell other images, as those of evaluate.py do.
+    picture = next((run / "scenes/images").glob("eval_*"))
+    whole = picture.read_bytes()
+    Image.new("RGB", (56, 56)).save(picture)
+    refused("the images of . answered rows have changed")
+    picture.write_bytes(whole)
     # As an earlier version left it, too.
     for record in run.rglob("made_with.json"):
         record.unlink()
@@ -186,12 +240,11 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
     refused("evaluation was 14, is 21", **{"scenes.evaluation": 21})
 
 
-def test_table_as_a_user_runs_it(tmp_path):
-    done = call("table", "--config=configs/table_3.py:tiny", f"--workdir={tmp_path}", "--seeds=x")
-    assert done.returncode == 2 and "--seeds=x: give integers" in done.stderr
-    done = call("table", "--config=configs/table_3.py:qwen2_vl_7b", f"--workdir={tmp_path}")
-    assert done.returncode == 2 and "is not set" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_table_as_a_user_runs_it(tmp_path, refusal):
+    recipe, folder = f"--config={REPOSITORY}/configs/table_3.py", f"--workdir={tmp_path}"
+    assert "--seeds=x: give integers" in refusal("table", f"{recipe}:tiny", folder, "--seeds=x")
+    line = refusal("table", f"{recipe}:qwen2_vl_7b", folder)
+    assert "is not set" in line and "\n" not in line
 
 
 def test_table_2_has_three_rows_a_model():

@@ -138,3 +138,21 @@ def test_a_file_from_the_future_is_a_holder_that_is_silent(tmp_path, monkeypatch
     monkeypatch.setattr(locks.time, "monotonic", lambda: next(clock))
     with Lock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_patient_process_waits_for_the_holders_end(tmp_path, monkeypatch, capsys):
+    path, looks = tmp_path / "new" / "run.lock", []
+    held = Lock(path)
+    held.acquire()
+
+    def look(_):
+        looks.append(None)
+        if len(looks) == 2:
+            held.release()  # with the folder, which it has made
+            assert not path.parent.exists()
+
+    monkeypatch.setattr(locks.time, "sleep", look)
+    with Lock(path, patience=60.0):
+        assert json.loads(path.read_text())["pid"] == os.getpid() and len(looks) == 2
+    err = capsys.readouterr().err
+    assert err.count(f"is held by process {os.getpid()} on ") == err.count("waiting for its") == 1

@@ -97,6 +97,14 @@ def test_every_setting_that_is_a_url_is_refused(refusal, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("check", [places.check, places.check_local, places.check_writable])
+def test_messages_have_no_secrets_of_a_url(check):
+    for url in ("https://user:hunter2@host/x", "https://host/x?token=hunter2"):
+        with pytest.raises(ConfigError) as refused:
+            check(url, "--benchmark")
+        assert "host/x" in str(refused.value) and "hunter2" not in str(refused.value)
+
+
 def test_functions_refuse_urls_too():
     for call in (run_folder.find_run, ImageRoot.of, read_rows):
         with pytest.raises(ConfigError, match="s4://bucket/x: is a URL"):

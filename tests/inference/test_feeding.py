@@ -53,24 +53,47 @@ def examples(drawn):
     return [(row.index, as_example(row, path)) for row in load_benchmark(path)]
 
 
-@pytest.fixture(scope="module")
-def expected(predictor, examples, drawn):
+def sampled_at_once(predictor, examples, drawn, **options):
     """The texts of all questions and their numbers of tokens, sampled at once."""
-    model, tokenizer = predictor.model, predictor.tokenizer
-    settings = settings_of()
+    model, tokenizer, settings = predictor.model, predictor.tokenizer, settings_of()
     prepare = settings.preparer(tokenizer, with_response=False, image_root=drawn)
     items = [prepare(example) for _, example in examples]
-    assert 8 < sum(len(item.encoded.tokens) <= SHORT for item in items) < 32
     mesh = sharding.make_mesh()
-    stops = stop_ids(tokenizer, model.config.end_tokens)
-    options = SamplingConfig(max_tokens=TOKENS, temperature=0.0, stop_tokens=stops)
+    options = SamplingConfig(stop_tokens=stop_ids(tokenizer, model.config.end_tokens), **options)
     forbidden = forbidden_ids(tokenizer, model.config.text.vocab_size)
-    batch = collate_prompts(items, settings.data.shapes, QUESTIONS)
-    keys = sample_keys(jax.random.key(0), jax.numpy.arange(QUESTIONS), 1)
+    batch = collate_prompts(items, settings.data.shapes, len(items))
+    numbers = jax.numpy.array([number for number, _ in examples])
+    keys = sample_keys(jax.random.key(0), numbers, options.group)
     given = sharding.place_rows((batch.text, batch.images, keys), mesh)
     sampled = make_sampler(model.graph, mesh, forbidden, options)(model.params, *given)
     _, mask, _ = sampled = jax.device_get(sampled)
-    return decode(tokenizer, sampled.tokens, mask), mask.sum(-1)[:, 0]
+    return decode(tokenizer, sampled.tokens, mask), mask.sum(-1)[:, 0], items
+
+
+@pytest.fixture(scope="module")
+def expected(predictor, examples, drawn):
+    given = {"max_tokens": TOKENS, "temperature": 0.0}
+    texts, lengths, items = sampled_at_once(predictor, examples, drawn, **given)
+    assert 8 < sum(len(item.encoded.tokens) <= SHORT for item in items) < 32
+    return texts, lengths
+
+
+@pytest.mark.slow
+def test_several_answers_to_a_question_are_those_of_a_group(drawn, examples, tiny_model):
+    """Numbered from the question's number times 3 on, whatever row and call they come from."""
+    given = {"max_tokens": 8, "temperature": 1.0}
+    settings = settings_of(**{"data.shapes.lengths": (96,)})
+    predictor = Predictor.open(tiny_model, settings, image_root=drawn, samples=3, **given)
+    asked = [(number + 100, example) for number, example in examples[:5]]
+    missing = asked[1][1].__class__("x", "diff", ("nowhere.png",), "Where?", ())
+    found = {index: (text, error) for index, text, error in predictor.predict(
+        [*asked, (7, missing)]
+    )}  # fmt: skip
+    texts, *_ = sampled_at_once(predictor, asked, drawn, group=3, **given)
+    expected = {(100 + n // 3) * 3 + n % 3: (text, None) for n, text in enumerate(texts)}
+    assert len(set(texts)) > 5
+    assert {index: found.pop(index) for index in (21, 22, 23)}.keys() == {21, 22, 23}
+    assert found == expected
 
 
 def test_full_slots_change_no_answer_and_take_fewer_steps(

@@ -76,7 +76,7 @@ def test_objects_are_drawn_into_the_image_they_name(tmp_path):
         pictures.draw_objects([tmp_path / "nowhere.png"], [])
 
 
-def test_the_picture_of_the_readme(scenes, tmp_path):
+def test_the_picture_of_the_readme(scenes, tmp_path, refusal):
     """A hit is chosen, its images, boxes and text are drawn, the same every time."""
     (tmp_path / "scenes").symlink_to(scenes)
     (tmp_path / "grpo/eval").mkdir(parents=True)
@@ -107,7 +107,6 @@ def test_the_picture_of_the_readme(scenes, tmp_path):
     assert red[pictured].sum() > 500 and blue[pictured].sum() > 500  # the answer, the other
     assert red[written].sum() > 200 and blue[written].sum() > 50
 
-    assert call("readme_picture", *flags).returncode == 0
+    assert refusal("readme_picture", *flags) == ""
     assert (tmp_path / "docs/a.png").read_bytes() == made
-    refused = call("readme_picture", *flags, "--row=21")
-    assert refused.returncode == 2 and "no such row" in refused.stderr
+    assert "no such row" in refusal("readme_picture", *flags, "--row=21")

@@ -140,3 +140,17 @@ def test_training_rows_with_one_box_are_a_benchmark(tmp_path):
     path.write_text(json.dumps(row | {"targets": [target] * 2}))
     with pytest.raises(DataError, match="row 0: 'targets' has 2 boxes"):
         benchmark.load_benchmark(path)
+
+
+def test_rows_with_unclear_questions_are_told(tmp_path, capsys):
+    unclear = "Find the dog of image 1 next to that of image 2."
+    questions = ["Where is it?", "Find it in image 2.", unclear]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([file_row("region", question=question) for question in questions]))
+    assert [row.target_image for row in benchmark.load_benchmark(path)] == [None, 2, None]
+    said = capsys.readouterr().err
+    assert f"{path}: 1 of 3 rows don't count for the image" in said and said.count("\n") == 1
+    assert 'the first, row 2: it names "image 1", "image 2"' in said
+    path.write_text(json.dumps([file_row(question="Find it in image 2.")]))
+    benchmark.load_benchmark(path)
+    assert capsys.readouterr().err == ""

@@ -37,7 +37,17 @@ def on_grid(response):
 def test_a_box_of_the_question_is_in_pixels_of_the_image_named_before_it():
     found = asked(f"Image-2 has {BOX}.")
     assert found == "Image-2 has [28, 168, 140, 840]."
-    assert "[56, 56, 280, 280]" in asked(ROW.question)
+    assert "[28, 168, 140, 840]" in asked(ROW.question)  # behind it
+    assert "[56, 56, 280, 280]" in asked(f"Image 2 shows a dog. That at {BOX} in image 1?")
+    assert "[28, 168, 140, 840]" in asked(f"Image 2 shows a dog. Where is that at {BOX}?")
+
+
+def test_a_box_of_the_question_of_which_the_image_is_not_said():
+    for question in (f"Where is {BOX}?", f"In image 7, {BOX}?"):
+        with pytest.raises(prompts.UnclearQuestionError, match="which of its 2 images"):
+            asked(question)
+    found = prompts.rewrite(PIXELS, f"Where is {BOX}?", ROW.images, lambda path: (560, 280))
+    assert found == "Where is [56, 56, 280, 280]?"  # the images are of one size
 
 
 @pytest.mark.parametrize(
@@ -66,8 +76,8 @@ def test_sizes_are_those_of_the_model_s_own_rule(tmp_path):
     assert [size_of(name) for name in ROW.images] == [(588, 308), (56, 56)]
     assert families.sizes_given(str(tmp_path), 50176, data.min_pixels)("a.png") == (308, 140)
     given = evaluate.row_for(PIXELS, ROW, size_of)
-    assert given.question == ROW.question.replace(BOX, "[59, 62, 294, 308]")
-    (tmp_path / "a.png").unlink()
+    assert given.question == ROW.question.replace(BOX, "[6, 11, 28, 56]")
+    (tmp_path / "b.png").unlink()
     # It is rejected, with the reason, where its images are loaded.
     assert evaluate.row_for(PIXELS, ROW, size_of) == ROW
 
@@ -106,7 +116,7 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
         return evaluate.run(read(config), **given, image_root=str(tmp_path), output_dir=output)
 
     assert run("pixels").overall.accuracy[0.75] == 1
-    assert "[59, 62, 294, 308]" in questions[-1]  # of 588 x 308
+    assert "[31, 179, 154, 896]" in questions[-1]  # of 308 x 896
     assert run("grid").overall.accuracy[0.5] == 0
     assert questions[-1] == ROW.question
     kept = json.loads((tmp_path / "pixels/predictions.jsonl").read_text())
@@ -115,6 +125,12 @@ def test_a_model_of_pixels_is_asked_and_scored_in_pixels(monkeypatch, recipe, ti
         evaluate.run(
             read(config), **given, image_root=str(tmp_path), output_dir=tmp_path / "pixels"
         )
+    # It isn't asked where a box of the question is in pixels of nobody knows which image.
+    rows = [CONTENT, CONTENT | {"question": f"What is at {BOX}? Find it in image 1."}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert run("pixels", "unclear").missing == 1 and len(questions) == 3
+    rejected = (tmp_path / "unclear/rejected.jsonl").read_text()
+    assert "which of its 2 images" in json.loads(rejected)["reason"]
     # Of two answered rows, the image of one has gone since; then those of both.
     rows = [CONTENT, CONTENT | {"images": ["b.png", "a.png"]}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

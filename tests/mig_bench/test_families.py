@@ -33,6 +33,7 @@ BOXED = (
 )
 NAMED = "Find the area described by: <|object_ref_start|>a dog<|object_ref_end|>."
 LISTED = BOXED.replace("<|box_start|>(58,305),(495,1000)<|box_end|>", "<box>[{}]</box>")
+PLAIN = LISTED.replace("<box>", "").replace("</box>", "")
 UNBOXED = BOXED.replace("(<|box_start|>(58,305),(495,1000)<|box_end|>)", "")
 REF = "Find the area described by: <ref>a dog</ref>."
 NO_WORDS = "Don't generate addtional words."
@@ -71,7 +72,8 @@ AUTHORS = {
         for question in (UNBOXED, REF)
     ),
 }
-AUTHORS["migician"] = AUTHORS["qwen2_5_vl"] = AUTHORS["qwen2_vl"]
+for _name in ("migician", "qwen2_5_vl", "qwen3_vl"):
+    AUTHORS[_name] = AUTHORS["qwen2_vl"]
 
 _QWEN = f"Format: <|box_start|>(x1,y1),(x2,y2)<|box_end|>. {MENDED}"
 _JSON = (
@@ -83,7 +85,11 @@ ANSWER = {
     "qwen2_vl": (f"##{BOXED}{_QWEN}", f"##{NAMED} {_QWEN}"),
     "qwen2_5_vl": (
         # In an image of 840 by 420 pixels: 58 of 1000 are 48.72 of 840.
-        f"##{LISTED.format('49, 128, 416, 420').replace('<box>', '').replace('</box>', '')}{_JSON}",
+        f"##{PLAIN.format('49, 128, 416, 420')}{_JSON}",
+        f"##{NAMED} {_JSON}",
+    ),
+    "qwen3_vl": (
+        f"##{PLAIN.format('58, 305, 495, 1000')}{_JSON}",
         f"##{NAMED} {_JSON}",
     ),
     "migician": (f"##{BOXED}{_QWEN}", f"##{NAMED} {_QWEN}"),
@@ -252,6 +258,12 @@ def numbered(image, number, *corners):
         ("internvl2", "[1.4, 2.6, 3, 4]", box(1, 3, 3, 4)),
         ("minicpm_v", "<box> 1 2  3 4 </box>", box(1, 2, 3, 4)),
         ("mantis", "(0.1, 0.2, 0.3, 0.4)", box(100, 200, 300, 400)),
+        *(
+            (name, "(0.0,0.0),(1.0,1.0) [0, 0.5, 1.002, 1]",
+             box(0, 0, 1000, 1000) + " " + box(0, 500, 1000, 1000))
+            for name in ("qwen2_vl", "qwen2_5_vl", "mantis")
+        ),
+        ("qwen2_vl", "(0,0),(2,1.5)", box(0, 0, 2, 2)),
         ("llava_onevision", "[100, 200, 300, 400]", box(100, 200, 300, 400)),
         ("univg_r1", "<answer>(1,2),(3,4)</answer>", f"<answer>{box(1, 2, 3, 4)}</answer>"),
         ("mirg", "(1,2),(3,4)", "(1,2),(3,4)"),  # ours are read as they are
@@ -317,13 +329,16 @@ UNREAD = numbered(0, 1, 20, 5, 40, 10).replace("(20,5),(40,10)", "[20, 5, 40, 10
     [
         *(
             (f'{{"{name}": 1, "bbox_2d": BOX}}', IN_FIRST)
-            for name in ("target_image", "in_image", "imageIndex", "target-frame-id", "answer_img")
+            for name in ("target_image", "in_image", "imageIndex", "target-frame-id", "answer_img",
+                         "selected_image", "predicted_image", "page", "view", "frame", "view_id",
+                         "predictedImageIndex", "located_in_image", "图片编号", "图像")
         ),
         *(
             (f'{{"image": {value}, "bbox_2d": BOX}}', IN_FIRST)
             for value in (
                 '"first"', '"1st"', '"#1"', "[1]", '["1"]', "1.0", '"the first image"',
                 '"image_1.png"', '"Picture 1"', '"1st image"', '"no. 1"', '"one"', '"1 of 2"',
+                '"A"', '"I"', '"Image I"', '"Picture A"', '"图1"', '"第一张图"', '"第一张"',
                 '{"index": 1}', '{"image_id": "1", "width": 200}', '"the first one"', '"a.jpg"',
                 '"bench/a.jpg"', '{"file": "a.jpg"}',
             )
@@ -336,13 +351,15 @@ UNREAD = numbered(0, 1, 20, 5, 40, 10).replace("(20,5),(40,10)", "[20, 5, 40, 10
                 "Image: 1, box:", "Image: 1 (the yard)", "<image>1</image>",
                 "<image_id>1</image_id>", "In image (1):", "image [1]:", "Image one:",
                 "image number 1", "Image index 1:", "img 1:", "img_1", "1st img:",
-                "It is in the first input image, at", "Image：1",
+                "It is in the first input image, at", "Image：1", "图1：", "图片 1:", "第一张图片:",
+                "在第1张图中：", "Image A:", "In Image I:", "image (A)", "pic 1:", "pic #1",
+                "view 1:", "Page: 1,", "photo # 1", "In the first view:",
             )
         ),
         ("<bbox_id>[1-3]</bbox_id> BOX", box(100, 50, 200, 100)),
         ("<bbox_id>[1-3]</bbox_id><|object_ref_start|>dog 2<|object_ref_end|> BOX",
          box(100, 50, 200, 100)),
-        ("In image two, unlike in the first image: BOX", box(100, 50, 200, 100)),
+        ("In image one, unlike in the second image: BOX", IN_FIRST),
         # A field of an object around it, before or behind; the nearest counts.
         ('{"image": 1, "found": {"kind": "dog", "boxes": [{"bbox_2d": BOX}]}}', IN_FIRST),
         ('{"found": [{"bbox_2d": BOX}], "image": 1}', IN_FIRST),
@@ -354,7 +371,17 @@ UNREAD = numbered(0, 1, 20, 5, 40, 10).replace("(20,5),(40,10)", "[20, 5, 40, 10
             (f'{{"image": {value}, "bbox_2d": BOX}}', UNREAD)
             for value in (
                 7, "[1, 2]", "-1", "1.5", '"seventh"', '"3rd"', '{"index": 7}', '"seven"', "4711",
+                # Nor what is about images, and isn't understood.
+                '"left"', '"dog.jpg"', '"1.jpg"', '"the other image"', '"both"', '"Q"',
             )
+        ),
+        ('{"target_image": "left", "bbox_2d": BOX}', UNREAD),
+        ('{"target_image": "the one with the yard", "bbox_2d": BOX}', UNREAD),
+        ('{"my_image": 1, "bbox_2d": BOX}', UNREAD),
+        ('{"1": {"bbox_2d": BOX}}', UNREAD),
+        *(
+            (f"In {words}: BOX", UNREAD.replace(grammar.format_id(0, 1), ""))
+            for words in ("the left image", "the other picture", "both images", "Image X", "右图")
         ),
         ('{"target_image": 9, "found": [{"bbox_2d": BOX}]}', UNREAD),
         ("In the ninth image: BOX", UNREAD.replace(grammar.format_id(0, 1), "")),
@@ -364,9 +391,9 @@ UNREAD = numbered(0, 1, 20, 5, 40, 10).replace("(20,5),(40,10)", "[20, 5, 40, 10
             (f'{{{field}, "bbox_2d": BOX}}', box(200, 100, 400, 200))
             for field in (
                 '"picture": "oil painting"', '"label": "photo: family"', '"image": "the garden"',
-                '"image": "dog.jpg"', '"target_image": "left"', '"photo": "2 dogs"',
+                '"photo": "2 dogs"',
                 '"frame": "wooden, 1920"', '"image": ["kitchen"]', "image: garden",
-                '"label": "picture: 2 dogs"', '"image": {"width": 640}', '"image": "1.jpg"',
+                '"label": "picture: 2 dogs"', '"image": {"width": 640}', '"review": 1',
             )
         ),
         ("In the image one dog is at BOX", box(200, 100, 400, 200)),
@@ -418,6 +445,8 @@ def test_reading_takes_time_in_proportion_to_the_text():
         '{"image": {"index": ',
         "<image>",
     ]
+    pieces += ["second to ", "second-to-last image ", "from the ", "'a': ", '"image 2": [']
+    pieces += ["image 2: [1", "Image 2: {[1,2,3,4]", "[1,2,3,4] | image: 2\n", '"images": [2], ']
     pieces += ["image one ", '"image": "a b", ', "**Image:** ", "<bbox_id>[1-1]</bbox_id>[1,2,3,4]"]
     one_of_each = {family.numbers: family for family in FAMILIES.values()}
     for family in one_of_each.values():

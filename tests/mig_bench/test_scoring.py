@@ -10,7 +10,9 @@ import pytest
 from authors_rule import FORMS, answer_box, qwen, reference_box, reference_iou
 from bench_rows import file_row, rows_of
 from conftest import call
+from PIL import Image
 
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.errors import DataError
 from mirg_jax.grounding import grammar
 from mirg_jax.grounding.tasks import MIG_BENCH_TASKS
@@ -186,6 +188,7 @@ def test_groups_and_tasks_that_are_absent_do_not_count():
     assert (scores.spontaneous, scores.referential, scores.average) == (None, 1.0, 0.5)
     header, line = tables.format_table({"mine": scores}).splitlines()
     assert "my_task" in header
+    header = header.replace("AVE 95%", "AVE_95%")
     cells = dict(zip(header.split(), line.split(), strict=True))
     assert cells["Region"] == "100.00" and cells["Static"] == "-" and cells["AVE"] == "50.00"
     assert cells["protocol"] == "authors" and cells["missing"] == "1"
@@ -204,7 +207,7 @@ def test_score_refuses_what_it_cannot_score():
 # The binary ---------------------------------------------------------------------------------------
 
 
-def test_score_binary(tmp_path):
+def test_score_binary(tmp_path, refusal, capsys):
     bench, predictions = tmp_path / "bench.json", tmp_path / "mine.jsonl"
     output = tmp_path / "new" / "scores.json"
     rows = [file_row(), file_row("region"), file_row(answer=(0.5, 0.2, 0.1, 0.6))]
@@ -222,13 +225,14 @@ def test_score_binary(tmp_path):
     assert [r["index"] for r in written["rows"]] == [0, 1]
 
     predictions.write_text(json.dumps({"index": 1, "response": "I see no dog."}))
-    result = call("score", *flags)
-    assert result.returncode == 0 and "has a box" in result.stderr and "0.00" in result.stdout
+    assert refusal("score", *flags) == ""
+    told = capsys.readouterr()
+    assert "has a box" in told.err and "0.00" in told.out
     assert json.loads(output.read_text())["without_box"] == "I see no dog."
     predictions.write_text(json.dumps({"index": 1, "response": qwen((100, 200, 500, 600))}))
 
-    result = call("score", *flags, "--migician_scaling")
-    assert result.returncode == 0 and json.loads(output.read_text())["scale_y"] is True
+    assert refusal("score", *flags, "--migician_scaling") == ""
+    assert json.loads(output.read_text())["scale_y"] is True
 
 
 def test_predictions_of_another_benchmark_are_not_scored(tmp_path, refusal, capsys):
@@ -261,6 +265,41 @@ def test_predictions_of_another_benchmark_are_not_scored(tmp_path, refusal, caps
     assert refusal(*score) == ""
     said = capsys.readouterr().err
     assert "asked for with family=internvl2" in said and "now scored with family=mirg" in said
+    asked = {"benchmark_sha256": sha256, "coordinates": "pixels", "min_pixels": 200704}
+    record.write_text(json.dumps(asked))  # as evaluate.py does
+    for binary in (score, report):
+        assert refusal(*binary) == ""
+        assert "asked for with family=qwen2_5_vl" in capsys.readouterr().err
+    Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
+    refusal(*score, "--family=qwen2_5_vl", f"--image_root={tmp_path}")
+    assert "asked for with min_pixels=200704" in capsys.readouterr().err
+
+
+def test_predictions_about_other_images_are_told(tmp_path, refusal, capsys):
+    bench, predictions = tmp_path / "bench.json", tmp_path / "predictions.jsonl"
+    rows = [file_row(), file_row()]
+    bench.write_text(json.dumps(rows))
+    for path in {path for row in rows for path in row["images"]}:
+        Image.new("RGB", (60, 40)).save(tmp_path / path)
+    about = ImageHashes(tmp_path).of(rows[0]["images"])
+    score = "score", f"--benchmark={bench}", f"--predictions={predictions}"
+    score += (f"--output={tmp_path}/scores.json",)
+    report = "report", f"--benchmark={bench}", f"--predictions=a={predictions}"
+    report += (f"--output={tmp_path}/a.html",)
+    first = {"index": 0, "response": qwen((100, 200, 500, 600)), "images": about}
+
+    def told(images, *roots):
+        other = first | {"index": 1, "images": images}
+        predictions.write_text("".join(json.dumps(line) + "\n" for line in (first, other)))
+        for binary in (score, report):
+            assert refusal(*binary, *roots) == ""
+            yield "1 predictions were made about other images" in capsys.readouterr().err
+
+    root = f"--image_root={tmp_path}"
+    assert not any(told("0" * 32))  # nothing to compare with
+    assert all(told("0" * 32, root)) and all(told(f"{about[:32]}.{'0' * 32}", root))
+    for known in (about, about[:32], None, ["a.jpg"], "a.jpg"):  # the last ones of any system
+        assert not any(told(known, root))
 
 
 @pytest.mark.parametrize(

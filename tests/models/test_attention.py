@@ -1,5 +1,7 @@
 """attend() against a float64 loop over queries."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,9 @@ B, K, G, R, T, P, D = 2, 2, 3, 2, 7, 5, 8
 def attend(q, k, v, *args, **kwargs):
     """`attention.attend` takes the heads and branches of keys and values as one axis."""
     k, v = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (k, v))
-    return attention.attend(*map(jnp.asarray, (q, k, v, *args)), **kwargs)
+    arrays = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("prefix")}
+    whole = jax.jit(functools.partial(attention.attend, **kwargs))  # not operation by operation
+    return whole(*map(jnp.asarray, (q, k, v, *args)), **arrays)
 
 
 def reference(q, k, v, q_segments, k_segments, *, causal, prefix=None):
@@ -91,10 +95,12 @@ def test_blocks_of_queries_change_nothing(length, monkeypatch):
         out = attend(q, k, v, segments, segments, causal=True)
         return (out**2).sum(), out
 
-    gradient = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
-    ours = gradient(q, k, v)
+    def gradient():  # traced anew at each call
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    ours = gradient()
     monkeypatch.setattr(attention, "_MAX_BLOCKS", 1)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(gradient(q, k, v)), strict=True):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(gradient()), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -128,7 +134,7 @@ def test_rows_that_see_nothing_stay_finite(arrays):
     def total(q, k, v):
         return (attend(q, k, v, q_segments, k_segments, causal=True) ** 2).sum()
 
-    value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in gradients)
 

@@ -6,7 +6,8 @@ import pytest
 import reference
 
 from mirg_jax.errors import CheckpointError
-from mirg_jax.models.config import PUBLISHED, QWEN2_5_VL_3B, QWEN2_VL_2B, QWEN2_VL_7B, ModelConfig
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.models.sizes import PUBLISHED, QWEN2_5_VL_3B, QWEN2_VL_2B, QWEN2_VL_7B, QWEN3_VL_4B
 
 CONFIGS = PUBLISHED | reference.ALL_CONFIGS
 
@@ -77,12 +78,88 @@ PUBLISHED_3B = PUBLISHED_2B | {
         "temporal_patch_size": 2,
     },
 }
+# Qwen3-VL's 4B instruct model's, nested from the beginning.
+PUBLISHED_4B = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "image_token_id": 151655,
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "dtype": "bfloat16",
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "initializer_range": 0.02,
+        "intermediate_size": 9728,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "mrope_interleaved": True,
+            "mrope_section": [24, 20, 20],
+            "rope_type": "default",
+        },
+        "rope_theta": 5000000,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "vocab_size": 151936,
+    },
+    "tie_word_embeddings": True,
+    "video_token_id": 151656,
+    "vision_config": {
+        "deepstack_visual_indexes": [5, 11, 17],
+        "depth": 24,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1024,
+        "in_channels": 3,
+        "initializer_range": 0.02,
+        "intermediate_size": 4096,
+        "model_type": "qwen3_vl",
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 2560,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "vision_end_token_id": 151653,
+    "vision_start_token_id": 151652,
+}
 SMALL_WINDOWS = PUBLISHED_3B["vision_config"] | {"window_size": 14}
 
 
 def test_published_files():
     assert ModelConfig.from_hf(PUBLISHED_2B) == QWEN2_VL_2B
     assert ModelConfig.from_hf(PUBLISHED_3B) == QWEN2_5_VL_3B
+    assert ModelConfig.from_hf(PUBLISHED_4B) == QWEN3_VL_4B
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text_config", {"attention_bias": True}, "attention_bias=True is not supported"),
+        ("text_config", {"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
+        ("text_config", {"rope_scaling": {"mrope_interleaved": False}}, "mrope_interleaved=False"),
+        ("text_config", {"rope_scaling": {"mrope_section": [10, 27, 27]}}, "a third at most"),
+        ("vision_config", {"patch_size": 14}, "vision_config.patch_size=14 is not supported"),
+        ("vision_config", {"hidden_act": "silu"}, "vision_config.hidden_act='silu'"),
+        ("vision_config", {"num_position_embeddings": 2300}, "2300 is not the square"),
+        ("vision_config", {"deepstack_visual_indexes": [5, 24]}, "blocks in ascending order"),
+        ("vision_config", {"deepstack_visual_indexes": [11, 5]}, "blocks in ascending order"),
+        ("vision_config", {"rope_parameters": {"rope_theta": 5.0}}, "rope_theta=5.0 is not sup"),
+    ],
+)
+def test_what_qwen3_vl_is_not_computed_with(tmp_path, part, change, message):
+    changed = PUBLISHED_4B | {part: PUBLISHED_4B[part] | change}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match=message):
+        ModelConfig.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -109,7 +186,7 @@ def test_tied_at_either_level(outer, inner, tied):
     [
         ("{", "config.json: .*column"),
         ("[]", "config.json: "),
-        (json.dumps(PUBLISHED_2B | {"model_type": "qwen3_vl"}), "'qwen3_vl' is not qwen2_vl or"),
+        (json.dumps(PUBLISHED_2B | {"model_type": "qwen3_5"}), "'qwen3_5' is not qwen2_vl or"),
         (
             json.dumps(PUBLISHED_3B | {"vision_config": TOWER_OF_2B}),
             "lacks the field 'vision_config.int",

@@ -63,8 +63,13 @@ def stand_ins(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("engine", ["splash", "cudnn"])
-def test_values_and_gradients_are_those_of_the_plain_form(case, stand_ins, engine):
+@pytest.mark.parametrize(
+    ("engine", "partial_bytes"), [("splash", 1 << 29), ("splash", 0), ("cudnn", 0)]
+)
+def test_values_and_gradients_are_those_of_the_plain_form(
+    case, stand_ins, monkeypatch, engine, partial_bytes
+):
+    monkeypatch.setattr(flash, "_MAX_PARTIAL_BYTES", partial_bytes)
     attend, arrays, weights = case
 
     def total(arrays, engine):
@@ -76,6 +81,28 @@ def test_values_and_gradients_are_those_of_the_plain_form(case, stand_ins, engin
     np.testing.assert_allclose(found_value, value, rtol=1e-4)
     for found, expected in zip(found_grads, grads, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", ["splash", "cudnn"])
+def test_16_bit_scores_are_those_of_the_plain_form(stand_ins, engine):
+    """With scores of about 100, queries that were rounded otherwise would change whole weights."""
+    rng = np.random.default_rng(0)
+    q, k, v = (  # 32 ** -0.5 is no power of two: rounding after scaling is another rounding
+        jnp.asarray(size * rng.standard_normal((1, 2, 128, 32)), jnp.bfloat16)
+        for size in (50, 1, 1)
+    )
+    q, segments = q[:, :, None, None], jnp.ones((1, 1, 128), jnp.int32)
+
+    def attend(q, engine, causal=True):
+        of_queries = segments[..., -q.shape[4] :]
+        given = {"causal": causal, "packed": False, "engine": engine}
+        out = attention.attend(q, k, v, of_queries, segments, **given)
+        return np.asarray(out, np.float32)
+
+    found = attend(q, engine)
+    np.testing.assert_allclose(found, attend(q, "xla"), atol=0.04)
+    decoded = attend(q[..., -1:, :], engine, causal=False)  # one query is computed without a kernel
+    np.testing.assert_allclose(found[..., -1:, :], decoded, atol=0.04)
 
 
 def test_the_pattern_is_what_its_docstring_draws():

@@ -19,7 +19,6 @@ from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.training import sft
 from mirg_jax.weights import hf
 
-SHAPES = Shapes((56, 112), (4,), (64,))
 LORA = Lora(rank=4, alpha=6, tower=True)
 
 
@@ -34,8 +33,13 @@ def base(config):
 
 
 @pytest.fixture(scope="module")
-def item():
-    return reference.sample(np.random.default_rng(0), [(84, 56), (28, 56)], response=9)[0]
+def item(config):
+    return reference.sample(np.random.default_rng(0), [(84, 56), (28, 56)], 9, config.vision)[0]
+
+
+@pytest.fixture(scope="module")
+def shapes(config):
+    return Shapes((56, 112), (4,), (64,), config.vision.patch_size)
 
 
 def with_adapters(base, settings: Lora):
@@ -53,9 +57,9 @@ def logits(graph, params, adapters, batch):
 
 
 @pytest.mark.parametrize("settings", [LORA, Lora(2, targets=("v_proj",))])
-def test_fresh_adapters_change_nothing_and_merged_ones_as_much(base, item, settings):
+def test_fresh_adapters_change_nothing_and_merged_ones_as_much(base, item, shapes, settings):
     graph, params = base
-    batch = collate([item], [[0]], SHAPES)
+    batch = collate([item], [[0]], shapes)
     adapted, fresh, trained = with_adapters(base, settings)
     plain = logits(graph, params, nnx.State({}), batch)
     np.testing.assert_array_equal(logits(adapted, params, fresh, batch), plain)
@@ -66,10 +70,10 @@ def test_fresh_adapters_change_nothing_and_merged_ones_as_much(base, item, setti
     np.testing.assert_allclose(logits(graph, merged, nnx.State({}), batch), beside, atol=2e-4)
 
 
-def test_sampling_with_adapters_is_sampling_from_the_merged_model(base, item, config):
+def test_sampling_with_adapters_is_sampling_from_the_merged_model(base, item, shapes, config):
     adapted, _, trained = with_adapters(base, LORA)
     mesh = sharding.make_mesh()
-    batch = collate_prompts([item], SHAPES, sharding.whole_rows(1, mesh))
+    batch = collate_prompts([item], shapes, sharding.whole_rows(1, mesh))
     prompt, images = sharding.place_rows((batch.text, batch.images), mesh)
     keys = sample_keys(jax.random.key(0), jnp.arange(len(prompt.tokens)), 2)
     forbidden = np.zeros(config.text.vocab_size, bool)
@@ -87,9 +91,9 @@ def test_sampling_with_adapters_is_sampling_from_the_merged_model(base, item, co
     assert (beside.tokens != plain.tokens).any()
 
 
-def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item, config):
+def test_gradients_are_the_merged_kernels_gradients_by_the_chain_rule(base, item, shapes, config):
     graph, params = base
-    batch = jax.tree.map(jnp.asarray, collate([item], [[0]], SHAPES))
+    batch = jax.tree.map(jnp.asarray, collate([item], [[0]], shapes))
     one = jnp.float32(1)
     adapted, _, trained = with_adapters(base, LORA)
 
@@ -123,8 +127,10 @@ def test_adapters_start_as_pefts_do_and_stay_float32(config):
     fresh = hf.by_path(lora.init(shapes, seed=0))
     assert {leaf.dtype for leaf in fresh.values()} == {jnp.dtype(jnp.float32)}
     first = fresh["decoder.layers.down_proj.lora_a"][...]
-    assert first.shape == (2, 192, 4)
-    bound = 192**-0.5  # kaiming_uniform_(a=√5) is uniform within 1/√fan_in
+    text = config.text
+    assert first.shape == (text.num_layers, text.intermediate_size, 4)
+    # kaiming_uniform_(a=√5) is uniform within 1/√fan_in
+    bound = text.intermediate_size**-0.5
     assert float(jnp.abs(first).max()) <= bound
     assert float(first.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
     assert (first[0] != first[1]).all()

@@ -1,5 +1,6 @@
-"""Qwen2-VL and Qwen2.5-VL beside transformers: logits, gradients, generated tokens, bfloat16."""
+"""The families beside transformers: logits, gradients, generated tokens, bfloat16."""
 
+import dataclasses
 import functools
 
 import jax
@@ -34,13 +35,15 @@ class Case:
         self.torch.save_pretrained(folder)
         self.folder = folder
         self.graph, self.params = hf.from_pretrained(folder)
-        rng = np.random.default_rng(1)
-        pairs = [reference.sample(rng, sizes, response=9) for sizes in SIZES]
+        rng, self.vision = np.random.default_rng(1), self.config.vision
+        self.shapes = dataclasses.replace(SHAPES, patch=self.vision.patch_size)
+        pairs = [reference.sample(rng, sizes, 9, self.vision) for sizes in SIZES]
         self.items = [item for item, _ in pairs]
         self.images = [images for _, images in pairs]
 
     def torch_logits(self, index: int, model=None) -> torch.Tensor:
-        inputs = reference.torch_inputs(self.items[index].encoded.tokens, self.images[index])
+        tokens = self.items[index].encoded.tokens
+        inputs = reference.torch_inputs(tokens, self.images[index], self.vision)
         return (model or self.torch)(**inputs).logits[0]
 
     @functools.cached_property
@@ -73,8 +76,8 @@ def case(request, tmp_path_factory):
     return Case(request.param, tmp_path_factory.mktemp(request.param))
 
 
-# All decoders, and one of the other family's towers.
-some = pytest.mark.parametrize("case", [*reference.CONFIGS, "windows 56"], indirect=True)
+# All of Qwen2-VL's, and one of each later family.
+some = pytest.mark.parametrize("case", [*reference.CONFIGS, *reference.LATER], indirect=True)
 
 
 def device(tree):
@@ -108,7 +111,7 @@ def unpack(array, batch, rows):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits(case, layout):
-    batch = collate(case.items, LAYOUTS[layout], SHAPES)
+    batch = collate(case.items, LAYOUTS[layout], case.shapes)
     ours = np.asarray(forward(case.graph, case.params, *device((batch.text, batch.images))))
     assert np.isfinite(ours).all()  # padding too
     for logits, expected in zip(unpack(ours, batch, LAYOUTS[layout]), case.logits, strict=True):
@@ -120,7 +123,7 @@ def test_logits(case, layout):
 def test_logits_of_text_alone(case):
     tokens = np.random.default_rng(3).integers(0, reference.WORDS, 20).astype(np.int32)
     positions = mrope_positions(tokens, (), reference.IDS["image_token_id"])
-    batch = device(collate([Item(Encoded(tokens, positions, (), 20), ())], [[0]], SHAPES))
+    batch = device(collate([Item(Encoded(tokens, positions, (), 20), ())], [[0]], case.shapes))
     with torch.no_grad():
         expected = case.torch(torch.from_numpy(tokens)[None].long()).logits[0].numpy()
     for images in (None, batch.images):  # no images, and slots that hold none
@@ -130,7 +133,7 @@ def test_logits_of_text_alone(case):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_the_sft_loss(case, layout):
-    batch = device(collate(case.items, LAYOUTS[layout], SHAPES))
+    batch = device(collate(case.items, LAYOUTS[layout], case.shapes))
     expected_loss, expected = case.torch_loss_and_gradients
     loss = functools.partial(sft.loss, graph=case.graph, chunk=64)
     value, gradients = jit(jax.value_and_grad(loss))(
@@ -165,7 +168,7 @@ def grids_of(item: Item) -> list[tuple[int, int]]:
 def test_greedy_tokens(case):
     """Prefill and 64 steps give the tokens, and the logits, of transformers' `generate`."""
     prompts = prompts_of(case)
-    batch = device(collate_prompts(prompts, SHAPES, size=3))  # a row of padding too
+    batch = device(collate_prompts(prompts, case.shapes, size=3))  # a row of padding too
     group = 2
 
     @jit
@@ -190,7 +193,7 @@ def test_greedy_tokens(case):
     assert np.isfinite(logits).all()
     for i, prompt in enumerate(prompts):
         theirs = case.torch.generate(
-            **reference.torch_inputs(prompt.encoded.tokens, case.images[i]),
+            **reference.torch_inputs(prompt.encoded.tokens, case.images[i], case.vision),
             do_sample=False,
             max_new_tokens=NEW_TOKENS,
             return_dict_in_generate=True,
@@ -215,7 +218,7 @@ def test_shared_prompts_equal_repeated_prompts(case):
     lengths = np.array([[10, 4, 7], [1, 10, 6]])
     mask = np.arange(L) < lengths[..., None]
     weights = jnp.asarray(rng.standard_normal(mask.shape) * mask, jnp.float32)
-    shared = device(collate_prompts(prompts, SHAPES, size=len(prompts)))
+    shared = device(collate_prompts(prompts, case.shapes, size=len(prompts)))
 
     repeated_items = []
     for b, prompt in enumerate(prompts):
@@ -230,7 +233,7 @@ def test_shared_prompts_equal_repeated_prompts(case):
                 )
             )
     rows = [[0, 3], [1, 4], [2, 5]]
-    repeated = collate(repeated_items, rows, Shapes((256,), (8,), (128,)))
+    repeated = collate(repeated_items, rows, Shapes((256,), (8,), (128,), case.shapes.patch))
     # Where, in the repeated rows, the state stands that predicts each completion token.
     row, column = np.zeros(mask.shape, int), np.zeros(mask.shape, int)
     for b in range(len(prompts)):
@@ -281,7 +284,7 @@ def test_bfloat16_is_as_good_as_transformers(case):
     with torch.no_grad():
         theirs = [case.torch_logits(i, half).float().numpy() for i in range(len(case.items))]
     rows = LAYOUTS["one row"]
-    batch = collate(case.items, rows, SHAPES)
+    batch = collate(case.items, rows, case.shapes)
     for precision in (Precision(jnp.bfloat16, jnp.bfloat16), Precision(jnp.bfloat16, jnp.float32)):
         graph, params = hf.from_pretrained(case.folder, ModelOptions(precision))
         ours = unpack(

@@ -26,6 +26,18 @@ def test_mrope_angles(rng, section, theta):
     np.testing.assert_allclose(angles, expected, rtol=3e-7)
 
 
+@pytest.mark.parametrize("section", [(24, 20, 20), (4, 2, 2), (4, 4, 4)])
+def test_interleaved_mrope_angles(rng, section):
+    """Time, height and width take turns, until height and width have had theirs."""
+    positions = rng.integers(0, 6000, (2, 50, 3))
+    half = sum(section)
+    axis = [i % 3 if i < 3 * section[i % 3] else 0 for i in range(half)]
+    assert [axis.count(which) for which in range(3)] == list(section)
+    expected = np.stack([positions[..., axis[i]] * 5e6 ** (-i / half) for i in range(half)], -1)
+    angles = rope.mrope_angles(jnp.asarray(positions), section, 5e6, interleaved=True)
+    np.testing.assert_allclose(angles, expected, rtol=3e-7)
+
+
 @pytest.mark.parametrize("head_dim", [80, 16, 12])
 def test_patch_angles(rng, head_dim):
     """Of each half, one quarter of the head turns by row and one by column."""

@@ -7,8 +7,9 @@ import pytest
 import reference
 import torch
 
-from mirg_jax.models.config import PUBLISHED, QWEN2_VL_7B, ModelConfig
+from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.qwen2_vl import abstract
+from mirg_jax.models.sizes import PUBLISHED, QWEN2_VL_7B
 
 BILLIONS = {
     "Qwen/Qwen2-VL-2B-Instruct": 2.21,
@@ -16,10 +17,14 @@ BILLIONS = {
     "Qwen/Qwen2-VL-72B-Instruct": 73.4,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3.75,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8.29,
+    "Qwen/Qwen3-VL-2B-Instruct": 2.13,
+    "Qwen/Qwen3-VL-4B-Instruct": 4.44,
+    "Qwen/Qwen3-VL-8B-Instruct": 8.77,
+    "Qwen/Qwen3-VL-32B-Instruct": 33.36,
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", BILLIONS)
 def test_parameter_counts(name):
     config, billions = PUBLISHED[name], BILLIONS[name]
     _, params = abstract(config)

@@ -10,7 +10,7 @@ from transformers.vision_utils import get_vision_window_index
 from mirg_jax.data.batching import patch_positions
 from mirg_jax.models import flops, windows
 from mirg_jax.models.attention import attend
-from mirg_jax.models.config import QWEN2_5_VL_7B
+from mirg_jax.models.sizes import QWEN2_5_VL_7B
 
 
 def slots(rng, count: int, most: int, room: int) -> tuple[list[tuple[int, int]], np.ndarray]:
@@ -72,7 +72,7 @@ def test_attention_is_that_of_the_image_under_a_mask(side, room):
     both = []
     for form in (within, masked):
         total = lambda arrays, form=form: (form(*arrays) * weights).sum()  # noqa: E731
-        both.append((form(*arrays) * real, jax.jit(jax.grad(total))(arrays)))
+        both.append((jax.jit(form)(*arrays) * real, jax.jit(jax.grad(total))(arrays)))
     for a, b in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 

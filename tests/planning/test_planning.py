@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import types
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_families
 from conftest import call
 from jax.extend.core import jaxprs_in_params
 
@@ -17,8 +19,8 @@ from mirg_jax import defaults
 from mirg_jax.errors import ConfigError
 from mirg_jax.inference import rows as inference_rows
 from mirg_jax.models import flops, qwen2_vl, windows
-from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from mirg_jax.planning import machines, plans, programs
+from mirg_jax.models.config import ModelConfig
+from mirg_jax.planning import machines, operations, plans, programs, shapes
 from mirg_jax.runs.chips import Chip
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding.memory import bytes_per_device
@@ -33,6 +35,7 @@ def here(monkeypatch):
 
     def make(gib):
         monkeypatch.setattr(machines.Machine, "devices", lambda _: jax.devices()[:1])
+        monkeypatch.setitem(machines.SPEEDS, "here", machines.Speeds(1e10, 1e9, 1e9))
         return machines.Machine("here:1", Chip("cpu", gib, 1e11), "1")
 
     return make
@@ -49,13 +52,20 @@ def recipe(kind, tiny_model, **changes):
     return read(config)
 
 
-@pytest.mark.parametrize("kind, rank", [("sft", 0), ("grpo", 0), ("grpo", 4)])
-def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, here, tiny_model):
+@pytest.mark.parametrize(
+    "kind, rank, before",
+    [
+        ("sft", 0, []),
+        ("grpo", 0, ["sample", "reference"]),  # the tower is trained here
+        ("grpo", 4, ["tower", "sample", "reference"]),
+    ],
+)
+def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, before, here, tiny_model):
     settings = recipe(kind, tiny_model, **{"lora.rank": rank})
     said = []
     plan = plans.plan(settings, here(4), said.append)
     names = [row["name"] for row in plan["programs"]]
-    assert names == {"sft": [], "grpo": ["sample"]}[kind] + ["gradients", "update"]
+    assert names == before + ["gradients", "update"]
     for row in plan["programs"]:
         assert abs(row["total"] / row["compiler"] - 1) < 0.05, row
         assert row["fits"]
@@ -65,6 +75,59 @@ def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, here, tiny_mod
     assert weights == 4 * plan["parameters"] + (trained if rank else 0)
     assert plan["programs"][-1]["parts"]["optimizer"] == pytest.approx(2 * trained, rel=0.5)
     assert len(said) >= len(names)
+
+
+def test_a_programs_own_code_is_counted():
+    memory = types.SimpleNamespace(
+        output_size_in_bytes=40,
+        alias_size_in_bytes=0,
+        argument_size_in_bytes=100,
+        temp_size_in_bytes=7,
+        generated_code_size_in_bytes=1000,
+    )
+    given = jnp.ones(25)
+    function = types.SimpleNamespace(memory_analysis=lambda: memory)
+    function.lower = function.compile = lambda *_: function
+    parts = {"weights": given, "batch": jnp.ones(10)}
+    mesh = jax.make_mesh((1,), ("data",))
+    report = plans.measure(programs.Program("sample", mesh, function, (given,), parts))
+    assert report.parts == {"weights": 100, "batch": 40, "activations": 7, "code": 1000}
+    assert report.total == report.compiler == 1147
+
+
+def test_the_other_programs_code_lies_beside_each():
+    reports = [
+        plans.Report(n, {"batch": 10, "code": size}, 12 + size) for n, size in (("a", 3), ("b", 5))
+    ]
+    first, second = plans.with_all_code(reports)
+    assert first.parts == {"batch": 10, "code": 3, "other code": 5} and first.compiler == 20
+    assert second.parts == {"batch": 10, "code": 5, "other code": 3} and second.total == 18
+    refused = plans.Report("sample", {"batch": 10}, 0, "needs too much")
+    assert plans.with_all_code([refused, *reports])[0].parts["other code"] == 8
+
+
+def test_what_lies_beside_a_rollouts_own_programs(here, tiny_model):
+    """The sampler's weights, the other parts of a call's images, the last step's experiences."""
+    changes = {"model.compute_dtype": "bfloat16", "freeze": ("visual",)}
+    changes |= {"sampling.prompts": 4, "prompts_per_micro_batch": 2}
+    plan = plans.plan(recipe("grpo", tiny_model, **changes), here(4), lambda _: None)
+    rows = {row["name"]: row["parts"] for row in plan["programs"]}
+    assert list(rows)[:4] == ["weights", "tower", "sample", "reference"]
+    always = {name: rows["gradients"][name] for name in ("weights", "optimizer", "reference")}
+    for name in ("weights", "tower", "sample"):
+        assert {part: rows[name][part] for part in always} == always
+        assert rows[name]["experiences"] == rows["gradients"]["batch"]
+        assert rows[name]["sampling weights"] == rows["weights"]["sampling weights"]
+    count = plan["parameters"]
+    assert rows["weights"]["weights"] == 4 * count
+    # Norms and patch kernels, which are many here, aren't cast.
+    assert 2 * count <= rows["weights"]["sampling weights"] < 3 * count
+    for row in plan["programs"]:
+        assert abs(row["total"] / row["compiler"] - 1) < 0.05, row
+    calls = {row["name"]: row["time"]["calls"] for row in plan["programs"]}
+    assert calls == {
+        "weights": 1, "tower": 2, "sample": 1, "reference": 2, "gradients": 2, "update": 1
+    }  # fmt: skip
 
 
 def test_inference_is_planned_with_its_slots(here, tiny_model, monkeypatch):
@@ -146,13 +209,15 @@ def test_settings_check_themselves_whatever_changes_them(tiny_model):
 def test_what_is_kept_of_the_reference_is_counted(changes, here, tiny_model):
     """Without a penalty nothing is; the exact one needs hidden states and the output head."""
     settings = recipe("grpo", tiny_model, **changes)
-    sizes = programs.model_config(settings.model.path).text
+    sizes = shapes.model_config(settings.model.path).text
     plan = plans.plan(settings, here(4), lambda _: None)
     row = next(row for row in plan["programs"] if row["name"] == "gradients")
     assert abs(row["total"] / row["compiler"] - 1) < 0.05, row
     parts = row["parts"]
     head = 4 * sizes.hidden_size * sizes.vocab_size
     exact = settings.grpo.kl == "exact"
+    names = [row["name"] for row in plan["programs"]]
+    assert ("reference" in names) == exact
     assert parts.get("reference head", 0) == (head if exact else 0)
     assert bool(parts["reference"]) == exact
     usual = programs.programs(recipe("grpo", tiny_model), jax.devices()[:1])
@@ -163,12 +228,47 @@ def test_what_is_kept_of_the_reference_is_counted(changes, here, tiny_model):
     assert parts["batch"] == batch
 
 
+def test_a_pool_is_sampled_and_lies_beside_the_last_call(tiny_model):
+    """Of what is sampled only a step's share is learned from, in mini-batches."""
+    changes = {"freeze": ("visual",), "sampling.prompts": 4, "prompts_per_micro_batch": 2}
+    changes |= {"grpo.order": "reward", "grpo.mini_batches": 2, "grpo.gate": (0.0,)}
+    found = {}
+    for pool, rounds in ((1, 1), (3, 1), (1, 2)):
+        more = {"grpo.pool": pool, "grpo.max_rounds": rounds}
+        settings = recipe("grpo", tiny_model, **changes, **more)
+        planned = {p.name: p for p in programs.programs(settings, jax.devices()[:1])}
+        calls = {name: program.calls for name, program in planned.items()}
+        assert calls == {
+            "tower": 2 * pool, "sample": pool, "reference": 2, "gradients": 2, "update": 2
+        }  # fmt: skip
+        beside = planned["sample"].parts
+        learned = bytes_per_device(beside["experiences"])
+        found[pool, rounds] = bytes_per_device(beside.get("pool", ())), learned
+        assert "pool" not in planned["gradients"].parts and "pool" not in planned["reference"].parts
+        counted = operations.by_phase(settings)
+        assert counted["rollout"] == pool * operations.by_phase(replace_pool(settings))["rollout"]
+        assert counted["update"] == operations.by_phase(replace_pool(settings))["update"]
+    values = 4 * 4 * settings.grpo.group * 16  # the reference's, which come later
+    assert found[1, 1][0] == 0
+    assert found[3, 1][0] == 2 * found[1, 2][0] == 2 * (found[1, 1][1] - values)
+    assert len({learned for _, learned in found.values()}) == 1
+    at_once = recipe("grpo", tiny_model, **changes | {"grpo.pool": 2, "sampling.prompts": 8})
+    assert at_once.sampled_prompts == at_once.examples_at_once == 2 * at_once.batch_size
+    with pytest.raises(ConfigError, match="and divide batch_size=4 times grpo.pool=2"):
+        recipe("grpo", tiny_model, **changes | {"grpo.pool": 2, "sampling.prompts": 6})
+
+
+def replace_pool(settings):
+    return replace(settings, grpo=replace(settings.grpo, pool=1))
+
+
 def test_prompts_that_the_devices_cannot_divide_are_refused(tiny_model):
     settings = recipe("grpo", tiny_model, **{"sampling.slots": 1})
     with pytest.raises(ConfigError, match="sampling.slots=1 must be multiples of 2"):
         next(programs.grpo_programs(settings, 2 * jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_whole_rows_need_more_memory_than_a_shared_prompt(here, tiny_model):
     settings = recipe("grpo", tiny_model, **{"grpo.group": 4, "data.shapes.lengths": (96,)})
     found = planned_prefix.compare(settings, here(4), lambda _: None, most=8)
@@ -204,21 +304,10 @@ def counted(jaxpr) -> float:
     return total
 
 
-TOWERS = {
-    "qwen2_vl": VisionConfig(2, 32, 4, 2, 32),
-    "qwen2_5_vl": VisionConfig(
-        2, 32, 4, out_dim=32, mlp_dim=40, window_size=28, full_blocks=(1,)
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", small_families.TOWERS)
 def test_operations_by_formula_are_those_of_the_program(family):
-    vision = TOWERS[family]
-    config = ModelConfig(
-        text=TextConfig(96, 32, 64, 3, 4, 2, mrope_section=(1, 1, 2)), vision=vision
-    )
-    assert config.model_type == family
+    config = small_families.config(family, 96, layers=3)
+    vision = config.vision
     graph, params = qwen2_vl.abstract(config)
     T, S, P = 48, 2, 16
 
@@ -227,7 +316,7 @@ def test_operations_by_formula_are_those_of_the_program(family):
 
     shape = lambda *s: jax.ShapeDtypeStruct((1, *s), jnp.int32)  # noqa: E731
     text = Text(shape(T), shape(T, 3), shape(T), shape(T))
-    images = Images(shape(S, P, 588), shape(S, P, 2))
+    images = Images(shape(S, P, small_families.patch_bytes(config)), shape(S, P, 2))
     program = jax.make_jaxpr(forward)(params, text, images)
     # Short rows are one block: the plain form computes all pairs.
     formula = flops.decoder(config, T, T * T, T) + flops.tower(config, S, P)
@@ -248,7 +337,19 @@ def test_a_tpu_is_compiled_for(tiny_model, tmp_path):
         f"--config.model.path={tiny_model}",
         "--config.rows_per_micro_batch=4",
         f"--output={tmp_path / 'plan.json'}",
+        "--price=2",
         timeout=900,
     )
     assert found.returncode == 0, found.stderr
-    assert json.loads((tmp_path / "plan.json").read_text())["programs"][0]["fits"]
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["programs"][0]["fits"]
+    step, run = plan["step"], plan["run"]
+    assert step["method"] == "schedule" and 0 < step["least"] <= step["seconds"]
+    times = [row["time"] for row in plan["programs"]]
+    assert step["seconds"] == pytest.approx(sum(time["step_seconds"] for time in times))
+    assert not any(time["unknown"] for time in times)
+    open_ = sum(step["kinds"][kind] for kind in step["kinds"] if "hidden" not in kind)
+    assert open_ == pytest.approx(step["seconds"], rel=1e-3)
+    assert len(step["dearest"]) == 10 and 0 < step["mfu"] < 1
+    assert run["dollars"] == pytest.approx(2 * 4 * run["hours"])
+    assert "a run of" in found.stdout

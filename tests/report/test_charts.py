@@ -1,5 +1,6 @@
 """Curves: points where they belong, whatever values there are."""
 
+import html
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from mirg_jax.errors import DataError
+from mirg_jax.report import charts, meanings
 from mirg_jax.report.charts import chart, smooth, smoothing_window, training_curves
 from mirg_jax.runs import metrics
 
@@ -41,6 +43,15 @@ def test_runs_share_axes():
     (middle, y), (right, _) = two
     assert y == pytest.approx((low + high) / 2, abs=0.1)
     assert (middle - left) == pytest.approx((right - left) / 4, abs=0.1)
+
+
+def test_what_one_watches_has_curves(tmp_path):
+    watched = ["reward", "entropy", "reward_spread", "used_fraction", "task_image/diff"]
+    rows = [{"step": 1} | dict.fromkeys(watched, 0.5), {"step": 2, "reward": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves = training_curves({"a": tmp_path})
+    assert set(curves) == {f"GRPO {name}" for name in watched}
+    assert curves["GRPO task_image/diff"] == {"a": [(1, 0.5)]}  # a task isn't in every step
 
 
 @pytest.mark.parametrize(
@@ -163,3 +174,18 @@ def test_metrics_of_odd_types_are_named(tmp_path, row, message):
     (tmp_path / "metrics.jsonl").write_text("".join(text.splitlines(keepends=True)[:2]))
     assert metrics.held_out(tmp_path) == {}
     assert str(training_curves({"a": tmp_path})["SFT loss"]["a"]) == "[(1, 2), (1, nan)]"
+
+
+def test_every_curve_of_a_usual_run_has_its_meaning_beside_it(tmp_path):
+    named = ["format", "image", "object"]
+    metrics = [*charts._SHOWN, *(f"reward_{name}" for name in named)]
+    metrics += ["eval_acc", "eval_mean_iou", "eval_image_acc", "eval_format"]
+    row = {"step": 1} | dict.fromkeys(metrics, 0.5)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    titles = list(charts.training_curves({"a": tmp_path})) + ["SFT loss"]
+    assert len(titles) == len(metrics) + 1
+    meanings_of = {title: meanings.of_curve(title) for title in titles}
+    assert len(set(meanings_of.values())) == len(titles) and all(meanings_of.values())
+    for title, meaning in meanings_of.items():
+        assert meaning in html.unescape(chart(title, {"a": [(1, 0.5)]}))
+    assert meanings.of_curve("GRPO reward_of_my_own") == meanings.of_curve("x") == ""

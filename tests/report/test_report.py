@@ -301,8 +301,12 @@ def test_tables_come_from_the_scores(tmp_path):
     hit = grammar.format_response("", grammar.format_box((100, 200, 500, 600)))
     path = write(tmp_path, rows, {"old": [None, hit, None], "new": [hit, hit, None]})
     text = " ".join(Page(path.read_text()).text)
-    assert "Region" in text and "66.67" in text
-    assert "From old to new" in text and "+33.33" in text
+    assert "Region" in text and "66.67" in text and "<training>" not in text
+    about = {"old": "before <training>", "gone": "of no run"}
+    path = write(tmp_path, rows, {"old": [None, hit, None], "new": [hit, hit, None]}, about=about)
+    text = " ".join(Page(path.read_text()).text)
+    assert "before <training>" in text and "of no run" not in text
+    assert "new compared with old" in text and "+33.33" in text
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirg_jax.data.answers import answer_arrays, target_arrays, why_unusable
 from mirg_jax.data.examples import Example, Target
 from mirg_jax.rl import rewards
 from mirg_jax.rl.rewards import Answers, Targets
-from mirg_jax.training.answers import answer_arrays, target_arrays, why_unusable
 
 iou = jax.jit(rewards.iou)
 object_reward = jax.jit(rewards.object_reward)
@@ -68,7 +68,8 @@ def arrays(objects, size=4):
 
 def make(answers, targets, format_ok=True, more=0):
     a, t = arrays(answers), arrays(targets)
-    made = Answers(*a, format_ok, lengths=9, count=len(answers) + more), Targets(*t)
+    counts = {"count": len(answers) + more, "mentions": 0, "placed": 0}
+    made = Answers(*a, format_ok, lengths=9, **counts), Targets(*t)
     return jax.tree.map(jnp.asarray, made)
 
 
@@ -140,9 +141,9 @@ def parsed(count_right, count_wrong, targets, size=8):
     said = [*true[:count_right], *((0, 910 + n, 5, 990) for n in range(count_wrong))]
     text = "<think>t</think><answer>" + "".join(BOX.format(*box) for box in said) + "</answer>"
     example = Example("a", "region", ("a.png",), "Where?", tuple(Target(box, 1) for box in true))
-    mask = np.ones((1, 1, 3), bool)
+    lengths = np.full((1, 1), 3)
     assert not why_unusable(example, size)
-    made = answer_arrays([text], [example], mask, size), target_arrays([example], 1, size)
+    made = answer_arrays([text], [example], lengths, size), target_arrays([example], 1, size)
     return *jax.tree.map(jnp.asarray, made), example
 
 
@@ -191,6 +192,7 @@ def test_batched_equals_single():
         jnp.ones((3, 5), bool),
         jnp.ones((3, 5), int),
         jnp.array(valid.sum(-1)),
+        *jnp.zeros((2, 3, 5), int),
     )
     targets = Targets(*map(jnp.array, (boxes[:, ::-1], images[:, ::-1], valid[:, ::-1])))
     together = object_reward(answers, targets)

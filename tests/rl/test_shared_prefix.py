@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_families
 from flax import nnx
 
 from mirg_jax import defaults
 from mirg_jax.models import lora
-from mirg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import completion_positions, create
 from mirg_jax.rl.logprobs import exact_kl, token_logprobs
 from mirg_jax.runs.settings import read
@@ -20,16 +20,10 @@ from mirg_jax.types import Images, Rollout, Text
 
 VOCAB, WIDTH, LENGTH = 60, 20, 9
 FORBIDDEN = np.arange(VOCAB) % 6 == 5
-TOWERS = {
-    "qwen2_vl": VisionConfig(1, 16, 2, 2, 32),
-    "qwen2_5_vl": VisionConfig(
-        2, 16, 2, out_dim=32, mlp_dim=20, window_size=28, full_blocks=(1,)
-    ),
-}  # fmt: skip
 LENGTHS = np.array([20, 13])  # of the prompts; the first eight tokens of each are two images
 
 
-def prompts():
+def prompts(patch_bytes):
     rng, B = np.random.default_rng(0), len(LENGTHS)
     segments = (np.arange(WIDTH) < LENGTHS[:, None]).astype(np.int32)
     tokens = rng.integers(0, VOCAB, (B, WIDTH)) * segments
@@ -38,7 +32,7 @@ def prompts():
     positions = np.broadcast_to(positions[None, :, None], (B, WIDTH, 3))
     visual = np.where(np.arange(WIDTH) < 8, np.arange(WIDTH), -1)[None].repeat(B, 0)
     grid = np.stack(np.divmod(np.arange(16), 4), -1)[None, None].repeat(B, 0).repeat(2, 1)
-    pixels = rng.integers(0, 255, (B, 2, 16, 588)).astype(np.uint8)
+    pixels = rng.integers(0, 255, (B, 2, 16, patch_bytes)).astype(np.uint8)
     return Text(tokens, positions, segments, visual), Images(pixels, grid)
 
 
@@ -102,15 +96,16 @@ def repeated_loss(params, frozen, text, images, at, given, head, *, graph, grpo)
         ("qwen2_vl", 5, 0.5, "k3", True),
         ("qwen2_vl", 8, 0.5, "exact", False),
         ("qwen2_5_vl", 2, 0.04, "k3", False),
+        ("qwen3_vl", 2, 0.04, "k3", False),
         pytest.param("qwen2_vl", 1, 0.04, "k3", False, marks=pytest.mark.slow),
         pytest.param("qwen2_vl", 16, 0.04, "k3", False, marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", 5, 0.5, "k3", True, marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", 5, 0.5, "k3", True, marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", 16, 0.5, "exact", False, marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_every_gradient_equal_the_repeated_forms(family, group, beta, kl, adapted):
-    text = TextConfig(VOCAB, 32, 64, 2, 4, 2, mrope_section=(1, 1, 2), tie_word_embeddings=True)
-    size = ModelConfig(text, TOWERS[family])
-    assert size.model_type == family
+    size = small_families.config(family, VOCAB, tied=True)
     graph, params = create(size, 0)
     frozen = nnx.State({})
     if adapted:
@@ -121,7 +116,8 @@ def test_loss_and_every_gradient_equal_the_repeated_forms(family, group, beta, k
     config = defaults.grpo()
     config.grpo.update(beta=beta, kl=kl)
     grpo = read(config).grpo
-    prompt, images = jax.tree.map(jnp.asarray, prompts())
+    given_prompts = prompts(small_families.patch_bytes(size))
+    prompt, images = jax.tree.map(jnp.asarray, given_prompts)
     drawn = rollout(group)
     rng = np.random.default_rng(9)
     advantages = rng.normal(size=drawn.mask.shape[:2]).astype(np.float32)
@@ -139,7 +135,7 @@ def test_loss_and_every_gradient_equal_the_repeated_forms(family, group, beta, k
     (value, _), gradients = jax.jit(jax.value_and_grad(shared, has_aux=True))(
         params, frozen, given, totals, head
     )
-    rows = whole_rows(*prompts(), drawn)
+    rows = whole_rows(*given_prompts, drawn)
     repeated = functools.partial(repeated_loss, graph=graph, grpo=grpo)
     expected, expected_gradients = jax.jit(jax.value_and_grad(repeated))(
         params, frozen, *rows, given, head

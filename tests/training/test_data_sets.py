@@ -6,10 +6,11 @@ import pytest
 from conftest import train
 from PIL import Image
 
-from mirg_jax.data.examples import read_examples
+from mirg_jax.data.examples import key_of, read_examples
 from mirg_jax.errors import ConfigError, DataError, UserError
 from mirg_jax.runs import devices
 from mirg_jax.runs.settings import read
+from mirg_jax.training import resumed, start
 
 
 @pytest.fixture
@@ -25,6 +26,29 @@ def refused(recipe, tmp_path):
         return str(error.value)
 
     return refused
+
+
+def test_rows_are_taken_by_their_ratings_and_asked_for_a_form(recipe, tmp_path, capsys):
+    ratings, plain = tmp_path / "ratings.jsonl", recipe("grpo")
+    examples, _ = read_examples(plain.data.train_json)
+    rated = [
+        {"key": key_of(each), "mean_iou": mean, "spread": 0.1, "hit_rate": 0.5, "direct": False}
+        for each, mean in zip(examples, (0.0, 0.5, 0.95, 0.9), strict=False)
+    ]
+    in_lines(ratings, rated)
+    changes = {"data.ratings": str(ratings), "data.difficulty": (0.1, 0.9), "data.direct": 1.0}
+    settings = read(recipe("grpo", **changes))
+    kept, bad = start._read_rows(settings, lambda _: "")
+    assert [key_of(each) for each in kept] == [rated[1]["key"], rated[3]["key"]] and not bad
+    assert all(each.direct for each in kept)
+    assert f"of {len(examples)} rows 2 are kept; data.difficulty=0.1,0.9" in capsys.readouterr().err
+    before = resumed.facts_of_data(settings)
+    in_lines(ratings, rated[:2])
+    resumed.write_data(tmp_path, before)
+    (line,) = resumed.changes(tmp_path, settings, resumed.facts_of_data(settings))
+    assert "ratings.jsonl: its content has changed since the last start" in line
+    resumed.write_data(tmp_path, resumed.facts_of_data(read(plain)))  # of an earlier version
+    assert not resumed.changes(tmp_path, settings, resumed.facts_of_data(settings))
 
 
 def in_lines(path, rows) -> str:

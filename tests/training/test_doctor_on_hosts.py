@@ -16,7 +16,8 @@ def outputs(started: list[subprocess.Popen]) -> list[tuple[int, list[str]]]:
     finally:
         for process in started:
             process.kill()
-    return [(p.returncode, out.splitlines()) for p, out in zip(started, said, strict=True)]
+    told = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out in said]
+    return [(p.returncode, lines) for p, lines in zip(started, told, strict=True)]
 
 
 @pytest.mark.slow

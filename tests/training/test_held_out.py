@@ -87,15 +87,15 @@ def test_the_best_of_equals_is_the_latest():
     assert run_folder.best_of({}, [2, 8]) is None
 
 
-def test_an_earlier_best_outlives_resuming(recipe, scenes, tmp_path, monkeypatch):
+def test_an_earlier_best_outlives_resuming(steady_recipe, scenes, tmp_path, monkeypatch):
     accuracies = iter([0.9, 0.1, 0.2, 0.3])
     monkeypatch.setattr(
         "mirg_jax.training.held_out.HeldOut.evaluate",
         lambda *args: {"eval_acc": next(accuracies)},
     )
     options = {**held_out(scenes), "checkpoint.keep": 1, "checkpoint.every": 100}
-    train(recipe("sft", num_steps=4, **options), tmp_path)
-    train(recipe("sft", num_steps=8, **options), tmp_path)
+    train(steady_recipe("sft", num_steps=4, **options), tmp_path)
+    train(steady_recipe("sft", num_steps=8, **options), tmp_path)
     assert steps(tmp_path) == [2, 8]
     assert run_folder.find_run(tmp_path / "best")[1] == 2
 
@@ -114,7 +114,9 @@ def test_rows_that_cannot_be_read_count_as_misses_and_are_listed(recipe, scenes,
     assert [answer["index"] for answer in answers] == [0, 2]
 
 
-def test_accuracies_of_other_questions_are_not_compared(recipe, scenes, tmp_path, monkeypatch):
+def test_accuracies_of_other_questions_are_not_compared(
+    steady_recipe, scenes, tmp_path, monkeypatch
+):
     """`RUN/best` is the best of all steps, so they must have been asked the same."""
     monkeypatch.setattr(
         "mirg_jax.training.held_out.HeldOut.evaluate", lambda *args: {"eval_acc": 0.5}
@@ -122,27 +124,29 @@ def test_accuracies_of_other_questions_are_not_compared(recipe, scenes, tmp_path
     benchmark = tmp_path / "eval.json"
     benchmark.write_bytes((scenes / "eval.json").read_bytes())
     options = held_out(scenes, **{"evaluation.benchmark": str(benchmark), "evaluation.limit": 14})
-    train(recipe("sft", num_steps=2, **options), tmp_path / "run")
+    train(steady_recipe("sft", num_steps=2, **options), tmp_path / "run")
     for change, message in (
         ({"evaluation.limit": 7}, "limit was 14, is 7"),
         ({"evaluation.max_tokens": 9}, "max_tokens was 40, is 9"),
+        ({"prompt.instruction": "Think."}, "prompt.instruction was"),
+        ({"data.max_pixels": 4000}, "max_pixels was"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train(recipe("sft", num_steps=4, **options | change), tmp_path / "run")
+            train(steady_recipe("sft", num_steps=4, **options | change), tmp_path / "run")
     rows = json.loads(benchmark.read_text())
     shutil.copytree(scenes, tmp_path / "other")
     for row in rows:
         Image.new("RGB", (56, 56)).save(tmp_path / "other" / row["images"][0])
     with pytest.raises(ConfigError, match="images was"):
         other = {"evaluation.image_root": str(tmp_path / "other")}
-        train(recipe("sft", num_steps=4, **options | other), tmp_path / "run")
+        train(steady_recipe("sft", num_steps=4, **options | other), tmp_path / "run")
     benchmark.write_text(json.dumps(rows[::-1]))
     with pytest.raises(ConfigError, match="benchmark_sha256 was"):
-        train(recipe("sft", num_steps=4, **options), tmp_path / "run")
+        train(steady_recipe("sft", num_steps=4, **options), tmp_path / "run")
     benchmark.write_text(json.dumps(rows))
     benchmark.write_bytes((scenes / "eval.json").read_bytes())
     (tmp_path / "run/held_out/questions.json").unlink()  # as an earlier version left it
-    train(recipe("sft", num_steps=4, **options), tmp_path / "run")
+    train(steady_recipe("sft", num_steps=4, **options), tmp_path / "run")
     assert steps(tmp_path / "run")[-1] == 4
 
 

@@ -112,6 +112,28 @@ def test_weights_replaced_in_place_are_noticed(steady_recipe, tiny_model, tmp_pa
     )
 
 
+def test_another_architecture_or_tokenizer_is_noticed(steady_recipe, tiny_model, tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_model, model)
+    config = steady_recipe("sft", num_steps=1, **{"model.path": str(model)})
+    train(config, run)
+    config.num_steps = 2
+    files = {name: (model / name).read_bytes() for name in ("config.json", "tokenizer.json")}
+    raw = json.loads(files["config.json"]) | {"rope_theta": 500.0, "rms_norm_eps": 0.01}
+    (model / "config.json").write_text(json.dumps(raw))
+    line = refused(config, run)
+    assert "rope_theta was" in line and "rms_norm_eps was" in line
+    (model / "config.json").write_bytes(files["config.json"])
+
+    raw = json.loads(files["tokenizer.json"])
+    words = raw["model"]["vocab"]
+    words["(320,"], words["(340,"] = words["(340,"], words["(320,"]
+    (model / "tokenizer.json").write_text(json.dumps(raw))
+    assert "another tokenizer" in refused(config, run)
+    (model / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    train(config, run)
+
+
 def test_a_fingerprint_is_of_the_values_and_their_places(monkeypatch):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     rng = np.random.default_rng(0)

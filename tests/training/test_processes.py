@@ -96,10 +96,11 @@ def same_numbers(workdir, expected):
         }
 
 
-def test_two_processes_make_the_run_of_one(tiny_model, scenes, tmp_path):
-    flags = together.recipe("sft", tiny_model, scenes, num_steps=2)
-    for count in (1, 2):
-        together.run("train_sft", *flags, f"--workdir={tmp_path / str(count)}", count=count)
+def test_two_processes_make_the_run_of_one(tiny_model, scenes, tmp_path, refusal):
+    flags = together.recipe("sft", tiny_model, scenes, data__shapes__lengths="(156,)")
+    here = [*flags, "--config.cpu_devices=0", f"--workdir={tmp_path / '1'}"]
+    assert refusal("train_sft", *here) == ""
+    together.run("train_sft", *flags, f"--workdir={tmp_path / '2'}", count=2)
     same_numbers(tmp_path / "2", together.scalars(tmp_path / "1"))
 
 
@@ -125,6 +126,35 @@ def test_two_processes_and_their_checkpoints(kind, tiny_model, scenes, tmp_path)
     # The first process writes the groups of its own share.
     assert sum(step <= 2 for step, _ in two) == (8 if kind == "grpo" else 0)
     assert all(one[key] == texts for key, texts in two.items())
+
+
+@pytest.mark.slow
+def test_two_processes_take_statistics_over_the_whole_step(tiny_model, scenes, tmp_path):
+    """Of the groups of both, in two calls of the sampler each."""
+    more = {"grpo.advantage_scale": "gdpo", "grpo.difficulty_weight": True, "sampling.prompts": 4}
+    more |= {"grpo.more_rewards": "('overlong=0.5',)", "grpo.objective": "sapo"}
+    flags = together.recipe("grpo", tiny_model, scenes, num_steps=2, **more)
+    for count in (1, 2):
+        together.run("train_grpo", *flags, f"--workdir={tmp_path / str(count)}", count=count)
+    expected = together.scalars(tmp_path / "1")
+    assert all(row["grad_norm"] > 1e-3 for row in expected)
+    same_numbers(tmp_path / "2", expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["std", "gdpo"])
+def test_two_processes_choose_the_groups_of_one(scale, tiny_model, scenes, tmp_path):
+    """From a pool that both have sampled: rows move to the process that learns from them. With
+    GDPO statistics are over the groups that are chosen."""
+    more = {"grpo.pool": 2, "grpo.gate": "(0.0,)", "grpo.order": "reward", "grpo.mini_batches": 2}
+    more |= {"sampling.prompts": 4, "grpo.max_rounds": 2, "grpo.advantage_scale": scale}
+    more |= {"grpo.more_rewards": "('overlong=0.5',)"} if scale == "gdpo" else {}
+    flags = together.recipe("grpo", tiny_model, scenes, num_steps=2, **more)
+    for count in (1, 2):
+        together.run("train_grpo", *flags, f"--workdir={tmp_path / str(count)}", count=count)
+    expected = together.scalars(tmp_path / "1")
+    assert all(row["grad_norm"] > 1e-3 and row["left_over"] > 0 for row in expected)
+    same_numbers(tmp_path / "2", expected)
 
 
 @pytest.mark.slow

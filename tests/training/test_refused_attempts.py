@@ -1,23 +1,35 @@
 """A refused attempt leaves a run as it was, and is told from a damaged checkpoint."""
 
+import dataclasses
+import json
 import os
+import pathlib
 import shutil
 
 import pytest
-from conftest import REPOSITORY, train
+from conftest import REPOSITORY, small_recipe, steady, train
 from test_origin import contents
 
+from mirg_jax import defaults
+from mirg_jax.data.examples import Example, Target
 from mirg_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions
 from mirg_jax.runs import devices, loading, run_folder, settings
+from mirg_jax.training import resumed, usable
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, scenes, tmp_path_factory):
+    """A run of two steps, which no test changes."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(steady(small_recipe(tiny_model, scenes))("sft", num_steps=2), folder)
+    return folder
 
 
 @pytest.fixture
-def run(steady_recipe, tmp_path):
-    """A finished run of two steps."""
-    folder = tmp_path / "run"
-    train(steady_recipe("sft", num_steps=2), folder)
-    return folder
+def run(finished, tmp_path):
+    """A copy of a finished run of two steps."""
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -115,7 +127,79 @@ def test_a_run_s_folder_takes_no_evaluation(run, refusal, scenes):
 
 def test_a_resumed_run_says_which_settings_are_others(run, steady_recipe, capsys):
     train(steady_recipe("sft", num_steps=2), run)
-    assert "others before" not in capsys.readouterr().err
+    assert "changed since" not in capsys.readouterr().err
     train(steady_recipe("sft", **{"num_steps": 3, "prompt.system": "You are a pirate."}), run)
     said = capsys.readouterr().err
-    assert 'prompt.system="You are a pirate." (was ' in said and "num_steps=3 (was 2)" in said
+    assert 'is "You are a pirate."' in said and "num_steps was 2, is 3" in said
+
+
+def test_a_resumed_run_says_that_the_content_of_its_data_has_changed(
+    steady_recipe, scenes, tmp_path, capsys
+):
+    data, folder = tmp_path / "rows.jsonl", tmp_path / "run"
+    rows = (scenes / "sft.jsonl").read_text().splitlines(keepends=True)
+
+    def told(steps, *lines):
+        data.write_text("".join(lines))
+        named = {"num_steps": steps, "data.train_json": str(data)}
+        train(steady_recipe("sft", **named), folder)
+        assert len(json.loads((folder / "data.json").read_text())["sha256"]) == 64
+        return capsys.readouterr().err.count("rows.jsonl: its content has changed since")
+
+    assert told(1, *rows) == 0
+    assert told(2, *rows[:-1]) == 1
+    assert told(3, *rows[:-1]) == 0
+    (folder / "data.json").unlink()  # as an earlier version left it
+    assert told(4, *rows) == 0
+
+
+def test_a_run_that_reads_its_examples_several_times_says_so(capsys):
+    usable.say_passes(20, 8, 30)
+    said = capsys.readouterr().out
+    assert said.startswith("20 steps of 8 examples go 5.3 times through these 30")
+    usable.say_passes(10, 3, 30)
+    assert not capsys.readouterr().out
+
+
+def test_responses_that_miss_their_targets_are_counted(capsys):
+    box = "<think>t</think><answer><|box_start|>({}),({})<|box_end|></answer>"
+    near, far = box.format("100,100", "500,500"), box.format("600,600", "900,900")
+    target = Target((100, 110, 500, 500), 1)
+    said = [near, far, "I see no dog.", None]
+    examples = [
+        Example(f"{n}", "diff", ("1.jpg",), "Where?", (target,), each)
+        for n, each in enumerate(said)
+    ]
+    examples.append(dataclasses.replace(examples[1], targets=()))
+    usable.say_misses("a.json", examples)
+    assert "a.json: 2 of 3 responses miss a target" in (err := capsys.readouterr().err)
+    assert err.rstrip().endswith("the first: 1") and err.count("\n") == 1
+    usable.say_misses("a.json", examples[:1] + examples[3:])
+    two = ("1.jpg", "2.jpg")
+    for image, missed in ((1, 0), (2, 1), (None, 0)):
+        one = Target(target.box, image)
+        response = near.replace("<|box_start|>", "In image 1: <|box_start|>")
+        usable.say_misses("a.json", [Example("a", "diff", two, "Where?", (one,), response)])
+        assert capsys.readouterr().err.count("1 of 1 responses") == missed
+
+
+def test_a_run_keeps_its_number_of_updates(tmp_path):
+    whole = settings.read(defaults.grpo())
+    (tmp_path / "config.json").write_text(whole.text)
+    resumed.check_updates(tmp_path, whole)
+    for name in ("updates", "mini_batches"):
+        config = defaults.grpo()
+        config.grpo[name] = 2
+        with pytest.raises(ConfigError, match=f"grpo.{name} was 1 and can't be 2"):
+            resumed.check_updates(tmp_path, settings.read(config))
+    before = json.loads(whole.text)
+    del before["grpo"]["mini_batches"]  # as earlier versions wrote it
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    resumed.check_updates(tmp_path, whole)
+
+
+def test_a_run_without_a_checkpoint_is_no_broken_model(tmp_path):
+    (tmp_path / "config.json").write_text(settings.read(defaults.sft()).text)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="is a run that has saved no checkpoint yet; wait"):
+        loading.model_folder(str(tmp_path))

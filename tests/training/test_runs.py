@@ -15,7 +15,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs import devices, metrics
 from mirg_jax.runs.loading import load_model
 from mirg_jax.runs.settings import Settings, read
-from mirg_jax.training import grpo, rollouts
+from mirg_jax.training import grpo, rollouts, selecting
 from mirg_jax.training.start import start
 from mirg_jax.types import Rollout
 
@@ -37,12 +37,23 @@ def scalars(workdir):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, pytest.param({"lora.rank": 4}, marks=pytest.mark.slow)],
-    ids=["full", "lora"],
+    ("family", "changes"),
+    [
+        ("", {}),
+        pytest.param("", {"lora.rank": 4}, marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", {}, marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", {}, marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", {"lora.rank": 4, "lora.tower": True}, marks=pytest.mark.slow),
+    ],
+    ids=["full", "lora", "qwen2_5_vl", "qwen3_vl", "qwen3_vl lora"],
 )
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_a_killed_run_resumes_to_the_same_numbers(kind, changes, recipe, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_numbers(
+    kind, family, changes, recipe, tiny_model_of, tmp_path, monkeypatch
+):
+    if family:
+        own = {"model.path": str(tiny_model_of(family)), "data.max_pixels": 64 * 64}
+        changes = changes | own
     if kind == "grpo":
         changes = changes | {"grpo.rewards.test_runs:noise": 1.0}
     train(recipe(kind, **changes), tmp_path / "whole")
@@ -80,8 +91,9 @@ def test_a_run_starts_without_a_second_copy_of_its_parameters(recipe, tmp_path):
 
 
 def test_gradient_accumulation_does_not_change_sft(recipe, tmp_path):
-    train(recipe("sft", rows_per_micro_batch=1), tmp_path / "many")
-    train(recipe("sft", rows_per_micro_batch=4), tmp_path / "one")
+    lengths = {"data.shapes.lengths": (124, 156)}  # micro-batches of two shapes
+    train(recipe("sft", rows_per_micro_batch=1, **lengths), tmp_path / "many")
+    train(recipe("sft", rows_per_micro_batch=4, **lengths), tmp_path / "one")
     many, one = scalars(tmp_path / "many"), scalars(tmp_path / "one")
     assert [row["tokens"] for row in many] == [row["tokens"] for row in one]
     np.testing.assert_allclose(
@@ -140,7 +152,7 @@ def test_answers_are_parsed_while_the_next_are_sampled(recipe, tmp_path, monkeyp
     events, with_resident, decode = [], rollouts.with_resident, grpo.decode
 
     def noted(name, function):
-        return lambda *arguments: (events.append(name), function(*arguments))[1]
+        return lambda *arguments, **named: (events.append(name), function(*arguments, **named))[1]
 
     monkeypatch.setattr(
         rollouts, "with_resident", lambda sample: noted("sample", with_resident(sample))
@@ -150,10 +162,30 @@ def test_answers_are_parsed_while_the_next_are_sampled(recipe, tmp_path, monkeyp
     assert events == ["sample", "sample", "parse", "sample", "parse", "parse"]
 
 
+@pytest.mark.slow
+def test_a_cap_that_nothing_reaches_changes_nothing(recipe, tmp_path):
+    """Sampler and learner compute the same here, but for rounding; with one update and with two."""
+    for updates in (1, 2):
+        found = []
+        for cap in (0.0, 2.0):
+            folder = tmp_path / f"{updates}_{cap}"
+            train(
+                recipe(
+                    "grpo", num_steps=2, **{"grpo.updates": updates, "grpo.importance_cap": cap}
+                ),
+                folder,
+            )
+            found.append(metrics.read(folder))
+        for without, capped in zip(*found, strict=True):
+            assert capped["truncated_fraction"] == 0
+            for name in ("loss", "reward", "kl", "grad_norm"):
+                assert capped[name] == pytest.approx(without[name], rel=1e-3, abs=1e-5), name
+
+
 def test_padding_behind_the_longest_completion_is_cut():
     rollout = Rollout(*(jax.device_put(np.ones((2, 3, 12), d)) for d in (int, bool, np.float32)))
     with jax.transfer_guard("disallow"):
-        shorter = [grpo.shorten(rollout, longest, (4, 8, 12)) for longest in (3, 4, 5, 12)]
+        shorter = [selecting.shorten(rollout, longest, (4, 8, 12)) for longest in (3, 4, 5, 12)]
     assert [s.tokens.shape[-1] for s in shorter] == [4, 4, 8, 12]
     assert all(array.shape == s.tokens.shape for s in shorter for array in s)
 
@@ -161,14 +193,50 @@ def test_padding_behind_the_longest_completion_is_cut():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"grpo.kl": "exact"},
-        {"grpo.kl": "k1", "grpo.normalisation": "token", "grpo.advantage_scale": "none"},
-        {"grpo.beta": 0.0, "grpo.updates": 2, "grpo.normalisation": "sequence"},
+        {"grpo.kl": "exact", "data.direct": 0.5},
+        {
+            "grpo.kl": "k1",
+            "grpo.normalisation": "token",
+            "grpo.advantage_scale": "gdpo",
+            "grpo.objective": "cispo",
+            "grpo.more_rewards": ("test_runs:noise", "thoughts_image", "overlong=0.5"),
+        },
+        {
+            "grpo.beta": 0.0,
+            "grpo.updates": 2,
+            "grpo.objective": "gspo",
+            "grpo.difficulty_weight": True,
+            "grpo.mask_cut": True,
+        },
+        {"grpo.int8_sampling": True, "grpo.importance_cap": 1.5, "grpo.updates": 2},
+        *(
+            pytest.param(
+                {"grpo.more_rewards": ("test_runs:noise",), "grpo.updates": 2} | changes,
+                marks=pytest.mark.slow,
+            )
+            for changes in (
+                {"grpo.objective": "sapo", "grpo.advantage_scale": "batch_std"},
+                {"grpo.objective": "reinforce", "grpo.advantage_scale": "leave_one_out"},
+                {"grpo.objective": "gspo", "grpo.advantage_scale": "gdpo"},
+                {"grpo.dual_clip": 3.0, "grpo.advantage_scale": "none"},
+            )
+        ),
     ],
 )
 def test_grpos_options_run(changes, recipe, tmp_path):
     train(recipe("grpo", num_steps=2, **changes), tmp_path)
-    assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path))
+    rows = metrics.read(tmp_path)
+    assert len(rows) == 2 and all(
+        np.isfinite([row["loss"], row["grad_norm"]]).all() for row in rows
+    )
+    if "grpo.mask_cut" in changes:  # a model of random weights seldom ends what it says
+        assert all(row["cut_fraction"] < 1 or row["grad_norm"] == 0 for row in rows)
+    if "grpo.int8_sampling" in changes:
+        assert all(1e-6 < row["logprob_diff"] < 0.05 for row in rows)
+        assert all(0 <= row["truncated_fraction"] < 0.1 for row in rows)
+    if rewards := changes.get("grpo.more_rewards"):
+        assert all(f"reward_{name.partition('=')[0]}" in rows[0] for name in rewards)
+        assert all(row["grad_norm"] > 1e-3 and row["zero_spread_fraction"] < 1 for row in rows)
 
 
 def test_a_frozen_tower_stays_as_it_was(recipe, tmp_path, tiny_model):

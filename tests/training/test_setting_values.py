@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.experiments import records
+from mirg_jax.models.lora import Lora
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.runs import adapters, origin
 from mirg_jax.runs.settings import of_model, read
@@ -44,6 +45,10 @@ VALUES = {
     "data.shapes.lengths=(156, 124)": "data.shapes.lengths=(156, 124): give sizes",
     "data.max_pixels=9": "data.max_pixels=9 is below data.min_pixels=3136",
     "data.threads=-2": "data.threads=-2 must be -1 or more",
+    "data.direct=1.5": "data.direct=1.5 must be from 0 to 1",
+    "data.difficulty=(0.9,0.1)": "data.difficulty=(0.9, 0.1): give two numbers from 0 to 1",
+    "data.gain=(0.1,)": "data.gain=(0.1,): give two numbers of 0 or more",
+    "data.difficulty=(0.1,0.9)": "data.ratings='' goes with data.difficulty or data.gain",
     "mesh.fsdp=0": "mesh.fsdp=0 must be 1 or more",
     "freeze=('vision',)": "freeze='vision' is none of visual, embed_tokens, decoder, lm_head",
     "evaluation.max_tokens=0": "evaluation.max_tokens=0 must be 1 or more",
@@ -51,6 +56,13 @@ VALUES = {
 GRPO = {
     "grpo.top_p=1.5": "grpo.top_p=1.5 must be from 0 to 1",
     "grpo.updates=0": "grpo.updates=0 must be 1 or more",
+    "grpo.pool=0": "grpo.pool=0 must be 1 or more",
+    "grpo.pool=2": "all groups but the first batch_size would be thrown away",
+    "grpo.max_rounds=2": "grpo.max_rounds=2 is for steps that grpo.gate leaves short",
+    "grpo.gate=(-1.0,)": "grpo.gate=-1 must be 0 or more",
+    "grpo.gate=('a',)": "must be a list, each of it a number",
+    "grpo.order=easy": "grpo.order='easy' is none of sampled, reward",
+    "grpo.mini_batches=3": "must be a multiple of grpo.mini_batches=3 times",
     "grpo.temperature=nan": "grpo.temperature=nan must be a finite number",
     "grpo.temperature=1e-30": "grpo.temperature=1e-30 must be 1e-06 or more",
     "grpo.beta=inf": "grpo.beta=inf must be a finite number",
@@ -123,7 +135,7 @@ NOT_VALUES = {
     "sampling": ({"tensor": 1}, "sampling.prompts is missing"),
     "prompt": (
         {"system": "", "image_label": "", "instruction": "", "suffix": ""},
-        "prompt.suffix is no setting; those there are image_label, instruction, system",
+        "prompt.suffix is no setting; those there are direct_instruction, image_label, instruction",
     ),
 }
 
@@ -176,6 +188,40 @@ def test_damaged_records_of_a_run_are_named(text, tmp_path, tiny_model, refusal)
     target = f"--target={tmp_path}"
     line = refusal("convert_checkpoint", "--direction=export", f"--source={tiny_model}", target)
     assert "unfinished.json: not a record of a conversion" in line and "\n" not in line
+
+
+ORIGIN = {"source": "a", "weights": "b", "param_dtype": "float32"}
+LORA = {"base": "a", "param_dtype": "float32", "lora": {"rank": 4, "alpha": 8}}
+
+
+@pytest.mark.parametrize(
+    ("read_record", "record", "said"),
+    [
+        (origin.read, {"weights": "b", "param_dtype": "float32"}, "it has no 'source'"),
+        (origin.read, ORIGIN | {"weights": 7}, "weights is 7"),
+        (adapters.read, {"base": "a", "param_dtype": "float32"}, "it has no 'lora'"),
+        (adapters.read, LORA | {"lora": {"alpha": 8}}, "it has no 'rank'"),
+        (adapters.read, LORA | {"lora": {"rank": "4"}}, 'rank is "4"'),
+        (adapters.read, LORA | {"lora": {"rank": 4, "alpha": True}}, "alpha is true"),
+        (adapters.read, LORA | {"lora": {"rank": 4, "targets": 5}}, "not iterable"),
+        (adapters.read, LORA | {"lora": {"rank": 4, "targets": ["x"]}}, "'x' is none of"),
+    ],
+)
+def test_what_a_record_lacks_is_named(read_record, record, said, tmp_path):
+    for name in ("origin.json", "lora.json"):
+        (tmp_path / name).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError) as error:
+        read_record(tmp_path)
+    line = str(error.value)
+    assert ".json: not a record of a" in line and said in line and "restore it" in line
+    assert "__init__" not in line and "\n" not in line
+
+
+def test_records_of_a_later_version_are_read(tmp_path):
+    (tmp_path / "origin.json").write_text(json.dumps(ORIGIN | {"more": 1}))
+    (tmp_path / "lora.json").write_text(json.dumps(LORA | {"more": 1}))
+    assert origin.read(tmp_path) == origin.Origin(**ORIGIN)
+    assert adapters.read(tmp_path) == adapters.Record("a", "float32", Lora(4, 8))
 
 
 def test_a_trajectory_seed_is_checked_too(refusal, tmp_path):

@@ -148,12 +148,15 @@ def test_without_room_for_metrics_the_run_ends_saved(steady_recipe, tmp_path, mo
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_signal_during_the_last_step_or_save_is_not_lost(steady_recipe, tmp_path, monkeypatch):
+def test_a_signal_during_the_last_step_or_save_is_not_lost(
+    steady_recipe, tmp_path, monkeypatch, capsys
+):
     config = steady_recipe("sft", num_steps=1)
     with at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch):
         with pytest.raises(SystemExit) as stopped:
             train(config, tmp_path / "step")
     assert stopped.value.code == 143 and steps_in(tmp_path / "step") == ["1"]
+    assert "all 1 steps are done and saved" in capsys.readouterr().err
 
     close = metrics.Metrics.close
     monkeypatch.setattr(

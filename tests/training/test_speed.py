@@ -12,7 +12,7 @@ from conftest import train
 
 from mirg_jax.errors import SaveError
 from mirg_jax.models import flops
-from mirg_jax.models.config import QWEN2_VL_7B
+from mirg_jax.models.sizes import QWEN2_VL_7B
 from mirg_jax.runs import metrics
 from mirg_jax.runs.checkpoints import Checkpoints
 from mirg_jax.runs.settings import read
@@ -86,8 +86,8 @@ def test_operations_of_a_grpo_step(recipe, changes, decoder_passes, tower_passes
     assert found == pytest.approx(expected)
 
 
-def test_a_trace_of_some_steps_is_recorded(recipe, tmp_path, capsys):
-    train(recipe("sft", num_steps=3, profile=(2, 3)), tmp_path)
+def test_a_trace_of_some_steps_is_recorded(steady_recipe, tmp_path, capsys):
+    train(steady_recipe("sft", num_steps=3, profile=(2, 3)), tmp_path)
     assert [*tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")]
     assert "trace written to" in capsys.readouterr().err
     told = [row["speed"].keys() for row in metrics.read(tmp_path)]
@@ -106,7 +106,7 @@ def test_a_trace_that_cannot_be_written_costs_a_line(tmp_path, capsys, monkeypat
     assert capsys.readouterr().err == f"{tmp_path}/profile: no trace is recorded (no room)\n"
 
 
-def test_a_save_is_due_after_some_minutes(recipe, tmp_path, monkeypatch):
+def test_a_save_is_due_after_some_minutes(steady_recipe, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 60))  # a minute at each look
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     saved, save = [], Checkpoints.save
@@ -119,7 +119,7 @@ def test_a_save_is_due_after_some_minutes(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", note)
     changes = {"checkpoint.every": 0, "checkpoint.minutes": 2.5, "checkpoint.keep": 0}
-    train(recipe("sft", num_steps=7, **changes), tmp_path)
+    train(steady_recipe("sft", num_steps=7, **changes), tmp_path)
     assert saved == [3, 6, 7]  # it looks once a step and once a save
 
 

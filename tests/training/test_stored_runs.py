@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -98,24 +99,33 @@ def test_kills_at_any_moment_lose_nothing_in_a_bucket(
     upload(tiny_model, "model")
     upload(scenes, "data")
     flags = together.recipe(kind, "gs://bucket/model", places.of("gs://bucket/data"), **changes)
-    command = [sys.executable, "-c", BINARY, script, *flags, f"--workdir={RUN}"]
-    draw, killed = random.Random(0), 0
-    for _ in range(60):
-        process = subprocess.Popen(
-            [*map(str, command)],
+
+    def start(workdir: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*map(str, [sys.executable, "-c", BINARY, script, *flags, f"--workdir={workdir}"])],
             env=together.environment() | bucket.environment(),
             cwd=REPOSITORY,
             stderr=subprocess.PIPE,
             text=True,
         )
-        try:
-            _, said = process.communicate(timeout=draw.uniform(15, 60) if killed < 10 else 900)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            killed += 1
-            continue
+
+    def finish(process: subprocess.Popen) -> None:
+        _, said = process.communicate(timeout=900)
         assert process.returncode == 0, said
-        break
-    assert killed
+
+    finish(start("gs://bucket/runs/whole"))
+    requests = len(bucket.requests)
+    draw, killed = random.Random(0), 0
+    for _ in range(10):
+        moment = len(bucket.requests) + draw.uniform(0.1, 0.6) * requests
+        process = start(RUN)
+        while process.poll() is None and len(bucket.requests) < moment:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        killed += 1
+    finish(start(RUN))
+    assert killed >= 5
     assert scalars(RUN) == scalars(tmp_path)

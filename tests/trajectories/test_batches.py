@@ -9,8 +9,8 @@ import pytest
 from asking import write_questions
 from pipeline_runs import check_whole, lines
 
+from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.errors import ConfigError, UserError
-from mirg_jax.runs import facts
 from mirg_jax.trajectories import batches, build, settings
 
 config = pipeline_runs.config
@@ -82,7 +82,7 @@ def test_files_of_an_earlier_version_are_gone_on_with(config, tmp_path, monkeypa
     how = settings.read(config("http://127.0.0.1:9/v1"))
     what = {"source": str(source), "image_root": str(source.parent), "output_dir": tmp_path / "out"}
     with monkeypatch.context() as patch:  # which named requests without their images
-        patch.setattr(facts.ImageHashes, "of", lambda self, paths: "")
+        patch.setattr(ImageHashes, "of", lambda self, paths: "")
         (first,) = build.batch(how, **what).files
     again = build.batch(how, **what)
     assert not again.files and again.waiting == 7
@@ -90,3 +90,27 @@ def test_files_of_an_earlier_version_are_gone_on_with(config, tmp_path, monkeypa
     result = build.batch(how, **what)
     assert result.waiting == 0 and [path.name for path in result.files] == ["mapping-0001.jsonl"]
     assert len(lines(result.files[0])) == 7
+
+
+def test_answers_of_other_requests_are_refused_and_late_ones_taken(
+    config, tmp_path, monkeypatch, capsys
+):
+    source = write_questions(tmp_path / "data", 7)
+    how = settings.read(config("http://127.0.0.1:9/v1"))
+    what = {"source": str(source), "image_root": str(source.parent), "output_dir": tmp_path / "out"}
+    (first,) = build.batch(how, **what).files
+    answers = first.with_suffix(".answers.jsonl")
+    for other in ("", '{"custom_id": "of another file", "response": {"status_code": 200}}\n'):
+        answers.write_text(other)
+        with pytest.raises(UserError, match=f"holds none of the 7 requests of {first.name}"):
+            build.batch(how, **what)
+    provider(first, fake_server.answer)
+    whole = answers.read_text()
+    answers.write_text("".join(whole.splitlines(keepends=True)[:4]))  # a download that was cut
+    again = build.batch(how, **what).files
+    assert "lacks 3 of 7 requests, which are written again" in capsys.readouterr().err
+    (second,) = (path for path in again if path.name == "reasoning-0002.jsonl")
+    assert len(lines(second)) == 3
+    answers.write_text(whole)  # the second file was never sent
+    result = build.batch(how, **what)
+    assert result.waiting == 4 and sum(len(lines(path)) for path in result.files) == 3

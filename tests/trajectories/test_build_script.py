@@ -14,6 +14,12 @@ from mirg_jax.trajectories import outputs
 config = pipeline_runs.config
 
 
+def build(folder, source) -> list:
+    """The binary's name and flags, for a server that isn't there."""
+    _, script, *flags = command(flags_for("http://127.0.0.1:9/v1"), folder, source)
+    return [script.stem, *flags]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -24,33 +30,30 @@ config = pipeline_runs.config
         (["--config.stages.mapping.key_variable=NO_KEY"], "NO_KEY is not set"),
     ],
 )
-def test_the_binary_refuses_in_one_line(config, tmp_path, flags, message):
+def test_the_binary_refuses_in_one_line(config, tmp_path, flags, message, refusal):
     source = write_questions(tmp_path / "data", 7)
     config("")
-    flags = [*command(flags_for("http://127.0.0.1:9/v1"), tmp_path / "out", source), *flags]
-    ended = subprocess.run(flags, capture_output=True, text=True)
-    assert ended.returncode == 2 and message in ended.stderr
-    assert ended.stderr.count("\n") == 1
+    line = refusal(*build(tmp_path / "out", source), *flags)
+    assert message in line and "\n" not in line
 
 
 @pytest.mark.parametrize("wrong", ["images", "task"])
-def test_no_usable_question_is_an_error(config, tmp_path, wrong):
+def test_no_usable_question_is_an_error(config, tmp_path, wrong, refusal, capsys):
     source = write_questions(tmp_path / "data", 7)
     if wrong == "images":
         (tmp_path / "data/images").rename(tmp_path / "data/elsewhere")
     else:
         source.write_text(source.read_text().replace('"id": "', '"id": "gg_reg_'))
     config("")
-    flags = command(flags_for("http://127.0.0.1:9/v1"), tmp_path / "out", source)
-    ended = subprocess.run([*flags, "--dry_run"], capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    line = refusal(*build(tmp_path / "out", source), "--dry_run")
+    assert line and "\n" not in line
     reason = "no such file" if wrong == "images" else "captioning"
-    assert "no question can be used, 7 were left out; the first: " in ended.stderr
-    assert reason in ended.stderr
+    assert "no question can be used, 7 were left out; the first: " in line
+    assert reason in line
     if wrong == "images":  # with the images in place nothing is left of it
         (tmp_path / "data/elsewhere").rename(tmp_path / "data/images")
-        ended = subprocess.run([*flags, "--dry_run"], capture_output=True, text=True)
-        assert ended.returncode == 0 and "7 questions" in ended.stdout
+        assert refusal(*build(tmp_path / "out", source), "--dry_run") == ""
+        assert "7 questions" in capsys.readouterr().out
 
 
 def test_no_accepted_question_is_an_error(tmp_path):
@@ -63,7 +66,7 @@ def test_no_accepted_question_is_an_error(tmp_path):
         outputs.check_some_accepted(summary | fine, tmp_path)
 
 
-def test_the_binary_says_what_is_left(config, tmp_path, monkeypatch):
+def test_the_binary_says_what_is_left(config, tmp_path, monkeypatch, refusal, capsys):
     source = write_questions(tmp_path / "data", 21)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     flags = command(flags_for("http://127.0.0.1:9/v1"), tmp_path / "out", source)
@@ -71,6 +74,5 @@ def test_the_binary_says_what_is_left(config, tmp_path, monkeypatch):
     assert ended.returncode == 0, ended.stderr
     assert "21 questions: common_object 3, diff 3" in ended.stdout
     assert "spent: $0.00" in ended.stdout
-    ended = subprocess.run([*flags, "--batches"], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "reasoning-0001.jsonl" in ended.stdout
+    assert refusal(*build(tmp_path / "out", source), "--batches") == ""
+    assert "reasoning-0001.jsonl" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from mirg_jax.grounding.grammar import (
     prose,
     renumber,
 )
-from mirg_jax.grounding.tasks import TRAINING_TASKS
+from mirg_jax.grounding.tasks import MIG_BENCH_TASKS
 from mirg_jax.trajectories import checks, prompts
 
 TEXTS = prompts.load_prompts()
@@ -233,7 +233,7 @@ def test_no_text_breaks_a_check_and_what_passes_is_sound(text):
 
 
 def test_prompts_of_every_stage_and_task(tmp_path):
-    assert TEXTS.tasks() == set(TRAINING_TASKS)
+    assert TEXTS.tasks() == set(MIG_BENCH_TASKS)
     values = {
         "reasoning": {"answer": prompts.answer_text(QUESTION)},
         "mapping": {"reasoning": THOUGHTS},
@@ -241,13 +241,13 @@ def test_prompts_of_every_stage_and_task(tmp_path):
     }
     for stage in prompts.STAGES:
         said = set()
-        for task in TRAINING_TASKS:
+        for task in MIG_BENCH_TASKS:
             question = dataclasses.replace(QUESTION, task=task)
             text = TEXTS.render(stage, question, **values[stage])
             assert "What differs?" in text and "<image>" not in text and "$" not in text
             assert all(value in text for value in values[stage].values())
             said.add(text)
-        assert len(said) == len(TRAINING_TASKS)  # every task has its own
+        assert len(said) == len(MIG_BENCH_TASKS)  # every task has its own
     with pytest.raises(ConfigError, match="cannot be read"):
         prompts.load_prompts(str(tmp_path))
     for stage in prompts.STAGES:

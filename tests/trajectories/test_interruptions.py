@@ -20,7 +20,7 @@ config, server = pipeline_runs.config, pipeline_runs.server
 @pytest.mark.parametrize(
     ("count", "kills"), [(105, 2), pytest.param(1000, 10, marks=pytest.mark.slow)]
 )
-def test_killed_runs_go_on_and_pay_nothing_twice(server, config, tmp_path, count, kills):
+def test_killed_runs_go_on_and_pay_nothing_twice(server, config, tmp_path, count, kills, refusal):
     source = write_questions(tmp_path / "data", count)
     fake = server("--bad=0.2", "--delay=0.02")
     folder = tmp_path / "out"
@@ -57,8 +57,8 @@ def test_killed_runs_go_on_and_pay_nothing_twice(server, config, tmp_path, count
     assert sum(n - 1 for n in good.values()) <= kills * 16
 
     before = len(fake.requests())
-    again = subprocess.run(all_flags, capture_output=True, text=True)
-    assert again.returncode == 0 and len(fake.requests()) == before
+    _, script, *own_flags = all_flags
+    assert refusal(script.stem, *own_flags) == "" and len(fake.requests()) == before
     # The key is in no output.
     assert KEY not in ended.stdout + ended.stderr
     for path in folder.rglob("*"):
@@ -72,13 +72,14 @@ def test_a_stop_signal_loses_no_answer(server, config, tmp_path):
     folder = tmp_path / "out"
     process = subprocess.Popen(
         command(flags_for(fake.url), folder, source), stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
     while not (folder / "replies.jsonl").exists() or len(fake.requests()) < 20:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped: SIGTERM" in out
+    assert said.count("SIGTERM: waiting for the requests under way; a second one ends at once") == 1
     replies = [row for row in lines(folder / "replies.jsonl") if "reply" in row]
     assert len(replies) == len(fake.requests()) < 126
     assert json.loads((folder / "summary.json").read_text())["unfinished"] > 0

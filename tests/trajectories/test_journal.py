@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+from mirg_jax.data.examples import Example
 from mirg_jax.errors import DataError
-from mirg_jax.trajectories.journal import Journal
+from mirg_jax.trajectories.journal import Journal, recorded_reply
+from mirg_jax.trajectories.request import Request
+
+QUESTION = Example("a", "diff", ("1.jpg",), "What differs?", ())
 
 
 def test_the_journal_counts_what_was_and_may_have_been_paid(tmp_path):
@@ -42,3 +46,16 @@ def test_an_invalid_line_is_refused(tmp_path, line):
     (tmp_path / "replies.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match="replies.jsonl line 1"):
         Journal(tmp_path, "replies.jsonl", write=False)
+
+
+def test_a_reply_that_lacks_a_field_is_named(tmp_path):
+    request = Request(QUESTION, "reasoning", 1, "the prompt", (), "{}")
+    row = {"reply": request.key, "dollars": 0.0, "text": "yes", "problem": ""}
+    whole = row | {"prompt_tokens": 1, "completion_tokens": 2}
+    (tmp_path / "replies.jsonl").write_text(json.dumps(whole) + "\n")
+    journal = Journal(tmp_path, "replies.jsonl", write=False)
+    assert recorded_reply(journal, request).reply.text == "yes"
+    (tmp_path / "replies.jsonl").write_text(json.dumps(row) + "\n")
+    journal = Journal(tmp_path, "replies.jsonl", write=False)
+    with pytest.raises(DataError, match=f"{request.key} .* has no 'prompt_tokens'; remove its"):
+        recorded_reply(journal, request)

@@ -13,6 +13,7 @@ from mirg_jax.trajectories import build, settings
 from mirg_jax.trajectories.request import Request
 
 
+@pytest.mark.slow
 def test_a_tiny_model_answers_a_stage(recipe, scenes, tiny_model, tmp_path):
     how = recipe("grpo")
     how.data.shapes.lengths = (2048,)

@@ -95,7 +95,7 @@ def test_unreadable_images_are_rejected(server, config, tmp_path):
     assert all("not an image" in row["reason"] for row in rejected)
 
 
-def test_answers_are_about_the_images_that_were_sent(server, config, tmp_path, capsys):
+def test_answers_are_about_the_images_that_were_sent(server, config, tmp_path, capsys, monkeypatch):
     source, folder = write_questions(tmp_path / "data", 7), tmp_path / "out"
     fake = server()
     run(config(fake.url), folder, source)
@@ -117,9 +117,24 @@ def test_answers_are_about_the_images_that_were_sent(server, config, tmp_path, c
     check_whole(folder, 7)
     assert "earlier version" not in capsys.readouterr().err
 
-    # As an earlier version filed them.
+    # As earlier versions filed them: by samples of the images, and without the images.
     journal = folder / "replies.jsonl"
     rows = [row for row in lines(journal) if "reply" in row][:asked]
+    requests, find = {}, Journal.find
+    with monkeypatch.context() as patch:
+
+        def noted(self, request):
+            requests[request.key] = request
+            return find(self, request)
+
+        patch.setattr(Journal, "find", noted)
+        run(config(fake.url), folder, source)
+    samples = [row | {"reply": requests[row["reply"]].key_by_samples} for row in rows]
+    assert not {row["reply"] for row in samples} & requests.keys()
+    journal.write_text("".join(json.dumps(row) + "\n" for row in samples))
+    run(config(fake.url), folder, source)
+    assert len(fake.requests()) == asked + 3
+    assert "earlier version" not in capsys.readouterr().err
     earlier = [row | {"reply": row.pop("by_name")} for row in rows]
     journal.write_text("".join(json.dumps(row) + "\n" for row in earlier))
     run(config(fake.url), folder, source)

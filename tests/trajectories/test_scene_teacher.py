@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from conftest import page_data
+from ml_collections import ConfigDict
 
 from configs import trajectories
 from mirg_jax.data.examples import read_examples
@@ -122,6 +123,27 @@ def test_summary_counts_everything(made):
     assert (made["annotated"] / "rejected.jsonl").read_text() == ""
 
 
-def test_other_questions_have_no_answer():
+def test_the_benchmarks_other_tasks_are_annotated_too(tmp_path):
+    scene_tasks.write_dataset(tmp_path, seed=4, sft=20, rl=0, evaluation=0, tasks="all")
+    config = trajectories.scenes()
+    config.scenes.update(seed=4, error=0.0)
+    config.select.weights = ConfigDict(dict.fromkeys(scene_tasks.TASKS["all"], 1.0))
+    build.build(
+        settings.read(config),
+        source=str(tmp_path / "sft.json"),
+        image_root=str(tmp_path),
+        output_dir=tmp_path / "made",
+        progress=False,
+    )
+    examples, rejected = read_examples(tmp_path / "made/grounded.jsonl")
+    assert len(examples) == 20 and not rejected
+    for example in examples:
+        (found,) = parse_response(example.response, len(example.images)).objects
+        (target,) = example.targets
+        assert (found.image, found.box) == (target.image, target.box)
+
+
+@pytest.mark.parametrize("name", ["real_photo_7", "region_test_00001", "eval_00001"])
+def test_other_questions_have_no_answer(name):
     with pytest.raises(DataError, match="not the id of a procedural scene"):
-        scene_tasks.find_puzzle("real_photo_7", 0)
+        scene_tasks.find_puzzle(name, 0)

@@ -288,6 +288,23 @@ def test_a_selection_of_which_questions_are_lost_is_not_used(tmp_path):
             prepare_questions(source, tmp_path, out, settings)
 
 
+def test_a_selection_that_was_made_without_some_images_says_so(tmp_path, capsys):
+    publish(tmp_path)
+    image = tmp_path / "MGrounding-630k/Group_Grounding/images/000003_1.jpg"
+    content, folder = image.read_bytes(), tmp_path / "selection"
+    image.unlink()
+    what = tmp_path / "MGrounding-630k", tmp_path, folder, SelectionSettings(0, 0, EQUAL, 0)
+    chosen = prepare_questions(*what)
+    assert not capsys.readouterr().err
+    image.write_bytes(content)
+    assert len(prepare_questions(*what)) == len(chosen)
+    said = capsys.readouterr().err
+    assert said.count("the images of 1 questions were not there") == 1 and str(folder) in said
+    shutil.rmtree(folder)
+    assert len(prepare_questions(*what)) == len(prepare_questions(*what)) == len(chosen) + 1
+    assert not capsys.readouterr().err
+
+
 def test_lines_are_read_where_a_folder_has_no_lists(tmp_path):
     lines = tmp_path / "train.jsonl"
     lines.write_text("".join(json.dumps(row("Difference", n)) + "\n" for n in range(3)))

@@ -50,6 +50,9 @@ def test_keys_of_requests_never_change(stage, changes, key):
 )
 def test_keys_with_images_never_change_either(pictures, key):
     assert Request(QUESTION, "reasoning", 2, "the prompt", (), "{}", pictures).key == key
+    if pictures:  # answers that earlier versions filed by samples of the images are still found
+        both = Request(QUESTION, "reasoning", 2, "the prompt", (), "{}", f"{pictures}.4567cdef")
+        assert both.key_by_samples == key != both.key
 
 
 def test_a_recipe_is_part_of_a_teachers_identity():

@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 
-@pytest.mark.parametrize("processes, devices", [(1, 8), (2, 2)])
+@pytest.mark.parametrize("processes, devices", [(1, 8), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_each_device_gets_its_part_and_each_process_reads_no_more(tiny_model, processes, devices):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -23,7 +23,7 @@ LORAS = {
 
 
 @pytest.mark.parametrize("kind", LORAS)
-@pytest.mark.parametrize("name", ["tied", "untied", "windows 28"])
+@pytest.mark.parametrize("name", ["tied", "untied", "windows 28", "deep tied"])
 def test_peft_computes_what_we_do(name, kind, tmp_path):
     config, settings = reference.ALL_CONFIGS[name], LORAS[kind]
     base = reference.torch_model(config)
@@ -36,9 +36,10 @@ def test_peft_computes_what_we_do(name, kind, tmp_path):
     )
     peft.save(tmp_path / "adapter", adapters, settings, config, str(tmp_path / "base"))
 
-    item, images = reference.sample(rng, [(84, 56), (28, 56)], response=9)
-    inputs = reference.torch_inputs(item.encoded.tokens, images)
-    batch = collate([item], [[0]], Shapes((56, 112), (4,), (64,)))
+    item, images = reference.sample(rng, [(84, 56), (28, 56)], 9, config.vision)
+    inputs = reference.torch_inputs(item.encoded.tokens, images, config.vision)
+    shapes = Shapes((56, 112), (4,), (64,), config.vision.patch_size)
+    batch = collate([item], [[0]], shapes)
     with torch.no_grad():
         plain = base(**inputs).logits[0].numpy()
         model = reference_peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

@@ -1,5 +1,7 @@
 """Batches of conversations for pretraining the small base model, with attention targets."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -92,8 +94,10 @@ def make_batch(
         packed.append(row)
 
     items = [talk.item for row in packed for talk in row]
+    patch = math.isqrt(pictures[0].patches.patches.shape[-1] // 3)
+    shapes = dataclasses.replace(SHAPES, patch=patch)
     numbers = iter(range(len(items)))
-    arrays = collate(items, [[next(numbers) for _ in row] for row in packed], SHAPES)
+    arrays = collate(items, [[next(numbers) for _ in row] for row in packed], shapes)
     slots = arrays.images.patches.shape[1]
 
     def along_row(parts: list[np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from mirg_jax.models.language import add_deep
 from mirg_jax.models.layers import unstack
 from mirg_jax.models.qwen2_vl import Qwen2VL
 from mirg_jax.rl.logprobs import token_logprobs
@@ -66,7 +67,7 @@ def probe_loss(
 
 def see(
     trained: dict[str, Any], images: Images, seen: Seen, *, graph: nnx.GraphDef
-) -> tuple[Float[Array, ""], tuple[dict[str, Array], Float[Array, "B V M"]]]:
+) -> tuple[Float[Array, ""], tuple[dict[str, Array], Float[Array, "B V W"]]]:
     """Computes the vision tower's loss, by probes of its patches and of its visual tokens.
 
     Args:
@@ -79,8 +80,8 @@ def see(
       The loss; and a pair of metrics and visual tokens.
     """
     visual = nnx.merge(graph, trained["model"]).visual
-    features = visual.features(images)
-    tokens = visual.merger(features)
+    features, deep = visual.features(images)
+    tokens = visual.merge(features, deep)
     B, S, P, _ = features.shape
     real = images.positions[:, :, 0, 0] >= 0
     quarters = seen.covers.reshape(B, S, P // 4, 4, 2).any(axis=3)
@@ -93,7 +94,7 @@ def see(
 
 
 def decode_with_patterns(
-    model: Qwen2VL, batch: Batch, visual: Float[Array, "B V M"]
+    model: Qwen2VL, batch: Batch, visual: Float[Array, "B V W"]
 ) -> tuple[Float[Array, "B T M"], Float[Array, " patterns"]]:
     """Computes the decoder's hidden states and the loss of each attention pattern.
 
@@ -125,10 +126,12 @@ def decode_with_patterns(
             losses[name] = value / jnp.maximum(has_target.sum(), 1)
         return (weights @ v / total)[:, :, None, None], None
 
-    x = model.embed(text, visual)[:, None]
+    x, deep = model.embed(text, visual)
+    x = x[:, None]
     angles = decoder.angles(text.positions)[:, None]
     for index, layer in enumerate(unstack(decoder.layers)):
         x, _ = layer(x, angles, functools.partial(attend_to, index))
+        x = add_deep(x, deep, index)
     return decoder.norm(x)[:, 0], jnp.stack([losses[name] for name in PATTERNS])
 
 

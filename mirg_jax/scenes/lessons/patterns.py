@@ -15,7 +15,6 @@ from jaxtyping import Int
 from mirg_jax.grounding.grammar import (
     ANSWER_START,
     BOX_END,
-    BOX_START,
     OBJECT_END,
     OBJECT_START,
     THINK_START,
@@ -56,18 +55,7 @@ class Annotator:
     """
 
     def __init__(self, tokenizer):
-        def one(text: str) -> int:
-            (token,) = tokenizer.encode(text, add_special_tokens=False)
-            return token
-
-        self._name_start, self._name_end = one(OBJECT_START), one(OBJECT_END)
-        self._box_start, self._box_end = one(BOX_START), one(BOX_END)
-        self._think, self._answer = one(THINK_START), one(ANSWER_START)
-        self._pad, self._end = one("<|image_pad|>"), one("<|im_end|>")
-        self._ids = {one(format_id(n, m)): (n, m) for n in range(1, 5) for m in range(1, 5)}
-        self._numbers = {one(f" {n}") for n in range(1, 5)}
-        self._labels = {one(f"Image-{n}"): n for n in range(1, 5)}
-        self._image, self._object, self._colon = one(" image"), one(" Object"), one(": ")
+        self._words = _Words(tokenizer)
 
     def __call__(
         self, tokens: Int[np.ndarray, " T"], scenes: Mapping[int, Sequence[Thing]]
@@ -78,93 +66,151 @@ class Annotator:
           tokens: the conversation's tokens.
           scenes: objects of the images shown, by image number; empty if only a list is given.
         """
-        T = len(tokens)
-        queries, keys = np.zeros((2, len(PATTERNS), T), np.int32)
-        code = {name: (queries[i], keys[i]) for i, name in enumerate(PATTERNS)}
-        positions = np.arange(T)
+        reader = _Reader(self._words, tokens.tolist(), scenes)
+        for t in range(len(tokens)):
+            reader.read(t)
+        return reader.codes
+
+
+class _Words:
+    """The tokens that patterns begin or end at."""
+
+    def __init__(self, tokenizer):
+        def one(text: str) -> int:
+            (token,) = tokenizer.encode(text, add_special_tokens=False)
+            return token
+
+        self.name_start, self.name_end = one(OBJECT_START), one(OBJECT_END)
+        self.box_end = one(BOX_END)
+        self.think, self.answer = one(THINK_START), one(ANSWER_START)
+        self.pad, self.end = one("<|image_pad|>"), one("<|im_end|>")
+        self.ids = {one(format_id(n, m)): (n, m) for n in range(1, 5) for m in range(1, 5)}
+        self.numbers = {one(f" {n}") for n in range(1, 5)}
+        self.labels = {one(f"Image-{n}"): n for n in range(1, 5)}
+        self.image, self.object, self.colon = one(" image"), one(" Object"), one(": ")
+
+
+class _Reader:
+    """Reads a conversation token by token, and fills in its codes."""
+
+    def __init__(self, words: _Words, tokens: list[int], scenes: Mapping[int, Sequence[Thing]]):
+        self._words, self._tokens, self._scenes = words, tokens, scenes
+        self.codes = Codes(*np.zeros((2, len(PATTERNS), len(tokens)), np.int32))
+        self._code = {name: (self.codes.queries[i], self.codes.keys[i])
+                      for i, name in enumerate(PATTERNS)}  # fmt: skip
+        positions = np.arange(len(tokens))
         for name, back in (("previous", 1), ("before_previous", 2)):
-            code[name][0][back:], code[name][1][:] = positions[back:] - back + 1, positions + 1
+            queries, keys = self._code[name]
+            queries[back:], keys[:] = positions[back:] - back + 1, positions + 1
         for name in ("last_id", "image", "copy_box"):
-            code[name][1][:] = positions + 1
+            self._code[name][1][:] = positions + 1
+        # Of the listed objects: colour and shape, and the position where the name ends.
+        self._looks: dict[tuple[int, int], tuple[int, int]] = {}
+        self._ends: dict[tuple[int, int], int] = {}
+        self._label, self._shown, self._seen = 0, 0, 0  # of the image whose visual tokens come
+        self._sought: tuple[int, int] | None = None
+        self._forget()
 
-        tokens = tokens.tolist()
-        looks: dict[tuple[int, int], tuple[int, int]] = {}  # colour and shape of listed objects
-        ends: dict[tuple[int, int], int] = {}  # position where a listed object's name ends
-        last_id = number = asked_name = asked_box = sought = None
-        thinking = answering = False
-        label, shown, seen_of_image = None, 0, 0
+    def _forget(self) -> None:
+        """Forgets what belongs to one question and its answer."""
+        self._last_id = self._number = self._asked_name = self._asked_box = None  # positions
+        self._thinking = self._answering = False
 
-        for t, token in enumerate(tokens):
-            if last_id is not None and (thinking or answering):
-                code["last_id"][0][t] = last_id + 1
-            if number is not None:
-                code["image"][0][t] = number + 1
+    def read(self, t: int) -> None:
+        """Adds the codes of the token at position t, which follows those read before."""
+        if self._last_id is not None and (self._thinking or self._answering):
+            self._code["last_id"][0][t] = self._last_id + 1
+        if self._number is not None:
+            self._code["image"][0][t] = self._number + 1
+        token = self._tokens[t]
+        self._read_picture(t, token)
+        self._read_turn(t, token)
+        if not self._thinking:
+            self._read_question(t, token)
+        self._read_thoughts(t, token)
+        if token in self._words.ids and (self._thinking or self._answering):
+            self._read_id(t, self._words.ids[token])
 
-            if token in self._labels:
-                label, shown, seen_of_image = t, self._labels[token], 0
-            elif token == self._pad:
-                code["image"][0][t] = label + 1
-                row, column = divmod(seen_of_image, 2)
-                for m, thing in enumerate(scenes[shown]):
-                    if _covers(thing, row, column):
-                        code[("first_thing", "second_thing")[m]][1][t] = shown
-                seen_of_image += 1
-            elif token == self._think:
-                thinking, looks, ends, sought = True, {}, {}, None
-                code["like"][1][t] = code["name_source"][1][t] = -1
-            elif token == self._answer:
-                answering = True
-            elif token == self._end and answering:
-                thinking = answering = False
-                last_id = number = asked_name = asked_box = None
-            elif token == self._box_end and not thinking and not answering:
-                asked_box, code["box_asked"][1][t] = t, t + 1
-            elif token == self._name_end and not thinking:
-                asked_name, code["name_source"][1][t] = t, t + 1
-            elif token in self._numbers and thinking and tokens[t - 1] == self._image:
-                number = t
-            elif token == self._colon and tokens[t - 1] == self._object:
-                if asked_box is not None:
-                    code["box_asked"][0][t] = asked_box + 1
-                    code["at_box"][0][t] = _thing_code(*self._ids[tokens[t + 1]])
-            elif token in self._ids and (thinking or answering):
-                image, m = self._ids[token]
-                last_id, number = t, None
-                if answering:  # box_start and three coordinates, copied from the list
-                    source = ends[image, m] + 2
-                    for i in range(4):
-                        code["copy_box"][0][t + 1 + i] = source + i + 1
-                elif tokens[t + 1] == self._name_start:
-                    self._listed(code, tokens, t, (image, m), looks, ends, bool(scenes))
-                elif tokens[t - 1] == self._colon:
-                    sought = image, m
-            elif token == self._name_start and thinking and tokens[t - 1] not in self._ids:
-                # A looked-up name begins. Its target is the ID that follows the name.
-                target = self._ids[tokens[t + 4]]
-                code["match"][0][t + 3] = _thing_code(*target)
-                if sought:
-                    source = ends[sought]
-                elif asked_name is not None:
-                    source = asked_name
-                else:
-                    same = [e for key, e in ends.items() if looks[key] == looks[target]]
-                    source = same[-1]
-                for i in (0, 1):
-                    code["name_source"][0][t + i] = source + 1
-        return Codes(queries, keys)
+    def _read_picture(self, t: int, token: int) -> None:
+        """Reads an image's label and visual tokens."""
+        if token in self._words.labels:
+            self._label, self._shown, self._seen = t, self._words.labels[token], 0
+        elif token == self._words.pad:
+            self._code["image"][0][t] = self._label + 1
+            row, column = divmod(self._seen, 2)
+            for m, thing in enumerate(self._scenes[self._shown]):
+                if _covers(thing, row, column):
+                    self._code[("first_thing", "second_thing")[m]][1][t] = self._shown
+            self._seen += 1
 
-    def _listed(self, code, tokens, t, key, looks, ends, visual) -> None:
-        """Adds the codes of a list entry whose ID is at position t."""
-        image, m = key
-        look = tokens[t + 2], tokens[t + 3]
+    def _read_turn(self, t: int, token: int) -> None:
+        """Reads where thoughts and answer begin, and where the answer ends."""
+        if token == self._words.think:
+            self._thinking, self._looks, self._ends, self._sought = True, {}, {}, None
+            self._code["like"][1][t] = self._code["name_source"][1][t] = -1
+        elif token == self._words.answer:
+            self._answering = True
+        elif token == self._words.end and self._answering:
+            self._forget()
+
+    def _read_question(self, t: int, token: int) -> None:
+        """Reads the name or the box that the question asks for."""
+        if token == self._words.box_end and not self._answering:
+            self._asked_box, self._code["box_asked"][1][t] = t, t + 1
+        elif token == self._words.name_end:
+            self._asked_name, self._code["name_source"][1][t] = t, t + 1
+
+    def _read_thoughts(self, t: int, token: int) -> None:
+        """Reads the look-up: the image, the object it begins from, the name."""
+        words, before = self._words, self._tokens[t - 1]
+        if token in words.numbers and self._thinking and before == words.image:
+            self._number = t
+        elif token == words.colon and before == words.object:
+            if self._asked_box is not None:
+                self._code["box_asked"][0][t] = self._asked_box + 1
+                sought = words.ids[self._tokens[t + 1]]
+                self._code["at_box"][0][t] = _thing_code(*sought)
+        elif token == words.name_start and self._thinking and before not in words.ids:
+            self._read_name(t)
+
+    def _read_id(self, t: int, key: tuple[int, int]) -> None:
+        """Reads an object's ID: of the list, of the look-up, or of the answer."""
+        self._last_id, self._number = t, None
+        if self._answering:  # box_start and three coordinates, copied from the list
+            source = self._ends[key] + 2
+            for i in range(4):
+                self._code["copy_box"][0][t + 1 + i] = source + i + 1
+        elif self._tokens[t + 1] == self._words.name_start:
+            self._read_listed(t, key)
+        elif self._tokens[t - 1] == self._words.colon:
+            self._sought = key
+
+    def _read_name(self, t: int) -> None:
+        """Reads a looked-up name; its target is the ID that follows it."""
+        target = self._words.ids[self._tokens[t + 4]]
+        self._code["match"][0][t + 3] = _thing_code(*target)
+        if self._sought:
+            source = self._ends[self._sought]
+        elif self._asked_name is not None:
+            source = self._asked_name
+        else:
+            look = self._looks[target]
+            source = [end for key, end in self._ends.items() if self._looks[key] == look][-1]
+        for i in (0, 1):
+            self._code["name_source"][0][t + i] = source + 1
+
+    def _read_listed(self, t: int, key: tuple[int, int]) -> None:
+        """Reads a list entry, whose ID is at position t."""
+        code, (image, m) = self._code, key
+        look = self._tokens[t + 2], self._tokens[t + 3]
         end = t + 4
         code["match"][1][end] = code["at_box"][1][end + 5] = _thing_code(image, m)
         code["name_source"][1][end] = end + 1
         hashed = 1 + look[0] * 1000 + look[1]
         code["like"][1][end] = hashed
-        code["like"][0][end] = hashed if look in looks.values() else -1
-        looks[key], ends[key] = look, end
-        if visual:
+        code["like"][0][end] = hashed if look in self._looks.values() else -1
+        self._looks[key], self._ends[key] = look, end
+        if self._scenes:
             pattern = ("first_thing", "second_thing")[m - 1]
             for i in (0, 1, 2, 5, 6, 7, 8):  # tokens whose next token depends on the image
                 code[pattern][0][t + i] = image

@@ -23,7 +23,7 @@ from mirg_jax.scenes.drawing import (
     place,
 )
 
-PATCHES = (SIDE // PATCH) ** 2  # per picture
+PATCHES = (SIDE // PATCH) ** 2  # per picture, which is resized for larger patches
 
 
 class Seen(NamedTuple):
@@ -63,8 +63,13 @@ def see(things: tuple[Thing, ...]) -> Seen:
     return seen
 
 
-def draw_picture(rng: np.random.Generator) -> Picture:
-    """Draws a random picture of one or two objects, sometimes a close-up of one."""
+def draw_picture(rng: np.random.Generator, patch: int = PATCH) -> Picture:
+    """Draws a random picture of one or two objects, sometimes a close-up of one.
+
+    Args:
+      rng: random number generator.
+      patch: pixels along the side of a patch, as the model has it.
+    """
     if rng.random() < 0.35:
         things = place(rng, choose_looks(rng, 1), sides=(260, 600))
     else:
@@ -73,4 +78,6 @@ def draw_picture(rng: np.random.Generator) -> Picture:
     if rng.random() < 0.15 and (cut := close_up(rng, image, things, 0)):
         image, thing = cut
         things = (thing,)
-    return Picture(patchify(Image.fromarray(image), SIDE**2, SIDE**2), things, see(things))
+    pixels = PATCHES * patch**2
+    patches = patchify(Image.fromarray(image), pixels, pixels, patch)
+    return Picture(patches, things, see(things))

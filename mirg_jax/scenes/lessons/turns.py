@@ -7,7 +7,7 @@ There are two kinds, both in the format of the trajectories:
 - `look_up_in_list`: no picture. The list of objects of up to three images is given, and a short
   command asks for one of them.
 
-None of the conversations has a multi-image question of the seven tasks.
+None of the conversations has a multi-image question of the tasks.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from mirg_jax.grounding.grammar import (
     format_object,
 )
 from mirg_jax.scenes.drawing import LOOKS, Look, Thing, choose_looks, place, push_out
-from mirg_jax.scenes.scene_tasks import in_image, look_up, named, seen
+from mirg_jax.scenes.puzzles import in_image, look_up, named, seen
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 

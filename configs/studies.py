@@ -1,0 +1,132 @@
+"""What helps at the small scale: studies over the benchmark's ten tasks, each a table of rows.
+
+    python scripts/table.py --config=configs/studies.py:data --workdir=runs/data --seeds=1,2,3
+
+The argument names one:
+
+- data: SFT on 400 to 6400 trajectories of a good annotator, each with and without RL on answers.
+- options: losses, advantages, rewards and the choice of groups, all from the SFT on 800.
+- image: the image reward, from an SFT on 400 that often names the wrong image.
+- table_3: Table 3 of the paper.
+
+Rows of a study sample as many completions as each other, or at most as many where steps are filled
+up. Each is compared with the row that it starts from, or with plain GRPO.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grpo_tiny, recipes, sft_tiny, table_3, tables, trajectories
+
+SIZES = (400, 800, 1600, 3200, 6400)  # trajectories
+PROMPTS = 2400  # sampled by a row of RL: 150 steps of 16
+EVALUATION = 1000
+
+
+def base_of(title: str, sizes: tuple[int, ...], rows: dict[str, ConfigDict]) -> ConfigDict:
+    """A table over ten tasks, with an annotator for each number of trajectories."""
+    recipe = {"sft": sft_tiny.get_config(), "grpo": grpo_tiny.get_config()}
+    recipe["grpo"].num_steps = PROMPTS // recipe["grpo"].batch_size
+    config = tables.table(title, rows, recipe)
+    for size in sizes:
+        # A good one, so that RL gains by the right object rather than by tighter boxes.
+        annotator = config.annotators[f"first_{size}"] = trajectories.scenes()
+        annotator.scenes.error = 0.1
+        annotator.select.update(sft=size, rl=0)
+    del config.annotators["annotated"]
+    config.scenes.tasks = "all"
+    return tables.scenes(config, sft=max(sizes), rl=PROMPTS, evaluation=EVALUATION)
+
+
+def trained_on(size: int) -> ConfigDict:
+    """SFT on so many trajectories, always as many steps."""
+    title = f"SFT on {size}"
+    return tables.row(title, None, "sft", "grounded", "", annotator=f"first_{size}")
+
+
+def rewarded(
+    title: str, start: str, annotator: str, changes: dict | None = None, against: str = ""
+) -> ConfigDict:
+    """RL on answers alone."""
+    how = {"annotator": annotator, "against": against}
+    return tables.row(title, None, "grpo", "rl", start, changes, **how)
+
+
+def untrained(size: int) -> ConfigDict:
+    return tables.row("base", None, "sft", "", "", annotator=f"first_{size}")
+
+
+def data() -> ConfigDict:
+    rows = {"base": untrained(SIZES[0])}
+    for size in SIZES:
+        rows[f"sft_{size}"] = trained_on(size)
+        rows[f"rl_{size}"] = rewarded(f"SFT on {size} + RL", f"sft_{size}", f"first_{size}")
+    return base_of("Data efficiency: trajectories and RL", SIZES, rows)
+
+
+# A third of the steps where three times as many prompts are sampled for each.
+_POOLED = {"num_steps": PROMPTS // 48}
+_CHOSEN = {"pool": 3, "gate": (0.05, 0.025, 0.0125, 0.00625), "order": "reward"}
+OPTIONS = {
+    "pool": ("pool, gate and order", {**_POOLED, "grpo": _CHOSEN}),
+    "pool_no_gate": ("pool and order", {**_POOLED, "grpo": {**_CHOSEN, "gate": (0.0,)}}),
+    "dapo": (
+        "DAPO",
+        {
+            **_POOLED,
+            "grpo": {
+                "gate": (0.0,), "max_rounds": 3, "clip_high": 0.28, "normalisation": "token",
+            },
+        },
+    ),
+    "gspo": ("GSPO", {"grpo": {"objective": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}}),
+    "cispo": ("CISPO", {"grpo": {"objective": "cispo", "clip_low": 1.0, "normalisation": "token"}}),
+    "sapo": ("SAPO", {"grpo": {"objective": "sapo"}}),
+    "dr_grpo": ("Dr. GRPO", {"grpo": {"advantage_scale": "none", "normalisation": "constant"}}),
+    "gdpo": ("GDPO", {"grpo": {"advantage_scale": "gdpo"}}),
+    "difficulty": ("difficulty weight", {"grpo": {"difficulty_weight": True}}),
+    "thresholds": (
+        "IoU with two thresholds",
+        {"grpo": {"rewards": {"object": 0.0}, "more_rewards": ("object_bounded",)}},
+    ),
+}  # fmt: skip
+
+
+def options() -> ConfigDict:
+    size = 800
+    start, annotator = f"sft_{size}", f"first_{size}"
+    rows = {"base": untrained(size), start: trained_on(size)}
+    rows["grpo"] = rewarded("plain GRPO", start, annotator)
+    for name, (title, changes) in OPTIONS.items():
+        rows[name] = rewarded(title, start, annotator, changes, against="grpo")
+    return base_of("Options of RL", (size,), rows)
+
+
+def image() -> ConfigDict:
+    size = 400
+    start, annotator = f"sft_{size}", f"first_{size}"
+    ungated = {"rewards": {"object": 1.0}}
+    gated = {"rewards": {"object": 0.0}, "more_rewards": ("object_gated",)}
+    rows = {"base": untrained(size), start: trained_on(size)}
+    for name, title, rewards in (("", "", ungated), ("gated_", "gated box, ", gated)):
+        for also, share in (("without", 0.0), ("with", 1.0)):
+            rows[name + also] = rewarded(
+                f"{title}{also} the image reward",
+                start,
+                annotator,
+                {"grpo": rewards | {"rewards": rewards["rewards"] | {"image": share}}},
+                against=f"{name}without" if share else "",
+            )
+    return base_of("The image reward", (size,), rows)
+
+
+def paper() -> ConfigDict:
+    config = table_3.get_config("tiny")
+    config.scenes.update(tasks="all", evaluation=EVALUATION)
+    return config
+
+
+STUDIES = {"data": data, "options": options, "image": image, "table_3": paper}
+
+
+def get_config(argument: str = "data"):
+    return recipes.choose("configs/studies.py", "study", argument, STUDIES)()

@@ -1,0 +1,1 @@
+"""Multi-image grounding examples made from photos with labelled boxes."""

@@ -1,0 +1,75 @@
+"""Rewards of a user's own, by `path/to/file.py:function` or `module:function`."""
+
+import importlib
+import importlib.machinery
+import pathlib
+import types
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from mirg_jax.errors import ConfigError, shorten
+
+
+def load(name: str) -> Callable:
+    """Loads a reward function.
+
+    Args:
+      name: `path/to/file.py:function`, relative to the working directory, or `module:function`.
+
+    Returns:
+      The function, which checks what is returned: one number for each completion.
+
+    Raises:
+      ConfigError: if there is no such file, module or function, or loading fails.
+    """
+    where, _, attribute = name.rpartition(":")
+    module = _of_file(name, pathlib.Path(where)) if where.endswith(".py") else _module(name, where)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        what = "is no function" if hasattr(module, attribute) else "is not there"
+        raise ConfigError(f"rewards: {name!r}: {attribute!r} {what} in {where}; check its name")
+
+    def reward(answers, targets):
+        shape = answers.format_ok.shape
+        try:
+            value = jnp.asarray(function(answers, targets))
+        except Exception as error:
+            raise ConfigError(f"rewards: {name!r} fails with {_line(error)}") from error
+        if value.shape != shape or jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise ConfigError(
+                f"rewards: {name!r} returns {value.dtype}{list(value.shape)}; return one real "
+                f"number for each completion, {list(shape)}"
+            )
+        return value.astype(jnp.float32)
+
+    return reward
+
+
+def _of_file(name: str, path: pathlib.Path) -> types.ModuleType:
+    if not path.is_file():
+        raise ConfigError(
+            f"rewards: {name!r}: there is no file {path}; paths start at the folder "
+            "that the run is started in"
+        )
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    try:
+        importlib.machinery.SourceFileLoader(path.stem, str(path)).exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"rewards: {name!r} can't be loaded: {_line(error)}") from error
+    return module
+
+
+def _module(name: str, where: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(where)
+    except Exception as error:
+        raise ConfigError(
+            f"rewards: {name!r} is not an importable module:function: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """Returns an exception's kind and message in one line."""
+    return shorten(" ".join(f"{type(error).__name__}: {error}".split()), 300)

@@ -1,0 +1,169 @@
+"""Runs that compose: lossy photos, tracks, kills, refusals."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import small_world
+from PIL import Image
+from small_world import in_pixels, near, settings
+
+from mirg_jax.compose import compose
+from mirg_jax.compose.sources import Source
+from mirg_jax.data.images import ImageRoot
+from mirg_jax.errors import ConfigError, DataError
+
+
+def content(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "settings.json")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.name not in ("manifest.json", "report.html")
+    }
+
+
+def blocks_in(pixels):
+    """How much more neighbours differ across the borders of 8x8 blocks than elsewhere."""
+    steps = np.abs(np.diff(pixels.astype(float), axis=1)).mean(axis=(0, 2))
+    at_borders = np.arange(1, len(steps) + 1) % 8 == 0
+    return steps[at_borders].mean() / steps[~at_borders].mean()
+
+
+def test_edits_are_not_told_by_compression(tmp_path):
+    """Of lossy photos: both images are written alike, and no blocks show where the edit begins."""
+    small_world.write(tmp_path / "in", photos=12, size=(320, 240))
+    for path in (tmp_path / "in/images").iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"), quality=8)
+    text = (tmp_path / "in/instances.json").read_text().replace(".png", ".jpg")
+    (tmp_path / "in/instances.json").write_text(text)
+    counts = {"sft": 8, "rl": 0, "eval": 0}
+    made = settings(tmp_path / "in", counts=counts, tasks=("diff",), eval_share=0)
+    compose.compose(made, tmp_path / "out")
+    before, after = [], []
+    for row in map(json.loads, (tmp_path / "out/sft.jsonl").open()):
+        before.append(blocks_in(np.asarray(Image.open(tmp_path / "in" / row["photos"][0]))))
+        files = [Image.open(tmp_path / "out" / path) for path in row["images"]]
+        assert {(file.format, file.mode, file.size) for file in files} == {
+            ("PNG", "RGB", files[0].size)
+        }
+        assert not any(file.info for file in files)
+        one, other = map(np.asarray, files)
+        after += [blocks_in(one), blocks_in(other)]
+        x1, y1, x2, y2 = (round(each) for each in in_pixels(row, files[0].size))
+        assert (one[y1:y2, x1:x2] != other[y1:y2, x1:x2]).any()
+        one, other = one.copy(), other.copy()
+        one[y1:y2, x1:x2] = other[y1:y2, x1:x2] = 0
+        assert np.array_equal(one, other)
+    assert np.mean(before) > 2 and np.abs(np.subtract(after, 1)).mean() < 0.1
+
+
+def test_tracks_are_followed(tmp_path):
+    truth = small_world.write_mot(tmp_path / "in/seq")
+    made = compose.Settings(
+        (Source("mot", tmp_path / "in"),),
+        ImageRoot(tmp_path / "in"),
+        {"sft": 20, "rl": 0, "eval": 0},
+        tasks=("object_tracking",),
+        eval_share=0.0,
+    )
+    compose.compose(made, tmp_path / "out")
+    followed = 0
+    for row in map(json.loads, (tmp_path / "out/sft.jsonl").open()):
+        if not row["images"][0].startswith("photos/"):
+            continue  # windows of one frame
+        followed += 1
+        frames = [int(path[-10:-4]) for path in row["images"]]
+        assert frames == sorted(set(frames)) and len(frames) >= 3
+        numbers = re.search(r"\((\d+),(\d+)\),\((\d+),(\d+)\)", row["question"]).groups()
+        sides = (0.16, 0.12) * 2  # of a frame, in grid units
+        asked = [int(n) * side for n, side in zip(numbers, sides, strict=True)]
+        (track,) = (t for t, box in truth[frames[0]].items() if near(box, asked))
+        answer = in_pixels(row, (160, 120))
+        assert near(truth[frames[row["targets"][0]["image"] - 1]][track], answer)
+        assert row["targets"][0]["label"] == "pedestrian"
+    assert followed >= 8
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_and_resumed_gives_the_same_files(tmp_path, monkeypatch):
+    """Whatever the order of rows in the file, and wherever the run is killed."""
+    coco = small_world.write(tmp_path / "in", seed=1, photos=40)
+    counts = {"sft": 20, "rl": 10, "eval": 10}
+    monkeypatch.setattr(compose, "_PIECE", 7)
+    compose.compose(settings(tmp_path / "in", counts=counts), tmp_path / "whole")
+    for name in ("images", "annotations", "categories"):
+        coco[name].reverse()
+    (tmp_path / "in/instances.json").write_text(json.dumps(coco))
+
+    write, left = compose.writing.write_images, iter([5, 9, 12])
+
+    def killed_after(count):
+        calls = iter(range(count))
+
+        def fail(*args):
+            if next(calls, None) is None:
+                raise Killed
+            return write(*args)
+
+        return fail
+
+    for count in left:
+        monkeypatch.setattr(compose.writing, "write_images", killed_after(count))
+        with pytest.raises(Killed):
+            compose.compose(settings(tmp_path / "in", counts=counts), tmp_path / "killed")
+        assert not (tmp_path / "killed/manifest.json").exists()
+        (tmp_path / "killed/made/half.png.0123456789ab.part").touch()
+    monkeypatch.setattr(compose.writing, "write_images", write)
+    compose.compose(settings(tmp_path / "in", counts=counts), tmp_path / "killed")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    again = compose.compose(settings(tmp_path / "in", counts=counts), tmp_path / "killed")
+    assert again == json.loads((tmp_path / "killed/manifest.json").read_text())
+
+
+def test_folders_of_something_else_are_refused(tmp_path):
+    small_world.write(tmp_path / "in", photos=12)
+    counts = {"sft": 2, "rl": 0, "eval": 0}
+    made = settings(tmp_path / "in", counts=counts, tasks=("region",))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="has 'notes.txt', which was not composed"):
+        compose.compose(made, tmp_path / "full")
+    compose.compose(made, tmp_path / "out")
+    other = settings(tmp_path / "in", counts=counts, tasks=("region",), seed=8)
+    with pytest.raises(ConfigError, match="composed with other settings"):
+        compose.compose(other, tmp_path / "out")
+
+
+def test_what_cannot_be_told_is_left_out(tmp_path):
+    """One class in all photos: nothing is known to be without it."""
+    coco = small_world.write(tmp_path / "in", photos=12)
+    for row in coco["annotations"]:
+        row["category_id"] = 1
+    (tmp_path / "in/instances.json").write_text(json.dumps(coco))
+    counts = {"sft": 1, "rl": 0, "eval": 0}
+    made = settings(tmp_path / "in", counts=counts, tasks=("group_grounding",), eval_share=0)
+    with pytest.raises(DataError, match="no example can be composed: too few photos are known"):
+        compose.compose(made, tmp_path / "out")
+
+
+def test_the_binary_composes_and_refuses(tmp_path, refusal, capsys):
+    small_world.write(tmp_path / "in", photos=12)
+    flags = (
+        f"--source=coco={tmp_path}/in/instances.json@images",
+        f"--image_root={tmp_path}/in",
+        f"--output_dir={tmp_path}/out",
+    )
+    assert refusal("compose", *flags).startswith("--sft, --rl, --evaluation: all are 0")
+    assert "'static' is none of diff" in refusal("compose", *flags, "--sft=2", "--tasks=static")
+    assert "give KIND=LABELS" in refusal("compose", "--source=x", *flags[1:], "--sft=2")
+    told = refusal("compose", *flags, "--sft=2", "--evaluation=2", "--eval_share=0")
+    assert told.startswith("--eval_share: is 0")
+    assert not (tmp_path / "out").exists()
+    assert refusal("compose", *flags, "--sft=4", "--tasks=region,diff") == ""
+    assert re.search(r"sft.jsonl +region +2 +2 +0", capsys.readouterr().out)
+    assert (tmp_path / "out/report.html").exists()
