@@ -140,9 +140,11 @@ def train(function, trained, source, steps: int, rate: float, mesh, name: str):
     config.update(name="muon", learning_rate=rate, warmup_ratio=0.03, final_ratio=0.02)
     config.adam_ratio = 0.5
     optimizer = make_optimizer(config, steps)
-    opt_state = jax.jit(optimizer.init)(trained)
+    # Where results lie is stated, so that the second step is the first one's program.
+    whole = sharding.replicated(mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=whole)(trained)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=whole)
     def update(trained, opt_state, batch):
         (_, numbers), grads = jax.value_and_grad(function, has_aux=True)(trained, batch)
         updates, opt_state = optimizer.update(grads, opt_state, trained)
