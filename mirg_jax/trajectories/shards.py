@@ -43,7 +43,8 @@ def is_disjoint(shard: Shard | None, index: str | None, count: str | None) -> bo
 
     Args:
       shard: the shard; None for all questions.
-      index, count: the other's; None if the file is one of all questions.
+      index: the other's index; None if the file is one of all questions.
+      count: the other's number of shards, or None likewise.
     """
     if shard is None or index is None or count is None:
         return False
