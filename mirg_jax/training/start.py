@@ -100,8 +100,7 @@ def start(
 ) -> TrainingRun:
     """Prepares a run, and resumes it if `workdir` contains a checkpoint.
 
-    The run's description is not written into its folder yet: the loop does it, once the first batch
-    is there too. Until then a refused attempt leaves a run as it was.
+    A refused attempt leaves a run as it was: the loop writes the description with the first batch.
 
     Args:
       settings: the run's settings.
