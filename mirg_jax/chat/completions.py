@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mirg_jax.errors import hide_base64
+from mirg_jax.errors import hide_base64, without_middle
 from mirg_jax.grounding.grammar import (
     ANSWER_END,
     ANSWER_START,
@@ -118,8 +118,8 @@ def quote_words(text: str, hide: str = "") -> str:
       text: the words.
       hide: a text, such as the key, that is removed.
     """
-    text = text[:20_000].replace(hide, "[key]") if hide else text[:20_000]
-    text = _NOT_SHOWN.sub(" ", text)
+    text = text.replace(hide, "[key]") if hide else text
+    text = _NOT_SHOWN.sub(" ", without_middle(text, 20_000))
     return " ".join(hide_base64(text).split())[:_MOST_WORDS]
 
 

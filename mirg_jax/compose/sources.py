@@ -36,7 +36,8 @@ READERS: dict[str, _Reader] = {
     "rows": read_rows,
 }
 
-_LABELS = {".txt", ".yaml", ".yml", ".ini"}  # endings of files of labels in folders
+# Endings of files of labels in folders.
+_LABELS = {".txt", ".names", ".label", ".ini", ".yaml", ".yml", ".json", ".jsonl", ".csv"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +88,15 @@ def hash_labels(source: Source) -> str:
     Raises:
       DataError: if a file can't be read.
     """
-    if source.labels.is_file():
-        return hash_file(source.labels)
+    folder = source.labels
+    if folder.is_file():
+        if source.kind != "yolo":
+            return hash_file(folder)
+        folder = folder.parent  # of data.yaml
     digest = hashlib.sha256()
-    for path in sorted(source.labels.rglob("*")):
+    for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in _LABELS and path.is_file():
-            digest.update(f"{path.relative_to(source.labels)} {hash_file(path)}\n".encode())
+            digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -198,6 +198,12 @@ def test_labels_in_folders_are_told_apart_by_content(tmp_path):
     with (tmp_path / "seq/gt/gt.txt").open("a") as file:
         file.write("\n1,9,1,1,9,9,1,1,1.0")
     assert sources.hash_labels(source) != before
+    (tmp_path / "yolo/labels").mkdir(parents=True)
+    (tmp_path / "yolo/data.yaml").write_text("names: [dog]")
+    yolo = Source("yolo", tmp_path / "yolo/data.yaml")
+    before = sources.hash_labels(yolo)
+    (tmp_path / "yolo/labels/a.txt").write_text("0 0.5 0.5 0.1 0.1")
+    assert sources.hash_labels(yolo) != before
 
 
 def test_what_cannot_be_told_is_left_out(tmp_path):
