@@ -174,17 +174,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         if isinstance(value := flags.FLAGS[name].value, float) and not math.isfinite(value):
             _fail(f"--{name}={value} must be a finite number")
     try:
-        _refuse_urls()
+        _check_paths()
     except ConfigError as error:
         _fail(error)
     return rest
 
 
-def _refuse_urls() -> None:
-    """Checks that flags and settings are no URLs, which would be taken for paths of new folders.
+def _check_paths() -> None:
+    """Checks flags and settings that would be taken for paths of new folders: URLs, and ~/….
 
     Raises:
-      ConfigError: if one is that may not be one, or is of a store that can't be reached.
+      ConfigError: if one is a URL that may not be one, or of a store that can't be reached, or
+        begins with a home directory that the shell left as it is.
     """
     taken = _TAKE_URLS.get(os.path.basename(sys.argv[0]), ())
     for name in flags.FLAGS:
@@ -192,7 +193,13 @@ def _refuse_urls() -> None:
             if not key.endswith(_NO_PATHS):
                 check = places.check if key in taken else places.check_local
                 # A list's entry may have a name, as in --predictions=NAME=PATH.
-                check(value.rpartition("=")[2], f"--{key}")
+                path = value.rpartition("=")[2]
+                check(path, f"--{key}")
+                if path == "~" or path.startswith("~/"):
+                    raise ConfigError(
+                        f"--{key}={path}: shells leave ~ as it is behind '='; write "
+                        f"{os.path.expanduser(path)}"
+                    )
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -18,12 +18,16 @@ def shorten(text: str, most: int) -> str:
       text: the message.
       most: maximum number of characters.
     """
-    text = text[: 100 * most]  # whoever quotes more than that
-    text = hide_base64(text)
+    text = hide_base64(without_middle(text, 100 * most))
     if len(text) <= most:
         return text
     half = (most - 5) // 2
     return f"{text[:half]} ... {text[-half:]}"
+
+
+def without_middle(text: str, most: int) -> str:
+    """Returns a text of data as both of its ends: what is wrong with them is often said behind."""
+    return text if len(text) <= most else text[: most // 2] + text[-(most // 2) :]
 
 
 def hide_base64(text: str) -> str:

@@ -50,6 +50,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", lower_bound=0)
 
 
 def main(_):
+    cli.output_folder(_OUTPUT_DIR)
+    output_dir = places.local(_OUTPUT_DIR.value, "--output_dir")
     settings = compose.Settings(
         sources=tuple(parse_source(each, _COMPLETE.value) for each in _SOURCE.value),
         image_root=ImageRoot(places.local(_IMAGE_ROOT.value, "--image_root")),
@@ -59,8 +61,6 @@ def main(_):
         seed=_SEED.value,
         max_pixels=_MAX_PIXELS.value,
     )
-    output_dir = places.local(_OUTPUT_DIR.value, "--output_dir")
-    cli.output_folder(_OUTPUT_DIR)
     print(compose.table(compose.compose(settings, output_dir)))
 
 

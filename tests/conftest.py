@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
@@ -40,9 +41,7 @@ from mirg_jax import cli
 from mirg_jax.errors import UserError
 from mirg_jax.models.config import ModelConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
-from mirg_jax.runs.settings import read_for_training
 from mirg_jax.scenes import scene_tasks, small_tokenizer
-from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
 from mirg_jax.trajectories import settings as trajectory_settings
 from mirg_jax.weights import hf
@@ -63,10 +62,16 @@ def call(script: str, *flags: object, timeout: float = 300) -> subprocess.Comple
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Runs or resumes a recipe, whatever its stage."""
+    """Runs or resumes a recipe by the binary of its stage, in this process."""
     stage = "grpo" if "grpo" in config else "sft"
-    run = {"sft": sft.train, "grpo": grpo.train}[stage]
-    run(read_for_training(config, stage), workdir)
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "recipe.py"
+        file.write_text(
+            "import json\nfrom ml_collections import ConfigDict\n"
+            f"def get_config():\n    return ConfigDict(json.loads({config.to_json()!r}))\n"
+        )
+        with binary(f"train_{stage}", f"--config={file}", f"--workdir={workdir}") as module:
+            module.main(cli._parse_flags(sys.argv))
 
 
 def page_data(path: pathlib.Path) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,24 @@ def test_evaluate_resumes_and_keeps_runs_apart(tiny_model, scenes, tmp_path, ref
     assert sorted(predictions.read_text().splitlines(keepends=True)) == sorted(lines)
     assert json.loads((tmp_path / "scores.json").read_text()) == scores
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+    same = (*flags, f"--benchmark={scenes}/eval.json")
+    for change, words in (
+        ("evaluation.max_tokens=9", "max_tokens was 8, is 9"),
+        ("data.max_pixels=50176", "max_pixels was"),
+        ("data.apply_exif=True", "apply_exif was false, is true"),
+        ("prompt.instruction=Be brief.", 'is "Be brief."'),
+        ("prompt.thinking=True", "thinking was false, is true"),
+        ("evaluation.coordinates=thousandths", 'is "thousandths"'),
+    ):
+        line = refusal("evaluate", *same, f"--config.{change}")
+        assert "predictions of another run" in line and words in line
+    other = shutil.copytree(tiny_model, tmp_path / "other_model")
+    written = json.loads((other / "config.json").read_text()) | {"rms_norm_eps": 1e-5}
+    (other / "config.json").write_text(json.dumps(written))
+    line = refusal("evaluate", *same, f"--checkpoint={other}")
+    assert "the model's weights have changed" in line
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores
 
     page = tmp_path / "again.html"
     known = ("report", f"--benchmark={scenes}/eval.json", f"--output={page}")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mirg_jax.errors import hide_base64
+from mirg_jax.errors import hide_base64, without_middle
 from mirg_jax.grounding.grammar import (
     ANSWER_END,
     ANSWER_START,
@@ -29,9 +29,13 @@ _NOT_SHOWN = re.compile(
     r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<[^<>]{1,200}>", re.DOTALL | re.IGNORECASE
 )
 # The fields of a message, or the types of its parts, that hold a model's thoughts.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-# Marks of thoughts in answers of Kimi-VL.
-_OTHER_MARKS = {"◁think▷": THINK_START, "◁/think▷": THINK_END}
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "thought", "thoughts")
+# Special tokens around thoughts of Kimi-VL, Magistral and Seed-OSS.
+_OTHER_MARKS = {
+    **{"◁think▷": THINK_START, "◁/think▷": THINK_END},
+    **{"[THINK]": THINK_START, "[/THINK]": THINK_END},
+    **{"<seed:think>": THINK_START, "</seed:think>": THINK_END},
+}
 _PART_TEXTS = ("text", "output_text")
 # Types of parts whose thoughts a server keeps to itself.
 _UNREADABLE_THOUGHTS = ("redacted_thinking", "redacted_reasoning", "reasoning.encrypted")
@@ -114,8 +118,8 @@ def quote_words(text: str, hide: str = "") -> str:
       text: the words.
       hide: a text, such as the key, that is removed.
     """
-    text = text[:20_000].replace(hide, "[key]") if hide else text[:20_000]
-    text = _NOT_SHOWN.sub(" ", text)
+    text = text.replace(hide, "[key]") if hide else text
+    text = _NOT_SHOWN.sub(" ", without_middle(text, 20_000))
     return " ".join(hide_base64(text).split())[:_MOST_WORDS]
 
 
@@ -137,10 +141,10 @@ def read_completion(answer: Any, hide: str = "") -> Reply:
     """
     if isinstance(answer, str):
         try:
-            answer = json.loads(answer)
+            answer = json.loads(answer.removeprefix("\ufeff"))
         except (ValueError, RecursionError):
             raise ValueError(f"not a chat completion: {quote_words(answer, hide)}") from None
-    answer = _unwrap(answer)
+    answer = _with_choices(_unwrap(answer))
     if error := _find_error(answer):
         words = quote_words(_words_of(error), hide)
         raise ServerError(f"an error in the answer: {words}", _status_of([error, answer]))
@@ -319,6 +323,18 @@ def _unwrap(answer: Any, depth: int = 4) -> Any:
     inner = (_unwrap(answer.get(name), depth - 1) for name in _ENVELOPES)
     found = [each for each in inner if isinstance(each, dict) and {"choices", "error"} & {*each}]
     return found[0] if len(found) == 1 else answer
+
+
+def _with_choices(answer: Any) -> Any:
+    """Returns Ollama's own form, {"message": {…}, "done_reason": "stop"}, as a completion."""
+    message = answer.get("message") if isinstance(answer, dict) else None
+    if (
+        not isinstance(message, dict)
+        or "choices" in answer
+        or not {"role", "content"} <= {*message}
+    ):
+        return answer
+    return answer | {"choices": [{"message": message, "finish_reason": answer.get("done_reason")}]}
 
 
 def _went_well(answer: Mapping[str, Any]) -> bool | None:

@@ -20,12 +20,12 @@ from mirg_jax.compose.drafts import Draft
 from mirg_jax.compose.index import EVAL, TRAIN, build_index, facts_of
 from mirg_jax.compose.left_out import LeftOut, NotPossible
 from mirg_jax.compose.library import Library
-from mirg_jax.compose.sources import Source
+from mirg_jax.compose.sources import Source, hash_labels
 from mirg_jax.compose.tasks import COMPOSERS
 from mirg_jax.data.examples import write_mig_bench
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
 from mirg_jax.files.locks import Lock
 from mirg_jax.files.streams import progress_bar
 
@@ -114,6 +114,13 @@ class _Folder(NamedTuple):
     def piece(self, name: str, number: int) -> pathlib.Path:
         return self.work / f"{name}_{number:05d}.jsonl"
 
+    def has_some(self) -> bool:
+        """Returns whether an example was made."""
+        made = (self.path / name for name in (writing.MADE, writing.PHOTOS))
+        return self.manifest.exists() or any(
+            path.is_file() for at in made for path in at.rglob("*")
+        )
+
 
 def compose(settings: Settings, output_dir: pathlib.Path) -> dict[str, Any]:
     """Composes what isn't there yet, and writes all files.
@@ -148,9 +155,15 @@ def compose(settings: Settings, output_dir: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_settings(settings: Settings, folder: _Folder) -> None:
-    """Raises ConfigError if the folder has data of other settings, or something else."""
+    """Checks that the folder has no data of other settings or labels, nor something else.
+
+    A folder in which nothing was made so far takes any.
+
+    Raises:
+      ConfigError: if it has.
+    """
     record = folder.path / "settings.json"
-    wanted = json.dumps(settings.to_json(), indent=1) + "\n"
+    wanted = settings.to_json() | {"labels_sha256": [hash_labels(s) for s in settings.sources]}
     if not record.exists():
         others = [each.name for each in folder.path.iterdir() if each.name != "compose.lock"]
         if others:
@@ -158,12 +171,22 @@ def _check_settings(settings: Settings, folder: _Folder) -> None:
                 f"--output_dir={folder.path}: has {min(others)!r}, which was not composed; give an "
                 "empty folder"
             )
-        outputs.replace_text(record, wanted)
-    elif record.read_text("utf-8") != wanted:
-        raise ConfigError(
-            f"--output_dir={folder.path}: was composed with other settings ({record.name}); give "
-            "those to go on, or another folder"
-        )
+    else:
+        found = places.read_object(record) or {}
+        # Earlier versions recorded no hash of the labels.
+        known = {name: wanted[name] for name in wanted if name in found or name != "labels_sha256"}
+        if found == known:
+            return
+        if folder.has_some():
+            what = "other settings"
+            if found | {"labels_sha256": None} == known | {"labels_sha256": None}:
+                what = "labels of other content"
+            raise ConfigError(
+                f"--output_dir={folder.path}: was composed with {what} ({record.name}); give "
+                "those to go on, or another folder"
+            )
+        shutil.rmtree(folder.work, ignore_errors=True)
+    outputs.replace_text(record, json.dumps(wanted, indent=1) + "\n")
 
 
 def _make_index(settings: Settings, folder: _Folder) -> None:

@@ -1,6 +1,7 @@
 """Where labels come from: a reader for each kind of file, all to photos below one image root."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import posixpath
@@ -15,6 +16,7 @@ from mirg_jax.compose.tracks import read_frames, read_mot
 from mirg_jax.compose.yolo import read_yolo
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError
+from mirg_jax.files.hashes import hash_file
 
 _Reader = Callable[[pathlib.Path, ImageRoot, LeftOut], Iterator[Photo]]
 
@@ -33,6 +35,9 @@ READERS: dict[str, _Reader] = {
     "lasot": _without_root(read_frames),
     "rows": read_rows,
 }
+
+# Endings of files of labels in folders.
+_LABELS = {".txt", ".names", ".label", ".ini", ".yaml", ".yml", ".json", ".jsonl", ".csv"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,24 @@ def parse_source(text: str, complete: Sequence[str] = ()) -> Source:
     if not os.path.exists(labels):
         raise ConfigError(f"--source={text}: there is no {labels!r}; check the path")
     return Source(kind, pathlib.Path(labels), folder, kind in complete)
+
+
+def hash_labels(source: Source) -> str:
+    """Returns a hash of the content of a source's labels; in a folder, of its files but images.
+
+    Raises:
+      DataError: if a file can't be read.
+    """
+    folder = source.labels
+    if folder.is_file():
+        if source.kind != "yolo":
+            return hash_file(folder)
+        folder = folder.parent  # of data.yaml
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in _LABELS and path.is_file():
+            digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_source(source: Source, root: ImageRoot, left_out: LeftOut) -> Iterator[Photo]:

@@ -2,6 +2,8 @@
 
 import re
 
+from mirg_jax.files.stand_ins import find_stand_in
+
 # How files of other kinds begin: the bytes, what the kind is called, and what to do.
 _UNPACK = "unpack it"
 _AS_LINES = "write its rows as JSON lines, such as pandas' to_json(…, orient='records', lines=True)"
@@ -24,7 +26,6 @@ _BEGINNINGS = (
     (b"SQLite format 3", "an SQLite database", _AS_LINES),
     (b"\xff\xfe", "text in UTF-16", "save it as UTF-8"),
     (b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
-    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself by `git lfs pull`"),
 )
 _YAML = re.compile(r"(?:---|%YAML|#.*|- .*|[\w.\- ]{1,99}:(?: .*)?)")
 
@@ -39,6 +40,8 @@ def looks_like(data: bytes) -> tuple[str, str] | None:
       Words for both; None if it may be JSON.
     """
     data = data[:4096].removeprefix(b"\xef\xbb\xbf")
+    if found := find_stand_in(data):
+        return found
     for beginning, kind, remedy in _BEGINNINGS:
         if data.startswith(beginning):
             return kind, remedy

@@ -21,6 +21,7 @@ from PIL import Image
 from mirg_jax.data import stored_images
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.files import places
+from mirg_jax.files.stand_ins import find_stand_in
 
 PATCH = 14  # pixels along the side of a patch; 16 for Qwen3-VL
 MERGE = 2
@@ -203,6 +204,14 @@ def _length(content: pathlib.Path | io.BytesIO) -> int:
     return len(content.getbuffer())
 
 
+def _beginning(content: pathlib.Path | io.BytesIO) -> bytes:
+    """Returns the first bytes of what `find_image` returns."""
+    if isinstance(content, pathlib.Path):
+        with open(content, "rb") as file:
+            return file.read(512)
+    return content.getvalue()[:512]
+
+
 def exif_orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation by which an image is still to be turned; 1 for none."""
     try:
@@ -285,6 +294,8 @@ def load_image(root: Root, path: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise unusable(f"it has more than {MAX_FILE_PIXELS} pixels", "make it smaller") from None
     except Image.UnidentifiedImageError:
+        if stand_in := find_stand_in(_beginning(content)):
+            raise unusable(f"is {stand_in[0]} and no image", stand_in[1]) from None
         what = f"not an image of a known format ({', '.join(_FORMATS)})"
         raise unusable(what, f"convert it, or {again}") from None
     except Exception as error:  # Pillow's decoders raise many exception types on damaged files

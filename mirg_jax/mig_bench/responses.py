@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mirg_jax.data.file_kinds import looks_like
 from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.json_rows import read_rows
 from mirg_jax.errors import ConfigError, DataError
@@ -190,4 +191,9 @@ def _entries(path: str | Place) -> Iterator[tuple[str, Any]]:
             if text := line.text.decode("utf-8-sig").strip():
                 yield f"{path} line {line.number}", json.loads(text)
         except (ValueError, RecursionError) as error:
+            if line.number == 1 and (kind := looks_like(line.text)):
+                raise DataError(
+                    f"{path}: looks like {kind[0]}, where JSON lines or a JSON list are needed; "
+                    f"{kind[1]}"
+                ) from None
             raise DataError(f"{path} line {line.number}: not valid JSON ({error})") from error

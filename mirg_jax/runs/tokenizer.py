@@ -8,10 +8,12 @@ import pathlib
 from mirg_jax.data.prompts import FORBIDDEN as CONTROL_TOKENS
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import CheckpointError
+from mirg_jax.files.stand_ins import find_stand_in_of
 from mirg_jax.models.config import ModelConfig
 
 # Either of these is a whole vocabulary.
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+_SETTINGS = {"tokenizer_config.json"}
 
 # Fields of config.json that name a token.
 _FIELDS = {
@@ -32,6 +34,9 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     remedy = "copy tokenizer.json from the model that it was made from into the folder"
     if not any(all((folder / name).exists() for name in names) for names in _VOCABULARIES):
         raise CheckpointError(f"{folder}: no tokenizer.json; {remedy}")
+    for path in (folder / name for names in (*_VOCABULARIES, _SETTINGS) for name in names):
+        if stand_in := find_stand_in_of(path):
+            raise CheckpointError(f"{path}: is {stand_in[0]} and no tokenizer; {stand_in[1]}")
     try:
         # Imported here, since settings of the environment can make the import itself fail.
         with contextlib.redirect_stdout(io.StringIO()):

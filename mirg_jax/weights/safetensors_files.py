@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mirg_jax.errors import CheckpointError
+from mirg_jax.files.stand_ins import find_stand_in_of
 
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # NumPy's name: safetensors' name
 _BLOCK_BYTES = 2**23
@@ -61,6 +62,9 @@ class Tensors:
                         self.shapes[rename(name)] = tuple(view.get_shape())
                         self.dtypes[rename(name)] = view.get_dtype()
             except (OSError, SafetensorError) as error:
+                if stand_in := find_stand_in_of(file):
+                    what, remedy = stand_in
+                    raise CheckpointError(f"{file}: is {what} and no weights; {remedy}") from None
                 raise CheckpointError(
                     f"{file}: can't be read ({error}); download the checkpoint again"
                 ) from None
@@ -101,6 +105,13 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
       CheckpointError: if there are none, some are missing, or it is unclear which are meant.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    adapters = folder / "adapter_config.json"
+    if adapters.exists() and (single.exists() or index.exists()):
+        raise CheckpointError(
+            f"{folder}: holds adapters beside the weights ({adapters.name}), which transformers "
+            "adds to them; merge them with peft (merge_and_unload, save_pretrained), or, if the "
+            f"weights are meant without them, move {adapters.name} away"
+        )
     if not index.exists():
         return [single] if single.exists() else _shards(folder)
     try:

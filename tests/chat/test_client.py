@@ -82,6 +82,10 @@ WHOLE = f"<think>I look.</think>{ANSWER}"
         ({"content": ANSWER, "reasoning": "I look."}, WHOLE),
         ({"content": ANSWER, "reasoning_content": "I look."}, WHOLE),
         ({"content": ANSWER, "thinking": "I look."}, WHOLE),
+        ({"content": ANSWER, "reasoning_text": "I look."}, WHOLE),
+        ({"content": ANSWER, "thought": "I look."}, WHOLE),
+        ({"content": f"[THINK]I look.[/THINK]{ANSWER}"}, WHOLE),
+        ({"content": f"<seed:think>I look.</seed:think>{ANSWER}"}, WHOLE),
         ({"content": WHOLE.replace("<think>", "◁think▷").replace("</think>", "◁/think▷")}, WHOLE),
         ({"content": ANSWER, "reasoning": None, "reasoning_content": "I look."}, WHOLE),
         ({"content": ANSWER, "reasoning_details": [{"text": "I "}, {"text": "look."}]}, WHOLE),
@@ -215,6 +219,16 @@ def test_a_completion_inside_another_object_is_read(around):
     assert read_completion(json.loads(answer)) == read_completion(answer) == Reply("yes", "", 7)
     with pytest.raises(ServerError, match="no room"):
         read_completion(around.replace("COMPLETION", '{"error": {"message": "no room"}}'))
+
+
+def test_ollamas_own_form_is_read():
+    """It was taken for an error, for what is called message."""
+    answer = {"model": "m", "message": {"role": "assistant", "content": WHOLE}, "done": True}
+    assert read_completion(answer) == Reply(WHOLE, model="m")
+    cut = answer | {"done_reason": "length"}
+    assert read_completion("\ufeff" + json.dumps(cut)).problem == "the answer was cut at max_tokens"
+    with pytest.raises(ServerError, match="no such model"):
+        read_completion({"code": 404, "message": {"text": "no such model"}})
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "\n<|endoftext|> <|im_end|>\n", "</s></s>"])

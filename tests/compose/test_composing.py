@@ -9,7 +9,7 @@ import small_world
 from PIL import Image
 from small_world import in_pixels, near, settings
 
-from mirg_jax.compose import compose
+from mirg_jax.compose import compose, sources
 from mirg_jax.compose.sources import Source
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, DataError
@@ -137,6 +137,73 @@ def test_folders_of_something_else_are_refused(tmp_path):
     other = settings(tmp_path / "in", counts=counts, tasks=("region",), seed=8)
     with pytest.raises(ConfigError, match="composed with other settings"):
         compose.compose(other, tmp_path / "out")
+
+
+def test_labels_of_other_content_are_refused(tmp_path, refusal):
+    """The files follow from them: a run that goes on, or is over, would keep the old ones."""
+    coco = small_world.write(tmp_path / "in", photos=12)
+    flags = (
+        f"--source=coco={tmp_path}/in/instances.json@images",
+        f"--image_root={tmp_path}/in",
+        f"--output_dir={tmp_path}/out",
+        "--sft=2",
+        "--tasks=region",
+    )
+    assert refusal("compose", *flags) == "" == refusal("compose", *flags)
+    before = content(tmp_path / "out")
+    coco["categories"][0]["name"] = "wolf"
+    (tmp_path / "in/instances.json").write_text(json.dumps(coco))
+    line = refusal("compose", *flags)
+    assert "composed with labels of other content" in line and "another folder" in line
+    assert content(tmp_path / "out") == before
+    record = tmp_path / "out/settings.json"
+    earlier = json.loads(record.read_text())
+    del earlier["labels_sha256"]  # as an earlier version wrote it
+    record.write_text(json.dumps(earlier))
+    assert refusal("compose", *flags) == ""
+
+
+@pytest.mark.parametrize("wrong", ["labels", "root", "split"])
+def test_an_attempt_that_made_nothing_claims_no_folder(tmp_path, refusal, wrong):
+    small_world.write(tmp_path / "in", photos=12)
+    (tmp_path / "bad.json").write_text(json.dumps({"images": [], "annotations": []}))
+    right = {
+        "--source": f"coco={tmp_path}/in/instances.json@images",
+        "--image_root": f"{tmp_path}/in",
+        "--output_dir": f"{tmp_path}/out",
+        "--sft": "2",
+        "--eval_share": "0",
+        "--tasks": "region",
+    }
+    other = {
+        "labels": {"--source": f"coco={tmp_path}/bad.json"},
+        "root": {"--image_root": f"{tmp_path}"},
+        "split": {"--sft": "0", "--evaluation": "2", "--eval_share": "0.0001"},
+    }[wrong]
+
+    def flags(values):
+        return [f"{name}={value}" for name, value in values.items()]
+
+    assert refusal("compose", *flags(right | other))
+    assert refusal("compose", *flags(right)) == ""
+    assert (tmp_path / "out/sft.jsonl").exists()
+
+
+def test_labels_in_folders_are_told_apart_by_content(tmp_path):
+    small_world.write_mot(tmp_path / "seq")
+    source = Source("mot", tmp_path)
+    before = sources.hash_labels(source)
+    (tmp_path / "seq/img1/000001.jpg").unlink()  # no label
+    assert sources.hash_labels(source) == before
+    with (tmp_path / "seq/gt/gt.txt").open("a") as file:
+        file.write("\n1,9,1,1,9,9,1,1,1.0")
+    assert sources.hash_labels(source) != before
+    (tmp_path / "yolo/labels").mkdir(parents=True)
+    (tmp_path / "yolo/data.yaml").write_text("names: [dog]")
+    yolo = Source("yolo", tmp_path / "yolo/data.yaml")
+    before = sources.hash_labels(yolo)
+    (tmp_path / "yolo/labels/a.txt").write_text("0 0.5 0.5 0.1 0.1")
+    assert sources.hash_labels(yolo) != before
 
 
 def test_what_cannot_be_told_is_left_out(tmp_path):

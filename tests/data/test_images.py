@@ -233,6 +233,14 @@ def encoded(image, format):
         (encoded(photo().convert("F"), "TIFF"), "no known range"),
         (encoded(photo(), "PDF"), "not an image"),
         (encoded(photo(), "EPS"), "not an image"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "Git LFS.*; fetch the file",
+        ),
+        (
+            b"\n<!DOCTYPE html><html>Sign in</html>",
+            "a page of HTML and no image; download the file",
+        ),
     ],
     ids=itertools.count(),  # an EPS file has the time at which it was made
 )

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from bench_rows import file_row
+from conftest import REPOSITORY
 
 from mirg_jax import cli
 from mirg_jax.chat.completions import quote_words
@@ -81,6 +82,28 @@ def test_the_line_of_a_binary_is_short(capsys):
     line = capsys.readouterr().err
     assert ended.value.code == 2 and len(line) < 2100 and line.count("\n") == 1
     assert "row 3" in line and DATA[1000:1100] not in line
+
+
+@pytest.mark.parametrize("data", [URL, DATA, DATA.encode().hex()])
+def test_a_flag_with_data_in_it_is_told_why(data, refusal, tiny_model, tmp_path):
+    flags = (f"--checkpoint={tiny_model}", "--query=Where?", f"--output={tmp_path / 'a.png'}")
+    line = refusal("ground", *flags, f"--images={data}")
+    assert len(line) < 500 and data[1000:1100] not in line and "\n" not in line
+    assert "--images=" in line and "field larger than field limit" in line
+
+
+@pytest.mark.parametrize(
+    "image",
+    [DATA, URL, DATA.encode().hex(), {"bytes": list(DATA.encode())}, {"url": URL}, {"data": DATA}],
+)
+def test_a_row_with_data_in_it_is_told_in_a_short_line(image, refusal, tiny_model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROWS["trajectories.jsonl"] | {"images": [image]}) + "\n")
+    flags = (f"--rows={rows}", f"--image_root={tmp_path}", f"--checkpoint={tiny_model}")
+    config = f"--config={REPOSITORY}/configs/grpo_tiny.py"
+    line = refusal("rate_rows", config, *flags, f"--output_dir={tmp_path / 'out'}")
+    assert "rows.jsonl row 0: " in line and len(line) < 400 + len(str(tmp_path))
+    assert DATA[1000:1100] not in line and "\n" not in line
 
 
 @pytest.mark.parametrize("data", [URL, URL[:300], DATA, "A" * 1500])

@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 from bench_rows import file_row
+from conftest import REPOSITORY
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -282,6 +283,29 @@ def test_where_no_row_can_be_answered_it_fails_with_the_first_reason(asked, data
     assert not (data / "out/scores.json").exists()
     assert len((data / "out/rejected.jsonl").read_text().splitlines()) == 6
     assert run(data).missing == 0  # with the right folder, nothing is left of it
+    assert (data / "out/rejected.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("wrong", ["--image_root={}/nowhere", "--benchmark={}/other.json"])
+def test_the_binary_fails_where_no_row_can_be_answered(asked, data, refusal, wrong):
+    """The root is wrong, or images are what was downloaded in their place."""
+    for n in range(2):
+        (data / f"page{n}.jpg").write_text("<!DOCTYPE html><html>Sign in</html>")
+    rows = json.loads((data / "rows.json").read_text())
+    write(data / "other.json", [row | {"images": ["page0.jpg", "page1.jpg"]} for row in rows])
+    flags = (
+        f"--config={REPOSITORY}/configs/grpo_tiny.py",
+        f"--checkpoint={data}/model",
+        f"--benchmark={data}/rows.json",
+        f"--image_root={data}",
+        f"--output_dir={data}/out",
+        "--config.cpu_devices=0",
+    )
+    line = refusal("evaluate", *flags, wrong.format(data))
+    assert "no row has an answer; the first: " in line and "\n" not in line
+    assert ("no such file" in line) != ("a page of HTML and no image" in line)
+    assert not (data / "out/scores.json").exists()
+    assert refusal("evaluate", *flags) == ""
     assert (data / "out/rejected.jsonl").read_text() == ""
 
 

@@ -137,6 +137,9 @@ def test_no_key_is_one_line(tmp_path, monkeypatch, refusal):
         (["--concurrency=0"], "concurrency=0: 0 is not a positive integer"),
         (["--max_pixels=9"], "--max_pixels=9"),
         (["--benchmark=none.json"], "none.json: cannot be read"),
+        (["--base_url=localhost:8000/v1"], "http://HOST:PORT/v1"),
+        (["--base_url=http://[::1"], "base_url=http"),
+        (["--base_url=http://host:port/v1"], "port"),
     ],
 )
 def test_the_binary_refuses_in_one_line(tmp_path, flags, message, refusal):
@@ -210,6 +213,21 @@ def test_dialects_of_servers_are_read(fake, tmp_path):
     dead = fake(said, "--bad=1", "--flaws=as error")
     with pytest.raises(UserError, match="no request got an answer .*the engine is dead"):
         ask("mirg", dead.url, bench, tmp_path / "dead", retries=1)
+
+
+def test_the_binary_reads_dialects_of_every_task(fake, tmp_path, refusal):
+    bench, folder = write_benchmark(tmp_path / "data", 60), tmp_path / "out"
+    odd = fake(
+        answers_of("mirg", bench), "--bad=1", "--flaws=as reasoning,as all reasoning,as parts"
+    )
+    flags = flags_for("mirg", odd.url, bench, folder, "--timeout=30")
+    assert refusal("evaluate_server", *flags, "--limit=10") == ""
+    scores = json.loads((folder / "scores.json").read_text())
+    assert len(scores["tasks"]) == 10 and scores["overall"]["format_rate"] > 0.5
+    line = refusal("evaluate_server", *flags, "--max_tokens=7")
+    assert "predictions of another run" in line and "max_tokens" in line
+    line = refusal("evaluate_server", *flags, "--apply_exif")
+    assert "apply_exif was false, is true" in line and len(odd.requests()) == 10
 
 
 def test_requests_keep_to_the_pace_and_go_side_by_side(fake, tmp_path):

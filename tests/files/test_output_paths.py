@@ -38,6 +38,16 @@ BINARIES = {
     "table": ("workdir", f"{CONFIG}/table_3.py:tiny"),
     "demo": ("workdir",),
     "make_small_base": ("output_dir",),
+    "rate_rows": (
+        "output_dir",
+        f"{CONFIG}/grpo_tiny.py",
+        "--checkpoint=no",
+        "--rows=no.jsonl",
+        "--image_root=nowhere",
+    ),
+    "compose": ("output_dir", "--source=coco=no.json", "--image_root=nowhere", "--sft=1"),
+    "plan": ("output", f"{CONFIG}/grpo_tiny.py", "--machine=v5e:2x2"),
+    "benchmark": ("output_dir", "--case=generate"),
     "readme_picture": ("output", "--run=nowhere"),
 }
 FOLDERS = ("workdir", "output_dir", "target")
@@ -58,7 +68,7 @@ def test_every_binary_refuses_an_output_that_cannot_be_written(script, refusal, 
     else:
         bad[tmp_path / "folder"] = "is a folder"
     for path, reason in bad.items():
-        if script == "compare" and not path:  # "": none is written
+        if script in ("compare", "plan") and not path:  # "": none is written
             continue
         line = refusal(script, *others, f"--{flag}={path}")
         assert f"--{flag}" in line and reason in line, (path, line)
@@ -94,6 +104,29 @@ def test_every_setting_that_is_a_url_is_refused(refusal, tmp_path, monkeypatch):
     line = refusal("evaluate_server", *BINARIES["evaluate_server"][1:], "--output_dir=o",
                    "--base_url=http://localhost:1/v1")  # fmt: skip
     assert line.startswith("no.json: ")  # the benchmark comes next
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "script, given",
+    [
+        ("train_sft", "--workdir=~/runs/a"),
+        ("train_grpo", "--config.data.image_root=~/data"),
+        ("evaluate", "--output_dir=~/out"),
+        ("evaluate_server", "--benchmark=~/MIG_data.json"),
+        ("score", "--predictions=~"),
+        ("report", "--training=mine=~/runs/a"),
+        ("ground", "--images=a.png,~/b.png"),
+        ("compose", "--source=coco=~/instances.json"),
+    ],
+)
+def test_a_home_that_the_shell_left_is_refused(script, given, refusal, tmp_path, monkeypatch):
+    """It was taken for a folder of that name, and one for results was made here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    flag, *others = BINARIES[script]
+    line = refusal(script, f"--{flag}=out.png", *others, given)
+    assert given.partition("=")[0] in line and "write /home/me" in line and "\n" not in line
     assert not os.listdir(tmp_path)
 
 

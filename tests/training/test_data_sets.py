@@ -104,6 +104,15 @@ def test_no_row_has_a_target_to_reward(refused, tmp_path):
     assert "all 1 rows are left out" in refused("grpo", **{"data.train_json": path})
 
 
+@pytest.mark.parametrize("most, count", [(8, 9), (2, 3), (1, 2)])
+def test_rows_of_more_targets_than_count_are_told(refused, tmp_path, most, count):
+    target = {"image": 1, "box": [1, 2, 300, 400], "label": "dog"}
+    row = {"id": "a", "task": "diff", "images": ["a.jpg"], "question": "?"}
+    path = in_lines(tmp_path / "a.jsonl", [row | {"targets": [target] * count}])
+    line = refused("grpo", **{"data.train_json": path, "grpo.max_objects": most})
+    assert "all 1 rows are left out" in line and "max_objects" in line and str(count) in line
+
+
 def test_no_image_is_there(refused, tmp_path):
     line = refused(**{"data.image_root": str(tmp_path)})
     assert "questions has images that can be read below data.image_root=" in line

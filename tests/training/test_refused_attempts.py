@@ -57,6 +57,8 @@ def test_a_refused_attempt_leaves_the_run_as_it_was(
     nothing.write_text("[]")
     refused(UserError, **prompt, **{"data.train_json": str(nothing)})
     assert "lengths" in refused(DataError, **prompt, **{"data.shapes.lengths": (16,)})
+    line = refused(DataError, **prompt, **{"data.shapes.slots": (1,)})
+    assert "raise data.shapes.slots" in line and "max_pixels" not in line
     no_benchmark = {"evaluation.every": 1, "evaluation.benchmark": str(tmp_path / "none.json")}
     assert "none.json" in refused(DataError, **prompt, **no_benchmark)
     assert "no LoRA" in refused(**prompt, **{"lora.rank": 4})

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from conftest import train
+from conftest import REPOSITORY, train
 
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation.predictions import Predictions
@@ -35,6 +35,25 @@ def test_a_killed_runs_lock_is_taken_over(steady_recipe, tmp_path):
     (tmp_path / "run.lock").write_text(json.dumps(gone))
     train(steady_recipe("sft", num_steps=1), tmp_path)
     assert (tmp_path / "checkpoints/1").exists()
+
+
+@pytest.mark.parametrize("script", ["evaluate", "rate_rows", "evaluate_server", "compose"])
+def test_every_binary_that_goes_on_locks_its_folder(script, scenes, tiny_model, tmp_path, refusal):
+    config = f"--config={REPOSITORY}/configs/grpo_tiny.py", "--config.cpu_devices=0"
+    model, root = f"--checkpoint={tiny_model}", f"--image_root={scenes}"
+    benchmark = f"--benchmark={scenes}/eval.json"
+    server = ("--family=mirg", "--model=m", "--base_url=http://localhost:9/v1", "--key_variable=")
+    flags = {
+        "evaluate": (*config, model, benchmark),
+        "rate_rows": (*config, model, f"--rows={scenes}/rl.json"),
+        "evaluate_server": (*server, benchmark),
+        "compose": (f"--source=rows={scenes}/rl.json", "--sft=1"),
+    }[script]
+    name = "compose" if script == "compose" else "predictions"
+    with Lock(tmp_path / "out" / f"{name}.lock"):
+        line = refusal(script, *flags, root, f"--output_dir={tmp_path}/out")
+        assert f"writes to it ({os.getpid()} on" in line and "\n" not in line
+        assert os.listdir(tmp_path / "out") == [f"{name}.lock"]
 
 
 def test_conversions_evaluations_and_journals_are_locked(tiny_model, tmp_path, refusal):

@@ -223,8 +223,11 @@ def test_padding_behind_the_longest_completion_is_cut():
         ),
     ],
 )
-def test_grpos_options_run(changes, recipe, tmp_path):
+def test_grpos_options_run(changes, recipe, tmp_path, monkeypatch):
+    held, copy = [], grpo.copy_of_reference
+    monkeypatch.setattr(grpo, "copy_of_reference", lambda run: held.append(copy(run)) or held[0])
     train(recipe("grpo", num_steps=2, **changes), tmp_path)
+    assert (held[0] is None) == (changes.get("grpo.beta") == 0)
     rows = metrics.read(tmp_path)
     assert len(rows) == 2 and all(
         np.isfinite([row["loss"], row["grad_norm"]]).all() for row in rows

@@ -37,6 +37,15 @@ def test_the_binary_refuses_in_one_line(config, tmp_path, flags, message, refusa
     assert message in line and "\n" not in line
 
 
+def test_every_shard_has_all_tasks(config, tmp_path, refusal, capsys):
+    source = write_questions(tmp_path / "data", 21)  # the tasks in turn, as many as shards
+    config("")
+    for shard in range(3):
+        flags = build(tmp_path / "out", source)
+        assert refusal(*flags, "--dry_run", f"--shard={shard}/3") == ""
+        assert "7 questions: common_object 1, diff 1, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("wrong", ["images", "task"])
 def test_no_usable_question_is_an_error(config, tmp_path, wrong, refusal, capsys):
     source = write_questions(tmp_path / "data", 7)

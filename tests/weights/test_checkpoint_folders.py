@@ -144,6 +144,25 @@ def test_other_files_are_named(folder, refused, name, message):
     assert message in refused(folder)
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", [LFS, "<html>Sign in</html>"])
+def test_files_that_were_not_downloaded_themselves(folder, refused, name, text):
+    (folder / name).write_text(text)
+    what = "a pointer of Git LFS" if text == LFS else "a page of HTML"
+    line = refused(folder)
+    assert line.startswith(f"{folder / name}: is {what} and no ") and "file itself" in line
+
+
+def test_adapters_beside_the_weights_are_refused(folder, refused):
+    """transformers adds them to the weights, or to another base that they name."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    line = refused(folder)
+    assert "holds adapters beside the weights" in line and "move adapter_config.json away" in line
+
+
 def in_shards(folder, names=("model-00001-of-00002", "model-00002-of-00002")):
     tensors = load_file(folder / "model.safetensors")
     for n, name in enumerate(names):
