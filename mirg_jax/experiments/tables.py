@@ -19,7 +19,7 @@ from mirg_jax.experiments.figures import Results, to_json
 from mirg_jax.experiments.rows import Table, TableData, TableRow
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench import scoring
-from mirg_jax.runs import devices, run_folder, settings
+from mirg_jax.runs import devices, loading, run_folder, settings
 from mirg_jax.scenes.scene_tasks import TASKS, write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
@@ -141,6 +141,8 @@ def run_seed(
     Raises:
       UserError: for a setting, data set or model that can't be used.
     """
+    for path in dict.fromkeys(row.recipe.model.path for row in table.rows):
+        loading.model_config(path)  # a wrong one is told before anything is made
     data = prepare(table, folder, seed, clock)
     for row in table.rows:
         yield row, run_row(row, data, folder, seed, clock)

@@ -247,6 +247,13 @@ def test_table_as_a_user_runs_it(tmp_path, refusal):
     assert "is not set" in line and "\n" not in line
 
 
+def test_a_wrong_model_is_told_before_anything_is_made(tmp_path, refusal):
+    (tmp_path / "empty").mkdir()
+    options = (f"--base={tmp_path / 'empty'}", f"--workdir={tmp_path / 'demo'}")
+    assert "no config.json" in refusal("demo", *options)
+    assert not (tmp_path / "demo").exists()
+
+
 def test_table_2_has_three_rows_a_model():
     config = table_2.get_config("tiny")
     assert list(config.order) == ["base_0", "sft_0", "grpo_0", "base_1", "sft_1", "grpo_1"]
