@@ -173,11 +173,27 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     for name in flags.FLAGS:
         if isinstance(value := flags.FLAGS[name].value, float) and not math.isfinite(value):
             _fail(f"--{name}={value} must be a finite number")
+    for name in flags.FLAGS:
+        flags.FLAGS[name].value = _expanded(name, flags.FLAGS[name].value)
     try:
         _refuse_urls()
     except ConfigError as error:
         _fail(error)
     return rest
+
+
+def _expanded(name: str, value: Any) -> Any:
+    """Returns a flag's value with the home folder for ~ at the beginning of its paths."""
+    if isinstance(value, str) and not name.endswith(_NO_PATHS):
+        return places.expanded(value)
+    if isinstance(value, ConfigDict):
+        for key in value:
+            new = _expanded(f"{name}.{key}", value[key])
+            if new != value[key]:
+                value[key] = new
+    elif isinstance(value, list | tuple):
+        return type(value)(_expanded(name, each) for each in value)
+    return value
 
 
 def _refuse_urls() -> None:

@@ -80,6 +80,13 @@ def model_folder(source: str | places.Place) -> pathlib.Path:
                 "its command again"
             )
         return path
+    if path.is_file():
+        inside = (path.parent / "config.json").is_file() or run_folder.find_run(path.parent)
+        raise CheckpointError(
+            f"{path}: is a file, where a folder is expected: a run (with checkpoints/), "
+            "RUN/checkpoints/STEP, RUN/best, or a Hugging Face folder (config.json, "
+            f"tokenizer.json, *.safetensors); give {path.parent if inside else 'one of these, or a hub name'}"
+        )
     if path.exists():
         raise CheckpointError(
             f"{path}: no config.json and no checkpoints in this folder; give a run, a checkpoint, "
