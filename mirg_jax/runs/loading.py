@@ -81,11 +81,12 @@ def model_folder(source: str | places.Place) -> pathlib.Path:
             )
         return path
     if path.is_file():
-        inside = (path.parent / "config.json").is_file() or run_folder.find_run(path.parent)
+        is_inside = (path.parent / "config.json").is_file() or run_folder.find_run(path.parent)
+        remedy = f"give {path.parent}" if is_inside else "give one of these, or a hub name"
         raise CheckpointError(
             f"{path}: is a file, where a folder is expected: a run (with checkpoints/), "
             "RUN/checkpoints/STEP, RUN/best, or a Hugging Face folder (config.json, "
-            f"tokenizer.json, *.safetensors); give {path.parent if inside else 'one of these, or a hub name'}"
+            f"tokenizer.json, *.safetensors); {remedy}"
         )
     if path.exists():
         raise CheckpointError(
