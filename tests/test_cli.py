@@ -76,7 +76,11 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         "data": {"json": (f"{tmp_path}/a.json", "b~"), "seed": 1},
         "query": "~/q",
     }
-    assert cli._expanded("predictions", ["x=~/p", "~"]) == [f"x={tmp_path}/p", str(tmp_path)]
+    assert cli._expanded("predictions", ["x=~/p", "~", "~/a=b"]) == [
+        f"x={tmp_path}/p",
+        str(tmp_path),
+        f"{tmp_path}/a=b",
+    ]
     assert cli._expanded("workdir", "gs://a/~/b") == "gs://a/~/b"
 
 

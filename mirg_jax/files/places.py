@@ -55,7 +55,7 @@ def expanded(path: str) -> str:
     Args:
       path: the path; a URL, a hub name or any other text stays as it is.
     """
-    name, sign, rest = path.rpartition("=")
+    name, sign, rest = os.path.expanduser(path).rpartition("=")
     return name + sign + os.path.expanduser(rest)
 
 

@@ -260,8 +260,9 @@ class _Reader:
     def sentence_behind(self, number: int) -> int | None:
         """Reads the sentence behind a box that says which image the box is of."""
         said = box_words.refers_to(self._text[self._boxes[number].end : self._next(number)])
-        is_of_box = said is not None and said["box"]
-        return box_words.read_sentence(said, self._num_images, self._first) if is_of_box else None
+        if said is None or not said["box"]:
+            return None
+        return box_words.read_sentence(said, self._num_images, self._first)
 
     def words_at_end(self) -> int | None:
         """Reads the sentences behind the only box that say where it is."""
