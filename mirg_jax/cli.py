@@ -173,19 +173,34 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     for name in flags.FLAGS:
         if isinstance(value := flags.FLAGS[name].value, float) and not math.isfinite(value):
             _fail(f"--{name}={value} must be a finite number")
+    for name in flags.FLAGS:
+        flags.FLAGS[name].value = _expanded(name, flags.FLAGS[name].value)
     try:
-        _check_paths()
+        _refuse_urls()
     except ConfigError as error:
         _fail(error)
     return rest
 
 
-def _check_paths() -> None:
-    """Checks flags and settings that would be taken for paths of new folders: URLs, and ~/….
+def _expanded(name: str, value: Any) -> Any:
+    """Returns a flag's value with the home folder for ~ at the beginning of its paths."""
+    if isinstance(value, str) and not name.endswith(_NO_PATHS):
+        return places.expanded(value)
+    if isinstance(value, ConfigDict):
+        for key in value:
+            new = _expanded(f"{name}.{key}", value[key])
+            if new != value[key]:
+                value[key] = new
+    elif isinstance(value, list | tuple):
+        return type(value)(_expanded(name, each) for each in value)
+    return value
+
+
+def _refuse_urls() -> None:
+    """Checks that flags and settings are no URLs, which would be taken for paths of new folders.
 
     Raises:
-      ConfigError: if one is a URL that may not be one, or of a store that can't be reached, or
-        begins with a home directory that the shell left as it is.
+      ConfigError: if one is that may not be one, or is of a store that can't be reached.
     """
     taken = _TAKE_URLS.get(os.path.basename(sys.argv[0]), ())
     for name in flags.FLAGS:
@@ -193,13 +208,7 @@ def _check_paths() -> None:
             if not key.endswith(_NO_PATHS):
                 check = places.check if key in taken else places.check_local
                 # A list's entry may have a name, as in --predictions=NAME=PATH.
-                path = value.rpartition("=")[2]
-                check(path, f"--{key}")
-                if path == "~" or path.startswith("~/"):
-                    raise ConfigError(
-                        f"--{key}={path}: shells leave ~ as it is behind '='; write "
-                        f"{os.path.expanduser(path)}"
-                    )
+                check(value.rpartition("=")[2], f"--{key}")
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:

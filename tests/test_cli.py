@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
+
+from mirg_jax import cli
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,7 +25,7 @@ def main(_):
     if _RAISE.value:
         raise {"data": DataError, "config": ConfigError, "bug": KeyError}[_RAISE.value](
             "rows.json row 3:\\n no images")
-    print(_CONFIG.value.seed)
+    print(_CONFIG.value.path or _CONFIG.value.seed)
 
 if __name__ == "__main__":
     cli.run(main)
@@ -33,7 +36,7 @@ from mirg_jax.errors import ConfigError
 def get_config(argument="one"):
     if argument != "one":
         raise ConfigError(f"good.py: no number {argument!r};\\n there is one")
-    return ml_collections.ConfigDict({"seed": 1})
+    return ml_collections.ConfigDict({"seed": 1, "path": ""})
 """
 
 
@@ -58,6 +61,27 @@ def run(tmp_path):
 def test_flags_reach_main(run):
     result = run("--config=good.py", "--config.seed=7")
     assert (result.returncode, result.stdout, result.stderr) == (0, "7\n", "")
+
+
+def test_a_tilde_reaches_main_as_the_home_folder(run):
+    result = run("--config=good.py", "--config.path=~/a")
+    assert result.stdout == os.path.expanduser("~/a") + "\n"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = ConfigDict({"data": {"json": ("~/a.json", "b~"), "seed": 1}, "query": "~/q"})
+    assert cli._expanded("config", config) is config
+    assert config.to_dict() == {
+        "data": {"json": (f"{tmp_path}/a.json", "b~"), "seed": 1},
+        "query": "~/q",
+    }
+    assert cli._expanded("predictions", ["x=~/p", "~", "~/a=b"]) == [
+        f"x={tmp_path}/p",
+        str(tmp_path),
+        f"{tmp_path}/a=b",
+    ]
+    assert cli._expanded("workdir", "gs://a/~/b") == "gs://a/~/b"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What an answer of a conversation says: its objects with their images, and its trajectory."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mirg_jax.data import named_images
@@ -108,7 +109,7 @@ def _with_images(
     """
     says_more = num_images > 1 and named_images.check_answer(text, num_images)
     if objects[0].image is not None:
-        return objects
+        return _by_places(objects, text, num_images)
     behind = named_images.find_behind(text, num_images)
     if set(behind) == {None}:
         if says_more and not any(each.image for each in objects):
@@ -122,9 +123,35 @@ def _with_images(
             "the answer names an image behind one box, and none or one that is not there behind "
             "another; name each box's image before it"
         )
+    return _replace_images(objects, behind)
+
+
+def _by_places(
+    objects: tuple[GroundedObject, ...], text: str, num_images: int
+) -> tuple[GroundedObject, ...]:
+    """Compares the images of objects with those named right behind their boxes.
+
+    Raises:
+      DataError: if another one is named behind a box, and it isn't plain which is the box's.
+    """
+    boxed, _ = find_objects(text, num_images)  # without those that are named by their IDs only
+    named = [each.image for each in boxed]
+    images = named_images.check_places(text, named, num_images)
+    changed = [each for each, image in zip(boxed, images, strict=True) if each.image != image]
+    if changed and (len(boxed) != len(objects) or any(each.number for each in changed)):
+        raise DataError(
+            "the answer names an image behind a box, and another one by the box's ID; name only "
+            "the box's own"
+        )
+    return _replace_images(objects, images) if changed else objects
+
+
+def _replace_images(
+    objects: tuple[GroundedObject, ...], images: Sequence[int | None]
+) -> tuple[GroundedObject, ...]:
     return tuple(
         GroundedObject(each.box, image, each.number, each.label)
-        for each, image in zip(objects, behind, strict=True)
+        for each, image in zip(objects, images, strict=True)
     )
 
 

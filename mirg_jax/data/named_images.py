@@ -5,11 +5,12 @@ at, and not the one that is asked for.
 """
 
 import re
+from collections.abc import Sequence
 
 from mirg_jax.data.conversation_rows import IMAGE_MARK
 from mirg_jax.data.json_rows import quote
 from mirg_jax.errors import DataError
-from mirg_jax.grounding.grammar import BOX_END, find_image_index
+from mirg_jax.grounding.grammar import BOX_END, BOX_START, find_image_index
 from mirg_jax.grounding.image_words import (
     FROM_END,
     HAN_IMAGE,
@@ -30,6 +31,24 @@ _MARK = re.compile(r"<\|?image[ _-]?(\d{0,3})\|?>", re.IGNORECASE | re.ASCII)
 _WORD = re.compile(r"\w")
 _FIRST = re.compile(rf"[^\w\n]*(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
 _BEHIND = re.compile(rf"[\s(\[]*(?:(?:is )?in )?(?:the )?{_WORDING}", re.IGNORECASE | re.ASCII)
+# The place of a box behind it, which may be another image than the words before name.
+_PLACE = re.compile(
+    r"(?:(?P<aside>\s*,|\s*[(\[])\s*|\s+)(?:(?:which|that) )?"
+    r"(?:(?:is|lies|appears|seen|found|located|now) ){0,2}"
+    r"(?:(?:with)?in(?:side)?|on|of|for|(?<=[(\[]))"
+    rf" ?(?:the )?(?P<words>{_WORDING})(?P<end>[\s)\]]*(?:[.;!?。；！？]|\Z|</))?",
+    re.IGNORECASE | re.ASCII,
+)
+# Before a box: "the dog in image 1 is at", which says of another image where the box is not.
+_REFERRED = re.compile(
+    rf"\w\s(?:in|of|from|on)\s(?:the\s)?{_WORDING}"
+    r"\s(?:(?:re)?appears|is|was|can be|lies|sits|stands)"
+    r"(?:\s(?:also|again|now|seen|found|located|visible|shown)){0,2}\sat\s?\Z",
+    re.IGNORECASE | re.ASCII,
+)
+_HEADS = re.compile(r"[\s*)\]]*[:：]")
+_CLAUSE_END = re.compile(r"[,.;!?\n]|\b(?:and|but|while|whereas)\b", re.IGNORECASE)
+_FAR = 200  # characters before a box that are looked at
 _NUMERAL = rf"(?:\d+|{NUMERAL})\b"
 _ORDINAL = rf"(?:{ORDINAL}|\d+(?:st|nd|rd|th)|other|next)"
 # What may refer to an image, whether it is understood or not.
@@ -92,6 +111,42 @@ def find_behind(answer: str, num_images: int) -> list[int | None]:
     """
     found = (_BEHIND.match(text) for text in answer.split(BOX_END)[1:])
     return [(find_image(match[0], num_images) or 0) if match else None for match in found]
+
+
+def check_places(answer: str, named: Sequence[int | None], num_images: int) -> list[int | None]:
+    """Returns the images of boxes, corrected by the places behind them.
+
+    In "the dog in image 1 is at BOX in image 2" the box is in image 2.
+
+    Args:
+      answer: the answer, with its boxes.
+      named: the image that the words before name for each box, None for none.
+      num_images: number of images of the question.
+
+    Raises:
+      DataError: if a box has other images before and behind it, and it isn't plain which is its.
+    """
+    pieces, images = answer.split(BOX_END), []
+    for number, (image, behind) in enumerate(zip(named, pieces[1:], strict=True)):
+        images.append(image)
+        place = _PLACE.match(behind)
+        if image is None or place is None:
+            continue
+        said = find_image(place["words"], num_images)
+        rest, is_last = place.end("words"), number == len(named) - 1
+        heads_next = not is_last and not _CLAUSE_END.search(behind.partition(BOX_START)[0], rest)
+        ends = place["end"] is not None
+        is_place = ends or place["aside"] != ","
+        if said == image or _HEADS.match(behind, rest) or heads_next or not is_place:
+            continue
+        before = pieces[number].rpartition(BOX_START)[0][-_FAR:]
+        if not (said and ends and place["aside"] is None and _REFERRED.search(before)):
+            raise DataError(
+                f"image {image} is named before a box and {quote(place['words'])} behind it; name "
+                "only the box's own image, before it"
+            )
+        images[-1] = said
+    return images
 
 
 def check_answer(answer: str, num_images: int) -> bool:

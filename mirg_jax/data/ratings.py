@@ -95,6 +95,11 @@ def read(path: str | Place) -> dict[str, Rating]:
         raise DataError(
             f"data.ratings={str(path)!r}: is not there; scripts/rate_rows.py writes it"
         ) from None
+    if not found:  # nothing, or what has no line break, as an unfinished line
+        raise DataError(
+            f"{path}: holds no ratings: it is empty, or not JSON lines; give a ratings.jsonl that "
+            "scripts/rate_rows.py wrote"
+        )
     return found
 
 

@@ -119,8 +119,17 @@ def rows(path: str | Place) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
+            if line.number == 1 and not _is_text(line.text):
+                raise DataError(f"{path}: is a binary file, not JSON lines; give another file")
             raise DataError(f"{path} line {line.number}: not a JSON object; remove the line")
         yield row
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return "\0" not in line.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def is_torn(path: str | Place) -> bool:

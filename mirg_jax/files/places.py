@@ -46,6 +46,19 @@ def cache_folder(name: str) -> pathlib.Path:
     return home / "mirg_jax" / name
 
 
+def expanded(path: str) -> str:
+    """Returns a path with the home folder for ~ at its beginning, as shells have it.
+
+    A shell leaves it as it is in `--workdir=~/run`. Behind the name of a list's entry,
+    `NAME=~/file`, it is replaced too.
+
+    Args:
+      path: the path; a URL, a hub name or any other text stays as it is.
+    """
+    name, sign, rest = os.path.expanduser(path).rpartition("=")
+    return name + sign + os.path.expanduser(rest)
+
+
 def is_url(path: str | os.PathLike) -> bool:
     """Returns whether a path is really a URL, such as gs://bucket/folder."""
     return _URL.match(os.fspath(path).strip()) is not None

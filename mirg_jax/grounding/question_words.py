@@ -123,8 +123,10 @@ _IS_IN_NEXT = re.compile(
     rf"\s+(?:(?!(?:the|this|that|an?|and|or|not)\b)\w+\s+){{0,2}}{_IN}{_THE}", re.IGNORECASE
 )
 _WHERE = re.compile(r"\b(?:where|how)\b", re.IGNORECASE)
+# "Not", as in "it isn't seen in image 1"; but "why don't you find it in image 2" asks for it.
 _NOT_IN = re.compile(
-    r"\b(?:n['’]t|not|never|ignore|skip|disregard|without|excluding|outside)\b[^,;.]*\Z",
+    r"(?:n['’]t(?!\s+(?:you|we)\b)|\b(?:not|never|ignore|skip|disregard|without|excluding|outside))\b"
+    r"(?:(?!\bbut\b)[^,;.])*\Z",
     re.IGNORECASE,
 )
 # "In the second", "of the other one": an image where others are named in full.
@@ -276,10 +278,13 @@ def _role(text: str, number: int, mentions: list[_Mention]) -> _Role:
     clause = max(start, _last_end(_CLAUSE, text, mention.start))
     before = text[clause : mention.start]
     is_first = start == sentence  # in its sentence
-    if mention.is_denied or _NOT_IN.search(text[sentence : mention.start]):
-        return _Role.OTHER
     following = mentions[number + 1 : number + 2]
-    if following and _leads_on(text, sentence, mention, following[0]):
+    if mention.is_denied or (following and _leads_on(text, sentence, mention, following[0])):
+        return _Role.OTHER
+    if not is_first and _leads_on(text, sentence, mentions[number - 1], mention):
+        asked = text[sentence : mentions[number - 1].start]
+        return _Role.DIRECT if _BEGINS.match(asked) else _Role.OTHER
+    if _NOT_IN.search(text[sentence : mention.start]):
         return _Role.OTHER
     if _BACK.search(before):
         return _Role.BACK
@@ -295,9 +300,6 @@ def _role(text: str, number: int, mentions: list[_Mention]) -> _Role:
     asked = text[sentence : mention.start]
     if is_first and (_WHICH.search(asked) or _WHATS_NEW.search(asked)):
         return _Role.DIRECT
-    if not is_first and _leads_on(text, sentence, mentions[number - 1], mention):
-        asked = text[sentence : mentions[number - 1].start]
-        return _Role.DIRECT if _BEGINS.match(asked) else _Role.OTHER
     plain = _PLAIN.search(before)
     if begins and plain and not _ASIDE.search(plain["name"]):
         return _Role.PLAIN

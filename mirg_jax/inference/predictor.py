@@ -325,6 +325,7 @@ def load(
       UserError: if the model can't be loaded or a setting is invalid.
     """
     compiled.keep()
+    source = places.expanded(str(source))
     return Predictor.open(source, settings or read_own_settings(source), max_tokens=max_tokens)
 
 

@@ -19,7 +19,7 @@ from mirg_jax.mig_bench import box_forms, box_words, image_references
 from mirg_jax.mig_bench.box_forms import Box, Numbers
 from mirg_jax.mig_bench.image_references import Field, Key
 
-_ANY_0 = re.compile(r"(?<![\d.])0{1,3}(?![\d.])|０")
+_ANY_0 = re.compile(r"(?<![\d.])0{1,3}(?!\.?\d)|０")
 _BRACE = re.compile(r"[{}]")
 _CLAUSE = re.compile(r"[^,.!?;\n]{0,32}")
 # Between a heading and its object, or between the objects of its list.
@@ -38,6 +38,7 @@ class FoundBox(NamedTuple):
         there, `UNCLEAR` if it names one in words that aren't understood; None if it names none.
       in_field: whether the image is named where our own grammar doesn't look for it, such as in a
         field or behind the box.
+      is_clear: whether it is clear what the numbers mean; if not, they are as they stand.
     """
 
     start: int
@@ -45,6 +46,7 @@ class FoundBox(NamedTuple):
     corners: Numbers
     image: int | None
     in_field: bool
+    is_clear: bool = True
 
 
 def find_boxes(text: str, images: Sequence[str]) -> list[FoundBox]:
@@ -106,11 +108,16 @@ def _find_boxes(
             image, in_field = UNCLEAR, False
         end = box.end if behind is None else behind.end
         if own is None:
-            found.append(FoundBox(*box, image, in_field))
+            named, is_named = image, in_field
         else:  # which the grammar reads itself
-            found.append(FoundBox(*box, own if own <= len(images) else OTHER, False))
+            named, is_named = own if own <= len(images) else OTHER, False
+        found.append(FoundBox(*box[:3], named, is_named, box.is_clear))
     if len(found) == 1 and found[0].image is None and (named := reader.words_at_end()) is not None:
         return [found[0]._replace(image=named, in_field=True)]
+    for number, each in enumerate(found):  # "This box refers to image 2." behind another image
+        said = reader.sentence_behind(number)
+        if said is not None and each.image != said:
+            found[number] = each._replace(image=UNCLEAR, in_field=True)
     return found
 
 
@@ -250,6 +257,13 @@ class _Reader:
         before, behind = self._text[start : box.start], self._text[box.end : self._next(number)]
         return box_words.read_around(before, behind, self._num_images, self._first)
 
+    def sentence_behind(self, number: int) -> int | None:
+        """Reads the sentence behind a box that says which image the box is of."""
+        said = box_words.refers_to(self._text[self._boxes[number].end : self._next(number)])
+        if said is None or not said["box"]:
+            return None
+        return box_words.read_sentence(said, self._num_images, self._first)
+
     def words_at_end(self) -> int | None:
         """Reads the sentences behind the only box that say where it is."""
         behind = self._text[self._boxes[0].end :]
@@ -292,6 +306,10 @@ class _Reader:
     def _words_behind(self, number: int) -> _Behind | None:
         """Reads the first words that begin in the clause behind a box."""
         start, end = self._boxes[number].end, self._next(number)
+        sentence = box_words.refers_to(self._text[start:end])
+        if sentence is not None:
+            image = box_words.read_sentence(sentence, self._num_images, self._first)
+            return None if image is None else _Behind(image, start + sentence.end())
         clause = _CLAUSE.match(self._text, start, end)
         words = next(find_wordings(self._text[start:end]), None)
         if words is None or clause is None or start + words.start() > clause.end():

@@ -7,6 +7,7 @@ from mirg_jax.grounding.image_words import (
     IMAGE,
     ORDINAL,
     UNCLEAR,
+    WORDING,
     find_wordings,
     read_wording,
 )
@@ -57,6 +58,24 @@ _AS_PART = re.compile(rf"(?<=\d)_|_(?={IMAGE}_?\d)", re.IGNORECASE)
 # In a sentence behind the only box: "it is in image 2", "Located in: image 2".
 _IS_IN = re.compile(
     r"\b(?:is|appears|lies|located)\b[^.,;\n]{0,30}?\b(?:in|on):?\s(?:the\s)?\Z", re.IGNORECASE
+)
+_OR = re.compile(r"\s?(?:,|/|&|or\b|and\b)\s?(?:(?:or|and)\s)?(?:in\s)?(?:the\s)?", re.IGNORECASE)
+# There, before the words: "it is not visible in image 1", "not clear whether it is in image 1".
+_NOT_SAID = re.compile(
+    r"(?:\b(?:no|not(?!\sonly)|never|none|missing|absent|without|whether|if|cannot)\b|n['’]t)"
+    r"(?:(?!\bbut\b)[^.,;\n])*\Z",
+    re.IGNORECASE,
+)
+# Right behind a box: "This box refers to image 2", "The coordinates are for the second image".
+_OTHERS = WORDING.pattern.replace("?P<", "?P<more_")
+_REFERS = re.compile(
+    r"[\s.,;:*`\"'|)\]}-]{0,12}\(?\b(?:(?P<box>(?:this|the|these|those|that|its)\s(?:above\s)?"
+    r"(?:(?:bounding\s)?box(?:es)?|bbox(?:es)?|box_2d|bbox_2d|coordinates|region|location))"
+    r"|this|these|it(?!\sis))\s(?:(?:refers?|belongs?|relates?|applies|apply|points?)\sto"
+    r"|(?:is|are)\s(?:given\s|located\s)?(?:in|on|for|from|of|relative\sto|within|with\srespect\sto))"
+    rf"\s(?:the\s)?(?P<words>{WORDING.pattern})"
+    rf"(?P<more>\s?(?:,|/|&|or\b|and\b)\s?(?:(?:in|to|for|of)\s)?(?:the\s)?(?:{_OTHERS}|\d))?",
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -116,12 +135,25 @@ def read_around(before: str, behind: str, num_images: int, first: int) -> int | 
 
 def read_sentences(behind: str, num_images: int, first: int) -> int | None:
     """Returns the image that sentences behind the only box say it to be in; None if none does."""
-    images = set()
+    images, end = set(), 0
     for words in find_wordings(behind):
         before = behind[max(0, words.start() - _FAR) : words.start()]
-        if _IS_IN.search(before) and not _COMPARED.search(before):
+        is_denied = _COMPARED.search(before) or _NOT_SAID.search(before)
+        is_more = end and _OR.fullmatch(behind, end, words.start())
+        if is_more or (_IS_IN.search(before) and not is_denied):
             images.add(read_wording(words, num_images, first))
+            end = words.end()
     return images.pop() if len(images) == 1 else UNCLEAR if images else None
+
+
+def refers_to(behind: str) -> re.Match | None:
+    """Finds the sentence right behind a box that says which image the box is of."""
+    return _REFERS.match(behind)
+
+
+def read_sentence(said: re.Match, num_images: int, first: int) -> int | None:
+    """Returns the image of a match of `refers_to`; `UNCLEAR` if it names several."""
+    return UNCLEAR if said["more"] else read_wording(said, num_images, first)
 
 
 def _find(text: str) -> _Named:

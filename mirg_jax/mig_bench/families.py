@@ -282,14 +282,16 @@ def _convert(
         elif family.numbers == "pixels" and image != OTHER:
             assert size_of is not None
             size = _size(image, row, size_of)
-        is_read = size is not None or family.numbers != "pixels"
-        if size is not None:
-            scaled = zip(values, size * 2, strict=True)
-            values = [min(max(boxes.GRID * v / side, 0), boxes.GRID) for v, side in scaled]
-        elif not is_read and problem is None:
+        is_read = found.is_clear and (size is not None or family.numbers != "pixels")
+        if not is_read and problem is None:
             said = quote(response[max(0, found.start - 60) : found.end + 30])
             what = "isn't there" if image == OTHER else "isn't clear"
             problem = f"a box is in pixels of an image that {what}: {said}"
+            if not found.is_clear:
+                problem = f"the order of a box's numbers is said in two ways: {said}"
+        elif size is not None:
+            scaled = zip(values, size * 2, strict=True)
+            values = [min(max(boxes.GRID * v / side, 0), boxes.GRID) for v, side in scaled]
         x1, y1, x2, y2 = map(round, values)
         corners = f"({x1},{y1}),({x2},{y2})" if is_read else f"[{x1}, {y1}, {x2}, {y2}]"
         identity = ""

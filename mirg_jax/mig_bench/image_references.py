@@ -64,7 +64,8 @@ _INNER = rf"(?:\{{\s{{0,3}}[\"']?(?:{IMAGE}[ _-]?)?{_ROLE}[\"']?\s{{0,3}}[:=]\s{
 # What may follow it. Not the word that tells what it is the number of, as in "image: 2 dogs".
 _END = (
     r"(?=[*`]{0,3}\s{0,3}(?:[,;:|()}\[\]<>\n，。；]|\.(?!\d)|[–—-]\s"
-    r"|(?:at|box|bbox|bounding box)\b|\Z))"
+    r"|(?:at|box|bbox|bounding box)\b"
+    r"|\*\*(?:top|upper|bottom|lower|left|box|bbox|bounding|coord)|\Z))"
 )
 # Its value: 2, "Image-2", #2, 2.0, [2], image_2.png, "2nd", "the second image", "two", 2 of 3, "B".
 _VALUE = re.compile(
@@ -100,6 +101,19 @@ _KEY = re.compile(
     r"(?=[*`]{0,3}\s{0,3}(?:```\w{0,9}\s{1,3})?[\[{]\s{0,3}[^\]}\s])",
     re.IGNORECASE | re.ASCII,
 )
+_BETWEEN_WORDS = re.compile(r"[_-]|(?<=[a-z])(?=[A-Z])")
+# The name of an image's file: "file_name": "image_2.png", filename=b.jpg.
+_FILE = re.compile(
+    rf"(?:(?<![A-Za-z0-9_])[\"']|(?<![\w\"'.])(?=file[ _-]?name)){_OF}file(?:[ _-]?(?:name|path))?"
+    r"[\"'*`]{0,3}\s{0,3}[:=][*`]{0,3}\s{0,3}"
+    r"(?:[\"'`](?P<quoted>[^\"'`\n]{1,300})[\"'`]|(?P<bare>[^\s\"'`,;|()}\[\]{]{1,300}))",
+    re.IGNORECASE,
+)
+_OF_FILE = re.compile(
+    rf"(?:.{{0,200}}[/\\])?(?:{IMAGE}[ #_-]{{0,2}})?(?P<number>\d{{1,3}}){_SUFFIX}",
+    re.IGNORECASE | re.ASCII,
+)
+_A_FILE = re.compile(rf".{{1,299}}{_SUFFIX}", re.IGNORECASE)
 _DIGITS = re.compile(r"\s?\d{1,3}\s?", re.ASCII)
 _EMPTY = re.compile(r"\s{0,3}(?:\[\s{0,3}\]|\{\s{0,3}\}|null\b|None\b|\"\")")
 _COLON = re.compile(r"[*`)\]]{0,3}\s?[:：]")
@@ -133,10 +147,11 @@ def has_image_0(text: str, box_starts: set[int]) -> bool:
         for _, cell in image_tables.find_cells(text)
         if (value := _VALUE.fullmatch(cell))
     ]
+    numbers += [_number_of_file(name["quoted"] or name["bare"]) for name in _FILE.finditer(text)]
     if any(number and int(number) == 0 for number in numbers):
         return True
     keys = (found["key"] for found in _KEY.finditer(text) if found["key"])
-    if any(is_0(words) for key in keys for words in find_wordings(key.replace("_", " "))):
+    if any(is_0(words) for key in keys for words in find_wordings(_as_words(key))):
         return True
     return any(is_0(words) and _COLON.match(text, words.end()) for words in find_wordings(text))
 
@@ -174,9 +189,26 @@ def find_fields(text: str, box_starts: set[int], images: Sequence[str], first: i
             image = _read_value(text, name, value, images, first, is_sure)
         if image is not None:
             fields.append(Field(name.start(), image))
+    for name in _FILE.finditer(text):
+        file = name["quoted"] or name["bare"]
+        image, number = _find_file(file, images), _number_of_file(file)
+        image = image or _find_file(pathlib.PurePosixPath(file).name, images)
+        if number is not None:
+            numbered = read_number(number, len(images), first)
+            image = numbered if image in (None, numbered) else UNCLEAR
+        elif image is None and _A_FILE.fullmatch(file):
+            image = UNCLEAR
+        if image is not None:
+            fields.append(Field(name.start(), image))
     for start, cell in image_tables.find_cells(text):
         fields.append(Field(start, _read_cell(cell, images, first)))
     return sorted(fields)
+
+
+def _number_of_file(name: str) -> str | None:
+    """Returns the number of a file that is called by it, as "image_2.png"."""
+    found = _OF_FILE.fullmatch(name)
+    return found["number"] if found else None
 
 
 def _read_value(
@@ -207,7 +239,8 @@ def _read_value(
     if value is None and is_one:
         if _OTHER_NUMBER.match(text, name.end()):
             return OTHER
-        if said and (words := WORDING.fullmatch(said["text"].removeprefix("the "))):
+        words = said and WORDING.fullmatch(_as_words(said["text"]).removeprefix("the "))
+        if words:
             return read_wording(words, len(images), first)
         if said and (is_sure or _VAGUE_VALUE.fullmatch(said["text"])):
             return UNCLEAR
@@ -250,8 +283,13 @@ def find_keys(text: str, images: Sequence[str], first: int) -> Iterator[Key]:
         if each["key"] and _DIGITS.fullmatch(key):
             image = read_number(key.strip(), len(images), first) if are_images else UNCLEAR
         elif image is None:
-            image = find_image(key.replace("_", " "), len(images), first)
+            image = find_image(_as_words(key), len(images), first)
         yield Key(each.end() - 1, image)
+
+
+def _as_words(name: str) -> str:
+    """Returns the words of "second_image", "second-image" or "secondImage"."""
+    return _BETWEEN_WORDS.sub(" ", name)
 
 
 def _find_file(name: str, images: Sequence[str]) -> int | None:

@@ -14,24 +14,39 @@ _COLUMN = re.compile(
 )
 
 
+# Headings of a table with a row for each field, as "Field | Value".
+_FIELDS = re.compile(
+    r"(?:fields?|propert(?:y|ies)|keys?|attributes?|items?|parameters?|字段|)", re.I
+)
+_VALUES = re.compile(r"(?:values?|answers?|results?|details?|值|)", re.IGNORECASE)
+
+
 def find_cells(text: str) -> Iterator[tuple[int, str]]:
     """Yields where what a table says of an image begins to count, and its words for the image.
 
-    That is where a row begins, with what its cell in the column of images holds; or where a cell
-    begins below the name of an image.
+    That is where a row begins, with what its cell in the column of images holds, or the cell behind
+    "Image" in a table with a row for each field; or where a cell begins below the name of an image.
     """
-    if "|" not in text or "--" not in text:
+    if "|" not in text or "-" not in text:
         return
-    before, column, headings = "", None, [""]
+    before, column, headings, has_fields = "", None, [""], False
     for line in _LINE.finditer(text):
         row = line[0].rstrip("\r\n")
         if "|" not in row:
-            column, headings = None, [""]
+            column, headings, has_fields = None, [""], False
         elif _RULE.fullmatch(row):
             headings = [cell.strip(" \t*`") for cell in _cells(before)]
             columns = [bool(_COLUMN.fullmatch(cell)) for cell in headings]
             column = columns.index(True) if any(columns) else None
+            first, *others = headings
+            has_fields = len(others) == 1 and bool(
+                _FIELDS.fullmatch(first) and _VALUES.fullmatch(others[0])
+            )
             headings = [cell if WORDING.fullmatch(cell) else "" for cell in headings]
+        elif has_fields:
+            name, *values = _cells(row)
+            if _COLUMN.fullmatch(name) and values and (cell := values[0].strip(" \t*`\"'")):
+                yield line.start(), cell
         elif column is not None:
             cells = _cells(row)
             if column < len(cells) and (cell := cells[column].strip(" \t*`\"'")):

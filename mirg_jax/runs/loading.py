@@ -80,6 +80,14 @@ def model_folder(source: str | places.Place) -> pathlib.Path:
                 "its command again"
             )
         return path
+    if path.is_file():
+        is_inside = (path.parent / "config.json").is_file() or run_folder.find_run(path.parent)
+        remedy = f"give {path.parent}" if is_inside else "give one of these, or a hub name"
+        raise CheckpointError(
+            f"{path}: is a file, where a folder is expected: a run (with checkpoints/), "
+            "RUN/checkpoints/STEP, RUN/best, or a Hugging Face folder (config.json, "
+            f"tokenizer.json, *.safetensors); {remedy}"
+        )
     if path.exists():
         raise CheckpointError(
             f"{path}: no config.json and no checkpoints in this folder; give a run, a checkpoint, "

@@ -132,6 +132,7 @@ def test_captions_go_on_in_later_turns(read):
     assert bad.id.endswith("#2") and "image 2 of the conversation is called 'Image 1'" in bad.reason
 
 
+BEFORE_AND_BEHIND = "image 1 is named before a box and 'image 2' behind it"
 SECOND = "<|box_start|>(500,20),(600,400)<|box_end|>"
 
 
@@ -146,6 +147,18 @@ SECOND = "<|box_start|>(500,20),(600,400)<|box_end|>"
         (f"{BOX} in the ninth image", "name each box's image before it"),
         (f"In image 2 {BOX}. It is as in the first image.", [2]),
         (f"{BOX} and so is {SECOND}", NOT_SAID),
+        # The place behind a box, where the words before are of another image, or it is unclear.
+        (f"The dog in image 1 is at {BOX} in image 2", [2]),
+        (f"The dog of image 1 can be seen at {BOX} in the second image. Well.", [2]),
+        (f"The dog in image 1 is at {BOX} in image 2. The cat is at {SECOND}.", [2, 2]),
+        (f"The dog in image 1 is at {BOX} in image 2 and a cat at {SECOND}", BEFORE_AND_BEHIND),
+        (f"In image 1 the dog is at {BOX} in image 2.", BEFORE_AND_BEHIND),
+        (f"In image 1: {BOX} (image 2)", BEFORE_AND_BEHIND),
+        (f"The dog in image 1 is at {BOX}, in image 2.", BEFORE_AND_BEHIND),
+        (f"<bbox_id>[1-1]</bbox_id>{BOX} in image 2", BEFORE_AND_BEHIND),
+        (f"In image 1 the dog is at {BOX}, in image 2 there is none.", [1]),
+        (f"In image 1 at {BOX} in image 2 at {SECOND}", [1, 2]),
+        (f"In image 1: {BOX} In image 2: {SECOND}", [1, 2]),
         (f"<bbox_id>[2-1]</bbox_id>{BOX}", [2]),
         # Our grammar would take these for the last and the first image.
         (f"In the second-to-last image: {BOX}", "is not understood as one of 2 images"),

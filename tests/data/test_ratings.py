@@ -79,6 +79,12 @@ def test_a_rating_is_read_back_by_what_the_row_says(tmp_path):
         (tmp_path / "wrong.jsonl").write_text(json.dumps(row | wrong) + "\n")
         with pytest.raises(DataError, match=r"wrong.jsonl line 1: is no rating"):
             ratings.read(tmp_path / "wrong.jsonl")
+    for none in (b"", b"\x00\xff" * 50):
+        (tmp_path / "none.jsonl").write_bytes(none)
+        with pytest.raises(
+            DataError, match=r"none.jsonl: holds no ratings: it is empty, or not JSON"
+        ):
+            ratings.read(tmp_path / "none.jsonl")
     (tmp_path / "twice.jsonl").write_text(2 * (json.dumps(row) + "\n"))
     assert len(ratings.read(tmp_path / "twice.jsonl")) == 1  # rows that are alike
     (tmp_path / "other.jsonl").write_text('{"key": "a"}\n')

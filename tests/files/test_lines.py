@@ -45,6 +45,9 @@ def test_another_bad_line_is_named(bad, tmp_path):
     path.write_text(f"{TEXT}{bad}\n{TEXT}")
     with pytest.raises(DataError, match=r"rows.jsonl line 4: not a JSON object; remove the line"):
         list(lines.rows(path))
+    path.write_bytes(b"\x1f\x8b\x08\n" + TEXT.encode())
+    with pytest.raises(DataError, match=r"rows.jsonl: is a binary file, not JSON lines"):
+        list(lines.rows(path))
     path.write_text(f"{TEXT}\n{TEXT}")  # a blank line is no row
     assert list(lines.rows(path)) == 2 * ROWS
 

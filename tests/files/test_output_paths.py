@@ -107,29 +107,6 @@ def test_every_setting_that_is_a_url_is_refused(refusal, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "script, given",
-    [
-        ("train_sft", "--workdir=~/runs/a"),
-        ("train_grpo", "--config.data.image_root=~/data"),
-        ("evaluate", "--output_dir=~/out"),
-        ("evaluate_server", "--benchmark=~/MIG_data.json"),
-        ("score", "--predictions=~"),
-        ("report", "--training=mine=~/runs/a"),
-        ("ground", "--images=a.png,~/b.png"),
-        ("compose", "--source=coco=~/instances.json"),
-    ],
-)
-def test_a_home_that_the_shell_left_is_refused(script, given, refusal, tmp_path, monkeypatch):
-    """It was taken for a folder of that name, and one for results was made here."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/me")
-    flag, *others = BINARIES[script]
-    line = refusal(script, f"--{flag}=out.png", *others, given)
-    assert given.partition("=")[0] in line and "write /home/me" in line and "\n" not in line
-    assert not os.listdir(tmp_path)
-
-
 @pytest.mark.parametrize("check", [places.check, places.check_local, places.check_writable])
 def test_messages_have_no_secrets_of_a_url(check):
     for url in ("https://user:hunter2@host/x", "https://host/x?token=hunter2"):

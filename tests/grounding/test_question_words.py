@@ -61,6 +61,18 @@ from mirg_jax.grounding.question_words import find_asked
         ("Track the object from frame 1 and locate it in frame 2.", 2),
         ("Using image 1 as the reference, find the dog in image 2", 2),
         ("For what the first image marks, find the thing in the second image.", 2),
+        # Denials of several words.
+        ("Don't locate it in image 2; locate it in image 1.", 1),
+        ("Don't find it in image 2, but in image 1.", None),
+        ("You shouldn't locate it in image 1 but in image 2.", None),
+        ("Please don’t search for it in image 2.", None),
+        ("Find the object that doesn't appear in image 2.", None),
+        ("Find the object in image 1 that isn't in image 2.", 1),
+        ("Find the object in image 1 that doesn't appear in image 2.", 1),
+        ("The dog isn't visible in image 1 but find it in image 2.", 2),
+        ("Locate what couldn't be seen in image 1 in image 2.", 2),
+        ("Find what is not in image 1 in image 2.", 2),
+        ("Why don't you find it in image 2?", 2),
     ],
 )  # fmt: skip
 def test_of_two_images(question, image):

@@ -57,6 +57,23 @@ CORNERS = (12, 30, 200, 300)
         "[y_min, x_min, y_max, x_max] = [30, 12, 300, 200]",
         "Format [y1, x1, y2, x2]: [30, 12, 300, 200]",
         "(x1, y1, x2, y2): (12, 30, 200, 300)",
+        # Tags, and Gemini's name of a box in prose.
+        "<box_2d>[30, 12, 300, 200]</box_2d>",
+        "<box_2d>30, 12, 300, 200</box_2d>",
+        "<bbox_2d> [12, 30, 200, 300] </bbox_2d>",
+        "The box_2d is [30, 12, 300, 200].",
+        "In it the `box_2d` of the dog is `[30, 12, 300, 200]`.",
+        "box_2d of the dog: [30, 12, 300, 200]",
+        "The bbox_2d is [12, 30, 200, 300].",
+        "The box_2d is [12, 30, 200, 300] (x1, y1, x2, y2).",
+        # Corners and sides by bold names and in lists.
+        "**Top-left:** (12, 30) **Bottom-right:** (200, 300)",
+        "- **Top-left corner**: (12, 30)\n- **Bottom-right corner**: (200, 300)",
+        "**Top-left (x1, y1):** (12, 30), **Bottom-right (x2, y2):** (200, 300)",
+        "**Bottom-right:** [200, 300] **Top-left:** [12, 30]",
+        "Upper right (200, 30) and lower left (12, 300)",
+        "- **x1:** 12\n- **y1:** 30\n- **x2:** 200\n- **y2:** 300",
+        "* **Left**: 12\n* **Top**: 30\n* **Width**: 188\n* **Height**: 270",
     ],
 )
 def test_forms(text):
@@ -89,6 +106,7 @@ def test_forms(text):
         "1, 2, 3, 4 and 5",
         '{"x": 1, "y": 2, "z": 3, "w": 4}',
         '{"x1": 1, "y1": 2, "x2": 3, "label": 4}',
+        "Top-left: (1, 2), top-right: (3, 2), bottom-right: (3, 4), bottom-left: (1, 4)",
         "",
     ],
 )
@@ -108,6 +126,15 @@ def test_other_numbers(text):
 )
 def test_small_boxes(text):
     assert len(find_boxes(text)) == 1
+
+
+def test_geminis_boxes_in_prose():
+    found = find_boxes(
+        "The box_2d is [30, 12, 300, 200], and that of the cat is [30, 12, 300, 200]."
+    )
+    assert [box.corners for box in found] == [CORNERS, CORNERS]
+    found = find_boxes("The box_2d is [30, 12, 300, 200]. The pixel coords are [12, 30, 200, 300].")
+    assert [box.corners for box in found] == [CORNERS, CORNERS]
 
 
 def test_a_list_of_boxes_has_the_order_of_its_key():

@@ -447,6 +447,14 @@ def test_reading_takes_time_in_proportion_to_the_text():
     ]
     pieces += ["second to ", "second-to-last image ", "from the ", "'a': ", '"image 2": [']
     pieces += ["image 2: [1", "Image 2: {[1,2,3,4]", "[1,2,3,4] | image: 2\n", '"images": [2], ']
+    pieces += ["[1,2,3,4] xywh [1,2,3,4] xyxy ", "x, y, ", "not xywh ", "box_2d is [1,2,3,4] "]
+    pieces += [
+        "Top-left: (1,2) ",
+        "This box refers to image 1 ",
+        "|-|-|\n",
+        '"file": "',
+        "filename=a/",
+    ]
     pieces += ["image one ", '"image": "a b", ', "**Image:** ", "<bbox_id>[1-1]</bbox_id>[1,2,3,4]"]
     one_of_each = {family.numbers: family for family in FAMILIES.values()}
     for family in one_of_each.values():

@@ -24,6 +24,7 @@ def test_a_server_that_is_down_ends_the_run_and_rejects_nothing(server, config, 
 
 def test_a_request_that_is_never_answered_is_given_up(server, config, tmp_path, monkeypatch):
     # A fifth of the requests fail, in an order that differs: three in a row are no outage here.
+    monkeypatch.setattr(asking_requests, "_FIRST_OUTAGE", 30)
     monkeypatch.setattr(asking_requests, "_OUTAGE", 30)
     source = write_questions(tmp_path / "data", 70)
     fake = server("--bad=0.2", "--flaws=500")

@@ -49,6 +49,17 @@ def changed(folder, name: str, **fields):
     path.write_text(json.dumps(raw | fields))
 
 
+def test_a_file_is_no_folder(refused, folder, tmp_path):
+    line = refused(folder / "config.json")
+    assert f"{folder}/config.json: is a file, where a folder is expected: a run" in line
+    assert line.endswith(f"give {folder}")
+    (tmp_path / "model.ckpt").write_text("")
+    with pytest.raises(
+        CheckpointError, match=r"\*.safetensors\); give one of these, or a hub name"
+    ):
+        loading.model_folder(tmp_path / "model.ckpt")
+
+
 # config.json and what is beside it ----------------------------------------------------------------
 
 MROPE = {"type": "mrope", "mrope_section": [1, 1, 2]}
