@@ -203,7 +203,7 @@ def data(check: Check, settings: Settings) -> list[Example]:
     kept, refused = usable.split(examples, refuse)
     rejected += refused
     usable.check(of, kept, rejected)
-    check.same(of.train_json, facts.hash_file(of.train_json)[:12], "give all hosts the same file")
+    check.same(of.train_json, facts.hash_rows(of.train_json)[:12], "give all hosts the same file")
     check.ok(f"{of.train_json}: {len(kept)} examples, {len(rejected)} rows left out")
     if len(rejected) > len(kept):
         first = rejected[0]
@@ -233,7 +233,7 @@ def held_out(check: Check, of: EvaluationSettings, data: DataSettings) -> None:
         raise DataError(
             f"no held-out row can be used; the first: {problem}; set evaluation.image_root"
         )
-    check.same(of.benchmark, facts.hash_file(of.benchmark)[:12], "give all hosts the same file")
+    check.same(of.benchmark, facts.hash_rows(of.benchmark)[:12], "give all hosts the same file")
     check.ok(f"{of.benchmark}: {len(rows)} rows, every {of.every} steps")
 
 

@@ -56,7 +56,7 @@ def prepare_questions(
     how = json.loads(json.dumps(dataclasses.asdict(settings)))  # with JSON's types
     excluded = ""
     if settings.exclude and pathlib.Path(settings.exclude).exists():
-        excluded = facts.hash_file(settings.exclude)
+        excluded = facts.hash_rows(settings.exclude)
     found = _earlier_questions(source, folder, how, excluded)
     if found is None:
         # Of shards that begin at the same time, one chooses the questions, and the others wait.
