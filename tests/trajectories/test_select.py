@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mirg_jax.data.examples import read_examples
-from mirg_jax.errors import CheckpointError, ConfigError, DataError
+from mirg_jax.errors import CheckpointError, ConfigError, DataError, reason_kind
 from mirg_jax.grounding.tasks import MGROUNDING_FOLDERS, TRAINING_TASKS
-from mirg_jax.trajectories.ingest import ingest, reason_kind
+from mirg_jax.trajectories.ingest import ingest
 from mirg_jax.trajectories.select import apportion, prepare_questions, select_questions
 from mirg_jax.trajectories.settings import SelectionSettings
 
