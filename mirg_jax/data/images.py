@@ -117,9 +117,13 @@ def resolve_image(root: Root, path: str) -> pathlib.Path:
 
     Raises:
       ConfigError: if the root is a URL, whose files are no paths.
-      DataError: if the path is invalid or leads out of the root.
+      DataError: if the path is invalid or leads out of the root, or names an image in a table.
     """
     places.check_local(ImageRoot.of(root).path, "image root")
+    if packed_images.parse(path):
+        raise DataError(
+            f"image {path!r}: lies in a table, and files are needed here; save the images as files"
+        )
     root, relative = ImageRoot.of(root), pathlib.PurePosixPath(path)
     folder = root.path
     found = folder / relative  # an absolute path stands for itself

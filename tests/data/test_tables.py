@@ -17,7 +17,7 @@ from PIL import Image
 from mirg_jax.data import tables
 from mirg_jax.data.examples import key_of, read_examples
 from mirg_jax.data.image_hashes import ImageHashes
-from mirg_jax.data.images import image_size, load_image
+from mirg_jax.data.images import image_size, load_image, resolve_image
 from mirg_jax.data.row_files import hash_rows
 from mirg_jax.errors import DataError
 from mirg_jax.mig_bench.benchmark import load_benchmark
@@ -176,6 +176,8 @@ def test_images_in_a_table_do_not_leave_the_root(made, tmp_path):
     for table in (outside, inside / "link.arrow", "link.arrow", f"../saved/{outside.name}"):
         with pytest.raises(DataError, match="doesn't lie below the image root .*give its folder"):
             load_image(inside, f"{table}#row=0/images/0/bytes")
+    with pytest.raises(DataError, match="lies in a table, and files are needed here"):
+        resolve_image(tmp_path, f"{outside}#row=0/images/0/bytes")
     # Nor do the paths that stand beside bytes that are null.
     images = [{"bytes": None, "path": str(outside)}, {"bytes": png(1), "path": None}]
     null = row(0) | {"images": images}
