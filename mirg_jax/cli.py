@@ -39,7 +39,9 @@ _TAKE_URLS = {
     "convert_checkpoint.py": ("source",),
     "ground.py": ("checkpoint", *_RECIPE),
     "evaluate_server.py": ("benchmark", "image_root"),
+    "check_data.py": _RECIPE,
 }
+_TAKE_FILES = ("check_data.py",)  # beside flags
 # Flags and settings that are addresses of servers or text, and not paths.
 _NO_PATHS = (
     "base_url",
@@ -60,7 +62,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     package and keeps its traceback.
 
     Args:
-      main: the binary's main function; it receives the program name and no other arguments.
+      main: the binary's main function; it receives the program name, and files if it takes such.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -168,7 +170,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             f"the config has no field {name!r}{meant}; its fields are in the file named by "
             "--config and in mirg_jax/defaults.py"
         )
-    if rest[1:]:
+    if rest[1:] and os.path.basename(sys.argv[0]) not in _TAKE_FILES:
         _fail(f"unexpected argument {rest[1]!r}: all options are flags, see --help")
     for name in flags.FLAGS:
         if isinstance(value := flags.FLAGS[name].value, float) and not math.isfinite(value):

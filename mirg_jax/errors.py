@@ -35,6 +35,11 @@ def hide_base64(text: str) -> str:
     return _BASE64.sub(lambda match: f"{match[1] or match[0][:20]}…", text)
 
 
+def reason_kind(reason: str) -> str:
+    """Replaces numbers and quoted or bracketed parts of a reason by "…", for counting by kind."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\[[^\[\]]*\]|-?\d+(\.\d+)?", "…", reason)
+
+
 def without_secrets(url: str) -> str:
     """Returns an address without what may be a password or a key: user information and query.
 

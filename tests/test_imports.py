@@ -42,6 +42,10 @@ ALLOWED = {
         "evaluation", "files", "grounding", "mig_bench", "report", "runs", "scenes", "training",
         "trajectories",
     },
+    "data_check": {
+        "compose", "data", "files", "grounding", "mig_bench", "models", "report", "runs",
+        "sharding", "training",
+    },
     "doctor": {
         "data", "defaults", "files", "mig_bench", "models", "planning", "runs", "scenes",
         "sharding", "training", "weights",

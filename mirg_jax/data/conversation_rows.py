@@ -34,7 +34,8 @@ IMAGE_MARK = "<image>"
 NAMES = ("conversations", "messages")
 PAIR = ("query", "response")
 
-_ASKING, _ANSWERING, _SYSTEM = ("human", "user"), ("gpt", "assistant"), "system"
+# ShareGPT's own files say "chatgpt" too.
+_ASKING, _ANSWERING, _SYSTEM = ("human", "user"), ("gpt", "chatgpt", "assistant"), "system"
 _IN_TURN = "the conversation is not human and gpt (or user and assistant) in turn"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")

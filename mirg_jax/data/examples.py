@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mirg_jax.data import conversation_rows, mig_bench_rows
+from mirg_jax.data import conversation_rows, mig_bench_rows, near_forms
 from mirg_jax.data.conversation_answers import read_answer
 from mirg_jax.data.conversation_rows import IMAGE_MARK
 from mirg_jax.data.json_rows import (
@@ -30,13 +30,14 @@ from mirg_jax.data.json_rows import (
     list_field,
     on_grid,
     quote,
-    read_rows,
     refuse_fractions,
     text_field,
     whole_number,
     without_nulls,
 )
 from mirg_jax.data.named_images import check_captions, find_asked_image
+from mirg_jax.data.packed_images import without_folder
+from mirg_jax.data.row_files import read_rows
 from mirg_jax.errors import DataError, shorten
 from mirg_jax.files import places
 from mirg_jax.grounding import tasks
@@ -123,9 +124,12 @@ def read_examples(path: str | places.Place) -> tuple[list[Example], list[Rejecte
 
 
 def key_of(example: Example) -> str:
-    """What tells an example from others: a hash of its images' paths, question and targets."""
+    """What tells an example from others: a hash of its images' paths, question and targets.
+
+    Images in a table go by the table's name, wherever it lies.
+    """
     targets = [[target.image, *target.box] for target in example.targets]
-    told = json.dumps([example.images, example.question, targets])
+    told = json.dumps([[*map(without_folder, example.images)], example.question, targets])
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
@@ -217,6 +221,8 @@ def _load(path: places.Place) -> tuple[list[Any], _ReadRow]:
     fields = ""
     if isinstance(rows[0], dict):
         fields = f"; the fields of the first are {quote([*rows[0]])}"
+    if problem := near_forms.missing(rows, lambda row: _reader_of(row) is not None):
+        fields += f"; {problem}"
     raise DataError(
         f'{path}: no row has "conversations", "messages" or "query" and "response" '
         f'(MGrounding-630k and chats), "question" and "answer" (MIG-Bench) or "question" and '

@@ -45,6 +45,8 @@ def looks_like(data: bytes) -> tuple[str, str] | None:
     for beginning, kind, remedy in _BEGINNINGS:
         if data.startswith(beginning):
             return kind, remedy
+    if data[257:262] == b"ustar":
+        return "a tar archive", _UNPACK
     text = data.decode("utf-8", errors="replace").lstrip()
     if re.match(r"\[?\s*\{'", text):
         return "rows as Python prints them", "write them by json.dumps"

@@ -18,7 +18,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from mirg_jax.data import stored_images
+from mirg_jax.data import packed_images, stored_images
 from mirg_jax.errors import DataError, UserError
 from mirg_jax.files import places
 from mirg_jax.files.stand_ins import find_stand_in
@@ -118,9 +118,13 @@ def resolve_image(root: Root, path: str) -> pathlib.Path:
 
     Raises:
       ConfigError: if the root is a URL, whose files are no paths.
-      DataError: if the path is invalid or leads out of the root.
+      DataError: if the path is invalid or leads out of the root, or names an image in a table.
     """
     places.check_local(ImageRoot.of(root).path, "image root")
+    if packed_images.parse(path):
+        raise DataError(
+            f"image {path!r}: lies in a table, and files are needed here; save the images as files"
+        )
     root, relative = ImageRoot.of(root), pathlib.PurePosixPath(path)
     folder = root.path
     found = folder / relative  # an absolute path stands for itself
@@ -182,6 +186,9 @@ def find_image(root: ImageRoot, path: str) -> tuple[str, pathlib.Path | io.Bytes
       UserError: if the store can't be read; that is no fault of the row, which is not left out.
     """
     if not places.is_url(root.path):
+        if packed := packed_images.parse(path):
+            file = _table_of(root, path, packed.table)
+            return path, io.BytesIO(packed_images.read(file, packed))
         file = resolve_image(root, path)
         return str(file), file
     found = stored_images.candidates(epath.Path(root.path), path, _DATASET_FOLDERS)
@@ -195,6 +202,17 @@ def find_image(root: ImageRoot, path: str) -> tuple[str, pathlib.Path | io.Bytes
             "run again to go on"
         ) from None
     return url, io.BytesIO(data)
+
+
+def _table_of(root: ImageRoot, path: str, table: str) -> pathlib.Path:
+    """Returns the file of the table that an image lies in."""
+    try:
+        return resolve_image(root, table)
+    except DataError:
+        raise DataError(
+            f"image {path!r}: its table doesn't lie below the image root {str(root.path)!r}; give "
+            "its folder as the image root"
+        ) from None
 
 
 def _length(content: pathlib.Path | io.BytesIO) -> int:

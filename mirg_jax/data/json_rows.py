@@ -1,13 +1,15 @@
 """Text files, JSON rows and their fields; whatever is wrong with one is said in a line."""
 
+import gzip
 import json
 import posixpath
 import re
 import urllib.parse
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mirg_jax.data import file_kinds
+from mirg_jax.data import file_kinds, near_forms
 from mirg_jax.errors import DataError
 from mirg_jax.files import places
 from mirg_jax.files.places import Place
@@ -17,6 +19,7 @@ from mirg_jax.grounding.boxes import GRID
 _PATHS, _CONTENTS = ("path", "url", "image", "image_url"), ("bytes", "base64", "source")
 IMAGE_FIELDS = (*_PATHS, *_CONTENTS)
 _LONGEST_PATH = 4096  # of Linux
+_GZIP = b"\x1f\x8b"
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")
 
@@ -46,11 +49,19 @@ def read_rows(path: str | Place) -> list[Any]:
 
 
 def _read_text(path: str | Place) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark."""
+    """The text of a UTF-8 file, with or without a byte order mark, and of one packed by gzip."""
     try:
         data = places.read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    if data.startswith(_GZIP):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: gzip data that can't be unpacked ({error}); the file may be cut, get or "
+                "make it again"
+            ) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -117,6 +128,8 @@ def images_field(row: dict[str, Any]) -> tuple[str, ...]:
     singles = single if isinstance(single, list) else [single]
     if row.get("images") in (None, []) and isinstance(single, str | list | dict):
         row = {"images": singles}
+    if row.get("images") is None and (problem := near_forms.missing_images(row)):
+        raise DataError(problem)
     images = tuple(map(image_path, list_field(row, "images")))
     if isinstance(row.get("image"), str | list | dict):
         known = set(map(posixpath.normpath, images))

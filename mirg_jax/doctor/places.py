@@ -1,7 +1,6 @@
 """Whether a run's files can be reached from every process: workdir, data, held-out rows, model."""
 
 import contextlib
-import functools
 import pathlib
 import shutil
 import time
@@ -11,8 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from mirg_jax.data.answers import why_unusable
-from mirg_jax.data.examples import Example, read_examples
+from mirg_jax.data.examples import Example
 from mirg_jax.data.images import image_size
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.doctor.report import Check
@@ -196,14 +194,9 @@ def data(check: Check, settings: Settings) -> list[Example]:
     of: DataSettings = settings.data
     if not of.train_json:
         raise ConfigError("data.train_json is not set: give the path of the training data")
-    examples, rejected = read_examples(of.train_json)
-    refuse = _refuse_nothing
-    if settings.grpo:
-        refuse = functools.partial(why_unusable, size=settings.grpo.max_objects)
-    kept, refused = usable.split(examples, refuse)
-    rejected += refused
+    kept, rejected, _ = usable.read(settings, usable.refusal(settings))
     usable.check(of, kept, rejected)
-    check.same(of.train_json, facts.hash_file(of.train_json)[:12], "give all hosts the same file")
+    check.same(of.train_json, facts.hash_rows(of.train_json)[:12], "give all hosts the same file")
     check.ok(f"{of.train_json}: {len(kept)} examples, {len(rejected)} rows left out")
     if len(rejected) > len(kept):
         first = rejected[0]
@@ -212,10 +205,6 @@ def data(check: Check, settings: Settings) -> list[Example]:
             f"{first.reason}"
         )
     return kept
-
-
-def _refuse_nothing(example: Example) -> str:
-    return ""
 
 
 def held_out(check: Check, of: EvaluationSettings, data: DataSettings) -> None:
@@ -233,7 +222,7 @@ def held_out(check: Check, of: EvaluationSettings, data: DataSettings) -> None:
         raise DataError(
             f"no held-out row can be used; the first: {problem}; set evaluation.image_root"
         )
-    check.same(of.benchmark, facts.hash_file(of.benchmark)[:12], "give all hosts the same file")
+    check.same(of.benchmark, facts.hash_rows(of.benchmark)[:12], "give all hosts the same file")
     check.ok(f"{of.benchmark}: {len(rows)} rows, every {of.every} steps")
 
 

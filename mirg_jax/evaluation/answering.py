@@ -140,7 +140,7 @@ def facts_of(settings: Settings, checkpoint: str, benchmark: str) -> dict[str, A
         "benchmark": benchmark,
         "coordinates": settings.evaluation.coordinates,
         "weights": facts.hash_model(checkpoint),
-        "benchmark_sha256": facts.hash_file(benchmark),
+        "benchmark_sha256": facts.hash_rows(benchmark),
         **facts.of_inputs(settings),
         "max_tokens": settings.evaluation.max_tokens,
     }

@@ -253,7 +253,7 @@ def run(
         "benchmark": benchmark,
         "max_pixels": server.max_pixels,
         "request": server.settings(family),
-        "benchmark_sha256": facts.hash_file(benchmark),
+        "benchmark_sha256": facts.hash_rows(benchmark),
         "prompt.before": family.before,
         "prompt.after": family.after,
         "prompt.question_box": family.question_box,

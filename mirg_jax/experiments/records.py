@@ -102,7 +102,7 @@ def facts_of_row(row: TableRow, recipe: ConfigDict) -> dict[str, Any]:
       recipe: its recipe, with the paths of its data and its start.
     """
     return facts_of_config(recipe) | {
-        "train_json_sha256": facts.hash_file(recipe.data.train_json),
+        "train_json_sha256": facts.hash_rows(recipe.data.train_json),
         "start": facts.hash_model(recipe.init_from or recipe.model.path),
     }
 

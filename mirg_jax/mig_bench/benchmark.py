@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mirg_jax.data.examples import Example, read_trajectory
-from mirg_jax.data.json_rows import kind_of, quote, read_rows
+from mirg_jax.data.json_rows import kind_of, quote
 from mirg_jax.data.mig_bench_rows import Fractions, read_fields
 from mirg_jax.data.named_images import find_asked_image
+from mirg_jax.data.row_files import read_rows
 from mirg_jax.errors import DataError
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say

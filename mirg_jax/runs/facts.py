@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 
+from mirg_jax.data.row_files import hash_rows as hash_rows
 from mirg_jax.errors import CheckpointError
 from mirg_jax.files import places
 from mirg_jax.files.hashes import SAMPLE, add_samples, agrees, hash_file, hash_files

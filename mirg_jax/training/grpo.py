@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mirg_jax import sharding
-from mirg_jax.data.answers import answer_arrays, target_arrays, why_unusable
+from mirg_jax.data.answers import answer_arrays, target_arrays
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare
 from mirg_jax.models import lora
@@ -24,7 +24,7 @@ from mirg_jax.runs.settings import GrpoSettings, Settings
 from mirg_jax.runs.train_state import TrainState, split_trainable
 from mirg_jax.sampling.tokens import decode, forbidden_ids
 from mirg_jax.sharding.memory import with_resident
-from mirg_jax.training import groups, rollouts, watching
+from mirg_jax.training import groups, rollouts, usable, watching
 from mirg_jax.training.grpo_programs import (
     PolicyOptions,
     Totals,
@@ -260,9 +260,8 @@ def train(settings: Settings, workdir: Place) -> None:
     Raises:
       UserError: if a setting, the data or a checkpoint can't be used.
     """
-    refuse = functools.partial(why_unusable, size=settings.grpo.max_objects)
     with claimed(settings, workdir):
-        run = start(settings, workdir, with_response=False, refuse=refuse)
+        run = start(settings, workdir, with_response=False, refuse=usable.refusal(settings))
         trainer = Trainer(run)
         run = trainer.run
         loop = Loop(run, "grpo", resident=trainer.copies)

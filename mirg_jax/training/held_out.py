@@ -80,7 +80,7 @@ class HeldOut:
         run, settings = self._run, self._settings
         path = run.workdir / "held_out/questions.json"
         now = {
-            "benchmark_sha256": facts.hash_file(settings.benchmark),
+            "benchmark_sha256": facts.hash_rows(settings.benchmark),
             "limit": settings.limit,
             "max_tokens": settings.max_tokens,
             **facts.of_inputs(run.settings),

@@ -20,7 +20,7 @@ def facts_of_data(settings: Settings) -> dict[str, str]:
       DataError: if the file can't be read.
     """
     data = settings.data
-    found = {"train_json": str(data.train_json), "sha256": facts.hash_file(data.train_json)}
+    found = {"train_json": str(data.train_json), "sha256": facts.hash_rows(data.train_json)}
     if data.ratings:
         found |= {"ratings": data.ratings, "ratings_sha256": facts.hash_file(data.ratings)}
     return found

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mirg_jax import sharding
-from mirg_jax.data import forms, pipeline, ratings
-from mirg_jax.data.examples import Example, Rejected, read_examples
+from mirg_jax.data import pipeline
+from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import CheckpointError, ConfigError, SaveError
@@ -310,15 +310,11 @@ def _read_rows(
     Raises:
       DataError: if the file or its ratings can't be used, or no row can.
     """
-    data = settings.data
-    examples, bad_rows = read_examples(data.train_json)
-    if data.ratings:
-        examples, line = ratings.choose(examples, data.ratings, data.difficulty, data.gain)
-        if processes.is_first():
-            say(line)
-    kept, refused = usable.split(forms.ask(examples, data.direct, settings.seed), refuse)
-    usable.check(data, kept, bad_rows + refused)
-    return kept, bad_rows + refused
+    kept, left_out, chosen = usable.read(settings, refuse)
+    if chosen and processes.is_first():
+        say(chosen)
+    usable.check(settings.data, kept, left_out)
+    return kept, left_out
 
 
 def _list_rejected(workdir: Place, rows: Sequence[Rejected], resumes: bool) -> RejectedLog:

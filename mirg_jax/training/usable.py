@@ -1,17 +1,60 @@
 """Checks that a data set can be trained on, before a model is downloaded or loaded for it."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from mirg_jax.data.examples import Example, Rejected
+from mirg_jax.data import forms, ratings
+from mirg_jax.data.answers import why_unusable
+from mirg_jax.data.examples import Example, Rejected, read_examples
 from mirg_jax.data.images import Root, load_image
 from mirg_jax.errors import DataError
 from mirg_jax.files.streams import say
 from mirg_jax.grounding.boxes import iou
 from mirg_jax.grounding.grammar import parse_response
-from mirg_jax.runs.settings import DataSettings
+from mirg_jax.runs.settings import DataSettings, Settings
 
 _HIT = 0.5  # IoU, as in evaluations
+
+
+class Rows(NamedTuple):
+    """The rows of a training file.
+
+    Attributes:
+      kept: those to train on, each with the form of its answer.
+      left_out: those that can't be used.
+      chosen: a line that says how many others were left out by their ratings; "" without ratings.
+    """
+
+    kept: list[Example]
+    left_out: list[Rejected]
+    chosen: str
+
+
+def read(settings: Settings, refuse: Callable[[Example], str]) -> Rows:
+    """Reads a recipe's training rows; images are not read.
+
+    Args:
+      settings: the recipe.
+      refuse: returns why its kind of training can't use an example, or "" if it can.
+
+    Raises:
+      DataError: if the file or its ratings can't be used.
+    """
+    data, line = settings.data, ""
+    examples, bad_rows = read_examples(data.train_json)
+    if data.ratings:
+        examples, line = ratings.choose(examples, data.ratings, data.difficulty, data.gain)
+    kept, refused = split(forms.ask(examples, data.direct, settings.seed), refuse)
+    return Rows(kept, bad_rows + refused, line)
+
+
+def refusal(settings: Settings) -> Callable[[Example], str]:
+    """Returns the function that says why a recipe's kind of training can't use an example."""
+    if settings.grpo:
+        return functools.partial(why_unusable, size=settings.grpo.max_objects)
+    return lambda _: ""
 
 
 def split(

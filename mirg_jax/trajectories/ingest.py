@@ -3,9 +3,9 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Sequence
 
 from mirg_jax.data.examples import Example, Rejected, read_examples
@@ -43,16 +43,11 @@ class Ingested:
     files: list[IngestedFile]
 
 
-def reason_kind(reason: str) -> str:
-    """Replaces numbers and quoted or bracketed parts of a reason by "…", for counting by kind."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\[[^\[\]]*\]|-?\d+(\.\d+)?", "…", reason)
-
-
 def find_files(source: Source) -> dict[str, pathlib.Path]:
     """Finds the files of a source.
 
     These are files as given, and all .json files below a folder, or all .jsonl files if it has no
-    others, except those in hidden folders.
+    others, except those in hidden folders; .json.gz and .jsonl.gz are as good.
 
     Returns: the files by name, which is their path relative to the folder that all have in common.
 
@@ -65,7 +60,7 @@ def find_files(source: Source) -> dict[str, pathlib.Path]:
     for path in paths:
         files = [path]
         if path.is_dir():
-            files = _files_below(path, "*.json") or _files_below(path, "*.jsonl")
+            files = _files_below(path, ".json") or _files_below(path, ".jsonl")
             if not files:
                 raise DataError(
                     f"{path}: holds no .json or .jsonl file; give the data set's folder or files"
@@ -78,10 +73,11 @@ def find_files(source: Source) -> dict[str, pathlib.Path]:
     return {str(path.relative_to(root)): path for path in found}
 
 
-def _files_below(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+def _files_below(folder: pathlib.Path, ending: str) -> list[pathlib.Path]:
+    found = itertools.chain(folder.rglob(f"*{ending}"), folder.rglob(f"*{ending}.gz"))
     return sorted(
         file
-        for file in folder.rglob(pattern)
+        for file in found
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
 

@@ -11,10 +11,9 @@ from typing import Any, TextIO
 
 from mirg_jax.data.examples import Example, Rejected, to_line
 from mirg_jax.data.pipeline import response_of
-from mirg_jax.errors import DataError
+from mirg_jax.errors import DataError, reason_kind
 from mirg_jax.grounding.grammar import parse_response
 from mirg_jax.trajectories.checks import match_targets
-from mirg_jax.trajectories.ingest import reason_kind
 from mirg_jax.trajectories.plan import QuestionOutcome
 from mirg_jax.trajectories.prompts import STAGES
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mirg_jax.data.examples import Example, Rejected, read_examples, write_trajectories
 from mirg_jax.data.images import Root, resolve_image
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.errors import ConfigError, DataError, reason_kind
 from mirg_jax.files import outputs
 from mirg_jax.files.locks import Lock
 from mirg_jax.files.streams import say
@@ -56,7 +56,7 @@ def prepare_questions(
     how = json.loads(json.dumps(dataclasses.asdict(settings)))  # with JSON's types
     excluded = ""
     if settings.exclude and pathlib.Path(settings.exclude).exists():
-        excluded = facts.hash_file(settings.exclude)
+        excluded = facts.hash_rows(settings.exclude)
     found = _earlier_questions(source, folder, how, excluded)
     if found is None:
         # Of shards that begin at the same time, one chooses the questions, and the others wait.
@@ -97,7 +97,7 @@ def _earlier_questions(
             f"{folder}: holds questions chosen otherwise ({'; '.join(changes)}); give another "
             "--output_dir or delete it"
         )
-    if missing := found.get("reasons", {}).get(ingest.reason_kind(_MISSING.format("a.jpg")), 0):
+    if missing := found.get("reasons", {}).get(reason_kind(_MISSING.format("a.jpg")), 0):
         say(
             f"{folder}: was chosen when the images of {missing} questions were not there; if they "
             f"are now, {_AGAIN.format(folder)}"
@@ -147,7 +147,7 @@ def _manifest(
             for name, examples in sets.items()
         },
         "reasons": dict(
-            collections.Counter(ingest.reason_kind(row.reason) for row in left_out).most_common()
+            collections.Counter(reason_kind(row.reason) for row in left_out).most_common()
         ),
         "chosen": {
             name: [[example.source, example.id] for example in examples]

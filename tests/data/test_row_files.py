@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import lzma
+import tarfile
 import zipfile
 
 import pytest
@@ -83,6 +84,62 @@ def test_text_may_hold_any_character(read):
     assert example.id == "7"
 
 
+@pytest.mark.parametrize("row", [TRAJECTORY, MIG_BENCH, MGROUNDING])
+def test_rows_packed_by_gzip(read, row):
+    rows = [{**row, "id": name} for name in "ab"]
+    for text in (json.dumps(rows), "\n".join(map(json.dumps, rows))):
+        examples, rejected = read(gzip.compress(text.encode()), "rows.jsonl.gz")
+        assert [example.id for example in examples] == ["a", "b"] and rejected == []
+        assert examples == read(text, "rows.jsonl")[0]
+    packed = gzip.compress(json.dumps(rows).encode())
+    for broken in (packed[:-9], packed[:-9] + b"123456789", packed[:4], packed[:20] + b"\xff" * 9):
+        with pytest.raises(DataError, match="rows.gz: gzip data that can't be unpacked .* again$"):
+            read(broken, "rows.gz")
+
+
+GOOD = {"images": ["a.png"], "question": "?", "targets": [{"image": 1, "box": [1, 2, 3, 4]}]}
+
+
+@pytest.mark.parametrize(
+    "rows, missing",
+    [
+        (
+            [{"img_path": "a.png", "Problem": "?", "bbox": [1, 2, 3, 4]}],
+            "trajectories: rename 'img_path' to 'images'; rename 'Problem' to 'question'; "
+            "write 'bbox' as \"targets\": ",
+        ),
+        ([{"images": ["a.png"], "question": "?"}], 'trajectories: add the boxes, as "targets"'),
+        ([{"image": "a.png", "conversation": []}], "rename 'conversation' to 'conversations'"),
+        (
+            [{"images": ["a.png"], "prompt": "?", "boxes": []}],
+            "'prompt' to 'question'; write 'boxes'",
+        ),
+        ({"version": 1, "data": [GOOD]}, "the rows are in its 'data'"),
+        ({"train": [GOOD], "test": [GOOD]}, "the rows are in its 'train' and 'test'"),
+        ({"a": GOOD, "b": GOOD}, "its values are the rows; write a list of them"),
+        ({"images": [], "annotations": [], "categories": []}, "scripts/compose.py makes rows"),
+    ],
+)
+def test_a_file_that_almost_fits_is_told_what_is_missing(read, rows, missing):
+    with pytest.raises(DataError) as caught:
+        read(json.dumps(rows))
+    line = str(caught.value)
+    assert "rows.json: no row has" in line and missing in line and "\n" not in line
+
+
+def test_a_file_of_another_subject_is_told_nothing_of_the_kind(read):
+    for row in ({"a": 1}, {"text": "Hello"}, {"image": "a.png"}):
+        with pytest.raises(DataError) as caught:
+            read([row])
+        assert "nearest" not in str(caught.value)
+
+
+def test_images_under_another_name(read):
+    row = {name: value for name, value in MGROUNDING.items() if name != "images"}
+    _, (bad,) = read([row | {"image_paths": ["1.jpg"]}])
+    assert bad.reason == "'images' is missing; rename 'image_paths'"
+
+
 PLAIN = [{"id": 1, "question": "Where?"}]
 
 
@@ -99,17 +156,25 @@ def packed_in_zip():
     return buffer.getvalue()
 
 
+def packed_in_tar():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        file.addfile(tarfile.TarInfo("rows.json"))
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "content, kind",
     [
         (image("PNG"), "a PNG image"),
         (image("JPEG"), "a JPEG image"),
         (image("WEBP"), "in RIFF"),
-        (gzip.compress(json.dumps(PLAIN).encode()), "gzip data.*unpack it"),
+        (packed_in_tar(), "a tar archive.*unpack it"),
+        (gzip.compress(packed_in_tar()), "a tar archive.*unpack it"),
         (lzma.compress(b"[]"), "xz data"),
         (bz2.compress(b"[]"), "bzip2 data"),
         (packed_in_zip(), "a zip archive"),
-        (b"PAR1\x15\x04\x15 \x80\xff\xfe", "a Parquet table.*to_json"),
+        (b"\x89HDF\r\n\x1a\n\xff", "an HDF5 file.*to_json"),
         (b"id,question,answer\n1,Where?,x\n", "divided by commas .CSV"),
         (b'"id","images"\n"1","a.png"\n', "divided by commas"),
         (b"1,2,3\n4,5,6\n", "divided by commas"),

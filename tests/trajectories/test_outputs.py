@@ -8,6 +8,7 @@ from PIL import Image
 
 from mirg_jax.chat.completions import Reply
 from mirg_jax.data.examples import Example, Target, read_examples
+from mirg_jax.errors import reason_kind
 from mirg_jax.grounding.grammar import (
     GroundedObject,
     format_answer,
@@ -17,7 +18,6 @@ from mirg_jax.grounding.grammar import (
     parse_response,
 )
 from mirg_jax.trajectories import outputs, page
-from mirg_jax.trajectories.ingest import reason_kind
 from mirg_jax.trajectories.plan import QuestionOutcome, StageAnswer
 
 NASTY = "<script>alert(1)</script> & \ud800"

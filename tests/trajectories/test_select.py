@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import gzip
 import json
 import shutil
 
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mirg_jax.data.examples import read_examples
-from mirg_jax.errors import CheckpointError, ConfigError, DataError
+from mirg_jax.errors import CheckpointError, ConfigError, DataError, reason_kind
 from mirg_jax.grounding.tasks import MGROUNDING_FOLDERS, TRAINING_TASKS
-from mirg_jax.trajectories.ingest import ingest, reason_kind
+from mirg_jax.trajectories.ingest import ingest
 from mirg_jax.trajectories.select import apportion, prepare_questions, select_questions
 from mirg_jax.trajectories.settings import SelectionSettings
 
@@ -311,6 +312,14 @@ def test_lines_are_read_where_a_folder_has_no_lists(tmp_path):
     assert len(ingest(tmp_path).questions) == 3
     (tmp_path / "train.json").write_text(json.dumps([row("Difference", 9)]))
     assert [file.name for file in ingest(tmp_path).files] == ["train.json"]
+
+
+@pytest.mark.parametrize("name", ["train.json.gz", "train.jsonl.gz"])
+def test_packed_files_are_found(tmp_path, name):
+    lines = "".join(json.dumps(row("Difference", n)) + "\n" for n in range(3))
+    (tmp_path / name).write_bytes(gzip.compress(lines.encode()))
+    found = ingest(tmp_path)
+    assert len(found.questions) == 3 and [file.name for file in found.files] == [name]
 
 
 def test_unusable_input(tmp_path):

@@ -1,0 +1,1 @@
+"""What a training run would use of its data, before a machine is paid for it."""
