@@ -44,6 +44,9 @@ def _common() -> ConfigDict:
             "checkpoint": {"every": 100, "minutes": 30.0, "keep": 2},
             # The first and the last step of a trace, recorded in WORKDIR/profile; () for none.
             "profile": (),
+            # Weights & Biases: the project that the run is shown in; "": nowhere. Without an entity
+            # it is the key's own, without a name the run has that of its folder.
+            "wandb": {"project": "", "entity": "", "name": ""},
             "max_skipped": 5,  # stop after this many non-finite updates in a row; 0: never
             "evaluation": _evaluation(),
         }

@@ -18,7 +18,7 @@ from mirg_jax import cli
 from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.errors import ConfigError
 from mirg_jax.files.hashes import hash_file
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench import scoring, versions
 from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.responses import check_record, load_predictions, say_changed_images
 from mirg_jax.mig_bench.tables import notes
@@ -96,6 +96,7 @@ def main(_):
             runs,
             root,
             training=named("training", _TRAINING.value),
+            benchmark=versions.name_of(rows),
         )
     except OSError as error:
         raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error

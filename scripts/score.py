@@ -19,7 +19,7 @@ from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.errors import ConfigError
 from mirg_jax.files import outputs
 from mirg_jax.files.hashes import hash_file
-from mirg_jax.mig_bench import families, scoring
+from mirg_jax.mig_bench import families, scoring, versions
 from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.responses import check_record, load_predictions, say_changed_images
 from mirg_jax.mig_bench.tables import format_table, notes
@@ -117,9 +117,12 @@ def main(_):
     else:
         scores = families.score(family, rows, responses, **how, image_root=root, **pixels)
     interval = scores.overall.interval
-    result = {"benchmark_sha256": benchmark_sha256} | scores.to_json()
+    benchmark_name = versions.name_of(rows)
+    known = {"benchmark_sha256": benchmark_sha256, "benchmark_name": benchmark_name}
+    result = known | scores.to_json()
     outputs.write_text(output, json.dumps(result, indent=1) + "\n", "--output")
 
+    print(f"benchmark: {benchmark_name}")
     print(format_table({pathlib.Path(_PREDICTIONS.value).stem: scores}))
     for note in notes(scores):
         print(note, file=sys.stderr)

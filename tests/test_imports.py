@@ -31,6 +31,7 @@ ALLOWED = {
     },
     "report": {"data", "files", "grounding", "mig_bench", "runs"},
     "compose": {"data", "files", "grounding", "report"},
+    "published": {"files"},
     "evaluation": {
         "chat", "data", "files", "inference", "mig_bench", "report", "runs", "sharding",
     },

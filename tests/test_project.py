@@ -13,7 +13,7 @@ from setuptools import Distribution
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGE = REPOSITORY / "mirg_jax"
-EXTRAS = {"cuda12", "cuda13", "docs", "plan", "tables", "test", "tpu"}
+EXTRAS = {"cuda12", "cuda13", "docs", "plan", "tables", "test", "tpu", "wandb"}
 NEEDS = "additional_dependencies"
 
 

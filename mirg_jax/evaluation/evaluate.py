@@ -13,7 +13,7 @@ from mirg_jax.evaluation.predictions import rejected_rows
 from mirg_jax.evaluation.results import check_some_answered, write_results
 from mirg_jax.files.places import Place
 from mirg_jax.inference.predictor import Prediction
-from mirg_jax.mig_bench import families, prompts, scoring
+from mirg_jax.mig_bench import families, prompts, scoring, versions
 from mirg_jax.mig_bench.benchmark import Row, as_example, choose, load_benchmark
 from mirg_jax.report import report
 from mirg_jax.runs import devices, run_folder
@@ -120,7 +120,8 @@ class _Task:
         if rotated := self._root.rotated:
             print(f"{len(rotated)} images have an EXIF orientation (data.apply_exif)", flush=True)
         content = self.images.of_rows(row.images for row in self.chosen)
-        more = {"benchmark_sha256": benchmark_sha256, "images": content}
+        name = versions.name_of(self.rows)
+        more = {"benchmark_sha256": benchmark_sha256, "benchmark_name": name, "images": content}
         of = self._checkpoint, self._benchmark
         write_results(folder, *of, found, self.chosen, self._root, **more)
 

@@ -44,7 +44,7 @@ def write_results(
     image_root: Root,
     **more: Any,
 ) -> None:
-    """Writes scores.json and report.html.
+    """Writes scores.json and report.html, and prints which benchmark they are of.
 
     Args:
       folder: the folder of the evaluation.
@@ -53,7 +53,7 @@ def write_results(
       run: the model's responses and scores.
       rows: the rows that it answered.
       image_root: folder that the benchmark's image paths are relative to.
-      more: additional fields of scores.json.
+      more: additional fields of scores.json; its `benchmark_name` is shown in the report too.
 
     Raises:
       DataError: if they can't be written.
@@ -61,14 +61,17 @@ def write_results(
     told = more | run.scores.to_json()
     name = pathlib.Path(system).name
     title = f"{name} on {pathlib.Path(benchmark).name}"
+    shown = {"benchmark": more.get("benchmark_name", "")}
+    print(f"benchmark: {shown['benchmark']}", flush=True)
     try:
         outputs.replace_text(folder / "scores.json", json.dumps(told, indent=1) + "\n")
         if isinstance(folder, pathlib.Path):
-            report.write_report(folder / "report.html", title, rows, {name: run}, image_root)
+            page = folder / "report.html"
+            report.write_report(page, title, rows, {name: run}, image_root, **shown)
             return
         with tempfile.TemporaryDirectory() as scratch:
             page = pathlib.Path(scratch) / "report.html"
-            report.write_report(page, title, rows, {name: run}, image_root)
+            report.write_report(page, title, rows, {name: run}, image_root, **shown)
             places.write_bytes(folder / page.name, page.read_bytes())
     except OSError as error:
         raise DataError(

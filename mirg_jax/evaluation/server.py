@@ -25,7 +25,7 @@ from mirg_jax.errors import DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions, rejected_rows
 from mirg_jax.evaluation.results import check_some_answered, write_results
 from mirg_jax.files.streams import Spare, progress_bar
-from mirg_jax.mig_bench import families, prompts, scoring
+from mirg_jax.mig_bench import families, prompts, scoring, versions
 from mirg_jax.mig_bench.benchmark import Row, choose, load_benchmark
 from mirg_jax.report import report
 from mirg_jax.runs import facts
@@ -289,6 +289,7 @@ def run(
     more = {
         "family": family_name,
         "benchmark_sha256": what["benchmark_sha256"],
+        "benchmark_name": versions.name_of(rows),
         "images": images.of_rows(row.images for row in chosen),
     }
     write_results(output_dir, server.model, benchmark, found, chosen, image_root, **more)

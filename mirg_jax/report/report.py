@@ -31,6 +31,7 @@ def write_report(
     training: Mapping[str, str | pathlib.Path] | None = None,
     featured: str = "",
     about: Mapping[str, str] | None = None,
+    benchmark: str = "",
 ) -> None:
     """Writes scores, curves, all rows and GRPO's groups as one self-contained HTML file.
 
@@ -44,6 +45,7 @@ def write_report(
       training: folders of training runs by name, whose curves and sampled groups are shown.
       featured: name of the run that the gallery shows; by default the last.
       about: what runs are, in a sentence each, by name.
+      benchmark: which benchmark it is, as of `mig_bench.versions`; "" says nothing.
 
     Raises:
       DataError: if a training run's files can't be read.
@@ -54,6 +56,8 @@ def write_report(
         scores = {name: run.scores for name, run in runs.items()}
         told = {html.escape(name): html.escape(about[name]) for name in runs if name in about}
         listed = "".join(f"<br><b>{name}</b>: {what}" for name, what in told.items())
+        if benchmark:
+            listed = f"<br>Benchmark: {html.escape(benchmark)}.{listed}"
         sections.append(("Scores", score_table(scores) + _MEANING.format(runs=listed)))
     for before, after in itertools.pairwise(runs):
         changes = compare.compare(*(runs[name].scores.to_json() for name in (before, after)))

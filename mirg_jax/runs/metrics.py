@@ -1,10 +1,10 @@
-"""Logging of a run's metrics to metrics.jsonl (a line per step), TensorBoard and a progress bar."""
+"""Logging of a run's metrics: metrics.jsonl (a line a step), TensorBoard, W&B, a progress bar."""
 
 import collections
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -14,6 +14,7 @@ from mirg_jax.files import lines, outputs, places
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare, progress_bar, restart_clock
 from mirg_jax.runs.board import Board
+from mirg_jax.runs.wandb_run import WandbRun, WandbSettings
 from mirg_jax.types import Scalars
 
 
@@ -21,8 +22,8 @@ class Metrics:
     """Writes the scalars of each step.
 
     `open` drops lines after `step`, left by an interrupted run, so that they don't occur twice.
-    TensorBoard and the progress bar may fail; metrics.jsonl may not, since it also says which
-    checkpoint is the best: what is wrong with it is in `problem`.
+    TensorBoard, Weights & Biases and the progress bar may fail; metrics.jsonl may not, since it
+    also says which checkpoint is the best: what is wrong with it is in `problem`.
 
     Args:
       workdir: the run's folder.
@@ -30,17 +31,31 @@ class Metrics:
       num_steps: number of steps of the whole run.
       name: title of the progress bar.
       write: whether this process writes; False in all processes but the first.
+      wandb: where the run is shown at Weights & Biases, if anywhere.
+      config: the run's settings as JSON, for there.
 
     Attributes:
       problem: why rows are not in metrics.jsonl; "" if all are.
     """
 
-    def __init__(self, workdir: Place, *, step: int, num_steps: int, name: str, write: bool = True):
+    def __init__(
+        self,
+        workdir: Place,
+        *,
+        step: int,
+        num_steps: int,
+        name: str,
+        write: bool = True,
+        wandb: WandbSettings | None = None,
+        config: str = "",
+    ):
         self._workdir, self._step, self._num_steps, self._name = workdir, step, num_steps, name
         self._seconds = collections.Counter()
         self.problem = ""
         self._unwritten: list[Mapping] = []
         self._writes = write
+        self._wandb, self._config = wandb or WandbSettings(), config
+        self._shown: WandbRun | None = None
         self._bar: tqdm | None = None
         self._is_timed = False  # whether the bar's clock runs
 
@@ -65,6 +80,10 @@ class Metrics:
         self._file = lines.LineWriter(path)
         self._spare = Spare(f"{workdir / 'tensorboard'}")
         self._board = self._spare(Board, workdir / "tensorboard", first_step=step + 1)
+        self._spare_wandb = Spare("Weights & Biases")
+        if self._wandb.project:
+            what = {"stage": self._name, "config": self._config, "before": kept}
+            self._shown = self._spare_wandb(WandbRun, workdir, self._wandb, **what)
         self._bar = progress_bar(
             total=self._num_steps, initial=step, desc=self._name, unit="step", mininterval=1
         )
@@ -108,6 +127,8 @@ class Metrics:
         by_phase |= {f"speed/{name}": value for name, value in speed.items()}
         if self._board:
             self._spare(self._board.add, step, scalars | by_phase)
+        if self._shown:
+            self._spare_wandb(self._shown.add, step, scalars | by_phase)
         self._bar.set_postfix({name: f"{scalars[name]:.3g}" for name in shown}, refresh=False)
         if self._is_timed:
             self._bar.update()
@@ -115,6 +136,16 @@ class Metrics:
             restart_clock(self._bar)  # the first step's time was mostly that of compiling
             self._is_timed = True
         self._seconds.clear()
+
+    @property
+    def shows_groups(self) -> bool:
+        """Whether `show_groups` shows anything."""
+        return self._shown is not None and not self._spare_wandb.failed
+
+    def show_groups(self, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Shows groups that a step sampled as a table with pictures; see `WandbRun.add_groups`."""
+        if self._shown:
+            self._spare_wandb(self._shown.add_groups, step, columns, rows)
 
     def _write_rows(self) -> None:
         """Writes the rows that are not in the file yet."""
@@ -135,6 +166,8 @@ class Metrics:
         if self._board:
             self._spare(self._board.close)
         self._file.close()
+        if self._shown:
+            self._spare_wandb(self._shown.close)
 
 
 def path_in(workdir: str | Place) -> Place:

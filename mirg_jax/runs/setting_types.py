@@ -40,6 +40,7 @@ _NEWER = (
     "logprob_chunk",
     "checkpoint.minutes",
     "profile",
+    "wandb",
     "grpo.difficulty_weight",
     "grpo.objective",
     "grpo.dual_clip",

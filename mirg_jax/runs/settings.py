@@ -25,7 +25,8 @@ from mirg_jax.models.lora import Lora
 from mirg_jax.rl import rewards
 from mirg_jax.rl.objective import Bounds
 from mirg_jax.rl.rewards import RewardOptions
-from mirg_jax.runs import checks, loading, run_folder, setting_types
+from mirg_jax.runs import checks, loading, run_folder, setting_types, wandb_run
+from mirg_jax.runs.wandb_run import WandbSettings
 
 Stage = Literal["sft", "grpo", "inference"]
 
@@ -241,6 +242,7 @@ class Settings:
     grpo: GrpoSettings | None
     text: str
     profile: tuple[int, ...] = ()  # the first and the last step that are traced
+    wandb: WandbSettings = WandbSettings()
 
     def __post_init__(self):
         checks.whole(self)
@@ -361,6 +363,7 @@ def read(config: ConfigDict) -> Settings:
         grpo=_grpo(config) if stage == "grpo" else None,
         text=config.to_json_best_effort(indent=1),
         profile=tuple(config.get("profile", ())),
+        wandb=WandbSettings(**config.get("wandb", {})),
     )
 
 
@@ -379,6 +382,7 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
         raise ConfigError(f"--config: this recipe is for {settings.stage}; give one for {stage}")
     if not settings.data.train_json:
         raise ConfigError("data.train_json is not set: give the path of the training data")
+    wandb_run.check(settings.wandb)
     if settings.grpo:
         rewards.resolve(settings.grpo.rewards)  # a user's own functions are loaded
     if settings.evaluation.every and not settings.evaluation.benchmark:

@@ -226,8 +226,8 @@ class Trainer:
             means = mean_statistics(jax.device_get(told), self.grpo)
             return state, Outcome.fetch(loss, norm, state), means
 
-    def log_groups(self, step: int, pool: Pool, chosen: Chosen) -> None:
-        """Writes some of this process's groups, every `grpo.log_groups_every` steps."""
+    def log_groups(self, loop: Loop, step: int, pool: Pool, chosen: Chosen) -> None:
+        """Writes and shows some of this process's groups, every `grpo.log_groups_every` steps."""
         every = self.grpo.log_groups_every
         if not (every and step % every == 0 and self.run.is_first):
             return
@@ -238,8 +238,12 @@ class Trainer:
         values = {name: reward[rows] for name, reward in pool.rewards.items()}
         values["advantage"] = chosen.advantages
         used = chosen.used[rows] if self.grpo.selects else None
-        given = pool.examples, pool.texts, values, self.grpo.log_groups
-        self._spare(groups.write, self.run.workdir, step + 1, *given, used=used)
+        found = groups.rows(pool.examples, pool.texts, values, self.grpo.log_groups, used)
+        self._spare(groups.write, self.run.workdir, step + 1, found)
+        if loop.metrics.shows_groups:
+            data = self.run.settings.data
+            columns, cells = groups.table(pool.examples, found, data.root(data.image_root))
+            loop.metrics.show_groups(step + 1, columns, cells)
 
 
 def mean_statistics(told: Sequence[Scalars], grpo: GrpoSettings) -> Scalars:
@@ -277,7 +281,7 @@ def train(settings: Settings, workdir: Place) -> None:
                 chosen = trainer.selector.choose(batches.step, pool)
                 trainer.refer(loop, state, chosen)
                 state, outcome, measured = trainer.update(loop, state, chosen)
-            trainer.log_groups(batches.step, pool, chosen)
+            trainer.log_groups(loop, batches.step, pool, chosen)
             tokens = pool.prompt_tokens / len(pool.tasks)
             lengths, used = pool.facts.lengths, chosen.used
             state = loop.end_step(

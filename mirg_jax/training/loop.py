@@ -90,7 +90,11 @@ def in_turn(shares: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 class Loop:
-    """The remaining steps of a run."""
+    """The remaining steps of a run.
+
+    Attributes:
+      metrics: where the run's scalars are written.
+    """
 
     def __init__(self, run: TrainingRun, name: str, resident: Any = None):
         """Opens the logs and prepares the evaluation.
@@ -102,14 +106,16 @@ class Loop:
         """
         settings = run.settings
         self._run, self._begun = run, False
-        self._metrics = Metrics(
+        self.metrics = Metrics(
             run.workdir,
             step=run.first_step,
             num_steps=settings.num_steps,
             name=name,
             write=run.is_first,
+            wandb=settings.wandb,
+            config=settings.text,
         )
-        self.phase = self._metrics.phase
+        self.phase = self.metrics.phase
         self._rate = make_schedule(
             settings.optimizer, settings.num_steps * settings.updates_per_step
         )
@@ -154,7 +160,7 @@ class Loop:
         if self._run.is_first:
             self._run.description.write(self._run.workdir)
             say("the first step compiles its programs: up to a minute or two")
-        self._metrics.open()
+        self.metrics.open()
         self._begun = True
 
     @property
@@ -228,7 +234,7 @@ class Loop:
                 "sizes": wanted,
                 "tasks": tasks,
                 "signal": self._signals.received,
-                "problem": self._metrics.problem,
+                "problem": self.metrics.problem,
                 "share": run.share.index,
                 "next": run.data.get_state()["next_index"],
                 "rejected": run.rejected.take(),
@@ -286,7 +292,7 @@ class Loop:
             with self.phase("evaluate"):
                 scores = self._held_out.evaluate(self._step, state)
         updates = before * run.settings.updates_per_step - outcome.skipped
-        self._metrics.write(
+        self.metrics.write(
             self._step,
             {
                 "loss": outcome.loss,
@@ -299,7 +305,7 @@ class Loop:
                 **scores,
             },
             shown,
-            self._speed.measure(self._metrics.seconds, tokens, operations),
+            self._speed.measure(self.metrics.seconds, tokens, operations),
         )
         self._speed.check_logprobs(float(scalars.get("logprob_diff", 0.0)))
         with self.phase("checkpoint"):  # its time is counted for the next step
@@ -329,9 +335,9 @@ class Loop:
                 self._begin()
                 checkpoints.save(state, self._run.frozen, self._positions, force=True)
             checkpoints.close()
-            self._metrics.close()
+            self.metrics.close()
             self._profile.close()
-            mine = {"signal": self._signals.received, "problem": self._metrics.problem}
+            mine = {"signal": self._signals.received, "problem": self.metrics.problem}
             found = processes.gather(mine)
         number = max(each["signal"] for each in found)
         if self._has_diverged:
