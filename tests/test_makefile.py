@@ -75,7 +75,14 @@ def test_ci_tests_then_builds_the_site():
     assert lines[-2:] == ["make test", "make docs"]
 
 
-@pytest.mark.parametrize("words, end", [((), ""), (("MODEL=qwen2_5_vl",), "_qwen2_5_vl")])
+@pytest.mark.parametrize(
+    "words, end",
+    [
+        ((), ""),
+        (("MODEL=qwen2_5_vl",), "_qwen2_5_vl"),
+        (("MODEL=qwen3_vl",), "_qwen3_vl"),
+    ],
+)
 def test_the_demo_takes_another_base(plan, words, end):
     lines = plan("demo", *words, made_for=("cpu",))
     assert f"--base=assets/small_base{end} " in lines and f"--workdir=runs/demo{end} " in lines
