@@ -304,6 +304,9 @@ def _assemble(settings: Settings, folder: _Folder) -> dict[str, Any]:
     rows = [row for tasks in files.values() for row in tasks.values()]
     if not sum(row["examples"] for row in rows):
         reasons = [each["first"] for row in rows for each in row["draws_left_out"]]
+        if unused := manifest["labels_left_out"]:
+            count = sum(each["count"] for each in unused)
+            reasons[0] += f"; {count} labels can't be used, the first: {unused[0]['first']}"
         raise DataError(f"no example can be composed: {reasons[0]}; give other labels or tasks")
     page.write_page(folder.path / "report.html", manifest, shown.examples, folder.path)
     outputs.replace_text(folder.manifest, json.dumps(manifest, indent=1) + "\n")

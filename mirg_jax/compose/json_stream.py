@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mirg_jax.data import file_kinds
 from mirg_jax.errors import DataError
+from mirg_jax.files import places
 
 _CHUNK = 1 << 20  # bytes that are read at a time
 _LONGEST = 1 << 26  # characters of one element
@@ -35,7 +36,7 @@ def elements(path: pathlib.Path, keys: Collection[str] = ()) -> Iterator[Element
       DataError: the file is missing, cut, or of another form.
     """
     try:
-        with open(path, "rb") as file:
+        with places.open_file(path) as file:
             text = _Text(path, file)
             if keys:
                 yield from _of_object(text, keys)

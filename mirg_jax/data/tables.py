@@ -33,7 +33,7 @@ def is_table_file(file: pathlib.Path) -> bool:
 
 def _beginning(file: pathlib.Path) -> bytes:
     try:
-        with open(file, "rb") as opened:
+        with places.open_file(file) as opened:
             return opened.read(8)
     except OSError:  # whoever reads it says so
         return b""

@@ -55,6 +55,7 @@ class Predictions:
         """
         self._folder, self._facts = folder, facts
         self._path = folder / "predictions.jsonl"
+        outputs.check_kind(folder, "run.json", "--output_dir")
         self._lock = lock_of(folder / "predictions.lock")
         self._lock.acquire()
         self._spare = Spare(str(folder / "rejected.jsonl"))

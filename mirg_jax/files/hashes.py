@@ -32,7 +32,7 @@ def hash_file(path: str | Place) -> str:
     try:
         if places.is_url(path):
             return hashlib.sha256(places.read_bytes(path)).hexdigest()
-        with open(path, "rb") as file:
+        with places.open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None

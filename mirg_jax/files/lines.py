@@ -56,7 +56,7 @@ def _opened(path: str | Place) -> IO[bytes]:
     if places.is_url(path):
         return io.BytesIO(pieces.read(epath.Path(path)))
     try:
-        return open(path, "rb")
+        return places.open_file(path)
     except FileNotFoundError:
         raise
     except OSError as error:

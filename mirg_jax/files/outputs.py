@@ -14,6 +14,13 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.files import places
 from mirg_jax.files.places import Place
 
+# What lies in a folder of each kind of results, and in no other.
+MARKS = {
+    "checkpoints": "a training run",
+    "run.json": "an evaluation or ratings",
+    "selection": "trajectories",
+}
+
 
 def check_folder(path: Place, name: str) -> None:
     """Checks that files can be written into a folder; nothing is created, or left there.
@@ -114,6 +121,25 @@ class _explained:
             raise ConfigError(
                 f"{self._name}={str(self._path)!r} cannot be written ({reason}); give another path"
             ) from None
+
+
+def check_kind(folder: Place, mark: str, name: str) -> None:
+    """Checks that a folder has no results of another kind: some of their files have equal names.
+
+    Args:
+      folder: the folder that is to be written to.
+      mark: one of `MARKS`, that of what is to be written.
+      name: what the user calls the folder, for the message: a flag.
+
+    Raises:
+      ConfigError: if it has.
+    """
+    for other, kind in MARKS.items():
+        if other != mark and (folder / other).exists():
+            raise ConfigError(
+                f"{name}={folder}: has {kind}, of which some files would be replaced; give another "
+                "folder"
+            )
 
 
 def _nearest_existing(path: pathlib.Path) -> pathlib.Path:

@@ -10,8 +10,9 @@ import json
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from etils import epath
@@ -199,10 +200,27 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     """
     place = of(path)
     if isinstance(place, pathlib.Path):
-        return place.read_bytes()
+        with open_file(place) as file:
+            return file.read()
     with reached(place):
         system, name = fsspec.url_to_fs(str(place))
         return system.cat_file(name)
+
+
+def open_file(path: str | os.PathLike) -> IO[bytes]:
+    """Opens a file of a disk for reading.
+
+    Args:
+      path: the path.
+
+    Raises:
+      OSError: if it can't be opened, or is a pipe or a device: inputs are read more than once.
+    """
+    if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        raise OSError(
+            errno.ESPIPE, "a pipe or device, which is read only once; write it to a file", str(path)
+        )
+    return open(path, "rb")
 
 
 def read_object(path: str | os.PathLike) -> dict[str, Any] | None:

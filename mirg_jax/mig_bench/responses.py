@@ -174,7 +174,7 @@ def _is_list(path: str | Place) -> bool:
     if places.is_url(path):
         return False  # there it is one of ours
     try:
-        with open(path, "rb") as file:
+        with places.open_file(path) as file:
             return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(100)) is not None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None

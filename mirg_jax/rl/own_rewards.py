@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.machinery
+import importlib.util
 import pathlib
 import types
 from collections.abc import Callable
@@ -44,6 +45,21 @@ def load(name: str) -> Callable:
         return value.astype(jnp.float32)
 
     return reward
+
+
+def file_of(name: str) -> pathlib.Path | None:
+    """Returns the file that a reward function is loaded from; None if it has none.
+
+    Args:
+      name: as for `load`; a name of ours has no file.
+    """
+    where, sign, _ = name.rpartition(":")
+    if not sign:
+        return None
+    if where.endswith(".py"):
+        return pathlib.Path(where)
+    found = importlib.util.find_spec(where)
+    return pathlib.Path(found.origin) if found and found.has_location and found.origin else None
 
 
 def _of_file(name: str, path: pathlib.Path) -> types.ModuleType:

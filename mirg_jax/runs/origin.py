@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import pathlib
 import zlib
 from collections.abc import Mapping
 
@@ -185,6 +186,8 @@ def check(run: Place, recorded: Origin, found: Origin) -> None:
     else:
         what = f"it started from {recorded.source}, the config names {found.source}, other weights"
         remedy = f"set init_from={recorded.source}"
+        if recorded.source.startswith("/") and not pathlib.Path(recorded.source).exists():
+            remedy = f"restore {recorded.source}, which is gone, and set init_from to it"
     raise CheckpointError(
         f"{run}: can't go on, since {what} ({path_in(run).name} has the record); {remedy}, or give "
         "another --workdir"

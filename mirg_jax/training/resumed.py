@@ -1,17 +1,21 @@
-"""What has changed since a resumed run's last start: its settings, and its training data."""
+"""What has changed since a resumed run's last start: settings, training data, own rewards."""
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from mirg_jax.errors import ConfigError
 from mirg_jax.files import outputs, places
 from mirg_jax.files.places import Place
+from mirg_jax.rl import own_rewards
 from mirg_jax.runs import facts
 from mirg_jax.runs.settings import Settings
 
 
-def facts_of_data(settings: Settings) -> dict[str, str]:
+def facts_of_data(settings: Settings) -> dict[str, Any]:
     """Returns what identifies a run's training data, for WORKDIR/data.json: images don't count.
+
+    The files of a user's own reward functions do.
 
     Args:
       settings: the run's settings.
@@ -23,10 +27,13 @@ def facts_of_data(settings: Settings) -> dict[str, str]:
     found = {"train_json": str(data.train_json), "sha256": facts.hash_rows(data.train_json)}
     if data.ratings:
         found |= {"ratings": data.ratings, "ratings_sha256": facts.hash_file(data.ratings)}
+    names = settings.grpo.rewards if settings.grpo else ()
+    if files := {name: file for name in names if (file := own_rewards.file_of(name))}:
+        found["rewards_sha256"] = {name: facts.hash_file(file) for name, file in files.items()}
     return found
 
 
-def write_data(workdir: Place, data: Mapping[str, str]) -> None:
+def write_data(workdir: Place, data: Mapping[str, Any]) -> None:
     """Writes the record of the training data to a run's folder.
 
     Raises:
@@ -54,7 +61,7 @@ def check_updates(workdir: Place, settings: Settings) -> None:
             )
 
 
-def changes(workdir: Place, settings: Settings, data: Mapping[str, str]) -> list[str]:
+def changes(workdir: Place, settings: Settings, data: Mapping[str, Any]) -> list[str]:
     """Returns lines that say what has changed since a run was last begun or resumed.
 
     Args:
@@ -76,5 +83,12 @@ def changes(workdir: Place, settings: Settings, data: Mapping[str, str]) -> list
                 f"{data[name]}: its content has changed since the last start; the run goes on "
                 "with the rows that are there now, from the same place in their order, so that "
                 "some may be read twice in this epoch and others not at all"
+            )
+    known = recorded.get("rewards_sha256")
+    for name, content in data.get("rewards_sha256", {}).items():
+        if isinstance(known, dict) and known.get(name, content) != content:
+            told.append(
+                f"{name}: the file of this reward has changed since the last start; the run goes "
+                "on with what it says now"
             )
     return told

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -41,7 +41,7 @@ class Description(NamedTuple):
     config: str  # the text of config.json
     adapters: adapters.Record | None  # of a LoRA run
     origin: origin.Origin
-    data: Mapping[str, str]  # as in data.json; known in the first process alone
+    data: Mapping[str, Any]  # as in data.json; known in the first process alone
 
     def write(self, workdir: Place) -> None:
         """Writes the description.
@@ -118,11 +118,11 @@ def start(
     saved = run_folder.find_run(workdir)
     resumes = saved is not None
     source, adapter_record = _source_of(settings, workdir, saved)
-    rejected = _list_rejected(workdir, left_out, resumes)
     settings, model, tokenizer = _open_model(settings, source, mesh)
     began = _check_origin(settings, workdir, source, model.params, mesh, resumes)
     graph, params, frozen = trainable(model, settings, mesh)
     optimizer, layout, state = first_state(params, settings, mesh)
+    rejected = _list_rejected(workdir, left_out, resumes)
     root = settings.data.root(settings.data.image_root)
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=root)
     data = _open_data(settings, kept, preparer, rejected, share)
@@ -176,6 +176,7 @@ def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
         if processes.is_first():
             try:
                 _refuse_model(workdir)
+                outputs.check_kind(workdir, "checkpoints", "--workdir")
                 if isinstance(workdir, pathlib.Path):
                     outputs.check_renames(workdir)
             except ConfigError as error:
@@ -219,7 +220,7 @@ def _say(
     first_step: int,
     examples: Sequence[Example],
     rejected: int,
-    data: Mapping[str, str],
+    data: Mapping[str, Any],
     with_response: bool,
 ) -> None:
     """Prints, in one process, what the run starts with, and what has changed."""

@@ -16,7 +16,7 @@ from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import Root
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files.locks import Lock
-from mirg_jax.files.outputs import replace_text
+from mirg_jax.files.outputs import check_kind, replace_text
 from mirg_jax.runs import facts, run_folder
 from mirg_jax.trajectories import checks, outputs, page, prompts, select, shards
 from mirg_jax.trajectories.batches import BatchFiles, exchange_files
@@ -150,6 +150,7 @@ def _open_journal(
       ConfigError: another process asks about the same questions.
       DataError: a journal can't be read or written.
     """
+    check_kind(output_dir, "selection", "--output_dir")
     if shard:
         shards.how_drawn(output_dir, shard)
     name = f"replies-{shard.name}.jsonl" if shard else "replies.jsonl"

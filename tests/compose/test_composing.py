@@ -206,6 +206,15 @@ def test_labels_in_folders_are_told_apart_by_content(tmp_path):
     assert sources.hash_labels(yolo) != before
 
 
+def test_labels_that_cannot_be_used_are_the_reason(tmp_path):
+    coco = small_world.write(tmp_path / "in", photos=12)
+    for row in coco["annotations"]:
+        row["bbox"] = [0.1, 0.1, -0.2, 0.2]
+    (tmp_path / "in/instances.json").write_text(json.dumps(coco))
+    with pytest.raises(DataError, match=r"labels can't be used, the first: .*instances.json"):
+        compose.compose(settings(tmp_path / "in"), tmp_path / "out")
+
+
 def test_what_cannot_be_told_is_left_out(tmp_path):
     """One class in all photos: nothing is known to be without it."""
     coco = small_world.write(tmp_path / "in", photos=12)

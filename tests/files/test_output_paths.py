@@ -1,6 +1,7 @@
 """Output paths that can't be written, of every binary: said first, before anything is loaded."""
 
 import errno
+import json
 import os
 import pathlib
 import re
@@ -105,6 +106,30 @@ def test_every_setting_that_is_a_url_is_refused(refusal, tmp_path, monkeypatch):
                    "--base_url=http://localhost:1/v1")  # fmt: skip
     assert line.startswith("no.json: ")  # the benchmark comes next
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "script, flag",
+    [
+        ("score", "--benchmark"),
+        ("score", "--predictions"),
+        ("evaluate_server", "--benchmark"),
+        ("train_sft", "--config.data.train_json"),
+        ("compose", "--source=coco"),
+    ],
+)
+def test_an_input_that_can_be_read_only_once_is_refused(script, flag, refusal, tmp_path):
+    """It would be hashed as empty, or waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    row = {"task": "diff", "images": ["1.png"], "question": "?", "answer": [0.1, 0.1, 0.2, 0.2]}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    output, *others = BINARIES[script]
+    others = [each for each in others if not each.startswith(flag)]
+    where = tmp_path / ("out.json" if output == "output" else "out")
+    if flag == "--predictions":
+        others = [f"--benchmark={tmp_path / 'rows.json'}"]
+    line = refusal(script, f"--{output}={where}", *others, f"{flag}={tmp_path / 'pipe'}")
+    assert "a pipe or device" in line and "write it to a file" in line, line
 
 
 @pytest.mark.parametrize("check", [places.check, places.check_local, places.check_writable])

@@ -65,7 +65,7 @@ def test_grpo_goes_on_only_with_the_reference_that_it_started_from(steady_recipe
     shutil.copytree(sft, tmp_path / "copy")
     shutil.rmtree(sft / "checkpoints/2")
     line = refused(steady_recipe("grpo", num_steps=3, **started), run)
-    assert f"set init_from={sft}/checkpoints/2" in line
+    assert f"restore {sft}/checkpoints/2, which is gone" in line
     moved = started | {"init_from": str(tmp_path / "copy/checkpoints/2")}
     train(steady_recipe("grpo", num_steps=3, **moved), run)
 

@@ -10,12 +10,15 @@ import pytest
 from conftest import REPOSITORY, small_recipe, steady, train
 from test_origin import contents
 
+from configs import grpo_tiny
 from mirg_jax import defaults
 from mirg_jax.data.examples import Example, Target
 from mirg_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from mirg_jax.evaluation.predictions import Predictions
+from mirg_jax.files.outputs import MARKS
 from mirg_jax.runs import devices, loading, run_folder, settings
 from mirg_jax.training import resumed, usable
+from mirg_jax.trajectories import build
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,29 @@ def test_a_model_s_folder_is_no_workdir(steady_recipe, tiny_model, tmp_path):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("mark", [mark for mark in MARKS if mark != "checkpoints"])
+def test_a_folder_of_other_results_is_no_workdir(mark, steady_recipe, tmp_path):
+    (tmp_path / mark).write_text("")
+    with pytest.raises(ConfigError, match="of which some files would be replaced"):
+        train(steady_recipe("sft", num_steps=1), tmp_path)
+    with pytest.raises(ConfigError, match="of which some files would be replaced"):
+        if mark == "selection":
+            Predictions(tmp_path, {}, 1)
+        else:
+            with build._open_journal(tmp_path, None, False):
+                pass
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == [mark]
+
+
+def test_a_refused_first_attempt_removes_nothing(steady_recipe, tmp_path):
+    (tmp_path / "rejected.jsonl").write_text("{}\n")
+    config = steady_recipe("sft", num_steps=1)
+    config.model.path = str(tmp_path / "no_model")
+    with pytest.raises(CheckpointError, match="no_model"):
+        train(config, tmp_path)
+    assert (tmp_path / "rejected.jsonl").read_text() == "{}\n"
+
+
 def test_a_run_s_folder_takes_no_evaluation(run, refusal, scenes):
     before = contents(run)
     said = refusal(
@@ -153,6 +179,23 @@ def test_a_resumed_run_says_that_the_content_of_its_data_has_changed(
     assert told(3, *rows[:-1]) == 0
     (folder / "data.json").unlink()  # as an earlier version left it
     assert told(4, *rows) == 0
+
+
+def test_a_resumed_run_says_that_the_file_of_its_reward_has_changed(scenes, tmp_path):
+    path, config = tmp_path / "mine.py", grpo_tiny.get_config()
+    path.write_text("def reward(answers, targets):\n    return answers.format_ok\n")
+    config.data.train_json = str(scenes / "rl.json")
+    config.grpo.more_rewards = (f"{path}:reward", "test_runs:noise", "giou")
+    now = settings.read(config)
+    (tmp_path / "config.json").write_text(now.text)
+    resumed.write_data(tmp_path, before := resumed.facts_of_data(now))
+    assert list(before["rewards_sha256"]) == [f"{path}:reward", "test_runs:noise"]
+    assert not resumed.changes(tmp_path, now, before)
+    path.write_text(path.read_text() + "\n")
+    (line,) = resumed.changes(tmp_path, now, resumed.facts_of_data(now))
+    assert line.startswith(f"{path}:reward: the file of this reward has changed")
+    resumed.write_data(tmp_path, {k: v for k, v in before.items() if k != "rewards_sha256"})
+    assert not resumed.changes(tmp_path, now, before)  # of an earlier version
 
 
 def test_a_run_that_reads_its_examples_several_times_says_so(capsys):
