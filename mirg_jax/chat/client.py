@@ -231,7 +231,7 @@ class Client:
         return Unanswerable(said, by_server=True)
 
     def _by_proxy(self) -> str:
-        """Returns words on the proxy that requests go through, in brackets; "" without one."""
+        """Returns words for a reason's end on the proxy of requests; "" without one."""
         url = self._client.base_url
         host = f"{url.host}:{url.port}" if url.port else url.host
         proxies = urllib.request.getproxies_environment()
@@ -242,7 +242,7 @@ class Client:
         names = [name for name in _PROXIES if name.lower() == f"{kind}_proxy"]
         variable = next((name for name in reversed(names) if os.environ.get(name)), names[0])
         return (
-            f" (through the proxy that {variable} names: check it, or add {url.host} to NO_PROXY "
+            f", through the proxy that {variable} names (check it, or add {url.host} to NO_PROXY "
             "to go without)"
         )
 

@@ -413,7 +413,7 @@ def test_a_failure_behind_a_proxy_names_its_variable_and_not_its_password(monkey
         return str(failed.value)
 
     said = fail()
-    assert "(ConnectError) (through the proxy that HTTP_PROXY names" in said
+    assert "(ConnectError), through the proxy that HTTP_PROXY names" in said
     assert "add a.test to NO_PROXY" in said and "hunter2" not in said
     client = Client("m", base_url="http://a.test/v1", key_variable="", timeout=1)
     for status in (403, 407):
