@@ -65,12 +65,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
       main: the binary's main function; it receives the program name, and files if it takes such.
     """
 
+    # Neither progress nor results may end a run when their reader has left.
+    sys.stderr = Steady(sys.stderr)
+    sys.stdout = out = Steady(sys.stdout)
+
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
         compiled.keep()
-        # Neither progress nor results may end a run when their reader has left.
-        sys.stderr = Steady(sys.stderr)
-        sys.stdout = out = Steady(sys.stdout)
         try:
             main(argv)
             out.flush()

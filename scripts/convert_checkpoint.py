@@ -27,7 +27,7 @@ from mirg_jax.files.locks import Lock
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import progress_bar
 from mirg_jax.models.layers import Precision
-from mirg_jax.runs import checkpoints, facts, loading, run_folder
+from mirg_jax.runs import checkpoints, devices, facts, loading, run_folder
 from mirg_jax.weights import hf, peft
 
 _DIRECTION = flags.DEFINE_enum(
@@ -111,6 +111,7 @@ def _export_adapter(target: pathlib.Path) -> None:
 
 def main(_):
     target = cli.output_folder(_TARGET)
+    devices.open_all()
     with Lock(target / _LOCK):
         _convert(target)
 

@@ -45,11 +45,11 @@ def run(tmp_path):
     (tmp_path / "binary.py").write_text(BINARY)
     (tmp_path / "good.py").write_text(CONFIG)
 
-    def run(*flags, stdout=subprocess.PIPE):
+    def run(*flags, stdout=subprocess.PIPE, **variables):
         return subprocess.run(
             [sys.executable, "binary.py", *flags],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | variables,
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
@@ -123,6 +123,22 @@ def test_output_that_nobody_reads_is_no_error(run):
     with os.fdopen(here, "w") as stream:
         result = run("--config=good.py", stdout=stream)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_output_that_is_closed_from_the_start_is_no_error(run, tmp_path):
+    line = f"{sys.executable} binary.py --config=good.py >&-"
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        line, shell=True, cwd=tmp_path, env=variables, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_characters_that_an_encoding_lacks_are_escapes(run):
+    result = run("--config=good.py", "--config.path=中é", PYTHONIOENCODING="ascii:strict")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "\\u4e2d\\xe9\n", "")
+    result = run("--config=good.py", "中", PYTHONIOENCODING="ascii:strict")
+    assert result.returncode == 2 and "unexpected argument '\\u4e2d'" in result.stderr
 
 
 def test_a_bug_keeps_its_traceback(run):

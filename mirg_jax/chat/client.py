@@ -5,10 +5,12 @@ import base64
 import dataclasses
 import email.utils
 import io
+import json
 import math
 import os
 import re
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from mirg_jax.errors import ConfigError, UserError, without_secrets
 _SECRET = re.compile(
     r"api_?key|passw|secret|authori[sz]ation|(?:access|auth)_?token", re.IGNORECASE
 )
+_HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # which the library sends as headers
 _PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy")
 
 
@@ -60,7 +63,8 @@ def check_extra_body(fields: Mapping[str, Any], name: str) -> None:
       name: what the user calls them, for the message: a flag or a setting.
 
     Raises:
-      ConfigError: if one is the question or the model, or asks for an answer in pieces.
+      ConfigError: if one is the question or the model, asks for an answer in pieces, or can't be
+        written.
     """
     for field, why in (
         ("messages", "the question is there"),
@@ -74,6 +78,22 @@ def check_extra_body(fields: Mapping[str, Any], name: str) -> None:
             f"{name}: {secret!r} can't be set here (requests are recorded in files); give keys by "
             "the environment's variable that key_variable names"
         )
+    _check_characters(json.dumps(fields, ensure_ascii=False, default=str), name)
+
+
+def _check_characters(text: str, name: str) -> None:
+    """Checks that a request with this text can be written.
+
+    Raises:
+      ConfigError: if the text holds half a surrogate pair, as Python reads bytes that are no text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{name}: a request with it can't be written (it holds half a surrogate pair, or bytes "
+            "that are no text); give whole characters"
+        ) from None
 
 
 class Client:
@@ -88,8 +108,8 @@ class Client:
           timeout: seconds, for a whole answer.
 
         Raises:
-          ConfigError: the environment variable is not set, or the server's address or a proxy can't
-            be used.
+          ConfigError: the environment variable is not set, the server's address or a proxy can't be
+            used, or no request can be written with the model's name or the environment.
         """
         self._key_variable, self._timeout = key_variable, timeout
         self._key = os.environ.get(key_variable, "").strip() if key_variable else "none"
@@ -103,6 +123,14 @@ class Client:
                 f"the environment variable {key_variable} holds characters that no key has; "
                 "put the key alone there"
             )
+        for name in _HEADERS:
+            value = os.environ.get(name, "")
+            if not (value.isascii() and value.isprintable() and value == value.strip()):
+                raise ConfigError(
+                    f"the environment variable {name} holds characters that no request's header "
+                    "can be written with; correct it or unset it"
+                )
+        _check_characters(model, "model")
         self._hidden = self._key if key_variable else ""
         self._client = _connect(self._key, base_url, timeout)
         self._served = Served(self.base_url, model)
@@ -143,9 +171,14 @@ class Client:
             raise Retry(f"no answer within {self._timeout:g} s", paid=True) from None
         except openai.APIConnectionError as error:
             cause = type(error.__cause__).__name__
-            raise Retry(f"no connection ({cause})", paid=cause != "ConnectError") from None
+            paid = cause not in ("ConnectError", "ProxyError")
+            raise Retry(f"no connection ({cause}){self._by_proxy()}", paid=paid) from None
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
+        except UnicodeEncodeError:
+            raise Unanswerable(
+                "the request can't be written: half a surrogate pair in it"
+            ) from None
         except (openai.APIError, ValueError) as error:
             words = quote_words(str(getattr(error, "doc", "")), self._hidden)
             said = f"an answer that is not JSON: {words}" if words else "an answer that is not JSON"
@@ -186,7 +219,9 @@ class Client:
           headers: the response's headers.
           quota: whether the account's quota is used up.
         """
-        if status in (401, 403, 404) or quota:
+        if status in (403, 407, 502, 503, 504):  # which proxies answer too
+            said += self._by_proxy()
+        if status in (401, 403, 404, 407) or quota:
             return UserError(
                 f"{self._client.base_url.host} answers {said}; check "
                 f"{self._key_variable or 'the server'}, base_url and model, and run again to go on"
@@ -194,6 +229,22 @@ class Client:
         if status in (408, 409, 425, 429) or status >= 500:
             return Retry(said, after=retry_after(headers or {}))
         return Unanswerable(said, by_server=True)
+
+    def _by_proxy(self) -> str:
+        """Returns words for a reason's end on the proxy of requests; "" without one."""
+        url = self._client.base_url
+        host = f"{url.host}:{url.port}" if url.port else url.host
+        proxies = urllib.request.getproxies_environment()
+        kind = next((kind for kind in (url.scheme, "all") if kind in proxies), "")
+        if not kind or urllib.request.proxy_bypass_environment(host):
+            return ""
+        # Not its address, which may hold a password.
+        names = [name for name in _PROXIES if name.lower() == f"{kind}_proxy"]
+        variable = next((name for name in reversed(names) if os.environ.get(name)), names[0])
+        return (
+            f", through the proxy that {variable} names (check it, or add {url.host} to NO_PROXY "
+            "to go without)"
+        )
 
 
 def _connect(key: str, base_url: str, timeout: float) -> openai.AsyncOpenAI:

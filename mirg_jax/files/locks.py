@@ -7,6 +7,7 @@ is asked for by its process ID. A holder elsewhere shows that it lives by touchi
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -146,6 +147,8 @@ class Lock:
         try:
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
+            if self._path.is_dir():  # never released
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
             return False
         try:
             with open(file, "w") as out:

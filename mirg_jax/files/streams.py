@@ -18,15 +18,18 @@ _bars: weakref.WeakSet[tqdm] = weakref.WeakSet()
 class Steady:
     """A text stream whose failures are passed over, as when the reader of a pipe has left.
 
+    Characters that the stream's encoding lacks are written as escapes.
+
     Args:
-      stream: the stream that is written to.
+      stream: the stream that is written to; None, as Python has it for one that is closed from the
+        start: nowhere.
 
     Attributes:
       failed: why something was lost that has a reader, such as a full disk; "" if nothing was.
     """
 
-    def __init__(self, stream: TextIO):
-        self._stream, self.failed = stream, ""
+    def __init__(self, stream: TextIO | None):
+        self._stream, self.failed = open(os.devnull, "w") if stream is None else stream, ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -41,7 +44,11 @@ class Steady:
     def write(self, text: str) -> int:
         """Writes text if it can be written."""
         with self._passed_over():
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:
+                encoding = error.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

@@ -21,29 +21,41 @@ def start(devices: DeviceSettings) -> Mesh:
     Call it before any array is created.
 
     Raises:
-      ConfigError: if the mesh doesn't match the devices, or other processes can't be reached.
+      ConfigError: if there are no devices, the mesh doesn't match them, or other processes can't be
+        reached.
     """
     if devices.cpu_devices not in (0, jax.config.jax_num_cpu_devices):
         jax.config.update("jax_num_cpu_devices", devices.cpu_devices)
     if devices.float32:
         _leave_products_to_cublas()
-    try:
-        processes.start()
-        mesh = training_mesh(devices)
-    except RuntimeError as error:
-        if not str(error).startswith(("Unable to initialize backend", "Unknown backend")):
-            raise
-        platforms = jax.config.jax_platforms or "any"
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigError(
-            f"no devices ({reason}); JAX_PLATFORMS={platforms} must name a platform that this "
-            "machine has and jax is installed for"
-        ) from None
+    processes.start()
+    open_all()
+    mesh = training_mesh(devices)
     try:
         sharding.data_share(mesh)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return mesh
+
+
+def open_all() -> None:
+    """Opens the devices, which else happens at their first use.
+
+    Raises:
+      ConfigError: if there are none.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter, without words, where no GPU is
+        known = ("Unable to initialize backend", "Unknown backend")
+        if isinstance(error, RuntimeError) and not str(error).startswith(known):
+            raise
+        platforms = jax.config.jax_platforms or "any"
+        reason = (str(error).splitlines() or ["JAX finds none"])[0][:200]
+        raise ConfigError(
+            f"no devices ({reason}); JAX_PLATFORMS={platforms} must name a platform that this "
+            "machine has and jax is installed for"
+        ) from None
 
 
 def _leave_products_to_cublas() -> None:

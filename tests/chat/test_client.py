@@ -1,5 +1,6 @@
 """Reading servers' responses, whatever they contain, and encoding images."""
 
+import asyncio
 import base64
 import datetime
 import email.utils
@@ -14,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mirg_jax.chat.client import Client, encode_image, retry_after
+from mirg_jax.chat.client import (
+    Client,
+    Retry,
+    Unanswerable,
+    check_extra_body,
+    encode_image,
+    retry_after,
+)
 from mirg_jax.chat.completions import (
     Reply,
     ServerError,
@@ -22,7 +30,7 @@ from mirg_jax.chat.completions import (
     quote_words,
     read_completion,
 )
-from mirg_jax.errors import ConfigError, DataError
+from mirg_jax.errors import ConfigError, DataError, UserError
 
 FIELDS = "choices message content refusal usage finish_reason reasoning error type text".split()
 json_values = st.recursive(
@@ -367,6 +375,12 @@ def test_a_think_block_that_the_server_took_out_is_put_back():
         ("http://localhost/v1", {"KEY": "clé"}, "KEY holds characters that no key has"),
         ("http://localhost/v1", {"KEY": "a\nb"}, "KEY holds characters that no key has"),
         ("http://localhost/v1", {"KEY": " \n"}, "KEY is not set"),
+        ("http://localhost/v1", {"OPENAI_ORG_ID": "sk-中"}, "OPENAI_ORG_ID holds characters"),
+        (
+            "http://localhost/v1",
+            {"OPENAI_PROJECT_ID": "a\nb"},
+            "OPENAI_PROJECT_ID holds characters",
+        ),
     ],
 )
 def test_settings_that_no_request_could_be_sent_with(monkeypatch, base_url, variables, message):
@@ -375,6 +389,39 @@ def test_settings_that_no_request_could_be_sent_with(monkeypatch, base_url, vari
     with pytest.raises(ConfigError, match=message) as error:
         Client("m", base_url=base_url, key_variable="KEY", timeout=1)
     assert "\n" not in str(error.value)
+
+
+def test_a_request_that_cannot_be_written_is_told_before_it_is_sent():
+    where = {"base_url": "http://127.0.0.1:9/v1", "key_variable": "", "timeout": 1}
+    with pytest.raises(ConfigError, match="model: a request with it can't be written"):
+        Client("m\udce9", **where)
+    with pytest.raises(ConfigError, match="--extra_body: a request with it can't be written"):
+        check_extra_body({"stop": ["\ud800"]}, "--extra_body")
+    with pytest.raises(Unanswerable, match="the request can't be written"):
+        asyncio.run(Client("m", **where).complete({"messages": "\ud800"}, "key"))
+
+
+def test_a_failure_behind_a_proxy_names_its_variable_and_not_its_password(monkeypatch):
+    for name in ("http_proxy", "all_proxy", "no_proxy", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://user:hunter2@127.0.0.1:9")
+
+    def fail():
+        client = Client("m", base_url="http://a.test/v1", key_variable="", timeout=9)
+        with pytest.raises(Retry) as failed:
+            asyncio.run(client.complete({}, "key"))
+        return str(failed.value)
+
+    said = fail()
+    assert "(ConnectError), through the proxy that HTTP_PROXY names" in said
+    assert "add a.test to NO_PROXY" in said and "hunter2" not in said
+    client = Client("m", base_url="http://a.test/v1", key_variable="", timeout=1)
+    for status in (403, 407):
+        refused = client._error_of(status, f"HTTP {status}: no")
+        assert isinstance(refused, UserError) and "HTTP_PROXY names" in str(refused)
+    assert "PROXY" not in str(client._error_of(404, "HTTP 404: no"))
+    monkeypatch.setenv("NO_PROXY", "b.test,a.test")
+    assert "PROXY" not in str(client._error_of(407, "HTTP 407: no"))
 
 
 def test_a_line_break_behind_a_key_is_no_part_of_it(monkeypatch):

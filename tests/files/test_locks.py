@@ -129,6 +129,13 @@ def test_a_folder_that_takes_no_lock_is_one_line(tmp_path):
     assert not re.search(r"\n", str(refused.value))
 
 
+def test_a_folder_in_a_locks_place_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.time, "sleep", lambda _: pytest.fail("waits"))
+    (tmp_path / "run.lock").mkdir()
+    with pytest.raises(ConfigError, match=r"run.lock: cannot be written \(Is a directory\)"):
+        Lock(tmp_path / "run.lock").acquire()
+
+
 def test_a_file_from_the_future_is_a_holder_that_is_silent(tmp_path, monkeypatch):
     """As a machine with a wrong clock leaves it."""
     path, clock = tmp_path / "run.lock", iter(range(0, 10_000, 30))

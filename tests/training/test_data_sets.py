@@ -119,11 +119,20 @@ def test_no_image_is_there(refused, tmp_path):
     assert "no such file" in line and " row 0: image" in line
 
 
-def test_a_platform_that_is_not_there(recipe, monkeypatch):
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (RuntimeError("Unable to initialize backend 'tpu': no chips\nmore"), "no chips"),
+        (AssertionError(), "JAX finds none"),  # JAX_PLATFORMS=cuda without a GPU
+    ],
+)
+def test_a_platform_that_is_not_there(raised, reason, recipe, monkeypatch, tmp_path, refusal):
     def fail(*_):
-        raise RuntimeError("Unable to initialize backend 'tpu': no chips\nmore")
+        raise raised
 
-    monkeypatch.setattr(devices, "training_mesh", fail)
-    with pytest.raises(ConfigError, match="no chips.*JAX_PLATFORMS") as error:
+    monkeypatch.setattr(devices.jax, "devices", fail)
+    with pytest.raises(ConfigError, match=rf"no devices \(.*{reason}.*JAX_PLATFORMS") as error:
         devices.start(read(recipe("sft")).devices)
     assert "\n" not in str(error.value)
+    flags = "--direction=export", "--source=no", f"--target={tmp_path / 'new'}"
+    assert reason in refusal("convert_checkpoint", *flags)
