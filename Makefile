@@ -44,7 +44,7 @@ venv: .venv/.ready-$(ACCEL)  # installs into .venv; ACCEL=cuda12, cuda13 or tpu 
 # QUICK=1 takes about three minutes and shows only that everything moves, in runs/demo_quick.
 # MODEL=qwen2_5_vl or qwen3_vl does it with the small one of that family, in runs/demo_MODEL.
 OTHER_MODEL = $(addprefix _,$(filter-out qwen2_vl,$(MODEL)))
-demo: venv  # the main job: data, SFT, GRPO, evaluation, in runs/demo; QUICK=1, MODEL=qwen2_5_vl
+demo: venv  # the main job: data, SFT, GRPO, evaluation, in runs/demo; QUICK=1, MODEL=qwen2_5_vl, qwen3_vl
 	$(BIN)/python scripts/demo.py --base=assets/small_base$(OTHER_MODEL) \
 	  --workdir=runs/demo$(OTHER_MODEL)$(if $(QUICK),_quick) $(if $(QUICK),--quick) $(DEMO_FLAGS)
 

@@ -29,7 +29,8 @@ def get_config(base: str = "assets/small_base", evaluation: int = 770, quick: bo
             "sft on exact boxes", None, "sft", "grounded", "", annotator="exact"
         ),
     }
-    config = tables.table("mirg_jax demo", rows, recipes)
+    title = "mirg_jax demo" + " (quick: ten steps a stage, too few to learn anything)" * quick
+    config = tables.table(title, rows, recipes)
     # The annotator errs; beside it, one that never does.
     config.annotators.exact = trajectories.scenes()
     config.annotators.exact.scenes.error = 0.0

@@ -12,9 +12,10 @@ from mirg_jax.report import browser, cards
 from mirg_jax.report.cards import Responses
 from mirg_jax.report.charts import chart, training_curves
 
-_MEANING = """<p>Hit rates in per cent: the share of boxes with an IoU of 0.5 or more. AVE is the
-mean of the tasks' rates, "all" the rate over all rows; mIoU: mean overlap of predicted and true
-boxes; image: the right image is named; format: the answer has the required form.{runs}</p>
+_MEANING = """<p>Hit rates in per cent: the share of boxes with an IoU of 0.5 or more, in
+whichever image they are, as the benchmark has it. AVE is the mean of the tasks' rates, "all" the
+rate over all rows; mIoU: mean overlap of predicted and true boxes; image: the right image is named;
+format: the answer has the required form.{runs}</p>
 """
 _CHANGE = """<p>Gained, lost: rows that one of the two hits alone; p: exact McNemar test; 95 %: of
 the difference.</p>

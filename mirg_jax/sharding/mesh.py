@@ -71,7 +71,7 @@ def sampling_mesh(mesh: Mesh, tensor: int) -> Mesh:
     if mesh.devices.size % tensor:
         raise ValueError(
             f"sampling.tensor={tensor} doesn't divide the {mesh.devices.size} devices; "
-            "set it to a divisor of that number"
+            "set it to a divisor of that number, or take a recipe for this machine"
         )
     return make_mesh(-1, 1, tensor, devices=list(mesh.devices.flat))
 

@@ -359,8 +359,11 @@ class Loop:
         """Returns the line that a run ends with; `number`: of the signal that stopped it, or 0."""
         step, folder = self._step, self._run.workdir
         if not number or step >= self._run.settings.num_steps:
+            count, left_out = len(self._run.rejected), ""
+            if count:
+                left_out = f" ({count} rows were left out, see {folder / 'rejected.jsonl'})"
             return (
-                f"all {step} steps are done and saved in {folder}; scripts/ground.py "
+                f"all {step} steps are done and saved in {folder}{left_out}; scripts/ground.py "
                 f"--checkpoint={folder} asks the model, docs/evaluation.md says how to score it"
             )
         where = f"after step {step}, which is saved" if step else "before the first step"
