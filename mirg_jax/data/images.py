@@ -262,7 +262,7 @@ def image_size(root: Root, path: str) -> tuple[int, int]:
     except Exception as error:  # as in `load_image`
         what = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"image {file!r}: can't read its size ({what}); check its path and the image root"
+            f"image {file!r}: can't read its size ({what}); check the image root and the path"
         ) from None
 
 
@@ -308,7 +308,7 @@ def load_image(root: Root, path: str) -> Image.Image:
     except UserError:
         raise
     except FileNotFoundError:
-        raise unusable("no such file", "check its path and the image root") from None
+        raise unusable("no such file", "check the image root and the path") from None
     except Image.DecompressionBombError:
         raise unusable(f"it has more than {MAX_FILE_PIXELS} pixels", "make it smaller") from None
     except Image.UnidentifiedImageError:

@@ -211,8 +211,9 @@ def test_labels_that_cannot_be_used_are_the_reason(tmp_path):
     for row in coco["annotations"]:
         row["bbox"] = [0.1, 0.1, -0.2, 0.2]
     (tmp_path / "in/instances.json").write_text(json.dumps(coco))
+    made = settings(tmp_path / "in", counts={"sft": 1, "rl": 0, "eval": 0})
     with pytest.raises(DataError, match=r"labels can't be used, the first: .*instances.json"):
-        compose.compose(settings(tmp_path / "in"), tmp_path / "out")
+        compose.compose(made, tmp_path / "out")
 
 
 def test_what_cannot_be_told_is_left_out(tmp_path):

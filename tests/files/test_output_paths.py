@@ -114,7 +114,6 @@ def test_every_setting_that_is_a_url_is_refused(refusal, tmp_path, monkeypatch):
         ("score", "--benchmark"),
         ("score", "--predictions"),
         ("evaluate_server", "--benchmark"),
-        ("train_sft", "--config.data.train_json"),
         ("compose", "--source=coco"),
     ],
 )

@@ -185,7 +185,7 @@ def test_a_resumed_run_says_that_the_file_of_its_reward_has_changed(scenes, tmp_
     path, config = tmp_path / "mine.py", grpo_tiny.get_config()
     path.write_text("def reward(answers, targets):\n    return answers.format_ok\n")
     config.data.train_json = str(scenes / "rl.json")
-    config.grpo.more_rewards = (f"{path}:reward", "test_runs:noise", "giou")
+    config.grpo.more_rewards = (f"{path}:reward", "test_runs:noise", "object_giou")
     now = settings.read(config)
     (tmp_path / "config.json").write_text(now.text)
     resumed.write_data(tmp_path, before := resumed.facts_of_data(now))
