@@ -41,6 +41,7 @@ from mirg_jax import cli
 from mirg_jax.errors import UserError
 from mirg_jax.models.config import ModelConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
+from mirg_jax.runs import metrics
 from mirg_jax.scenes import scene_tasks, small_tokenizer
 from mirg_jax.trajectories import build
 from mirg_jax.trajectories import settings as trajectory_settings
@@ -72,6 +73,31 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
         with binary(f"train_{stage}", f"--config={file}", f"--workdir={workdir}") as module:
             module.main(cli._parse_flags(sys.argv))
+
+
+def scalars(workdir: pathlib.Path | str) -> list[dict]:
+    """The metrics of a run's steps, without those that are measured in time."""
+    told = "seconds", "speed"
+    return [{k: v for k, v in row.items() if k not in told} for row in metrics.read(workdir)]
+
+
+@contextlib.contextmanager
+def killed_after_step_3():
+    """Ends a run in the block by an exception when the metrics of step 3 are written."""
+
+    class Killed(Exception):
+        pass
+
+    write = metrics.Metrics.write
+
+    def write_until_step_3(self, step, *args, **kwargs):
+        write(self, step, *args, **kwargs)
+        if step == 3:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(metrics.Metrics, "write", write_until_step_3)
+        yield
 
 
 def page_data(path: pathlib.Path) -> dict:

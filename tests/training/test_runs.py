@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import train
+from conftest import killed_after_step_3, scalars, train
 from PIL import Image
 
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
@@ -31,11 +31,6 @@ def noise(answers, targets):
     return drawn * (answers.lengths > 0)
 
 
-def scalars(workdir):
-    told = "seconds", "speed"
-    return [{k: v for k, v in row.items() if k not in told} for row in metrics.read(workdir)]
-
-
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -49,7 +44,7 @@ def scalars(workdir):
 )
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_a_killed_run_resumes_to_the_same_numbers(
-    kind, family, changes, recipe, tiny_model_of, tmp_path, monkeypatch
+    kind, family, changes, recipe, tiny_model_of, tmp_path
 ):
     if family:
         own = {"model.path": str(tiny_model_of(family)), "data.max_pixels": 64 * 64}
@@ -62,20 +57,8 @@ def test_a_killed_run_resumes_to_the_same_numbers(
     assert [row["step"] for row in expected] == [1, 2, 3, 4]
     assert kind == "sft" or set(metrics.read(tmp_path / "whole")[0]) >= CONTRACT
 
-    class Killed(Exception):
-        pass
-
-    write = metrics.Metrics.write
-
-    def write_until_step_3(self, step, *args, **kwargs):
-        write(self, step, *args, **kwargs)
-        if step == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.Metrics, "write", write_until_step_3)
-        with pytest.raises(Killed):
-            train(recipe(kind, **changes), tmp_path / "killed")
+    with killed_after_step_3():
+        train(recipe(kind, **changes), tmp_path / "killed")
     while not (tmp_path / "killed/checkpoints/2").exists():
         time.sleep(0.01)  # this process lives on, and so does the save under way
     train(recipe(kind, **changes), tmp_path / "killed")

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import killed_after_step_3, scalars, train
 
 from mirg_jax import sharding
 from mirg_jax.errors import UserError
 from mirg_jax.models.flops import Forward
 from mirg_jax.rl.selection import reward_spread
-from mirg_jax.runs import metrics
 from mirg_jax.runs.settings import read
 from mirg_jax.training.grpo_programs import Judgement
 from mirg_jax.training.rollouts import Facts, Rollouts
@@ -31,11 +30,6 @@ def every_other(answers, targets):
     spread = jnp.arange(answers.lengths.shape[0]) % 2
     own = targets.boxes[..., 0, 0] + targets.boxes[..., 0, 1]
     return own + spread[:, None] * jnp.arange(answers.lengths.shape[1])
-
-
-def scalars(workdir):
-    told = "seconds", "speed"
-    return [{k: v for k, v in row.items() if k not in told} for row in metrics.read(workdir)]
 
 
 # Micro-batches ------------------------------------------------------------------------------------
@@ -148,7 +142,7 @@ def test_a_gate_that_all_groups_pass_changes_nothing(recipe, tmp_path):
         assert ours == theirs and ours["grad_norm"] > 1e-3
 
 
-def test_a_pool_is_gated_ordered_and_resumed(recipe, tmp_path, monkeypatch):
+def test_a_pool_is_gated_ordered_and_resumed(recipe, tmp_path):
     train(recipe("grpo", **REWARDED, **CHOSEN), tmp_path / "whole")
     expected = scalars(tmp_path / "whole")
     for row in expected:
@@ -159,20 +153,8 @@ def test_a_pool_is_gated_ordered_and_resumed(recipe, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "whole/groups/step_000001.jsonl").open()]
     assert [row["used"] for row in rows] == [False, True] * 4
 
-    class Killed(Exception):
-        pass
-
-    write = metrics.Metrics.write
-
-    def write_until_step_3(self, step, *args, **kwargs):
-        write(self, step, *args, **kwargs)
-        if step == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.Metrics, "write", write_until_step_3)
-        with pytest.raises(Killed):
-            train(recipe("grpo", **REWARDED, **CHOSEN), tmp_path / "killed")
+    with killed_after_step_3():
+        train(recipe("grpo", **REWARDED, **CHOSEN), tmp_path / "killed")
     while not (tmp_path / "killed/checkpoints/2").exists():
         time.sleep(0.01)  # this process lives on, and so does the save under way
     train(recipe("grpo", **REWARDED, **CHOSEN), tmp_path / "killed")

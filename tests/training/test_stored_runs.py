@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import together
-from conftest import REPOSITORY, train
+from conftest import REPOSITORY, scalars, train
 
 from mirg_jax.files import places
 from mirg_jax.runs import facts, metrics, run_folder
@@ -27,13 +27,6 @@ gcs_utils.is_hierarchical_namespace_enabled = lambda path: False
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def scalars(workdir):
-    return [
-        {name: value for name, value in row.items() if name not in ("seconds", "speed")}
-        for row in metrics.read(workdir)
-    ]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, train
+from conftest import REPOSITORY, killed_after_step_3, train
 from PIL import Image
 
 from mirg_jax.data.examples import Example, Target
@@ -71,22 +71,10 @@ def told(workdir):
     return found
 
 
-def test_a_killed_and_resumed_run_is_one_run(steady_recipe, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    write = metrics.Metrics.write
-
-    def write_until_step_3(self, step, *args, **kwargs):
-        write(self, step, *args, **kwargs)
-        if step == 3:
-            raise Killed
-
+def test_a_killed_and_resumed_run_is_one_run(steady_recipe, tmp_path):
     config = steady_recipe("grpo", **{"wandb.project": "tests", "checkpoint.every": 1})
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.Metrics, "write", write_until_step_3)
-        with pytest.raises(Killed):
-            train(config, tmp_path / "run")
+    with killed_after_step_3():
+        train(config, tmp_path / "run")
     wandb.teardown()  # as when the process has ended
     train(config, tmp_path / "run")
     first, second = told(tmp_path / "run")
