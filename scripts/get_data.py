@@ -37,7 +37,7 @@ def main(_):
     print(f"commit {plan.commit}; {size / 1e9:.2f} GB of free space are needed")
     get.check_room(folder.path, size)
     if not _DRY_RUN.value:
-        get.get(_DATASET.value, plan, output_dir, delete_archives=_DELETE_ARCHIVES.value)
+        get.get(_DATASET.value, plan, folder, delete_archives=_DELETE_ARCHIVES.value)
         print(f"{folder.path}: done; the image root is {output_dir}")
 
 

@@ -44,7 +44,7 @@ ALLOWED = {
         "trajectories",
     },
     "data_check": {
-        "compose", "data", "files", "grounding", "mig_bench", "models", "report", "runs",
+        "data", "files", "grounding", "mig_bench", "models", "report", "runs",
         "sharding", "training",
     },
     "doctor": {

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mirg_jax.compose.json_stream import Element, elements
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.names import clean
 from mirg_jax.compose.photos import Attributes, Labelled, Photo, Sides
 from mirg_jax.data.json_rows import four_numbers, quote, text_field, whole_number
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 
 _ARRAYS = ("images", "annotations", "categories")

@@ -18,12 +18,12 @@ import numpy as np
 from mirg_jax.compose import page, writing
 from mirg_jax.compose.drafts import Draft
 from mirg_jax.compose.index import EVAL, TRAIN, build_index, facts_of
-from mirg_jax.compose.left_out import LeftOut, NotPossible
-from mirg_jax.compose.library import Library
+from mirg_jax.compose.library import Library, NotPossible
 from mirg_jax.compose.sources import Source, hash_labels
 from mirg_jax.compose.tasks import COMPOSERS
 from mirg_jax.data.examples import write_mig_bench
 from mirg_jax.data.images import ImageRoot
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files import outputs, places
 from mirg_jax.files.locks import Lock

@@ -9,8 +9,7 @@ import numpy as np
 from mirg_jax.compose import edits, views
 from mirg_jax.compose.edits import Corners, Pixels
 from mirg_jax.compose.index import ANY
-from mirg_jax.compose.left_out import NotPossible
-from mirg_jax.compose.library import Library
+from mirg_jax.compose.library import Library, NotPossible
 from mirg_jax.compose.photos import Attributes, Labelled, Photo, Sides, scaled, to_fractions
 from mirg_jax.grounding.boxes import Box, fraction_to_grid, is_valid
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from PIL import Image
 
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.photos import (
     Photo,
     Sides,
@@ -30,6 +29,7 @@ from mirg_jax.compose.photos import (
 )
 from mirg_jax.compose.sources import Source, read_source
 from mirg_jax.data.images import ImageRoot, exif_orientation, resolve_image
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 from mirg_jax.files import hashes
 from mirg_jax.files.streams import progress_bar

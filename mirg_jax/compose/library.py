@@ -10,11 +10,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mirg_jax.compose.index import ANY, SEVERAL, read_vocabularies
-from mirg_jax.compose.left_out import NotPossible
 from mirg_jax.compose.photos import Photo, all_known, from_text
 from mirg_jax.data.images import ImageRoot, load_image, shrink
 
 Pixels = UInt8[np.ndarray, "height width 3"]
+
+
+class NotPossible(Exception):
+    """No example came of a draw; the message is a reason that is counted, without names in it."""
 
 
 @dataclasses.dataclass(frozen=True)

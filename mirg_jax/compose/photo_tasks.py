@@ -22,8 +22,7 @@ from mirg_jax.compose.drafts import (
 )
 from mirg_jax.compose.edits import Pixels
 from mirg_jax.compose.index import ANY, ONE, SEVERAL
-from mirg_jax.compose.left_out import NotPossible
-from mirg_jax.compose.library import Library
+from mirg_jax.compose.library import Library, NotPossible
 from mirg_jax.compose.names import COLOUR, alike, with_article
 from mirg_jax.compose.photos import Attributes, Labelled, Photo
 from mirg_jax.compose.wordings import ask

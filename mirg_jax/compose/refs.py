@@ -12,10 +12,10 @@ from typing import Any
 
 from mirg_jax.compose.coco import read_attributes, read_box
 from mirg_jax.compose.json_stream import elements
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.names import clean
 from mirg_jax.compose.photos import Labelled, Photo
 from mirg_jax.data.json_rows import four_numbers, image_path, quote, whole_number
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 
 _IMAGES = ("file_name", "image", "img_name", "image_path")

@@ -5,11 +5,11 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.names import alike, clean, split_colour
 from mirg_jax.compose.photos import Labelled, Photo, Sides, overlap
 from mirg_jax.data.examples import Example, read_examples
 from mirg_jax.data.images import ImageRoot, image_size
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 from mirg_jax.grounding.boxes import Box, grid_to_pixels
 from mirg_jax.grounding.grammar import OBJECT_END, OBJECT_START, parse_response

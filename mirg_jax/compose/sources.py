@@ -8,13 +8,13 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 
 from mirg_jax.compose.coco import read_coco
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.photos import Photo
 from mirg_jax.compose.refs import read_refs
 from mirg_jax.compose.rows import read_rows
 from mirg_jax.compose.tracks import read_frames, read_mot
 from mirg_jax.compose.yolo import read_yolo
 from mirg_jax.data.images import ImageRoot
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import ConfigError
 from mirg_jax.files.hashes import hash_file
 

@@ -5,10 +5,10 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.names import clean
 from mirg_jax.compose.photos import Labelled, Photo
 from mirg_jax.compose.yolo import IMAGE_ENDINGS
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 
 # MOTChallenge's classes with tracks; the others are distractors, occluders and crowds.

@@ -8,8 +8,7 @@ import numpy as np
 from mirg_jax.compose import edits, views
 from mirg_jax.compose.drafts import Draft, check_apart, grid_box, in_pixels, other_light, pick
 from mirg_jax.compose.edits import Corners, Pixels
-from mirg_jax.compose.left_out import NotPossible
-from mirg_jax.compose.library import Library
+from mirg_jax.compose.library import Library, NotPossible
 from mirg_jax.compose.photos import Labelled, Photo, Sides, is_usable, overlap, scaled
 from mirg_jax.compose.wordings import ask
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import yaml
 
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.names import clean
 from mirg_jax.compose.photos import Labelled, Photo, scaled
 from mirg_jax.data.images import image_size
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import pathlib
-import stat
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -132,7 +131,7 @@ def resolve_image(root: Root, path: str) -> pathlib.Path:
         if relative.parts[:1] and relative.parts[0] in _DATASET_FOLDERS and not found.exists():
             found = folder.joinpath(*relative.parts[1:])
         file, real = found.resolve(), folder.resolve()
-        if _is_special(file):
+        if places.is_special(file):
             raise DataError(f"image {path!r}: is a device or a pipe, no file; correct the row")
         if file.is_relative_to(real):
             return found
@@ -149,15 +148,6 @@ def resolve_image(root: Root, path: str) -> pathlib.Path:
     raise DataError(
         f"image {path!r}: the path leaves the image root; make it relative to {str(folder)!r}"
     )
-
-
-def _is_special(file: pathlib.Path) -> bool:
-    """Returns whether a path is a device, a pipe or a socket."""
-    try:
-        mode = file.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_named_in(file: pathlib.Path, folder: pathlib.Path) -> bool:

@@ -18,7 +18,7 @@ from mirg_jax.files.streams import progress_bar
 from mirg_jax.grounding.boxes import fraction_to_grid
 from mirg_jax.mig_bench import benchmark
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.runs import hub, loading, run_folder
+from mirg_jax.runs import loading
 from mirg_jax.runs.settings import Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.sharding.processes import Signals
@@ -71,8 +71,8 @@ def check(
     with Signals("reading no further") as signals, _listing(output_dir) as list_row:
         for source in sources:
             survey = _survey(source, settings.data.reading_threads, sample, list_row, signals)
-            told.append((survey, len(source.root.rotated)))
-            tell(tables.text(survey, settings.data, len(source.root.rotated)) + "\n")
+            told.append(survey)
+            tell(tables.text(survey, settings.data) + "\n")
             if not survey.used and not survey.not_read:
                 first = survey.reasons.to_json()[0]["first"]
                 empty = empty or f"{source.file}: nothing in it can be used; the first: {first}"
@@ -85,8 +85,7 @@ def check(
 
 def _model(source: str) -> tuple[ModelConfig, Tokenizer]:
     """Returns a model's configuration and tokenizer; its weights need not be there."""
-    here = run_folder.find_run(source) or places.is_url(source) or pathlib.Path(source).exists()
-    folder = loading.model_folder(source) if here else hub.download(source, weights=False)
+    folder = loading.model_folder(source, weights=False)
     return ModelConfig.from_folder(folder), load_tokenizer(folder)
 
 
@@ -147,7 +146,7 @@ def _survey(
                 list_row(source.file, Rejected(example.source, example.id, each.problem))
             done += 1
             bar.update()
-    survey.not_read = count - done
+    survey.not_read, survey.rotated = count - done, len(source.root.rotated)
     return survey
 
 
@@ -167,17 +166,17 @@ def _listing(output_dir: pathlib.Path | None) -> Iterator[Callable[[str, Rejecte
 def _write(
     output_dir: pathlib.Path,
     settings: Settings,
-    told: Sequence[tuple[Survey, int]],
+    told: Sequence[Survey],
     sample: page.Sample,
 ) -> None:
     """Writes the page, and its figures as JSON."""
     sections: list[tuple[str, tables.Table]] = []
     figures: dict[str, Any] = {}
-    for survey, rotated in told:
-        made = tables.tables(survey, settings.data, rotated)
+    for survey in told:
+        made = tables.tables(survey, settings.data)
         of = f", {places.of(survey.file).name}" if len(told) > 1 else ""
         sections += [(heading + of, table) for heading, table in made.items()]
-        figures[survey.file] = tables.figures(survey, settings.data, rotated)
+        figures[survey.file] = tables.figures(survey, settings.data)
     page.write(output_dir / "report.html", sections, sample.cards)
     text = json.dumps(figures, indent=1) + "\n"
     outputs.write_text(output_dir / "check.json", text, "--output_dir")

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.data.batching import Shapes
 from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.images import ImageRoot, load_image
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.data.pipeline import Preparer
 from mirg_jax.errors import DataError, reason_kind
 
@@ -138,11 +138,12 @@ class Survey:
       pixels: of each image.
       smallest, largest: size and path of an image each.
       not_read: questions that were not come to.
+      rotated: number of images with an EXIF orientation.
       chosen: a line on questions that are left out by their ratings; "" without ratings.
     """
 
     def __init__(self, file: str, chosen: str = ""):
-        self.file, self.chosen, self.not_read = file, chosen, 0
+        self.file, self.chosen, self.not_read, self.rotated = file, chosen, 0, 0
         self.used: collections.Counter[str] = collections.Counter()
         self.left_out: collections.Counter[str] = collections.Counter()
         self.reasons = LeftOut()

@@ -13,13 +13,12 @@ Table = list[Sequence[Any]]  # the first row is the header
 _QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "largest": 1.0}
 
 
-def tables(survey: Survey, data: DataSettings, rotated: int) -> dict[str, Table]:
+def tables(survey: Survey, data: DataSettings) -> dict[str, Table]:
     """Returns a survey's tables by heading.
 
     Args:
       survey: the survey.
       data: the recipe's settings.
-      rotated: number of images with an EXIF orientation.
     """
     return {
         "Questions": _questions(survey),
@@ -28,11 +27,11 @@ def tables(survey: Survey, data: DataSettings, rotated: int) -> dict[str, Table]
             *((each["count"], each["reason"], each["first"]) for each in survey.reasons.to_json()),
         ],
         "Sizes beside the recipe's": _sizes(survey, data),
-        "Images": _images(survey, data, rotated),
+        "Images": _images(survey, data),
     }
 
 
-def text(survey: Survey, data: DataSettings, rotated: int) -> str:
+def text(survey: Survey, data: DataSettings) -> str:
     """Returns a survey as lines of text; arguments as in `tables`."""
     used, left_out = survey.used.total(), survey.left_out.total()
     lines = [f"{survey.file}: {used} questions would be used, {left_out} left out"]
@@ -40,7 +39,7 @@ def text(survey: Survey, data: DataSettings, rotated: int) -> str:
         lines[0] += f", {survey.not_read} not read"
     if survey.chosen:
         lines.append(survey.chosen)
-    for heading, table in tables(survey, data, rotated).items():
+    for heading, table in tables(survey, data).items():
         if len(table) == 1:
             continue
         lines += ["", heading]
@@ -51,9 +50,9 @@ def text(survey: Survey, data: DataSettings, rotated: int) -> str:
     return "\n".join(lines)
 
 
-def figures(survey: Survey, data: DataSettings, rotated: int) -> dict[str, Any]:
+def figures(survey: Survey, data: DataSettings) -> dict[str, Any]:
     """Returns a survey as JSON values; arguments as in `tables`."""
-    sizes, images = (table[1:] for table in (_sizes(survey, data), _images(survey, data, rotated)))
+    sizes, images = (table[1:] for table in (_sizes(survey, data), _images(survey, data)))
     names = (*_QUANTILES, "by_size")
     return {
         "used": dict(survey.used),
@@ -115,7 +114,7 @@ def _by_limit(counts: Counts, limits: Sequence[int]) -> str:
     return ", ".join([*parts, f"{over} over"])
 
 
-def _images(survey: Survey, data: DataSettings, rotated: int) -> Table:
+def _images(survey: Survey, data: DataSettings) -> Table:
     if survey.smallest is None or survey.largest is None:
         return [("images", "")]
     between = survey.pixels.up_to([data.min_pixels - 1, data.max_pixels])
@@ -126,7 +125,7 @@ def _images(survey: Survey, data: DataSettings, rotated: int) -> Table:
         ("read", len(survey.pixels)),
         (f"enlarged to data.min_pixels={data.min_pixels}", between[0]),
         (f"shrunk to data.max_pixels={data.max_pixels}", between[2]),
-        (f"with an EXIF orientation, {how}", rotated),
+        (f"with an EXIF orientation, {how}", survey.rotated),
         ("median pixels", survey.pixels.quantile(0.5)),
         *((what, f"{size[0]}x{size[1]}, {path}") for what, (size, path) in named.items()),
     ]

@@ -20,7 +20,7 @@ from mirg_jax.mig_bench import benchmark
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.planning.shapes import RunShapes
-from mirg_jax.runs import facts, hub, loading, origin, run_folder
+from mirg_jax.runs import facts, loading, origin, run_folder
 from mirg_jax.runs.checkpoints import saved_bytes
 from mirg_jax.runs.settings import DataSettings, EvaluationSettings, Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
@@ -157,7 +157,7 @@ def model(check: Check, settings: Settings, folder: pathlib.Path) -> FoundModel:
     resumes = run_folder.find_run(folder) is not None
     source = origin.source_of(settings.source, origin.read(folder) if resumes else None)
     local = run_folder.find_run(source) is not None or pathlib.Path(source).exists()
-    where = loading.model_folder(source) if local else hub.download(source, weights=False)
+    where = loading.model_folder(source, weights=False)
     if local or any(where.glob("*.safetensors")):
         opened, _ = loading.open_model(source if local else where)
         config = opened.config

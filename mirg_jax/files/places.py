@@ -207,6 +207,15 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         return system.cat_file(name)
 
 
+def is_special(path: str | os.PathLike) -> bool:
+    """Returns whether a path of a disk is a device, a pipe or a socket."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def open_file(path: str | os.PathLike) -> IO[bytes]:
     """Opens a file of a disk for reading.
 
@@ -216,7 +225,7 @@ def open_file(path: str | os.PathLike) -> IO[bytes]:
     Raises:
       OSError: if it can't be opened, or is a pipe or a device: inputs are read more than once.
     """
-    if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+    if is_special(path):
         raise OSError(
             errno.ESPIPE, "a pipe or device, which is read only once; write it to a file", str(path)
         )

@@ -162,25 +162,24 @@ def needed(plan: Plan, folder: Folder, delete_archives: bool) -> int:
     return most
 
 
-def get(dataset: str, plan: Plan, output_dir: pathlib.Path, *, delete_archives: bool) -> None:
+def get(dataset: str, plan: Plan, folder: Folder, *, delete_archives: bool) -> None:
     """Downloads and unpacks a data set, or goes on with it.
 
     Args:
-      dataset: the data set's name, which its folder in `output_dir` gets.
+      dataset: the data set's name.
       plan: what is wanted.
-      output_dir: the image root.
+      folder: the data set's folder, in the image root.
       delete_archives: whether an archive's files are deleted once it is unpacked.
 
     Raises:
       ConfigError: if there is too little free space, or another process is at work there.
       DataError: if a file can't be had, is damaged, or an archive is not to be trusted.
     """
-    path = output_dir / dataset
+    path = folder.path
     outputs.make_folder(path)
     lock = lock_of(path / "get_data.lock")
     lock.acquire()
     try:
-        folder = Folder(path, plan.commit)
         check_room(path, needed(plan, folder, delete_archives))
         for name in plan.plain:
             _download(dataset, plan, name, folder)

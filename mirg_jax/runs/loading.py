@@ -50,13 +50,14 @@ def with_shardings(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
     )
 
 
-def model_folder(source: str | places.Place) -> pathlib.Path:
+def model_folder(source: str | places.Place, *, weights: bool = True) -> pathlib.Path:
     """Returns the folder with a model's config.json and tokenizer, downloading it if necessary.
 
     Of a model in a store it is a copy on a disk, without the arrays of a run.
 
     Args:
       source: a run's folder, a checkpoint, a Hugging Face folder or a hub name.
+      weights: whether those of a model on the hub are wanted too.
 
     Raises:
       CheckpointError: if it is neither a folder with a model nor available on the hub.
@@ -93,7 +94,7 @@ def model_folder(source: str | places.Place) -> pathlib.Path:
             f"{path}: no config.json and no checkpoints in this folder; give a run, a checkpoint, "
             "a Hugging Face folder or a hub name"
         )
-    return hub.download(str(source))
+    return hub.download(str(source), weights=weights)
 
 
 def model_config(source: str | places.Place) -> ModelConfig:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mirg_jax.compose import compose, index, photo_tasks
-from mirg_jax.compose.left_out import LeftOut, NotPossible
-from mirg_jax.compose.library import Library
+from mirg_jax.compose.library import Library, NotPossible
 from mirg_jax.compose.names import alike, clean, split_colour
 from mirg_jax.compose.photos import Labelled, Photo, merged
 from mirg_jax.compose.sources import Source
 from mirg_jax.data.images import ImageRoot
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 
 # By number: names of one group may be said of the same object.

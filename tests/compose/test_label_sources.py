@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from mirg_jax.compose.json_stream import elements
-from mirg_jax.compose.left_out import LeftOut
 from mirg_jax.compose.sources import parse_source, read_source
 from mirg_jax.data.examples import Example, Target, write_mgrounding, write_trajectories
 from mirg_jax.data.images import ImageRoot
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding.grammar import format_response
 

@@ -178,7 +178,7 @@ def test_a_workdir_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
 def test_a_model_that_is_not_there_yet_is_told(recipe, tiny_model, tmp_path, monkeypatch):
     folder = tmp_path / "cached"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(places.hub, "download", lambda name, weights: folder)
+    monkeypatch.setattr("mirg_jax.runs.hub.download", lambda name, weights: folder)
     settings = read(recipe("sft", **{"init_from": "nobody/small"}))
     check = Check()
     found = places.model(check, settings, tmp_path / "run")

@@ -6,10 +6,6 @@ from typing import Any
 from mirg_jax.errors import shorten
 
 
-class NotPossible(Exception):
-    """No example came of a draw; the message is a reason that is counted, without names in it."""
-
-
 class LeftOut:
     """Counts by reason, with the first message of each."""
 
