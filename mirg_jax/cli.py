@@ -40,6 +40,7 @@ _TAKE_URLS = {
     "ground.py": ("checkpoint", *_RECIPE),
     "evaluate_server.py": ("benchmark", "image_root"),
     "check_data.py": _RECIPE,
+    "doctor.py": ("workdir", *_RECIPE),
 }
 _TAKE_FILES = ("check_data.py",)  # beside flags
 # Flags and settings that are addresses of servers or text, and not paths.

@@ -9,7 +9,6 @@ nothing is compiled for the memory. Ends with status 2 if something would stop t
 all is as it was.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -18,13 +17,17 @@ from ml_collections import config_flags
 from mirg_jax import cli
 from mirg_jax.doctor import examine
 from mirg_jax.errors import ConfigError
+from mirg_jax.files import places
 from mirg_jax.runs.settings import read
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe: a Python file in configs/ that returns the settings."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, for checkpoints, metrics and logs.", required=True
+    "workdir",
+    None,
+    "Folder of the run, for checkpoints, metrics and logs; may be gs://BUCKET/FOLDER.",
+    required=True,
 )
 _COMPILE = flags.DEFINE_bool(
     "compile",
@@ -49,7 +52,7 @@ def main(_):
         raise ConfigError("--config: this recipe is for inference; give one for sft or grpo")
     if not _WORKDIR.value.strip():
         raise ConfigError("--workdir: is empty; give a path")
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = places.of(_WORKDIR.value, "--workdir")
     if examine.examine(settings, workdir, compiled=_COMPILE.value, patience=_PATIENCE.value):
         sys.exit(2)
 

@@ -13,6 +13,7 @@ from mirg_jax import sharding
 from mirg_jax.data.examples import Example
 from mirg_jax.doctor import hardware, memory, places, reading, steps
 from mirg_jax.doctor.report import Check, Report
+from mirg_jax.files.places import Place, is_url
 from mirg_jax.files.streams import say
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.sizes import PUBLISHED
@@ -31,7 +32,7 @@ _COMPILING = 600.0  # seconds that checks that compile programs may take, at lea
 
 def examine(
     settings: Settings,
-    workdir: pathlib.Path,
+    workdir: Place,
     *,
     compiled: bool | None = None,
     patience: float = 120.0,
@@ -56,7 +57,9 @@ def examine(
     with report.check("workdir") as check:
         usable = places.workdir(check, workdir)
     model = None
-    with report.check("model") as check:
+    # Of a store it is copied to a disk.
+    patience_for_model = _COMPILING if is_url(settings.source) else None
+    with report.check("model", patience=patience_for_model) as check:
         model = places.model(check, settings, workdir)
     examples: list[Example] = []
     with report.check("data") as check:
@@ -136,7 +139,7 @@ def rows(check: Check, settings: Settings, mesh: Mesh) -> None:
 def _compute(
     report: Report,
     settings: Settings,
-    workdir: pathlib.Path | None,
+    workdir: Place | None,
     model: str,
     sizes: ModelConfig,
     mesh: Mesh,

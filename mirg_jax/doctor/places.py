@@ -15,7 +15,8 @@ from mirg_jax.data.images import image_size
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.doctor.report import Check
 from mirg_jax.errors import ConfigError, DataError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
+from mirg_jax.files.places import Place
 from mirg_jax.mig_bench import benchmark
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ModelConfig
@@ -32,7 +33,7 @@ _SEEN = 35.0
 _TRIAL = b"\0" * 2**20  # written to see whether there is any room at all
 
 
-def workdir(check: Check, folder: pathlib.Path) -> bool:
+def workdir(check: Check, folder: Place) -> bool:
     """Writes into the run's folder from every process, and reads what the first wrote.
 
     Afterwards all is as it was. All processes must call this.
@@ -50,8 +51,7 @@ def workdir(check: Check, folder: pathlib.Path) -> bool:
             check.problem(problem)
         fine = not any(processes.gather(problem))  # and all have read it
         if processes.is_first():
-            with contextlib.suppress(OSError):
-                (folder / name).unlink(missing_ok=True)
+            _remove(folder / name)
     if fine and processes.is_first():
         saved = run_folder.find_run(folder)
         check.ok(f"{folder}: " + (f"goes on from {saved.folder}" if saved else "a new run"))
@@ -59,10 +59,13 @@ def workdir(check: Check, folder: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def borrowed(folder: pathlib.Path) -> Iterator[None]:
-    """Has the first process remove, in the end, a folder and those above it that were made here."""
+def borrowed(folder: Place) -> Iterator[None]:
+    """Has the first process remove, in the end, a folder and those above it that were made here.
+
+    In a store there are no folders.
+    """
     made = []
-    if processes.is_first():
+    if processes.is_first() and isinstance(folder, pathlib.Path):
         made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         yield
@@ -72,7 +75,7 @@ def borrowed(folder: pathlib.Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def appears(file: pathlib.Path) -> bool:
+def appears(file: Place) -> bool:
     """Waits for a file that another host has written; returns whether it is seen here."""
     end = time.monotonic() + _SEEN
     while not (seen := file.exists()) and time.monotonic() < end:
@@ -80,12 +83,13 @@ def appears(file: pathlib.Path) -> bool:
     return seen
 
 
-def _write(folder: pathlib.Path, file: pathlib.Path) -> str:
+def _write(folder: Place, file: Place) -> str:
     """Writes a file; returns why it can't be written, or ""."""
     try:
         outputs.check_folder(folder, "--workdir")
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(_TRIAL)
+        outputs.make_folder(folder)
+        with places.reached(file):
+            file.write_bytes(_TRIAL)
     except ConfigError as error:
         return str(error)
     except OSError as error:
@@ -93,10 +97,25 @@ def _write(folder: pathlib.Path, file: pathlib.Path) -> str:
     return ""
 
 
-def _read(folder: pathlib.Path, file: pathlib.Path) -> str:
+def _remove(file: Place) -> None:
+    with contextlib.suppress(OSError), places.reached(file):
+        file.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Place) -> None:
+    """Removes a folder and all that is in it, as far as that goes."""
+    if isinstance(folder, pathlib.Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError), places.reached(folder):
+        folder.rmtree(missing_ok=True)
+
+
+def _read(folder: Place, file: Place) -> str:
     """Reads the first process's file and writes one beside it; returns what is wrong, or ""."""
     try:
-        same = appears(file) and file.read_bytes() == _TRIAL
+        with places.reached(file):
+            same = appears(file) and file.read_bytes() == _TRIAL
     except OSError as error:
         return f"--workdir={str(folder)!r} can't be read ({error.strerror})"
     if not same:
@@ -106,12 +125,11 @@ def _read(folder: pathlib.Path, file: pathlib.Path) -> str:
         )
     own = file.with_name(f"{file.name}-{jax.process_index()}")
     problem = _write(folder, own)
-    with contextlib.suppress(OSError):
-        own.unlink(missing_ok=True)
+    _remove(own)
     return problem
 
 
-def room(check: Check, run: RunShapes, folder: pathlib.Path) -> None:
+def room(check: Check, run: RunShapes, folder: Place) -> None:
     """Compares the bytes of the recipe's checkpoints with the free space for them."""
     settings = run.settings
     each = saved_bytes(run.state, run.frozen)
@@ -121,6 +139,9 @@ def room(check: Check, run: RunShapes, folder: pathlib.Path) -> None:
     count = 1 + (keep + evaluated if keep else saves)  # one more while it is written
     there = len(run_folder.steps(folder / "checkpoints"))
     needed = max(count - there, 1) * each
+    if not isinstance(folder, pathlib.Path):
+        check.ok(f"{count} checkpoints of {_bytes(each)} in a store")
+        return
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     what = f"{count} checkpoints of {_bytes(each)}"
@@ -143,7 +164,7 @@ class FoundModel(NamedTuple):
     tokenizer: Tokenizer
 
 
-def model(check: Check, settings: Settings, folder: pathlib.Path) -> FoundModel:
+def model(check: Check, settings: Settings, folder: Place) -> FoundModel:
     """Opens the model that the run starts from, without loading or downloading its weights.
 
     Args:
@@ -156,10 +177,10 @@ def model(check: Check, settings: Settings, folder: pathlib.Path) -> FoundModel:
     """
     resumes = run_folder.find_run(folder) is not None
     source = origin.source_of(settings.source, origin.read(folder) if resumes else None)
-    local = run_folder.find_run(source) is not None or pathlib.Path(source).exists()
+    named = places.is_url(source) or run_folder.find_run(source) or pathlib.Path(source).exists()
     where = loading.model_folder(source, weights=False)
-    if local or any(where.glob("*.safetensors")):
-        opened, _ = loading.open_model(source if local else where)
+    if named or any(where.glob("*.safetensors")):
+        opened, _ = loading.open_model(source if named else where)
         config = opened.config
         check.ok(f"{source}: {config.model_type}, its weights fit its config.json")
     else:

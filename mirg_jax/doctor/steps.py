@@ -9,7 +9,7 @@ import dataclasses
 import io
 import math
 import pathlib
-import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -22,6 +22,7 @@ from mirg_jax.data.prompts import PromptStyle
 from mirg_jax.doctor import places
 from mirg_jax.doctor.report import Check
 from mirg_jax.errors import ConfigError
+from mirg_jax.files.places import Place
 from mirg_jax.models import qwen2_vl
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs import metrics
@@ -156,29 +157,37 @@ def make_inputs(folder: pathlib.Path, sizes: ModelConfig, count: int) -> None:
 
 
 @contextlib.contextmanager
-def inputs(folder: pathlib.Path, sizes: ModelConfig, count: int) -> Iterator[None]:
-    """Has the first process make a folder of inputs, and remove it; all processes must enter it.
+def inputs(folder: Place, sizes: ModelConfig, count: int) -> Iterator[pathlib.Path]:
+    """Has a folder for inputs and small runs made, and removed in the end; all must enter it.
+
+    The first process makes it, for all. If it is in a store, where runs can be but a model should
+    not, each process has inputs of its own on a disk.
+
+    Yields:
+      The folder with the inputs.
 
     Raises:
       ConfigError: if another process doesn't see it.
     """
-    with places.borrowed(folder.parent):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(places.borrowed(folder.parent))
+        where = folder
+        if not isinstance(where, pathlib.Path):
+            where = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
-            if processes.is_first():
-                make_inputs(folder, sizes, count)
+            if where != folder or processes.is_first():
+                make_inputs(where, sizes, count)
             processes.gather("")  # the others wait for it
-            if not places.appears(folder / "rl.json"):
+            if not places.appears(where / "rl.json"):
                 raise ConfigError(f"{folder}: not seen here; give a --workdir that all hosts share")
-            yield
+            yield where
             processes.gather("")  # and it for them
         finally:
             if processes.is_first():
-                shutil.rmtree(folder, ignore_errors=True)
+                places.remove_folder(folder)
 
 
-def run(
-    check: Check, settings: Settings, sizes: ModelConfig, mesh: Mesh, folder: pathlib.Path
-) -> None:
+def run(check: Check, settings: Settings, sizes: ModelConfig, mesh: Mesh, folder: Place) -> None:
     """Takes a step of SFT and one of GRPO; all processes must call this.
 
     Args:
@@ -194,11 +203,11 @@ def run(
     sampling = sampling_mesh(settings.devices, mesh)
     rows = math.lcm(sharding.row_parts(mesh), sharding.row_parts(sampling))
     model = tiny(sizes, mesh, settings.devices.sampling_tensor)
-    with inputs(folder, model, 2 * rows):
+    with inputs(folder, model, 2 * rows) as where:
         for stage in ("sft", "grpo"):
             start = time.perf_counter()
             with _silently():
-                _TRAIN[stage](small(settings, stage, folder, rows), folder / stage)
+                _TRAIN[stage](small(settings, stage, where, rows), folder / stage)
             if processes.is_first():
                 row = metrics.read(folder / stage)[-1]
                 judge(check, stage, row, time.perf_counter() - start)

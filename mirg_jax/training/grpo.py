@@ -34,7 +34,7 @@ from mirg_jax.training.grpo_programs import (
     reference_values,
     statistics,
 )
-from mirg_jax.training.loop import Divide, Loop, Outcome, StepBatches
+from mirg_jax.training.loop import Loop, Outcome, StepBatches
 from mirg_jax.training.optimizer import make_apply
 from mirg_jax.training.rollouts import Facts, Rollouts
 from mirg_jax.training.selecting import Call, Chosen, Pool, Selector
@@ -106,9 +106,7 @@ class Trainer:
         if self.grpo.takes_policy_before:
             self._policy_of = with_resident(functools.partial(policy_values, options=policy))
 
-    def sample(
-        self, loop: Loop, state: TrainState, batches: StepBatches, divide: Divide
-    ) -> Pool | None:
+    def sample(self, loop: Loop, state: TrainState, batches: StepBatches) -> Pool | None:
         """Samples a step's groups and computes their rewards, in as many rounds as it needs.
 
         Completions are parsed on the host while the devices sample the next ones.
@@ -117,7 +115,6 @@ class Trainer:
           loop: the loop, which gives the prompts of further rounds.
           state: the training state.
           batches: the step's first prompts.
-          divide: as in `Loop.steps`.
 
         Returns:
           The groups; None if the run is to end first, between two rounds. The step then counts as
@@ -125,7 +122,7 @@ class Trainer:
         """
         pool = self._round(loop, state, batches)
         while self.selector.wants_more(batches.step, pool):
-            more = loop.another_round(batches, divide)
+            more = loop.another_round(batches)
             if more is None:
                 return None
             batches = more
@@ -274,7 +271,7 @@ def train(settings: Settings, workdir: Place) -> None:
 
         divide = functools.partial(rollouts.divide, size=prompts)
         for batches in loop.steps(divide):
-            pool = trainer.sample(loop, state, batches, divide)
+            pool = trainer.sample(loop, state, batches)
             if pool is None:
                 break
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):

@@ -5,6 +5,7 @@ evaluates held-out rows and saves checkpoints when they are due. It ends the run
 step, on SIGTERM or SIGINT, after too many non-finite updates, or when metrics can't be written.
 """
 
+import functools
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ from mirg_jax.models.flops import Forward
 from mirg_jax.runs.metrics import Metrics
 from mirg_jax.runs.train_state import TrainState
 from mirg_jax.sharding import processes
+from mirg_jax.training.ahead import Ahead
 from mirg_jax.training.held_out import HeldOut
 from mirg_jax.training.optimizer import make_schedule
 from mirg_jax.training.speed import Profile, Speed
@@ -52,6 +54,17 @@ class Part(NamedTuple):
     def sizes(self) -> ArraySizes:
         """The sizes of the batch's arrays."""
         return (self.batch.text.tokens.shape[1], *self.batch.images.patches.shape[1:3])
+
+
+class LaidOut(NamedTuple):
+    """What this process has read for a step, laid out in arrays of the sizes that it needs."""
+
+    examples: list[Example]
+    items: list[Item]
+    rows: list[list[list[int]]]  # of each part: the indices of each row's items
+    sizes: list[ArraySizes]  # of each part
+    arrays: list[PackedBatch]  # of each part
+    next_index: int  # the place in the data behind it
 
 
 class StepBatches(NamedTuple):
@@ -128,10 +141,13 @@ class Loop:
         self._step = run.first_step
         self._saved_at, self._overdue = time.monotonic(), False
         self._read = self._positions = positions([0] * run.share.count)
+        self._ahead: Ahead[LaidOut] | None = None
         self._bad_in_a_row = 0
 
     def steps(self, divide: Divide) -> Iterator[StepBatches]:
         """Yields the batches of each step until the run ends.
+
+        A step's batches are read and laid out while the devices compute the step before.
 
         The caller must call `end_step` after each step, or stop where `another_round` returns
         None, and `finish` at the end.
@@ -139,13 +155,13 @@ class Loop:
         Args:
           divide: packs a step's items into rows, and the rows into parts.
         """
+        self._ahead = Ahead(functools.partial(self._lay_out, divide))
         with self._signals:
             for step in range(self._run.first_step, self._run.settings.num_steps):
                 if self._has_diverged:
                     return
                 with self.phase("data"):
-                    pairs = next(self._run.data)
-                    batches = self._make_batches(step, pairs, divide)
+                    batches = self._make_batches(step)
                 if self._signal or self._problem:
                     return
                 self._begin()
@@ -168,41 +184,55 @@ class Loop:
         limit = self._run.settings.max_skipped
         return limit > 0 and self._bad_in_a_row >= limit
 
-    def another_round(self, batches: StepBatches, divide: Divide) -> StepBatches | None:
+    def another_round(self, batches: StepBatches) -> StepBatches | None:
         """Returns further batches for a step, the next ones of the data.
 
         Args:
           batches: those that the step has got last.
-          divide: as in `steps`.
 
         Returns:
           The batches; None if the run is to end. Then there is no `end_step`: the run goes on with
           this step from its first round, as nothing of it is kept.
         """
         with self.phase("data"):
-            more = self._make_batches(batches.step, next(self._run.data), divide)
+            more = self._make_batches(batches.step)
         if self._signal or self._problem:
             return None
         return more._replace(round=batches.round + 1)
 
-    def _make_batches(
-        self, step: int, pairs: Sequence[tuple[Example, Item]], divide: Divide
-    ) -> StepBatches:
+    def _lay_out(self, divide: Divide) -> LaidOut:
+        """Reads this process's next examples, and lays them out as if it were the only one."""
+        data, shapes = self._run.data, self._run.settings.data.shapes
+        examples, items = [list(column) for column in zip(*next(data), strict=True)]
+        rows = divide(items)
+        wanted = [sizes(items, part, shapes) for part in rows]
+        each = zip(rows, wanted, strict=True)
+        arrays = [collate(items, part, shapes, size) for part, size in each]
+        return LaidOut(examples, items, rows, wanted, arrays, data.get_state()["next_index"])
+
+    def _make_batches(self, step: int) -> StepBatches:
         """Creates this process's batches, whose number and array sizes all processes agree on."""
-        examples, items = [list(column) for column in zip(*pairs, strict=True)]
-        parts, shapes = divide(items), self._run.settings.data.shapes
-        tasks = [example.task for example in examples] if self._run.settings.grpo else []
-        messages = self._exchange(items, [sizes(items, rows, shapes) for rows in parts], tasks)
+        run = self._run
+        assert self._ahead is not None
+        found = self._ahead.take()
+        if step + 1 < run.settings.num_steps:
+            self._ahead.begin()
+        tasks = [example.task for example in found.examples] if run.settings.grpo else []
+        messages = self._exchange(found, tasks)
         agreed = common_sizes([message["sizes"] for message in messages])
-        row_count = len(parts[0])
-        empty: list[list[list[int]]] = [[[]] * row_count] * (len(agreed) - len(parts))
+        row_count = len(found.rows[0])
+
+        def part(number: int, size: ArraySizes) -> Part:
+            rows = found.rows[number] if number < len(found.rows) else [[]] * row_count
+            examples = [found.examples[i] for row in rows for i in row]
+            if number < len(found.rows) and tuple(size) == found.sizes[number]:
+                return Part(examples, found.arrays[number])
+            return Part(examples, collate(found.items, rows, run.settings.data.shapes, size))
+
         return StepBatches(
             step=step,
             round=0,
-            parts=[
-                Part([examples[i] for row in rows for i in row], collate(items, rows, shapes, size))
-                for rows, size in zip([*parts, *empty], agreed, strict=True)
-            ],
+            parts=[part(number, size) for number, size in enumerate(agreed)],
             tasks=in_turn([message["tasks"] for message in messages]),
             labels=sum(message["labels"] for message in messages),
             tokens=sum(message["tokens"] for message in messages),
@@ -210,33 +240,30 @@ class Loop:
             forward=Forward(*map(sum, zip(*[m["forward"] for m in messages], strict=True))),
         )
 
-    def _exchange(
-        self, items: Sequence[Item], wanted: Sequence[Any], tasks: Sequence[str]
-    ) -> list[dict[str, Any]]:
+    def _exchange(self, found: LaidOut, tasks: Sequence[str]) -> list[dict[str, Any]]:
         """Exchanges a step's one message between processes, and processes its contents.
 
         A message contains array sizes and counts, signals, failures to write metrics, rejected
         rows and the position in the data.
 
         Args:
-          items: this process's items.
-          wanted: array sizes of this process's parts.
+          found: what this process has read.
           tasks: of this process's examples.
 
         Returns:
           One message for each share of the data.
         """
-        run = self._run
+        run, items = self._run, found.items
         minutes = (time.monotonic() - self._saved_at) / 60
         patches = [len(image.patches) for item in items for image in item.images]
         messages = processes.gather(
             {
-                "sizes": wanted,
+                "sizes": found.sizes,
                 "tasks": tasks,
                 "signal": self._signals.received,
                 "problem": self.metrics.problem,
                 "share": run.share.index,
-                "next": run.data.get_state()["next_index"],
+                "next": found.next_index,
                 "rejected": run.rejected.take(),
                 "overdue": 0 < run.settings.checkpoint.minutes <= minutes,
                 "tokens": sum(len(item.encoded.tokens) for item in items),

@@ -6,6 +6,7 @@ import pytest
 
 from mirg_jax.doctor import examine, hardware, report
 from mirg_jax.errors import ConfigError
+from mirg_jax.files import places
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding import processes
@@ -113,3 +114,30 @@ def test_processes_that_do_not_meet_are_told_in_time(recipe, tmp_path, capsys, m
 def test_a_recipe_for_inference_is_refused(refusal, tmp_path):
     flags = ["--config=configs/inference.py:qwen2_vl_72b,v5p_8", f"--workdir={tmp_path}"]
     assert "give one for sft or grpo" in refusal("doctor", *flags)
+
+
+def test_a_run_in_a_bucket_is_examined_and_the_bucket_left_as_it_was(
+    recipe, tiny_model, scenes, bucket, capsys
+):
+    for folder, name in ((tiny_model, "model"), (scenes, "data")):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                bucket.objects[f"bucket/{name}/{path.relative_to(folder)}"] = path.read_bytes()
+    before = set(bucket.objects)
+    config = recipe("grpo")
+    config.model.path = "gs://bucket/model"
+    config.data.image_root = "gs://bucket/data"
+    config.data.train_json = "gs://bucket/data/rl.json"
+    stops, lines = examined(config, places.of("gs://bucket/runs/grpo"), capsys)
+    assert not stops, lines
+    assert [line.split(":")[0].split()[1] for line in lines[:-1]] == CHECKS
+    assert {line.split()[0] for line in lines[:-1]} == {"ok"}, lines
+    assert "gs://bucket/runs/grpo: a new run" in lines[3] and "in a store" in lines[-5]
+    assert set(bucket.objects) == before
+    posted = [name for method, name in bucket.requests if method == "POST"]
+    assert any("/grpo/checkpoints/1/" in name for name in posted)  # it saved there
+
+    bucket.broken = {"POST"}
+    stops, lines = examined(config, places.of("gs://bucket/runs/grpo"), capsys)
+    (line,) = [line for line in lines if " workdir: " in line]
+    assert stops and line.startswith("problem ") and "HTTP status 403" in line

@@ -1,0 +1,80 @@
+"""Images a second from a disk, and from a store whose every request takes 50 ms.
+
+    python -m benchmarks.bucket_images --output=runs/benchmarks/bucket_images.json
+
+The training pipeline reads the same photo-like JPEGs of 640x480 by several numbers of threads.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+import time
+
+import fsspec
+from absl import app, flags
+from fsspec.spec import AbstractFileSystem
+
+from benchmarks.input_pipeline import IMAGES, _pipeline, _write_photos
+from mirg_jax import defaults
+from mirg_jax.data.images import load_image, patchify
+from mirg_jax.files import places
+
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
+
+LATENCY, FILES, REPEATS = 0.05, 96, 3
+THREADS = (2, 8, 32)
+
+
+class Distant(AbstractFileSystem):
+    """What fsspec takes for gs://: a folder on a disk, behind a slow network."""
+
+    protocol = "gs"
+    cachable = False
+    folder, requests = pathlib.Path(), 0
+
+    def cat_file(self, path, start=None, end=None, **_):
+        """Returns a file's bytes."""
+        type(self).requests += 1
+        time.sleep(LATENCY)
+        return (self.folder / pathlib.PurePath(path).name).read_bytes()
+
+    def info(self, path, **_):
+        """Returns what is known of a file."""
+        type(self).requests += 1
+        time.sleep(LATENCY)
+        size = (self.folder / pathlib.PurePath(path).name).stat().st_size
+        return {"name": path, "size": size, "type": "file"}
+
+
+def main(_) -> None:
+    limits = {name: defaults.sft().data[name] for name in ("min_pixels", "max_pixels")}
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        Distant.folder = pathlib.Path(name)
+        names = _write_photos(Distant.folder, ((640, 480),), FILES)
+        fsspec.register_implementation("gs", Distant, clobber=True)
+        for where, root in (("disk", Distant.folder), ("store", places.of("gs://bucket/images"))):
+            for threads in THREADS:
+                run = _pipeline(
+                    lambda n, r=root: patchify(load_image(r, n), **limits), names, threads
+                )
+                seconds, Distant.requests = [], 0
+                for _ in range(REPEATS):
+                    start = time.perf_counter()
+                    run()
+                    seconds.append(time.perf_counter() - start)
+                found[f"{where}, {threads} threads"] = {
+                    "images_a_second": FILES / min(seconds),
+                    "requests_an_image": Distant.requests / FILES / REPEATS,
+                }
+    about = {"command": "python -m benchmarks.bucket_images", "cores": os.cpu_count()}
+    about |= {"latency_seconds": LATENCY, "files": FILES, "images_an_example": IMAGES}
+    text = json.dumps(about | {"variants": found}, indent=1) + "\n"
+    print(text)
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,40 @@
+"""Work that is done beside a step, so that it is ready when the next step begins."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Ahead(Generic[Result]):
+    """Calls a function in a thread, one call at a time, before its result is asked for.
+
+    Args:
+      make: the function; whatever it raises is raised where its result is taken.
+    """
+
+    def __init__(self, make: Callable[[], Result]):
+        self._make = make
+        self._pending: Future[Result] | None = None
+
+    def begin(self) -> None:
+        """Begins the next call, unless one is under way or waits to be taken."""
+        if self._pending is None:
+            self._pending = future = Future()
+            # A process that ends doesn't wait for it: it may hang on a file system.
+            threading.Thread(target=self._run, args=(future,), daemon=True).start()
+
+    def take(self) -> Result:
+        """Returns the result of the next call; waits until it is there."""
+        self.begin()
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        return pending.result()
+
+    def _run(self, future: "Future[Result]") -> None:
+        try:
+            future.set_result(self._make())
+        except BaseException as error:  # for who takes it
+            future.set_exception(error)
