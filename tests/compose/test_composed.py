@@ -160,7 +160,8 @@ def test_differences_are_where_the_answer_says(world):
         assert sorted(same) == [False, True]
         edited = (one, other)[same.index(False)]
         assert np.array_equal(edited[~changed], original[~changed])
-        assert np.abs(edited[changed].astype(int) - original[changed]).mean() > 15
+        strong = np.abs(edited.astype(int) - original).max(axis=-1) >= 24
+        assert strong[box[1] : box[3], box[0] : box[2]].mean() > 0.3
         which.add(same.index(False))
     assert which == {0, 1}  # either order
 
@@ -170,11 +171,11 @@ def window_of(view, whole):
     small = Image.fromarray(view).resize((52, 40), Image.Resampling.BOX)
     view = np.asarray(small).astype(float).ravel()
     height, width = whole.shape[:2]
-    image, found = Image.fromarray(whole), []
+    image, found, step = Image.fromarray(whole), [], 2 if width > 100 else 1
     for share in np.arange(0.86, 0.975, 0.01):
         w, h = round(share * width), round(share * height)
-        for x in range(0, width - w + 1, 2):
-            for y in range(0, height - h + 1, 2):
+        for x in range(0, width - w + 1, step):
+            for y in range(0, height - h + 1, step):
                 cut = image.resize((52, 40), Image.Resampling.BOX, (x, y, x + w, y + h))
                 score = np.corrcoef(view, np.asarray(cut).astype(float).ravel())[0, 1]
                 found.append((score, x, y, w, h))
@@ -187,9 +188,14 @@ def test_robust_differences_are_where_the_answer_says(world):
     viewed = set()
     for number, row in enumerate(rows):
         shown = pixels_of(world, row)
-        size = photo(world, row["photos"][0]).shape
-        whole, view = sorted(shown, key=lambda each: each.shape != size)
-        assert whole.shape == size != view.shape
+        original = photo(world, row["photos"][0])
+
+        def is_whole(pixels, original=original):
+            """Whether a picture is the photo but for the edit; a view may have its size."""
+            return pixels.shape == original.shape and (pixels == original).mean() > 0.6
+
+        whole, view = sorted(shown, key=is_whole, reverse=True)
+        assert is_whole(whole) and not is_whole(view)
         image = row["targets"][0]["image"]
         viewed.add(shown[image - 1] is view)
         if number >= len(rows) // 3:  # the rest takes long
@@ -197,10 +203,6 @@ def test_robust_differences_are_where_the_answer_says(world):
         x, y, w, h = window_of(view, whole)
         back = np.asarray(Image.fromarray(view).resize((w, h), Image.Resampling.BICUBIC))
         under, apart = whole[y : y + h, x : x + w].astype(float), np.zeros((h, w))
-        for channel in range(3):  # the light by channel
-            a, b = back[..., channel].ravel(), under[..., channel].ravel()
-            slope, start = np.polyfit(a, b, 1)
-            apart += np.abs(a * slope + start - b).reshape(h, w)
         x1, y1, x2, y2 = in_pixels(row, shown[image - 1].shape[1::-1])
         if shown[image - 1] is view:
             by = w / view.shape[1], h / view.shape[0]
@@ -209,6 +211,10 @@ def test_robust_differences_are_where_the_answer_says(world):
             x1, y1, x2, y2 = x1 - x, y1 - y, x2 - x, y2 - y
         inside = np.zeros((h, w), bool)
         inside[round(y1) : round(y2), round(x1) : round(x2)] = True
+        for channel in range(3):  # the light by channel
+            a, b = back[..., channel].ravel(), under[..., channel].ravel()
+            slope, start = np.polyfit(a[~inside.ravel()], b[~inside.ravel()], 1)
+            apart += np.abs(a * slope + start - b).reshape(h, w)
         assert apart[inside].mean() > 1.5 * apart[~inside].mean()
     assert viewed == {True, False}
 
@@ -282,14 +288,15 @@ def test_views_show_the_marked_object_at_the_answer(world):
         # The object's texture, which nothing else has, is what the two boxes show.
         one = crop_of(shown[0], first)
         other = crop_of(shown[image - 1], in_pixels(row, shown[image - 1].shape[1::-1]))
+        if is_plain(one) and is_plain(other):  # told by its colour, in another light
+            assert np.abs(one.mean(axis=(0, 1)) - other.mean(axis=(0, 1))).max() < 50
+            continue
         rivals = [
             crop_of(original, box) for _, _, box in labels[row["photos"][0].rpartition("/")[2]]
         ]
         scores = [alike(one, each) for each in rivals]
         assert np.argmax(scores) == np.argmax([alike(other, each) for each in rivals])
-        # An object without a texture is told by its colour, in another light.
-        apart = np.abs(one.mean(axis=(0, 1)) - other.mean(axis=(0, 1))).max()
-        assert alike(one, other) > 0.7 or (is_plain(one) and is_plain(other) and apart < 50)
+        assert alike(one, other) > 0.7
 
 
 def crop_of(pixels, box):
