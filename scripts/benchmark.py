@@ -14,7 +14,8 @@ Cases:
 - sft_recipe, grpo_recipe: steps of --recipe with random weights, at its real size, on the devices
   at hand; SFT against transformers (with PEFT for LoRA);
 - attention: the attention kernels of the devices at hand;
-- weights: loading, import and export of a 2B checkpoint, against transformers (25 GB of disk).
+- weights: loading, import and export of a 2B checkpoint, against transformers (25 GB of disk);
+- compose: scripts/compose.py on the labels of 100,000 photos, whole and killed (2 GB of disk).
 
 Needs requirements-test.txt.
 """
@@ -38,6 +39,7 @@ _REPEATS_OF = {
     "grpo_recipe": 1,
     "attention": 9,
     "weights": 3,
+    "compose": 1,
 }
 
 _CASE = flags.DEFINE_enum(
@@ -58,7 +60,7 @@ _RECIPE = flags.DEFINE_string(
 _REPEATS = flags.DEFINE_integer(
     "repeats",
     None,
-    "Number of timed runs of each implementation, after warm-up; by default 9, or 2 to 5 in long "
+    "Number of timed runs of each implementation, after warm-up; by default 9, or 1 to 5 in long "
     "cases.",
     lower_bound=1,
 )
@@ -72,6 +74,7 @@ def main(_):
         from benchmarks import (
             answers,
             attention,
+            compose,
             growth,
             grpo_step,
             input_pipeline,
@@ -94,6 +97,8 @@ def main(_):
     path = folder / f"{_CASE.value}.json"
     if _CASE.value == "weights":
         weights.run(repeats, path)
+    elif _CASE.value == "compose":
+        compose.run(repeats, path)
     elif _CASE.value == "growth":
         growth.run(_MODEL.value, repeats, path)
     elif _CASE.value in recipes.CASES:

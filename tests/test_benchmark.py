@@ -7,6 +7,7 @@ from conftest import call
 
 from benchmarks import (
     answers,
+    compose,
     growth,
     grpo_step,
     input_pipeline,
@@ -176,3 +177,12 @@ def test_answers_of_slots_and_batches_are_the_same(tmp_path, monkeypatch):
     (found,) = measured("answers", answers.answers(config.model.path, 24), tmp_path)
     assert found["equal_texts"] == 1 and found["longest"] <= 60
     assert found["tokens"] / 4 <= found["steps"]["slots"] < found["steps"]["batches"]
+
+
+@pytest.mark.slow
+def test_killed_runs_that_compose_are_compared(tmp_path):
+    compose.run(1, tmp_path / "compose.json", photos=400, examples=600)
+    found = json.loads((tmp_path / "compose.json").read_text())
+    assert sum(found["examples"].values()) + found["repeated"] == 600
+    assert found["files_compared"] > 300 and len(found["killed_while"]) == 5
+    assert found["examples_a_cpu_second"]["median"] > 0

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ _PIECE = 100  # examples
 _DRAWS = 60  # draws for an example, before it is given up
 _SPLITS = {"sft": TRAIN, "rl": TRAIN, "eval": EVAL}
 _FILES = {"sft": "sft.jsonl", "rl": "rl.jsonl", "eval": "eval.json"}
+_PAGE, _SETTINGS = "report.html", "settings.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +142,11 @@ def compose(settings: Settings, output_dir: pathlib.Path) -> dict[str, Any]:
     with Lock(output_dir / "compose.lock"), _explained(output_dir):
         _check_settings(settings, folder)
         if folder.manifest.exists():
+            shutil.rmtree(folder.work, ignore_errors=True)  # of a run that was killed at its end
             return json.loads(folder.manifest.read_text("utf-8"))
         for each in (folder.work, output_dir / writing.MADE, output_dir / writing.PHOTOS):
             each.mkdir(parents=True, exist_ok=True)
-            for part in each.rglob("*.part"):  # of a run that was killed
-                part.unlink()
+        _remove_parts(folder)
         _make_index(settings, folder)
         for name, count in settings.counts.items():
             if count:
@@ -152,6 +154,16 @@ def compose(settings: Settings, output_dir: pathlib.Path) -> dict[str, Any]:
         manifest = _assemble(settings, folder)
         shutil.rmtree(folder.work)
     return manifest
+
+
+def _remove_parts(folder: _Folder) -> None:
+    """Removes what a run that was killed has begun to write."""
+    written = *_FILES.values(), folder.manifest.name, _PAGE, _SETTINGS
+    parts = [path for name in written for path in folder.path.glob(f"{name}.*.part")]
+    for each in (folder.work, folder.path / writing.MADE, folder.path / writing.PHOTOS):
+        parts += each.rglob("*.part")
+    for part in parts:
+        part.unlink()
 
 
 def _check_settings(settings: Settings, folder: _Folder) -> None:
@@ -162,10 +174,11 @@ def _check_settings(settings: Settings, folder: _Folder) -> None:
     Raises:
       ConfigError: if it has.
     """
-    record = folder.path / "settings.json"
+    record = folder.path / _SETTINGS
     wanted = settings.to_json() | {"labels_sha256": [hash_labels(s) for s in settings.sources]}
     if not record.exists():
-        others = [each.name for each in folder.path.iterdir() if each.name != "compose.lock"]
+        ours = re.compile(rf"compose\.lock|{_SETTINGS}\..*\.part")  # of a run that was killed
+        others = [each.name for each in folder.path.iterdir() if not ours.fullmatch(each.name)]
         if others:
             raise ConfigError(
                 f"--output_dir={folder.path}: has {min(others)!r}, which was not composed; give an "
@@ -308,7 +321,7 @@ def _assemble(settings: Settings, folder: _Folder) -> dict[str, Any]:
             count = sum(each["count"] for each in unused)
             reasons[0] += f"; {count} labels can't be used, the first: {unused[0]['first']}"
         raise DataError(f"no example can be composed: {reasons[0]}; give other labels or tasks")
-    page.write_page(folder.path / "report.html", manifest, shown.examples, folder.path)
+    page.write_page(folder.path / _PAGE, manifest, shown.examples, folder.path)
     outputs.replace_text(folder.manifest, json.dumps(manifest, indent=1) + "\n")
     return manifest
 

@@ -117,7 +117,8 @@ def test_killed_and_resumed_gives_the_same_files(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             compose.compose(settings(tmp_path / "in", counts=counts), tmp_path / "killed")
         assert not (tmp_path / "killed/manifest.json").exists()
-        (tmp_path / "killed/made/half.png.0123456789ab.part").touch()
+        for half in ("made/half.png", "sft.jsonl"):
+            (tmp_path / f"killed/{half}.0123456789ab.part").touch()
     monkeypatch.setattr(compose.writing, "write_images", write)
     compose.compose(settings(tmp_path / "in", counts=counts), tmp_path / "killed")
     assert content(tmp_path / "killed") == content(tmp_path / "whole")

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from conftest import train
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from mirg_jax.compose import compose
@@ -96,14 +97,15 @@ def coco_of(photos, name):
     return rows, found
 
 
-def test_real_photos_are_composed(shared, tmp_path):
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_real_photos_are_composed(shared, tmp_path, count):
     photos = shared("real_photos")
     labels, things = coco_of(photos, "train.json")
     (tmp_path / "labels.json").write_text(json.dumps(labels))
     made = compose.Settings(
         (Source("coco", tmp_path / "labels.json"),),
         ImageRoot(photos),
-        {"sft": 40, "rl": 0, "eval": 10},
+        {"sft": count, "rl": 0, "eval": 10},
         eval_share=0.3,
         max_pixels=40_000,
     )
@@ -119,21 +121,45 @@ def test_real_photos_are_composed(shared, tmp_path):
 
 
 def check_real(row, things, folder):
-    """By the labels that were given, and by the pixels of edited copies."""
+    """By the labels that were given, and by the pixels of edited copies and of parts."""
     (target,) = row["targets"]
-    label, box = target["label"], tuple(target["box"])
-    shown = [{name for name, _ in things[path]} for path in row["photos"]]
-    if row["task"] == "group_grounding":
-        assert sum(label in names for names in shown) == 1
-    if row["task"] == "common_object":
-        assert set.intersection(*shown) == {label}
-    if row["task"] in ("group_grounding", "common_object"):
-        path = row["photos"][target["image"] - 1]
-        own = [found for name, found in things[path] if name == label]
-        assert len(own) == 1 and np.abs(np.subtract(own[0], box)).max() <= 1
-    if row["task"] == "diff":
-        one, other = (np.asarray(Image.open(folder / path)) for path in row["images"])
+    label, box, task = target["label"], tuple(target["box"]), row["task"]
+    names = [[name for name, _ in things[path]] for path in row["photos"]]
+    shown = [np.asarray(Image.open(folder / path).convert("RGB")) for path in row["images"]]
+    height, width = shown[target["image"] - 1].shape[:2]
+    if task == "group_grounding":
+        assert [label in each for each in names].count(True) == 1
+    if task == "common_object":
+        assert set.intersection(*map(set, names)) == {label}
+    if task in ("group_grounding", "common_object"):
+        asked = target["image"] - 1
+    elif task == "correspondence" or (task == "refer_grounding" and "kind" in row["question"]):
+        asked = 1
+    elif task == "refer_grounding":
+        asked = target["image"] - 2  # the close view is no photo
+        assert [label in each for each in names].count(True) == 1
+    elif task == "reasoning":
+        asked = target["image"] - 1
+    else:
+        asked = None
+    if asked is not None:
+        own = [found for name, found in things[row["photos"][asked]] if name == label]
+        off = [np.abs(np.subtract(found, box)).max() for found in own]
+        assert min(off) <= 1
+        assert len(own) == 1 or re.search(
+            "leftmost|rightmost|topmost|lowest|largest", row["question"]
+        )
+    if task == "diff":
+        one, other = shown
         ys, xs = np.nonzero((one != other).any(axis=-1))
         found = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
-        height, width = one.shape[:2]
         assert np.abs(np.subtract(found, grid_to_pixels(box, width, height))).max() <= 0.6
+    if task == "region":
+        n = int(re.search(r"(\d)(?:th region|\b in the source)", row["question"])[1])
+        part, (x1, y1, x2, y2) = shown[n], np.rint(grid_to_pixels(box, width, height)).astype(int)
+        assert part.shape == (y2 - y1, x2 - x1, 3)
+        assert np.array_equal(shown[0][y1:y2, x1:x2], part)
+        rivals = sliding_window_view(shown[0][..., 0], part.shape[:2])
+        ys, xs = np.nonzero(rivals[..., 0, 0] == part[0, 0, 0])
+        same = [p for p in zip(ys, xs, strict=True) if (rivals[p] == part[..., 0]).all()]
+        assert same == [(y1, x1)]

@@ -39,6 +39,7 @@ BINARIES = {
     "table": ("workdir", f"{CONFIG}/table_3.py:tiny"),
     "demo": ("workdir",),
     "make_small_base": ("output_dir",),
+    "draw_scenes": ("output_dir",),
     "rate_rows": (
         "output_dir",
         f"{CONFIG}/grpo_tiny.py",
