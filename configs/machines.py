@@ -17,15 +17,17 @@ class Machine(NamedTuple):
         (GRPO) at a time.
       changes: fields of SFT's and GRPO's recipes. Of `sampling.tensor`, no more than the model has
         key/value heads.
+      sft: fields of SFT's alone.
       grpo: fields of GRPO's alone.
-      models: further fields of GRPO's, for models that need them.
+      models: further fields, for models that need them in SFT or GRPO.
     """
 
     plan: str
     devices: int
     changes: Mapping[str, Any] = {}
+    sft: Mapping[str, Any] = {}
     grpo: Mapping[str, Any] = {}
-    models: Mapping[str, Mapping[str, Any]] = {}
+    models: Mapping[tuple[str, str], Mapping[str, Any]] = {}  # by stage and model
 
 
 MACHINES = {
@@ -37,8 +39,9 @@ MACHINES = {
         "v5e:1x1",
         1,
         {"logprob_chunk": 512},
-        {"sampling.slots": 4},
-        {"qwen3_vl_2b": {"sampling.slots": 2}},  # a token's keys and values are four times as large
+        grpo={"sampling.slots": 4},
+        # A token's keys and values are four times as large.
+        models={("grpo", "qwen3_vl_2b"): {"sampling.slots": 2}},
     ),
     # Kaggle's 8 chips of 16 GB: a small model's weights fit on each.
     "v5e_8": Machine("v5e:2x4", 8, {"mesh.data": -1, "mesh.fsdp": 1, "logprob_chunk": 512}),
@@ -47,11 +50,18 @@ MACHINES = {
     "v5e_16": Machine(
         "v5e:4x4",
         16,
-        {"logprob_chunk": 2048, "sampling.tensor": 8},
-        {"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 256},
+        {"sampling.tensor": 8},
+        sft={"logprob_chunk": 2048},
+        grpo={"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 256},
+        models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 512}},
     ),
-    # 8 chips of 95 GB.
-    "v5p_8": Machine("v5p:2x2x2", 8),
+    # 8 chips of 95 GB: SFT has room to keep more of each layer for the backward pass, and for two
+    # rows a chip, which share each gathering of the weights.
+    "v5p_8": Machine(
+        "v5p:2x2x2",
+        8,
+        sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
+    ),
     # 8 chips of 32 GB; up to all of them share the weights for sampling.
     "v6e_8": Machine("v6e:2x4", 8, {"logprob_chunk": 512, "sampling.tensor": 8}),
 }

@@ -94,12 +94,13 @@ def training(stage: str, config: ConfigDict, argument: str, file: str = "") -> C
     config.sampling.tensor = min(config.sampling.tensor, choice.kv_heads)
     if stage == "grpo":
         config.update_from_flattened_dict(machine.grpo)
-        config.update_from_flattened_dict(machine.models.get(choice.model, {}))
         config.prompts_per_micro_batch = machine.devices
         # A step's prompts are sampled at once: decoding likes many rows.
         config.sampling.prompts = config.batch_size
     else:
         config.rows_per_micro_batch = machine.devices
+        config.update_from_flattened_dict(machine.sft)
+    config.update_from_flattened_dict(machine.models.get((stage, choice.model), {}))
     return adapters(config) if choice.lora else config
 
 
