@@ -90,7 +90,7 @@ def measure(stage: str, folder: pathlib.Path, model: str) -> dict:
 
 def main(_) -> None:
     if _TRACE.value:
-        print(json.dumps(read_trace(pathlib.Path(_TRACE.value)), indent=1))
+        print(json.dumps({"idle": read_trace(pathlib.Path(_TRACE.value))}, indent=1))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

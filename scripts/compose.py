@@ -26,6 +26,9 @@ _SOURCE = flags.DEFINE_multi_string(
 _IMAGE_ROOT = flags.DEFINE_string(
     "image_root", None, "Folder that images are relative to.", required=True
 )
+_FOLLOW_LINKS = flags.DEFINE_bool(
+    "follow_links", False, "Whether links below the image root may lead to files elsewhere."
+)
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder of the results, which is their image root too.", required=True
 )
@@ -54,7 +57,7 @@ def main(_):
     output_dir = places.local(_OUTPUT_DIR.value, "--output_dir")
     settings = compose.Settings(
         sources=tuple(parse_source(each, _COMPLETE.value) for each in _SOURCE.value),
-        image_root=ImageRoot(places.local(_IMAGE_ROOT.value, "--image_root")),
+        image_root=ImageRoot(places.local(_IMAGE_ROOT.value, "--image_root"), _FOLLOW_LINKS.value),
         counts={"sft": _SFT.value, "rl": _RL.value, "eval": _EVALUATION.value},
         tasks=tuple(_TASKS.value),
         eval_share=_EVAL_SHARE.value,

@@ -18,7 +18,7 @@ import numpy as np
 
 from mirg_jax.compose import page, writing
 from mirg_jax.compose.drafts import Draft
-from mirg_jax.compose.index import EVAL, TRAIN, build_index, facts_of
+from mirg_jax.compose.index import EVAL, TRAIN, build_index, check_photos, facts_of
 from mirg_jax.compose.library import Library, NotPossible
 from mirg_jax.compose.sources import Source, hash_labels
 from mirg_jax.compose.tasks import COMPOSERS
@@ -87,6 +87,7 @@ class Settings:
                 for each in self.sources
             ],
             "image_root": str(pathlib.Path(self.image_root.path).absolute()),
+            "follow_links": self.image_root.follow_links,
             "counts": self.counts,
             "tasks": list(self.tasks),
             "eval_share": self.eval_share,
@@ -204,6 +205,7 @@ def _check_settings(settings: Settings, folder: _Folder) -> None:
 
 def _make_index(settings: Settings, folder: _Folder) -> None:
     if folder.index.exists():
+        check_photos(folder.index, settings.image_root)
         return
     left_out = LeftOut()
     with _whole_index(folder, left_out) as path:
@@ -400,4 +402,7 @@ def table(manifest: dict[str, Any]) -> str:
             if row["examples"] < row["asked"] and row["draws_left_out"]:
                 why = f"  {row['draws_left_out'][0]['reason']}"
             lines.append("{:12} {:18} {:8} {:9} {:9}".format(file, task, *counts) + why)
+    if unused := manifest["labels_left_out"]:
+        count = sum(each["count"] for each in unused)
+        lines.append(f"{count} labels or photos left out, the first: {unused[0]['first']}")
     return "\n".join(lines)

@@ -41,7 +41,9 @@ _WHOLE = 1 << 15  # bytes; larger files are told apart by their size and samples
 _TABLES = """
 CREATE TABLE found (path TEXT, source INTEGER, data TEXT);
 CREATE TABLE looked (path TEXT PRIMARY KEY, digest TEXT, width INTEGER, height INTEGER);
-CREATE TABLE photo (id INTEGER PRIMARY KEY, split INTEGER, sources TEXT, grp TEXT, data TEXT);
+CREATE TABLE photo (
+    id INTEGER PRIMARY KEY, split INTEGER, sources TEXT, grp TEXT, digest TEXT, data TEXT
+);
 CREATE TABLE listed (split INTEGER, name TEXT, times INTEGER, photo INTEGER);
 CREATE TABLE seen (split INTEGER, sequence TEXT, track TEXT, frame INTEGER, photo INTEGER);
 CREATE TABLE vocabulary (source INTEGER, label TEXT, PRIMARY KEY (source, label));
@@ -192,8 +194,8 @@ def _add_photos(kept: sqlite3.Connection, seed: int, eval_share: float, left_out
         split = EVAL if _share(seed, group) < eval_share else TRAIN
         names = (vocabularies.get(each, frozenset()) for each in sources)
         known = all_known(photo.looked_for, *names)
-        values = split, json.dumps(sources), group, to_text(photo)
-        number = add.execute("INSERT INTO photo VALUES (NULL, ?, ?, ?, ?)", values).lastrowid
+        values = split, json.dumps(sources), group, digest, to_text(photo)
+        number = add.execute("INSERT INTO photo VALUES (NULL, ?, ?, ?, ?, ?)", values).lastrowid
         photo = dataclasses.replace(photo, known=known)
         listed = sorted({(split, name, times, number) for name, times in _names(photo)})
         add.executemany("INSERT INTO listed VALUES (?, ?, ?, ?)", listed)
@@ -274,6 +276,27 @@ def _share(seed: int, key: str) -> float:
     """Returns a number in 0..1 that follows from a seed and a text."""
     digest = hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def check_photos(path: pathlib.Path, root: ImageRoot) -> None:
+    """Checks that photos are still those that the file was written of.
+
+    Only files that were touched since then are read.
+
+    Raises:
+      DataError: if one has another content, or can't be read.
+    """
+    since = path.stat().st_mtime
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as kept:
+        rows = kept.execute("SELECT digest, data FROM photo")
+        for digest, data in progress_bar(rows, desc="images", unit="photo", mininterval=1):
+            photo = from_text(data).path
+            file = resolve_image(root, photo)
+            if os.stat(file).st_ctime >= since and look_at(root, photo)[0] != digest:
+                raise DataError(
+                    f"image {str(file)!r}: has changed since its labels were read; put the former "
+                    "one back to go on, or give another --output_dir"
+                )
 
 
 def facts_of(path: pathlib.Path) -> dict[str, Any]:

@@ -372,6 +372,8 @@ def _id(row: dict[str, Any]) -> str:
 def _question(text: str, num_images: int) -> str:
     if (marks := text.count(IMAGE_MARK)) > num_images:
         raise DataError(f"the question has {marks} {IMAGE_MARK} marks for {num_images} images")
+    if not text.replace(IMAGE_MARK, "").strip():
+        raise DataError("the question is empty")
     return text
 
 

@@ -23,7 +23,7 @@ class Ahead(Generic[Result]):
         """Begins the next call, unless one is under way or waits to be taken."""
         if self._pending is None:
             self._pending = future = Future()
-            # A process that ends doesn't wait for it: it may hang on a file system.
+            # A process that ends doesn't wait for what nobody will take.
             threading.Thread(target=self._run, args=(future,), daemon=True).start()
 
     def take(self) -> Result:

@@ -9,9 +9,10 @@ import small_world
 from PIL import Image
 from small_world import in_pixels, near, settings
 
-from mirg_jax.compose import compose, sources
-from mirg_jax.compose.sources import Source
+from mirg_jax.compose import compose, index, sources
+from mirg_jax.compose.sources import Source, parse_source
 from mirg_jax.data.images import ImageRoot
+from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import ConfigError, DataError
 
 
@@ -164,6 +165,27 @@ def test_labels_of_other_content_are_refused(tmp_path, refusal):
     assert refusal("compose", *flags) == ""
 
 
+def test_photos_that_have_changed_are_refused(tmp_path):
+    small_world.write(tmp_path / "in", photos=12)
+    index.build_index(
+        tmp_path / "index",
+        [parse_source(f"coco={tmp_path}/in/instances.json@images", ())],
+        ImageRoot(tmp_path / "in"),
+        seed=0,
+        eval_share=0.1,
+        left_out=LeftOut(),
+    )
+    root = ImageRoot(tmp_path / "in")
+    index.check_photos(tmp_path / "index", root)
+    photo = next((tmp_path / "in/images").iterdir())
+    content = photo.read_bytes()
+    photo.write_bytes(content + b"\0")
+    with pytest.raises(DataError, match=f"{photo.name}.*has changed since its labels were read"):
+        index.check_photos(tmp_path / "index", root)
+    photo.write_bytes(content)  # the former one again
+    index.check_photos(tmp_path / "index", root)
+
+
 @pytest.mark.parametrize("wrong", ["labels", "root", "split"])
 def test_an_attempt_that_made_nothing_claims_no_folder(tmp_path, refusal, wrong):
     small_world.write(tmp_path / "in", photos=12)
@@ -230,7 +252,12 @@ def test_what_cannot_be_told_is_left_out(tmp_path):
 
 
 def test_the_binary_composes_and_refuses(tmp_path, refusal, capsys):
-    small_world.write(tmp_path / "in", photos=12)
+    coco = small_world.write(tmp_path / "in", photos=12)
+    coco["annotations"][0]["bbox"] = [0.1, 0.1, -0.2, 0.2]
+    (tmp_path / "in/instances.json").write_text(json.dumps(coco))
+    photo = tmp_path / "in/images" / coco["images"][0]["file_name"]
+    photo.rename(tmp_path / "elsewhere.png")
+    photo.symlink_to(tmp_path / "elsewhere.png")
     flags = (
         f"--source=coco={tmp_path}/in/instances.json@images",
         f"--image_root={tmp_path}/in",
@@ -243,5 +270,10 @@ def test_the_binary_composes_and_refuses(tmp_path, refusal, capsys):
     assert told.startswith("--eval_share: is 0")
     assert not (tmp_path / "out").exists()
     assert refusal("compose", *flags, "--sft=4", "--tasks=region,diff") == ""
-    assert re.search(r"sft.jsonl +region +2 +2 +0", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"sft.jsonl +region +2 +2 +0", said)
+    assert re.search(r"2 labels or photos left out, the first: .*(instances.json|follow_links)", said)
+    other = (*flags[:2], f"--output_dir={tmp_path}/links", "--sft=4", "--tasks=region")
+    assert refusal("compose", *other, "--follow_links") == ""
+    assert "1 labels or photos left out" in capsys.readouterr().out
     assert (tmp_path / "out/report.html").exists()

@@ -22,10 +22,10 @@ from conftest import REPOSITORY
 HEAD = f"#!{sys.executable}\nimport os, subprocess, sys\n"
 PROGRAMS = {
     "git": """
-assert sys.argv[1:3] == ["clone", "REPOSITORY"]
-os.makedirs(sys.argv[3])
+assert sys.argv[1:] == ["clone", "https://github.com/mirg-jax/mirg_jax"]
+os.makedirs("mirg_jax")
 for name in ("assets", "configs", "mirg_jax", "scripts", "tests"):
-    os.symlink(os.path.join(os.environ["CHECKOUT"], name), os.path.join(sys.argv[3], name))
+    os.symlink(os.path.join(os.environ["CHECKOUT"], name), os.path.join("mirg_jax", name))
 """,
     "make": """
 given = dict(word.split("=", 1) for word in sys.argv[2:])
@@ -207,7 +207,7 @@ def test_tpu_pod(tiny_model, disk, tmp_path):
 def test_kaggle(tiny_model, disk, tmp_path):
     script = next(text for text in blocks("colab.md") if "/kaggle/" in text)
     script = re.sub("^!", "", script, flags=re.MULTILINE).replace("/kaggle/temp", str(disk))
-    script = "git clone REPOSITORY mirg_jax && cd mirg_jax\n" + script
+    script = "git clone https://github.com/mirg-jax/mirg_jax && cd mirg_jax\n" + script
     follow(script.replace("/kaggle/working", str(tmp_path / "working")), tmp_path, tiny_model)
     assert steps(tmp_path / "working/sft_2b") == steps(tmp_path / "working/grpo_2b") == [1, 2]
     assert (tmp_path / "working/eval_2b/scores.json").exists()
