@@ -20,8 +20,6 @@ from mirg_jax import defaults
 from mirg_jax.data.images import load_image, patchify
 from mirg_jax.files import places
 
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
-
 LATENCY, FILES, REPEATS = 0.05, 96, 3
 THREADS = (2, 8, 32)
 
@@ -77,4 +75,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
+    _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
     app.run(main)

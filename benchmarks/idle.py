@@ -21,10 +21,6 @@ from mirg_jax.runs.settings import read
 from mirg_jax.scenes import scene_tasks
 from mirg_jax.training import grpo, sft
 
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
-_TRACE = flags.DEFINE_string("trace", "", "Folder of a run's trace.")
-_MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder of the model.")
-
 STEPS, TRACED = 6, (5, 6)
 _ON_A_CPU = "ThunkExecutor::Execute"  # a program, or a part of one, in a thread of the CPU client
 _COMPILED = "backend_compile_duration"
@@ -105,4 +101,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
+    _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
+    _TRACE = flags.DEFINE_string("trace", "", "Folder of a run's trace.")
+    _MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder of the model.")
     app.run(main)

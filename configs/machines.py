@@ -82,7 +82,7 @@ _TRAINING = (
     "qwen2_5_vl_3b,v5e_16",
 )
 PLANNED = {
-    "sft": _TRAINING,
+    "sft": (*_TRAINING, "qwen3_vl_2b,one,lora"),
     "grpo": _TRAINING,
     "lead": (),
     "inference": ("qwen2_vl_72b,v5p_8",),

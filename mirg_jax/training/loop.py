@@ -337,9 +337,8 @@ class Loop:
         self._speed.check_logprobs(float(scalars.get("logprob_diff", 0.0)))
         with self.phase("checkpoint"):  # its time is counted for the next step
             accuracy = scores.get("eval_acc")
-            force = self._overdue or self._step == 1  # soon tells if the place can't hold one
             if run.checkpoints.save(
-                state, run.frozen, self._positions, force=force, accuracy=accuracy
+                state, run.frozen, self._positions, force=self._overdue, accuracy=accuracy
             ):
                 self._saved_at = time.monotonic()
         return state

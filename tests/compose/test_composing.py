@@ -272,7 +272,9 @@ def test_the_binary_composes_and_refuses(tmp_path, refusal, capsys):
     assert refusal("compose", *flags, "--sft=4", "--tasks=region,diff") == ""
     said = capsys.readouterr().out
     assert re.search(r"sft.jsonl +region +2 +2 +0", said)
-    assert re.search(r"2 labels or photos left out, the first: .*(instances.json|follow_links)", said)
+    assert re.search(
+        r"2 labels or photos left out, the first: .*(instances.json|follow_links)", said
+    )
     other = (*flags[:2], f"--output_dir={tmp_path}/links", "--sft=4", "--tasks=region")
     assert refusal("compose", *other, "--follow_links") == ""
     assert "1 labels or photos left out" in capsys.readouterr().out
