@@ -124,6 +124,7 @@ BAD_ROWS = [
         for change, reason in [
             ({"question": 5}, "'question' is a number"),
             ({"question": "<image>" * 3}, "3 <image> marks for 2 images"),
+            ({"question": "<image> "}, "the question is empty"),
             ({"question": "\ud800"}, "surrogate"),
             ({"task": ["diff"]}, "'task' is a list"),
             ({"id": {}}, "'id' is an object"),
