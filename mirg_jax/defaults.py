@@ -39,8 +39,8 @@ def _common() -> ConfigDict:
                 "slots": 0,
             },
             "cpu_devices": 0,  # number of virtual CPU devices (tests, demo); 0: no change
-            # A save is due after so many steps or minutes (0: not counted; the last step is always
-            # saved); number of saves kept (0: all).
+            # A save is due after so many steps or minutes (0: not counted; the first and last step
+            # are always saved); number of saves kept (0: all).
             "checkpoint": {"every": 100, "minutes": 30.0, "keep": 2},
             # The first and the last step of a trace, recorded in WORKDIR/profile; () for none.
             "profile": (),

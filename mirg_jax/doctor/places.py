@@ -135,7 +135,7 @@ def room(check: Check, run: RunShapes, folder: Place) -> None:
     each = saved_bytes(run.state, run.frozen)
     evaluated = 1 if settings.evaluation.every else 0  # the best is kept too
     keep, every = settings.checkpoint.keep, settings.checkpoint.every
-    saves = settings.num_steps // every if every else 0
+    saves = 1 + (settings.num_steps // every if every else 1)  # the first and the last always
     count = 1 + (keep + evaluated if keep else saves)  # one more while it is written
     there = len(run_folder.steps(folder / "checkpoints"))
     needed = max(count - there, 1) * each

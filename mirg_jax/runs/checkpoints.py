@@ -113,7 +113,8 @@ class Checkpoints:
 
         It contains all parameters, including frozen ones (for a LoRA run, only the adapters), the
         optimizer's state, the random key and the position in the data. The call returns when the
-        arrays are copied; they are written in the background.
+        arrays are copied; they are written in the background. A failure to write is raised by the
+        next call, so call this after every step.
 
         Args:
           state: the training state.
@@ -133,7 +134,10 @@ class Checkpoints:
             self._accuracies[step] = accuracy
             force = True
         with self._writing():
-            self._manager.check_for_errors()
+            # Raises what the previous save ended with, which `check_for_errors` doesn't see: the
+            # manager's own thread has taken it by then.
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()
             due = force or (self._every and step % self._every == 0)
             if self._manager.latest_step() == step or not due:
                 return False

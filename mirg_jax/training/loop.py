@@ -336,9 +336,10 @@ class Loop:
         )
         self._speed.check_logprobs(float(scalars.get("logprob_diff", 0.0)))
         with self.phase("checkpoint"):  # its time is counted for the next step
-            accuracy = scores.get("eval_acc")
+            # The first one shows within minutes whether the storage takes a whole checkpoint.
+            due, accuracy = self._overdue or self._step == 1, scores.get("eval_acc")
             if run.checkpoints.save(
-                state, run.frozen, self._positions, force=self._overdue, accuracy=accuracy
+                state, run.frozen, self._positions, force=due, accuracy=accuracy
             ):
                 self._saved_at = time.monotonic()
         return state

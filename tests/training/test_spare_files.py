@@ -31,6 +31,7 @@ def test_training_goes_on_when_tensorboards_file_is_full(
 ):
     """tensorboardX's own writer waits for its dead thread for ever, and no signal ends it."""
     config = steady_recipe("sft", **{"checkpoint.every": 0})
+    train(steady_recipe("sft", num_steps=1), tmp_path)  # the first step is always saved
     add, undo = metrics.Board.add, []
 
     def much(self, step, scalars):
@@ -43,20 +44,20 @@ def test_training_goes_on_when_tensorboards_file_is_full(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(metrics.Board, "add", much)
-    full = at_step(1, lambda: undo.append(fill_up(9_000)), monkeypatch)
+    full = at_step(2, lambda: undo.append(fill_up(9_000)), monkeypatch)
     try:
         with full, at_step(3, lift_and_stop, monkeypatch), pytest.raises(SystemExit) as stopped:
             train(config, tmp_path)
     finally:
         for lift in undo:
             lift()
-    assert stopped.value.code == 143 and steps_in(tmp_path) == ["3"]
+    assert stopped.value.code == 143 and steps_in(tmp_path) == ["1", "3"]
     said = capsys.readouterr().err
     assert said.count(f"{tmp_path}/tensorboard: cannot be written (File too large)") == 1
     monkeypatch.undo()
     train(config, tmp_path)
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4]
-    assert steps_in(tmp_path) == ["3", "4"]  # every=0: only at the end
+    assert steps_in(tmp_path) == ["3", "4"]  # every=0: else only at the end
 
 
 @pytest.mark.slow
@@ -65,15 +66,8 @@ def test_training_goes_on_when_tensorboards_file_is_full(
     [
         # The model's tokenizer doesn't fit.
         (8, 2, ["train_sft.py: {run}: cannot be written (File too large); make room there"]),
-        # TensorBoard's file is full first, then metrics, and a checkpoint is never written.
-        (
-            24,
-            120,
-            [
-                "{run}/tensorboard: cannot be written (File too large); the run goes on without",
-                "train_sft.py: {run}/checkpoints: a checkpoint could not be written (",
-            ],
-        ),
+        # The first checkpoint doesn't.
+        (24, 120, ["train_sft.py: {run}/checkpoints: a checkpoint could not be written ("]),
     ],
 )
 def test_a_binary_on_a_full_disk_ends_in_a_line(
@@ -98,7 +92,7 @@ def test_a_binary_on_a_full_disk_ends_in_a_line(
     for line in told:
         assert said.count(line.format(run=run)) == 1, said
     assert said.splitlines()[-1].startswith("train_sft.py: ")
-    assert steps == 2 or len(metrics.read(run)) > 50
+    assert steps == 2 or len(metrics.read(run)) < 10  # not at the end
 
 
 def test_files_that_cannot_be_written_cost_a_line_each(steady_recipe, scenes, tmp_path, capsys):
@@ -143,7 +137,7 @@ def test_without_room_for_metrics_the_run_ends_saved(steady_recipe, tmp_path, mo
     assert line.startswith(
         f"stopped after step 2, which is saved: {tmp_path}/metrics.jsonl: cannot"
     )
-    assert steps_in(tmp_path) == ["2"]
+    assert steps_in(tmp_path) == ["1", "2"]
     train(config, tmp_path)
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4]
 

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 
 import jax
@@ -165,7 +166,8 @@ def test_a_signal_saves_the_state_after_the_step(
     assert said.count(f"{number.name}: finishing this step and saving; a second one ends at") == 1
     said = said.splitlines()[-1]
     assert number.name in said and "after step 3" in said and "run the same command" in said
-    assert steps_in(tmp_path) == ["3"] and signal.getsignal(number) is handler
+    assert steps_in(tmp_path) == ["1", "3"]  # the first one is always saved
+    assert signal.getsignal(number) is handler
     train(recipe(), tmp_path)
     assert together.scalars(tmp_path) == whole
 
@@ -188,6 +190,25 @@ def test_a_full_disk_costs_no_checkpoint(recipe, whole, tmp_path, monkeypatch):
     train(recipe(), tmp_path)
     assert together.scalars(tmp_path) == whole
     assert all(name.isdigit() for name in steps_in(tmp_path))  # what was half written is gone
+
+
+def test_a_first_checkpoint_that_fails_is_told_at_the_next_step(recipe, tmp_path, monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+
+    def wait():
+        while any(thread.name == "save_finalize" for thread in threading.enumerate()):
+            time.sleep(0.05)
+
+    try:
+        with at_step(1, fill, monkeypatch), at_step(2, wait, monkeypatch):
+            with pytest.raises(SaveError, match="File too large"):
+                train(recipe(**{"checkpoint.every": 0}), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize(
