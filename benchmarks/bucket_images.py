@@ -1,7 +1,5 @@
 """Images a second from a disk, and from a store whose every request takes 50 ms.
 
-    python -m benchmarks.bucket_images --output=runs/benchmarks/bucket_images.json
-
 The training pipeline reads the same photo-like JPEGs of 640x480 by several numbers of threads.
 """
 
@@ -12,15 +10,15 @@ import tempfile
 import time
 
 import fsspec
-from absl import app, flags
 from fsspec.spec import AbstractFileSystem
 
+from benchmarks import side_by_side
 from benchmarks.input_pipeline import IMAGES, _pipeline, _write_photos
 from mirg_jax import defaults
 from mirg_jax.data.images import load_image, patchify
 from mirg_jax.files import places
 
-LATENCY, FILES, REPEATS = 0.05, 96, 3
+LATENCY, FILES = 0.05, 96
 THREADS = (2, 8, 32)
 
 
@@ -45,7 +43,8 @@ class Distant(AbstractFileSystem):
         return {"name": path, "size": size, "type": "file"}
 
 
-def main(_) -> None:
+def run(repeats: int, path: pathlib.Path) -> None:
+    """Reads all images `repeats` times in each way, and writes the best as JSON."""
     limits = {name: defaults.sft().data[name] for name in ("min_pixels", "max_pixels")}
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -54,26 +53,21 @@ def main(_) -> None:
         fsspec.register_implementation("gs", Distant, clobber=True)
         for where, root in (("disk", Distant.folder), ("store", places.of("gs://bucket/images"))):
             for threads in THREADS:
-                run = _pipeline(
+                read = _pipeline(
                     lambda n, r=root: patchify(load_image(r, n), **limits), names, threads
                 )
                 seconds, Distant.requests = [], 0
-                for _ in range(REPEATS):
+                for _ in range(repeats):
                     start = time.perf_counter()
-                    run()
+                    read()
                     seconds.append(time.perf_counter() - start)
-                found[f"{where}, {threads} threads"] = {
+                row = {
                     "images_a_second": FILES / min(seconds),
-                    "requests_an_image": Distant.requests / FILES / REPEATS,
+                    "requests_an_image": Distant.requests / FILES / repeats,
                 }
-    about = {"command": "python -m benchmarks.bucket_images", "cores": os.cpu_count()}
-    about |= {"latency_seconds": LATENCY, "files": FILES, "images_an_example": IMAGES}
-    text = json.dumps(about | {"variants": found}, indent=1) + "\n"
-    print(text)
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(text)
-
-
-if __name__ == "__main__":
-    _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
-    app.run(main)
+                found[f"{where}, {threads} threads"] = row
+                print(f"{where}, {threads} threads: {row['images_a_second']:.0f} images a second")
+    result = {"case": "bucket_images"} | side_by_side.environment()
+    result |= {"cores": os.cpu_count(), "latency_seconds": LATENCY, "files": FILES}
+    result |= {"repeats": repeats, "images_an_example": IMAGES, "variants": found}
+    path.write_text(json.dumps(result, indent=1) + "\n")

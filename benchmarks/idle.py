@@ -1,10 +1,7 @@
 """How long the devices wait for the host, by a trace, and what a whole run compiles.
 
-    python -m benchmarks.idle --output=runs/benchmarks/idle.json
-
 Short SFT and GRPO runs of the small recipe on drawn scenes. The last two steps are traced, as
-`--config.profile=(FIRST,LAST)` does in any run. With --trace=WORKDIR/profile the trace of such a
-run is read instead.
+`--config.profile=(FIRST,LAST)` does in any run, whose trace can be read instead.
 """
 
 import json
@@ -13,8 +10,8 @@ import tempfile
 from collections.abc import Iterable
 
 import jax
-from absl import app, flags
 
+from benchmarks import side_by_side
 from configs import grpo_tiny, sft_tiny
 from mirg_jax.runs import metrics
 from mirg_jax.runs.settings import read
@@ -84,24 +81,24 @@ def measure(stage: str, folder: pathlib.Path, model: str) -> dict:
     }
 
 
-def main(_) -> None:
-    if _TRACE.value:
-        print(json.dumps({"idle": read_trace(pathlib.Path(_TRACE.value))}, indent=1))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        scene_tasks.write_dataset(folder, seed=0, sft=128, rl=128, evaluation=0)
-        found = {stage: measure(stage, folder, _MODEL.value) for stage in ("sft", "grpo")}
-    device = f"{jax.default_backend()}, {jax.device_count()} JAX devices"
-    about = {"command": "python -m benchmarks.idle", "device": device, "jax": jax.__version__}
-    text = json.dumps(about | found, indent=1) + "\n"
-    print(text)
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(text)
+def run(model: str, trace: str, path: pathlib.Path) -> None:
+    """Writes what was found as JSON.
 
-
-if __name__ == "__main__":
-    _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
-    _TRACE = flags.DEFINE_string("trace", "", "Folder of a run's trace.")
-    _MODEL = flags.DEFINE_string("model", "assets/small_base", "Hugging Face folder of the model.")
-    app.run(main)
+    Args:
+      model: the Hugging Face folder of the model.
+      trace: the folder of a run's trace, which is read instead; "" for none.
+      path: the file.
+    """
+    if trace:
+        found = {"trace": {"idle": read_trace(pathlib.Path(trace))}}
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            scene_tasks.write_dataset(folder, seed=0, sft=128, rl=128, evaluation=0)
+            found = {stage: measure(stage, folder, model) for stage in ("sft", "grpo")}
+    for name, row in found.items():
+        told = ", ".join(f"{device} {share:.1%}" for device, share in row["idle"].items())
+        programs = f"; {row['programs']} programs" if "programs" in row else ""
+        print(f"{name}: idle {told}{programs}")
+    result = {"case": "idle"} | side_by_side.environment() | found
+    path.write_text(json.dumps(result, indent=1) + "\n")

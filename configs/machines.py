@@ -53,7 +53,10 @@ MACHINES = {
         {"sampling.tensor": 8},
         sft={"logprob_chunk": 2048},
         grpo={"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 256},
-        models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 512}},
+        models={
+            ("sft", "qwen3_vl_8b"): {"logprob_chunk": 256},
+            ("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True},
+        },
     ),
     # 8 chips of 95 GB: SFT has room to keep more of each layer for the backward pass, and for two
     # rows a chip, which share each gathering of the weights.
@@ -63,7 +66,12 @@ MACHINES = {
         sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
     ),
     # 8 chips of 32 GB; up to all of them share the weights for sampling.
-    "v6e_8": Machine("v6e:2x4", 8, {"logprob_chunk": 512, "sampling.tensor": 8}),
+    "v6e_8": Machine(
+        "v6e:2x4",
+        8,
+        {"logprob_chunk": 512, "sampling.tensor": 8},
+        models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True}},
+    ),
 }
 
 # What was compiled ahead of time, and fits: benchmarks/results/plans.json.

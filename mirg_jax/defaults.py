@@ -168,6 +168,9 @@ def _optimizer() -> dict[str, Any]:
         "clip_norm": 1.0,  # maximum global gradient norm; 0: no clipping
         # With muon, embeddings, norms and biases use Adam with learning_rate × adam_ratio.
         "adam_ratio": 1.0,
+        # Whether the moments wait in the host's memory between updates: room for eight bytes a
+        # trained parameter, for two copies of them a step.
+        "on_host": False,
     }
 
 

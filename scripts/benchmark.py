@@ -15,6 +15,9 @@ Cases:
   at hand; SFT against transformers (with PEFT for LoRA);
 - attention: the attention kernels of the devices at hand;
 - weights: loading, import and export of a 2B checkpoint, against transformers (25 GB of disk);
+- idle: how long the devices wait for the host in short SFT and GRPO runs, by a trace, and how many
+  programs these compile (--trace=WORKDIR/profile: of the trace of any run);
+- bucket_images: images a second from a disk and from a store whose requests take 50 ms;
 - compose: scripts/compose.py on the labels of 100,000 photos, whole and killed (2 GB of disk).
 
 Needs requirements-test.txt.
@@ -39,6 +42,8 @@ _REPEATS_OF = {
     "grpo_recipe": 1,
     "attention": 9,
     "weights": 3,
+    "idle": 1,
+    "bucket_images": 3,
     "compose": 1,
 }
 
@@ -64,6 +69,9 @@ _REPEATS = flags.DEFINE_integer(
     "cases.",
     lower_bound=1,
 )
+_TRACE = flags.DEFINE_string(
+    "trace", "", "Folder of a run's trace, which idle reads instead of training: WORKDIR/profile."
+)
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "runs/benchmarks", "Folder where the JSON file is written."
 )
@@ -74,9 +82,11 @@ def main(_):
         from benchmarks import (
             answers,
             attention,
+            bucket_images,
             compose,
             growth,
             grpo_step,
+            idle,
             input_pipeline,
             recipes,
             shared_prefix,
@@ -94,11 +104,16 @@ def main(_):
     cases = {name: case for module in modules for name, case in module.CASES.items()}
     folder = cli.output_folder(_OUTPUT_DIR)
     repeats = _REPEATS.value or _REPEATS_OF.get(_CASE.value, 9)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_CASE.value}.json"
     if _CASE.value == "weights":
         weights.run(repeats, path)
     elif _CASE.value == "compose":
         compose.run(repeats, path)
+    elif _CASE.value == "bucket_images":
+        bucket_images.run(repeats, path)
+    elif _CASE.value == "idle":
+        idle.run(_MODEL.value, _TRACE.value, path)
     elif _CASE.value == "growth":
         growth.run(_MODEL.value, repeats, path)
     elif _CASE.value in recipes.CASES:

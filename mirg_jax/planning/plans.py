@@ -96,6 +96,8 @@ def advice(settings: Settings, report: Report, memory: float) -> str:
             return "--config.model.remat=full"
         if settings.logprob_chunk > 256:
             return "--config.logprob_chunk=256"
+        if not settings.lora and not settings.optimizer.on_host:
+            return "--config.optimizer.on_host=True"
         if devices.data == 1 and devices.fsdp == -1:
             half = f"half of {settings.micro_batch_name}"
             return f"--config.mesh.tensor={devices.tensor * 2} with {half}"

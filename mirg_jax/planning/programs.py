@@ -28,7 +28,7 @@ from mirg_jax.sharding.memory import Accumulator, with_resident
 from mirg_jax.training import grpo_programs as learning
 from mirg_jax.training import rollouts, sft
 from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals
-from mirg_jax.training.optimizer import make_apply
+from mirg_jax.training.optimizer import make_update
 
 
 class Program(NamedTuple):
@@ -75,11 +75,17 @@ def _updates(
         apart=held[1:],
         calls=micro_batches * passes,
     )
-    apply = make_apply(run.optimizer, run.layout)
-    arguments = run.state, grads, shapes.array(run.mesh, (), np.float32)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.on_devices(leaf.sharding)
+        ),
+        run.state,
+    )
+    update = make_update(run.optimizer, jax.tree.map(lambda leaf: leaf.sharding, state))
+    arguments = state, grads, shapes.array(run.mesh, (), np.float32)
     apart = run.frozen, list(resident.values())
-    parts["gradients"] = grads
-    yield Program("update", run.mesh, apply, arguments, parts, apart, calls=updates)
+    parts |= {"optimizer": state.opt_state, "gradients": grads}
+    yield Program("update", run.mesh, update, arguments, parts, apart, calls=updates)
 
 
 def sft_programs(settings: Settings, devices: list) -> Iterator[Program]:

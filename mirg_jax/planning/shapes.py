@@ -87,7 +87,7 @@ def run_shapes(settings: Settings, mesh: jax.sharding.Mesh) -> RunShapes:
     else:
         params, frozen = split_trainable(params, settings.freeze)
     optimizer = make_optimizer(settings.optimizer, settings.num_steps)
-    layout = state_shardings(params, optimizer, mesh)
+    layout = state_shardings(params, optimizer, mesh, on_host=settings.optimizer.on_host)
     state = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         jax.eval_shape(lambda p: init_state(p, optimizer, 0), params),

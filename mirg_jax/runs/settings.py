@@ -94,6 +94,7 @@ class OptimizerSettings:
     eps: float
     clip_norm: float
     adam_ratio: float
+    on_host: bool
 
     def __post_init__(self):
         checks.optimizer(self)

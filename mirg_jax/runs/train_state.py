@@ -54,7 +54,11 @@ def init_state(params: nnx.State, optimizer: optax.GradientTransformation, seed:
 
 
 def state_shardings(
-    params: nnx.State, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+    params: nnx.State,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    on_host: bool = False,
 ) -> TrainState:
     """Returns the shardings of a training state's arrays.
 
@@ -64,6 +68,7 @@ def state_shardings(
       params: the trained parameters, or their shapes and shardings.
       optimizer: the optimizer.
       mesh: the mesh.
+      on_host: whether the moments are kept in the memory of the devices' hosts.
     """
     replicated = sharding.replicated(mesh)
     layouts = {
@@ -74,7 +79,9 @@ def state_shardings(
     def moment(path, leaf):  # a moment's path ends with its parameter's path
         tails = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
         shape, layout = next((layouts[t] for t in tails if t in layouts), (None, None))
-        return layout if shape == leaf.shape else replicated
+        if shape != leaf.shape:
+            return replicated
+        return sharding.on_host(layout) if on_host else layout
 
     moments = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(optimizer.init, params))
     where = jax.tree.map(lambda leaf: leaf.sharding, params)

@@ -1,6 +1,7 @@
 """Device meshes, the sharding of arrays over them, and multi-process runs."""
 
 from mirg_jax.sharding.gradients import value_and_grad
+from mirg_jax.sharding.memory import on_devices, on_host
 from mirg_jax.sharding.mesh import (
     AXES,
     GATHERED,
@@ -50,6 +51,8 @@ __all__ = [
     "make_mesh",
     "mover",
     "parameter_shardings",
+    "on_devices",
+    "on_host",
     "place_everywhere",
     "place_parameters",
     "place_rows",

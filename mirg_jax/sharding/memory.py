@@ -11,13 +11,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
+
+HOST = "pinned_host"  # the memory kind of arrays that are kept on the devices' hosts
+
+
+def on_host(where: Sharding) -> Sharding:
+    """Returns the same sharding in the memory of the devices' hosts."""
+    return where.with_memory_kind(HOST)
+
+
+def on_devices(where: Sharding) -> Sharding:
+    """Returns the same sharding in the devices' own memory."""
+    return where.with_memory_kind("device")
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Returns the memory of arrays on one device, from their shapes, dtypes and shardings."""
+    """Returns the memory of arrays on one device, from their shapes, dtypes and shardings.
+
+    Arrays that are kept on the hosts take none.
+    """
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != HOST
     )
 
 

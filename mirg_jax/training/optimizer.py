@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mirg_jax import sharding
 from mirg_jax.runs.settings import OptimizerSettings
 from mirg_jax.runs.train_state import TrainState
 
@@ -132,17 +133,36 @@ def apply_gradients(
     ), norm
 
 
-def make_apply(
-    optimizer: optax.GradientTransformation, layout: TrainState
-) -> Callable[[TrainState, nnx.State], tuple[TrainState, Float[Array, ""]]]:
+def make_update(optimizer: optax.GradientTransformation, layout: TrainState) -> Callable:
     """Returns `apply_gradients` under `jit`, with the state donated.
 
     Args:
       optimizer: the optimizer.
-      layout: shardings of the training state.
+      layout: shardings of the training state, all of it on the devices.
     """
     return jax.jit(
         functools.partial(apply_gradients, optimizer=optimizer),
         donate_argnums=0,
         out_shardings=(layout, layout.step),
     )
+
+
+def make_apply(
+    optimizer: optax.GradientTransformation, layout: TrainState
+) -> Callable[[TrainState, nnx.State, Array], tuple[TrainState, Float[Array, ""]]]:
+    """Returns `make_update`'s function, for moments that may be kept on the hosts.
+
+    Args:
+      optimizer: the optimizer.
+      layout: shardings of the training state.
+    """
+    moments = jax.tree.map(sharding.on_devices, layout.opt_state)
+    update = make_update(optimizer, layout._replace(opt_state=moments))
+
+    def apply(state: TrainState, grads: nnx.State, loss: Array):
+        # A copy to where an array is already is none.
+        state = state._replace(opt_state=jax.device_put(state.opt_state, moments))
+        state, norm = update(state, grads, loss)
+        return state._replace(opt_state=jax.device_put(state.opt_state, layout.opt_state)), norm
+
+    return apply

@@ -279,7 +279,7 @@ def first_state(
 ) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
     """Returns the optimizer, the shardings of the state's arrays, and the state of step 0."""
     optimizer = make_optimizer(settings.optimizer, settings.num_steps * settings.updates_per_step)
-    layout = state_shardings(params, optimizer, mesh)
+    layout = state_shardings(params, optimizer, mesh, on_host=settings.optimizer.on_host)
     # The parameters are not passed through the jitted function, which would copy them.
     begin = jax.jit(
         lambda p: init_state(p, optimizer, settings.seed)._replace(params=None),

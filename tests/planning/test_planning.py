@@ -77,6 +77,19 @@ def test_the_parts_add_up_to_the_compilers_own_figure(kind, rank, before, here, 
     assert len(said) >= len(names)
 
 
+def test_moments_on_the_host_take_memory_in_the_update_alone(here, tiny_model):
+    both = [
+        plans.plan(recipe("sft", tiny_model, **{"optimizer.on_host": on_host}), here(4), str)
+        for on_host in (False, True)
+    ]
+    (before, update), (after, again) = (plan["programs"] for plan in both)
+    assert again["parts"] == update["parts"] and update["parts"]["optimizer"] > 10**5
+    assert 0 < after["parts"].pop("optimizer") < 100  # the count of updates
+    moments = before["parts"].pop("optimizer")
+    assert after["parts"] == before["parts"]
+    assert before["total"] - after["total"] == pytest.approx(moments, rel=0.01)
+
+
 def test_a_programs_own_code_is_counted():
     memory = types.SimpleNamespace(
         output_size_in_bytes=40,
