@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
+from configs import grpo, grpo_tiny, sft, sft_tiny
 from mirg_jax.errors import ConfigError
-from mirg_jax.models import flash
+from mirg_jax.models import flash, qwen2_vl
+from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import FLOAT32, Precision
-from mirg_jax.models.sizes import QWEN2_5_VL_7B, QWEN2_VL_2B, QWEN2_VL_7B
+from mirg_jax.models.options import ModelOptions
+from mirg_jax.models.sizes import PUBLISHED, QWEN2_5_VL_7B, QWEN2_VL_2B, QWEN2_VL_7B
 from mirg_jax.runs import devices, engines
 from mirg_jax.runs.settings import ModelSettings, read
 
@@ -50,6 +54,32 @@ def test_a_device_gets_the_kernel_that_it_can_run(device, precision, engine, rea
     assert choice.engine == engine
     assert reason in choice.reason
     assert bool(choice.reason) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("capability", "engine"), [("7.5", "xla"), ("8.0", "cudnn"), ("9.0", "cudnn")]
+)
+@pytest.mark.parametrize("stage", [sft, grpo])
+def test_recipes_on_gpus(stage, capability, engine):
+    models = "qwen2_vl_7b,gpu_8", "qwen2_5_vl_3b,gpu_8", "qwen2_vl_2b,one,lora"
+    for argument in (*models, "qwen3_vl_4b,gpu_8", "qwen3_vl_8b,gpu_1,lora"):
+        model = read(stage.get_config(argument)).model
+        choice = engines.choose(model, PUBLISHED[model.path], gpu(capability))
+        assert (choice.engine, model.precision.compute) == (engine, jnp.bfloat16)
+        assert bool(choice.reason) == (engine == "xla")
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "9.0"])
+@pytest.mark.parametrize("small", ["small_base", "small_base_qwen2_5_vl", "small_base_qwen3_vl"])
+def test_the_demo_on_gpus(small, capability):
+    for recipe in (sft_tiny, grpo_tiny):
+        model = read(recipe.get_config()).model
+        sizes = ModelConfig.from_folder(REPOSITORY / "assets" / small)
+        choice = engines.choose(model, sizes, gpu(capability))
+        assert choice.engine == "xla" and choice.reason
+        options = ModelOptions(model.precision, model.remat, choice.engine)
+        _, params = qwen2_vl.abstract(sizes, options)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(

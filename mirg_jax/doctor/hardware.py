@@ -12,6 +12,7 @@ import subprocess
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mirg_jax.doctor.report import Check
@@ -213,5 +214,10 @@ def attention(check: Check, model: ModelSettings, sizes: ModelConfig, mesh: Mesh
         return
     if reason := said.getvalue().strip():
         check.warning(f"{reason}; the run goes on, with more memory and time")
+    elif mesh.local_devices[0].platform == "cpu" and model.precision.compute == jnp.bfloat16:
+        check.warning(
+            "the recipe computes in bfloat16, for accelerators, and here is a CPU: enough to look "
+            "at the data and the folders, too slow for the run"
+        )
     else:
         check.ok(f"{engine}, in {model.precision.compute} with heads of {sizes.text.head_dim}")

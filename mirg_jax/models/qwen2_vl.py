@@ -67,15 +67,23 @@ class Qwen2VL(nnx.Module):
         return constrain(self.table()[tokens], "rows", *[None] * tokens.ndim)
 
     def embed(
-        self, text: Text, visual: Float[Array, "B V W"] | None = None
+        self,
+        text: Text,
+        visual: Float[Array, "B V W"] | None = None,
+        words: Float[Array, "B T M"] | None = None,
     ) -> tuple[Float[Array, "B T M"], Float[Array, "N B T M"] | None]:
         """Returns the decoder's inputs.
+
+        Args:
+          text: the tokens.
+          visual: visual tokens; None: there are no images.
+          words: the tokens' embeddings; None: they are looked up.
 
         Returns:
           Token embeddings, with visual tokens inserted where `visual_index` is not -1; and what is
           added after the first layers at these places (DeepStack), or None.
         """
-        x = self.embed_words(text.tokens)
+        x = self.embed_words(text.tokens) if words is None else words
         if visual is None:
             return x, None
         index = text.visual_index[..., None]
@@ -97,15 +105,18 @@ class Qwen2VL(nnx.Module):
         return self.decoder(x, positions, segments, deep=deep)[:, 0]
 
     def prefill(
-        self, text: Text, visual: Float[Array, "B V W"] | None
+        self,
+        text: Text,
+        visual: Float[Array, "B V W"] | None,
+        words: Float[Array, "B T M"] | None = None,
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
         """Computes hidden states of prompts (segment 1), and keys and values for completions."""
-        x, deep = self.embed(text, visual)
+        x, deep = self.embed(text, visual, words)
         return self.decoder.prefill(x, text.positions, text.segments, deep)
 
     def continue_prompts(
         self,
-        tokens: Int[Array, "B G L"],
+        words: Float[Array, "B G L M"],
         mask: Bool[Array, "B G L"],
         prompt: Text,
         prefix: KeyValues,
@@ -113,16 +124,14 @@ class Qwen2VL(nnx.Module):
         """Computes the hidden states of G completions per prompt, which share the prompt's keys.
 
         Args:
-          tokens: the completions' tokens.
+          words: embeddings of the completions' tokens.
           mask: 1 for tokens of the completion, 0 for padding.
           prompt: the prompts, one per row.
           prefix: the prompts' keys and values, from `prefill`.
         """
-        positions = completion_positions(prompt, jnp.arange(tokens.shape[-1])[None])
-        positions = jnp.broadcast_to(positions[:, None], (*tokens.shape, 3))
-        return self.decoder(
-            self.embed_words(tokens), positions, mask.astype(jnp.int32), prefix=prefix
-        )
+        positions = completion_positions(prompt, jnp.arange(mask.shape[-1])[None])
+        positions = jnp.broadcast_to(positions[:, None], (*mask.shape, 3))
+        return self.decoder(words, positions, mask.astype(jnp.int32), prefix=prefix)
 
     def completion_hidden(
         self, prompt: Text, images: Images | Float[Array, "B V W"] | None, rollout: Rollout
@@ -132,8 +141,13 @@ class Qwen2VL(nnx.Module):
         The images and the prompt are computed once for the whole group. The first completion token
         is predicted by the prompt's last token, every other by the token before it.
         """
-        hidden, prefix = self.prefill(prompt, self.see(images))
-        after = self.continue_prompts(rollout.tokens, rollout.mask, prompt, prefix)
+        B, T = prompt.tokens.shape
+        # Looked up together: each lookup has a gradient of the whole table's size.
+        tokens = jnp.concatenate([prompt.tokens, rollout.tokens.reshape(B, -1)], axis=1)
+        words = self.embed_words(tokens)
+        hidden, prefix = self.prefill(prompt, self.see(images), words[:, :T])
+        after = words[:, T:].reshape(*rollout.tokens.shape, -1)
+        after = self.continue_prompts(after, rollout.mask, prompt, prefix)
         first = last_token(prompt, hidden)[:, None, None]
         first = jnp.broadcast_to(first, (*after.shape[:2], 1, after.shape[-1]))
         return jnp.concatenate([first, after[:, :, :-1]], axis=2)

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from mirg_jax import sharding
@@ -17,6 +18,7 @@ from mirg_jax.data.examples import read_examples
 from mirg_jax.doctor import hardware, memory, places, reading, report, steps
 from mirg_jax.doctor.report import OK, PROBLEM, WARNING, Check, Report
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
+from mirg_jax.models.layers import Precision
 from mirg_jax.models.sizes import PUBLISHED
 from mirg_jax.planning.shapes import run_shapes
 from mirg_jax.runs import devices
@@ -107,6 +109,10 @@ def test_an_attention_that_cannot_run_is_told(recipe):
     check = Check()
     hardware.attention(check, settings.model, PUBLISHED[PAPERS], mesh)
     assert check.findings == [(OK, "xla, in float32 with heads of 128")]
+    half = dataclasses.replace(settings.model, precision=Precision(jnp.bfloat16, jnp.float32))
+    hardware.attention(check, half, PUBLISHED[PAPERS], mesh)
+    level, text = check.findings[-1]
+    assert level == WARNING and "in bfloat16, for accelerators, and here is a CPU" in text
     wanted = dataclasses.replace(settings.model, attention="cudnn")
     with pytest.raises(ConfigError, match="use auto or xla"):
         hardware.attention(check, wanted, PUBLISHED[PAPERS], mesh)

@@ -252,9 +252,8 @@ def test_shared_prompts_equal_repeated_prompts(case):
     def share(params, shared):
         model = nnx.merge(case.graph, params)
         hidden, prefix = model.prefill(shared.text, model.visual(shared.images))
-        rest = model.continue_prompts(
-            jnp.asarray(completions), jnp.asarray(mask), shared.text, prefix
-        )
+        words = model.embed_words(jnp.asarray(completions))
+        rest = model.continue_prompts(words, jnp.asarray(mask), shared.text, prefix)
         first = jnp.broadcast_to(
             last_token(shared.text, hidden)[:, None, None], (*rest.shape[:2], 1, rest.shape[-1])
         )
