@@ -129,19 +129,20 @@ class DecoderLayer(nnx.Module):
 
 def add_deep(
     x: Float[Array, "B G T M"],
-    deep: Float[Array, "N B T M"] | None,
+    deep: Float[Array, "N B P M"] | None,
     number: Int[Array, ""] | int | None,
 ) -> Float[Array, "B G T M"]:
     """Adds DeepStack's features to the output of one of the first N layers.
 
     Args:
       x: the layer's output.
-      deep: what is added after each of these layers; None: nothing.
+      deep: what is added after each of these layers, to the first P tokens; None: nothing.
       number: the layer's number, from 0; None without `deep`.
     """
     if deep is None:
         return x
     features = deep[jnp.minimum(number, len(deep) - 1)][:, None].astype(x.dtype)
+    features = jnp.pad(features, [(0, 0), (0, 0), (0, x.shape[2] - features.shape[2]), (0, 0)])
     return x + jnp.where(number < len(deep), features, 0)
 
 
@@ -183,7 +184,6 @@ class Decoder(nnx.Module):
         x: Float[Array, "B G T M"],
         positions: Int[Array, "B G T 3"],
         segments: Int[Array, "B G T"],
-        prefix: KeyValues | None = None,
         deep: Float[Array, "N B T M"] | None = None,
     ) -> Float[Array, "B G T M"]:
         """Computes the hidden states of whole sequences with causal attention.
@@ -192,30 +192,63 @@ class Decoder(nnx.Module):
           x: token embeddings.
           positions: M-RoPE positions.
           segments: segment IDs; 0 is padding.
-          prefix: keys and values of a prompt that all G branches of a row continue.
           deep: what is added after the first N layers (DeepStack); None: nothing.
 
         Returns:
           Hidden states after the final norm.
         """
         angles = self.angles(positions)
-        own = functools.partial(self.attend, q_segments=segments, k_segments=segments, causal=True)
 
-        def body(layer, x, inputs):
-            layer_prefix, number = inputs
-            attend_to = own
-            if layer_prefix is not None:
-                keys, values = layer_prefix
-                attend_to = functools.partial(
-                    own, prefix_k=keys, prefix_v=values, prefix_segments=prefix.segments
-                )
-            x, _ = layer(x, angles, lambda q, k, v: (attend_to(q, k, v), None))
+        def attend_to(q, k, v):
+            return self.attend(q, k, v, segments, segments, causal=True), None
+
+        def body(layer, x, number):
+            x, _ = layer(x, angles, attend_to)
             return add_deep(x, deep, number), None
 
-        inputs = None if prefix is None else (prefix.keys, prefix.values)
-        inputs = inputs, self._numbers(deep)
-        x, _ = scan(body, x, self.layers, inputs, remat=self.remat)
+        x, _ = scan(body, x, self.layers, self._numbers(deep), remat=self.remat)
         return self.norm(x)
+
+    def of_groups(
+        self,
+        x: Float[Array, "B A M"],
+        positions: Int[Array, "B A 3"],
+        segments: Int[Array, "B T"],
+        branches: Int[Array, "B G L"],
+        deep: Float[Array, "N B T M"] | None = None,
+    ) -> Float[Array, "B A M"]:
+        """Computes the hidden states of prompts and of the G completions that continue each.
+
+        All tokens of a row go through a layer together, so that its weights are gathered, and their
+        gradients are summed, once; only attention tells the prompt and the completions apart.
+
+        Args:
+          x: embeddings of a row's prompt, then of its completions: A = T + G * L tokens.
+          positions: M-RoPE positions of the same.
+          segments: 1 for a row's prompt, then 0 for padding.
+          branches: 1 for tokens of the completions, 0 for padding.
+          deep: what is added to the prompts after the first layers (DeepStack); None: nothing.
+        """
+        T, angles = segments.shape[-1], self.angles(positions)[:, None]
+        B, G, L = branches.shape
+        prompt, prompts = segments[:, None], functools.partial(self.attend, packed=False)
+
+        def attend_to(q, k, v):
+            _, K, _, R, _, D = q.shape
+            before = {"prefix_k": k[:, :, :T], "prefix_v": v[:, :, :T], "prefix_segments": segments}
+            first = prompts(q[..., :T, :], k[:, :, :T], v[:, :, :T], prompt, prompt, causal=True)
+            q = q[:, :, 0, :, T:].reshape(B, K, R, G, L, D).swapaxes(2, 3)
+            k, v = (x[:, :, T:].reshape(B, K * G, L, D) for x in (k, v))
+            rest = self.attend(q, k, v, branches, branches, causal=True, **before)
+            rest = rest.swapaxes(2, 3).reshape(B, K, 1, R, G * L, D)
+            return jnp.concatenate([first, rest], axis=4), None
+
+        def body(layer, x, number):
+            x, _ = layer(x, angles, attend_to)
+            return add_deep(x, deep, number), None
+
+        x, _ = scan(body, x[:, None], self.layers, self._numbers(deep), remat=self.remat)
+        return self.norm(x)[:, 0]
 
     def _numbers(self, deep: Float[Array, "N B T M"] | None) -> Int[Array, " layers"] | None:
         """Returns the layers' numbers, where what is added after a layer depends on its number."""

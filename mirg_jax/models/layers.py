@@ -51,6 +51,15 @@ _gather.defvjp(
 
 
 @jax.custom_vjp
+def in_order(x: jax.Array, param: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns both unchanged; the gradient of `x` is used only once that of `param` is complete."""
+    return x, param
+
+
+in_order.defvjp(lambda *both: (both, None), lambda _, g: jax.lax.optimization_barrier(g))
+
+
+@jax.custom_vjp
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Computes x [..., in] · kernel [in, out], with the kernel's gradient computed as [in, out].
 

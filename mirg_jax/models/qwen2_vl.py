@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.language import Cache, Decoder, DecoderLayer
-from mirg_jax.models.layers import gather, linear
+from mirg_jax.models.layers import gather, in_order, linear
 from mirg_jax.models.options import DEFAULT, ModelOptions
 from mirg_jax.models.vision import VisionTower
 from mirg_jax.sharding import constrain
@@ -52,10 +52,30 @@ class Qwen2VL(nnx.Module):
 
     def head(self) -> Float[Array, "M vocab"]:
         """Returns the matrix that maps hidden states to logits, in the compute dtype."""
+        return self._gathered(self._head)
+
+    def with_head(
+        self, hidden: Float[Array, "*B M"]
+    ) -> tuple[Float[Array, "*B M"], Float[Array, "M vocab"]]:
+        """Returns hidden states and the output head, for the logits of a loss.
+
+        The head's gradient is summed over the devices before the layers' backward pass, during
+        which each device would hold all of it otherwise.
+        """
+        hidden, head = in_order(hidden, self._head)
+        return hidden, self._gathered(head)
+
+    @property
+    def _head(self) -> jax.Array:
         if self.config.text.tie_word_embeddings:
-            return self.table().T
-        kernel = self.lm_head.kernel[...].astype(self.precision.compute)
-        return gather(kernel, ("embed", "vocab"))
+            return self.embed_tokens.embedding[...]
+        return self.lm_head.kernel[...]
+
+    def _gathered(self, head: jax.Array) -> Float[Array, "M vocab"]:
+        head = head.astype(self.precision.compute)
+        if self.config.text.tie_word_embeddings:
+            return gather(head, ("vocab", "embed")).T
+        return gather(head, ("embed", "vocab"))
 
     def table(self) -> Float[Array, "vocab M"]:
         """Returns the token embedding table in the compute dtype."""
@@ -105,33 +125,11 @@ class Qwen2VL(nnx.Module):
         return self.decoder(x, positions, segments, deep=deep)[:, 0]
 
     def prefill(
-        self,
-        text: Text,
-        visual: Float[Array, "B V W"] | None,
-        words: Float[Array, "B T M"] | None = None,
+        self, text: Text, visual: Float[Array, "B V W"] | None
     ) -> tuple[Float[Array, "B T M"], KeyValues]:
         """Computes hidden states of prompts (segment 1), and keys and values for completions."""
-        x, deep = self.embed(text, visual, words)
+        x, deep = self.embed(text, visual)
         return self.decoder.prefill(x, text.positions, text.segments, deep)
-
-    def continue_prompts(
-        self,
-        words: Float[Array, "B G L M"],
-        mask: Bool[Array, "B G L"],
-        prompt: Text,
-        prefix: KeyValues,
-    ) -> Float[Array, "B G L M"]:
-        """Computes the hidden states of G completions per prompt, which share the prompt's keys.
-
-        Args:
-          words: embeddings of the completions' tokens.
-          mask: 1 for tokens of the completion, 0 for padding.
-          prompt: the prompts, one per row.
-          prefix: the prompts' keys and values, from `prefill`.
-        """
-        positions = completion_positions(prompt, jnp.arange(mask.shape[-1])[None])
-        positions = jnp.broadcast_to(positions[:, None], (*mask.shape, 3))
-        return self.decoder(words, positions, mask.astype(jnp.int32), prefix=prefix)
 
     def completion_hidden(
         self, prompt: Text, images: Images | Float[Array, "B V W"] | None, rollout: Rollout
@@ -141,15 +139,22 @@ class Qwen2VL(nnx.Module):
         The images and the prompt are computed once for the whole group. The first completion token
         is predicted by the prompt's last token, every other by the token before it.
         """
-        B, T = prompt.tokens.shape
+        (B, T), (_, G, L) = prompt.tokens.shape, rollout.tokens.shape
         # Looked up together: each lookup has a gradient of the whole table's size.
         tokens = jnp.concatenate([prompt.tokens, rollout.tokens.reshape(B, -1)], axis=1)
         words = self.embed_words(tokens)
-        hidden, prefix = self.prefill(prompt, self.see(images), words[:, :T])
-        after = words[:, T:].reshape(*rollout.tokens.shape, -1)
-        after = self.continue_prompts(after, rollout.mask, prompt, prefix)
-        first = last_token(prompt, hidden)[:, None, None]
-        first = jnp.broadcast_to(first, (*after.shape[:2], 1, after.shape[-1]))
+        x, deep = self.embed(prompt, self.see(images), words[:, :T])
+        after = jnp.tile(completion_positions(prompt, jnp.arange(L)[None]), (1, G, 1))
+        hidden = self.decoder.of_groups(
+            jnp.concatenate([x, words[:, T:]], axis=1),
+            jnp.concatenate([prompt.positions, after], axis=1),
+            prompt.segments,
+            rollout.mask.astype(jnp.int32),
+            deep,
+        )
+        after = hidden[:, T:].reshape(B, G, L, -1)
+        first = last_token(prompt, hidden[:, :T])[:, None, None]
+        first = jnp.broadcast_to(first, (B, G, 1, first.shape[-1]))
         return jnp.concatenate([first, after[:, :, :-1]], axis=2)
 
     def step(

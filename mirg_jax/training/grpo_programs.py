@@ -109,7 +109,8 @@ def loss(
     model = nnx.merge(options.graph, params, frozen)
     rollout = experience.rollout
     hidden = model.completion_hidden(experience.prompt, experience.images, rollout)
-    logprobs = token_logprobs(hidden, model.head(), rollout.tokens, **logits)
+    hidden, head = model.with_head(hidden)
+    logprobs = token_logprobs(hidden, head, rollout.tokens, **logits)
 
     old, weights, truncated = rollout.logprobs, 1.0, None
     if cap := grpo.importance_cap:
@@ -122,7 +123,7 @@ def loss(
     if grpo.beta == 0:
         kl = jnp.zeros_like(logprobs)
     elif grpo.kl == "exact":
-        kl = exact_kl(hidden, model.head(), experience.reference, reference_head, **logits)
+        kl = exact_kl(hidden, head, experience.reference, reference_head, **logits)
     else:
         kl = objective.kl_estimate(logprobs, experience.reference, grpo.kl, grpo.kl_clamp)
 

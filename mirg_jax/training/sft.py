@@ -47,7 +47,8 @@ def loss(
     """
     model = nnx.merge(graph, params, frozen)
     hidden = model.hidden(batch.text, model.visual(batch.images))
-    logprobs = token_logprobs(hidden[:, :-1], model.head(), batch.text.tokens[:, 1:], chunk=chunk)
+    hidden, head = model.with_head(hidden)
+    logprobs = token_logprobs(hidden[:, :-1], head, batch.text.tokens[:, 1:], chunk=chunk)
     return -(logprobs * batch.labels[:, 1:]).sum() / count
 
 

@@ -17,6 +17,7 @@ from mirg_jax.models.layers import Precision
 from mirg_jax.models.options import ModelOptions
 from mirg_jax.models.qwen2_vl import last_token
 from mirg_jax.training import sft
+from mirg_jax.types import Rollout
 from mirg_jax.weights import hf, published
 
 SHAPES = Shapes(lengths=(112, 224), slots=(4, 8), patches=(64, 128))
@@ -251,13 +252,9 @@ def test_shared_prompts_equal_repeated_prompts(case):
 
     def share(params, shared):
         model = nnx.merge(case.graph, params)
-        hidden, prefix = model.prefill(shared.text, model.visual(shared.images))
-        words = model.embed_words(jnp.asarray(completions))
-        rest = model.continue_prompts(words, jnp.asarray(mask), shared.text, prefix)
-        first = jnp.broadcast_to(
-            last_token(shared.text, hidden)[:, None, None], (*rest.shape[:2], 1, rest.shape[-1])
-        )
-        return objective(jnp.concatenate([first, rest[:, :, :-1]], axis=2) @ model.head())
+        rollout = Rollout(jnp.asarray(completions), jnp.asarray(mask), jnp.zeros(mask.shape))
+        hidden = model.completion_hidden(shared.text, shared.images, rollout)
+        return objective(hidden @ model.head())
 
     def repeat(params, repeated):
         model = nnx.merge(case.graph, params)
