@@ -275,6 +275,11 @@ def test_the_binary_composes_and_refuses(tmp_path, refusal, capsys):
     assert re.search(
         r"2 labels or photos left out, the first: .*(instances.json|follow_links)", said
     )
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    shown = re.findall(r"<td>sft.jsonl</td><td>(\w+)</td>", page.replace("\n", ""))
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert set(shown) == set(manifest["files"]["sft.jsonl"]) == {"region", "diff"}
+    assert shown[:2] == re.findall(r"^sft.jsonl +(\w+)", said, re.MULTILINE)
     other = (*flags[:2], f"--output_dir={tmp_path}/links", "--sft=4", "--tasks=region")
     assert refusal("compose", *other, "--follow_links") == ""
     assert "1 labels or photos left out" in capsys.readouterr().out
