@@ -175,6 +175,14 @@ def _check_settings(settings: Settings, folder: _Folder) -> None:
     Raises:
       ConfigError: if it has.
     """
+    for source in settings.sources:
+        labels = source.labels if source.labels.is_dir() else source.labels.parent
+        in_folder = source.labels.is_dir() or source.kind == "yolo"
+        if in_folder and folder.path.resolve().is_relative_to(labels.resolve()):
+            raise ConfigError(
+                f"--output_dir={folder.path}: lies within the labels of "
+                f"--source={source.kind}={source.labels}; give a folder outside of them"
+            )
     record = folder.path / _SETTINGS
     wanted = settings.to_json() | {"labels_sha256": [hash_labels(s) for s in settings.sources]}
     if not record.exists():
@@ -286,7 +294,9 @@ def draw_draft(
     """
     for _ in range(_DRAWS):
         try:
-            return COMPOSERS[task](rng, library)
+            draft = COMPOSERS[task](rng, library)
+            writing.check_readable(draft, library)
+            return draft
         except NotPossible as reason:
             left_out.add(str(reason))
         except DataError as error:
