@@ -73,7 +73,9 @@ def _keep(element: Element, kept: sqlite3.Connection, categories: dict) -> None:
             kind = clean(kind) if kind else ""
         except ValueError as error:
             raise DataError(f"{error}; give the category a name") from None
-        categories[_whole(row, "id")] = name, kind
+        given = _whole(row, "id")
+        if categories.setdefault(given, (name, kind)) != (name, kind):
+            raise DataError(f"another category has the id {given}; make ids unique")
     elif key == "images":
         names = "neg_category_ids", "not_exhaustive_category_ids", "width", "height"
         kept_row = {"file_name": _file_name(row)} | {n: row[n] for n in names if n in row}

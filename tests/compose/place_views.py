@@ -94,7 +94,7 @@ def _coarse(view, whole, scale, mirrored, hidden):
     return Window(box, mirrored, float(scores[y, x]))
 
 
-MOVES = np.array(  # of a window's four sides
+_MOVES = np.array(  # of a window's four sides
     [(1, 0, 1, 0), (0, 1, 0, 1), (-1, -1, 1, 1), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)]
     + [(0, 0, 0, 1)]
 )
@@ -121,7 +121,7 @@ def _closer(view, whole, window, hidden):
         moved = True
         while moved:
             moved = False
-            for move in (*MOVES, *-MOVES):
+            for move in (*_MOVES, *-_MOVES):
                 tried = np.clip(box + step * move, 0, sides)
                 if (found := score(tried)) > best + 1e-9:
                     box, best, moved = tried, found, True

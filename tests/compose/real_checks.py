@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from place_views import MOVES, compared, find_window
+from place_views import compared, find_window
 
 from mirg_jax.grounding.boxes import grid_to_pixels
 
@@ -177,13 +177,15 @@ class Checks:
         """
         hidden = [self._differing(asked, n) for n in (0, 1)]
         scales = np.arange(0.84, 1.12, 0.02)
-        pairs = [
+        one, other = (
             find_window(asked.shown[1 - n], asked.shown[n], scales, [False], hidden[n])
             for n in (0, 1)
-        ]
-        n = int(pairs[1].score > pairs[0].score)
-        whole, view = asked.shown[n], asked.shown[1 - n]
-        window, apart = _laid_over(pairs[n], whole, view, hidden[n])
+        )
+        for n in (0, 1) if one.score > other.score else (1, 0):
+            whole, view = asked.shown[n], asked.shown[1 - n]
+            window, apart, is_exact = _laid_over((one, other)[n], whole, view, hidden[n])
+            if is_exact:
+                break
         x1, y1, x2, y2 = asked.pixels_box()
         if asked.image == n + 1:
             x1, y1, x2, y2 = window.place((x1, y1, x2, y2), view)
@@ -284,42 +286,39 @@ def _share_part(one, other, dx, dy):
 
 
 def _laid_over(window, whole, view, hidden):
-    """The window in whole pixels, and how far the view then is from it, at each pixel.
+    """The window in whole pixels, how far the view then is from it at each pixel, whether it is it.
 
-    Sides are moved by a pixel as long as the better half of the pixels then comes closer. What is
-    hidden doesn't tell the light.
+    Each side is at most a pixel off at first; what is hidden doesn't count.
     """
     mask = compared(view.shape[:2], hidden)
-
-    def off(box):
-        inside = min(box) >= 0 and box[2] <= whole.shape[1] and box[3] <= whole.shape[0]
-        if not inside:
-            return np.inf
-        cut = window._replace(box=box).cut(whole, view)
-        return np.median(_apart(cut[..., 1:2], view[..., 1:2], mask, rounds=3))
-
-    found = tuple(map(float, np.rint(window.box)))
-    least, moved = off(found), True
-    while least > 0.5 and moved:
-        moved = False
-        for shift in (*MOVES, *-MOVES):
-            tried = tuple(map(float, np.add(found, shift)))
-            if (other := off(tried)) < least:
-                found, least, moved = tried, other, True
-    window = window._replace(box=found)
-    return window, _apart(window.cut(whole, view), view, mask)
+    shifts = sorted(itertools.product((0, -1, 1), repeat=4), key=lambda each: np.abs(each).sum())
+    best, least = window, np.inf
+    for shift in shifts:
+        box = tuple(map(float, np.rint(window.box) + shift))
+        if min(box) < 0 or box[2] > whole.shape[1] or box[3] > whole.shape[0]:
+            continue
+        tried = window._replace(box=box)
+        cut = tried.cut(whole, view)
+        off = _apart(cut[..., 1:2], view[..., 1:2], mask)
+        if (most := np.quantile(off[mask], 0.99)) < least:
+            best, least = tried, most
+        if least < 2:  # nothing but what is rounded
+            break
+    return best, _apart(best.cut(whole, view), view, mask), least < 2
 
 
-def _apart(cut, view, mask, rounds=6):
+def _apart(cut, view, mask):
     """How far a view is from the same in other light, by the worst channel of each pixel."""
     worst = np.zeros(view.shape[:2])
-    cut, view = cut.astype(float), view.astype(float)
     for a, b in zip(np.moveaxis(cut, -1, 0), np.moveaxis(view, -1, 0), strict=True):
         told = mask & (b > 2) & (b < 253)  # not cut by the light
-        keep = told
-        for _ in range(rounds):  # the light, ever less by what was changed
-            light = np.polyfit(a[keep], b[keep], 1)
-            off = np.abs(np.clip(np.polyval(light, a), 0, 255) - b)
-            keep = told & (off <= np.quantile(off[told], 0.8))
-        worst = np.maximum(worst, off)
+        values = np.flatnonzero(np.bincount(a[told], minlength=256))
+        became = np.array([np.median(b[told & (a == value)]) for value in values])
+        for _ in range(3):  # the light: a line, to which values that were changed don't count
+            light = np.polyfit(values, became, 1)
+            off = np.abs(np.polyval(light, values) - became)
+            kept = off <= max(np.quantile(off, 0.8), 1)
+            values, became = values[kept], became[kept]
+        light = np.clip(np.polyval(np.polyfit(values, became, 1), a), 0, 255)
+        worst = np.maximum(worst, np.abs(light - b))
     return worst

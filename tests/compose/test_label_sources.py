@@ -81,6 +81,7 @@ def test_coco_is_read_in_any_order(read, tmp_path):
         ("images", {"id": 1, "file_name": "c.jpg"}, "another image has the id 1"),
         ("images", {"id": 9}, "'file_name' is missing"),
         ("categories", {"id": 4}, "not text"),
+        ("categories", {"id": 7, "name": "horse"}, "another category has the id 7"),
     ],
 )  # fmt: skip
 def test_bad_rows_of_coco_are_left_out_and_named(read, tmp_path, array, row, reason):
