@@ -114,7 +114,7 @@ class Real(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[(30, 10), pytest.param((1000, 100), marks=pytest.mark.slow)],
+    params=[(20, 10), pytest.param((1000, 100), marks=pytest.mark.slow)],
     ids=lambda each: f"{each[0]}",
 )
 def real(request, shared, tmp_path_factory):
