@@ -10,7 +10,7 @@ see docs/compose.md. Run the same command again to go on.
 from absl import flags
 
 from mirg_jax import cli
-from mirg_jax.compose import compose
+from mirg_jax.compose import compose, counts
 from mirg_jax.compose.sources import READERS, parse_source
 from mirg_jax.compose.tasks import COMPOSERS
 from mirg_jax.data.images import ImageRoot
@@ -64,7 +64,7 @@ def main(_):
         seed=_SEED.value,
         max_pixels=_MAX_PIXELS.value,
     )
-    print(compose.table(compose.compose(settings, output_dir)))
+    print(counts.table(compose.compose(settings, output_dir)))
 
 
 if __name__ == "__main__":

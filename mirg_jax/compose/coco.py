@@ -73,7 +73,9 @@ def _keep(element: Element, kept: sqlite3.Connection, categories: dict) -> None:
             kind = clean(kind) if kind else ""
         except ValueError as error:
             raise DataError(f"{error}; give the category a name") from None
-        categories[_whole(row, "id")] = name, kind
+        given = _whole(row, "id")
+        if categories.setdefault(given, (name, kind)) != (name, kind):
+            raise DataError(f"another category has the id {given}; make ids unique")
     elif key == "images":
         names = "neg_category_ids", "not_exhaustive_category_ids", "width", "height"
         kept_row = {"file_name": _file_name(row)} | {n: row[n] for n in names if n in row}
@@ -167,11 +169,24 @@ def read_box(values: Any) -> Sides:
     Raises:
       DataError: it is something else, or empty.
     """
-    x, y, width, height = map(float, four_numbers(values, "the bbox"))
+    x, y, width, height = four_floats(values, "the bbox")
     box = x, y, x + width, y + height
     if not all(abs(each) < 1e6 for each in box) or width <= 0 or height <= 0:  # nor NaN
         raise DataError(f"the bbox {quote(values)} is empty; it is x, y, width, height in pixels")
     return box
+
+
+def four_floats(values: Any, name: str) -> Sides:
+    """Returns four numbers as floats.
+
+    Raises:
+      DataError: they are something else, or too large; the message calls them by `name`.
+    """
+    try:
+        x1, y1, x2, y2 = map(float, four_numbers(values, name))
+    except OverflowError:
+        raise DataError(f"{name} {quote(values)} has a number that is too large") from None
+    return x1, y1, x2, y2
 
 
 def read_attributes(values: Any) -> Attributes:

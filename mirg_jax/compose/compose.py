@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mirg_jax.compose import page, writing
+from mirg_jax.compose import counts, page, writing
 from mirg_jax.compose.drafts import Draft
 from mirg_jax.compose.index import EVAL, TRAIN, build_index, check_photos, facts_of
 from mirg_jax.compose.library import Library, NotPossible
@@ -175,6 +175,14 @@ def _check_settings(settings: Settings, folder: _Folder) -> None:
     Raises:
       ConfigError: if it has.
     """
+    for source in settings.sources:
+        labels = source.labels if source.labels.is_dir() else source.labels.parent
+        in_folder = source.labels.is_dir() or source.kind == "yolo"
+        if in_folder and folder.path.resolve().is_relative_to(labels.resolve()):
+            raise ConfigError(
+                f"--output_dir={folder.path}: lies within the labels of "
+                f"--source={source.kind}={source.labels}; give a folder outside of them"
+            )
     record = folder.path / _SETTINGS
     wanted = settings.to_json() | {"labels_sha256": [hash_labels(s) for s in settings.sources]}
     if not record.exists():
@@ -286,7 +294,9 @@ def draw_draft(
     """
     for _ in range(_DRAWS):
         try:
-            return COMPOSERS[task](rng, library)
+            draft = COMPOSERS[task](rng, library)
+            writing.check_readable(draft, library)
+            return draft
         except NotPossible as reason:
             left_out.add(str(reason))
         except DataError as error:
@@ -316,13 +326,12 @@ def _assemble(settings: Settings, folder: _Folder) -> dict[str, Any]:
         "files": {_FILES[name]: tasks for name, tasks in files.items()},
         "labels_left_out": json.loads((folder.work / "left_out.json").read_text("utf-8")),
     }
-    rows = [row for tasks in files.values() for row in tasks.values()]
+    rows = [row for _, _, row in counts.by_task(manifest)]
     if not sum(row["examples"] for row in rows):
-        reasons = [each["first"] for row in rows for each in row["draws_left_out"]]
-        if unused := manifest["labels_left_out"]:
-            count = sum(each["count"] for each in unused)
-            reasons[0] += f"; {count} labels can't be used, the first: {unused[0]['first']}"
-        raise DataError(f"no example can be composed: {reasons[0]}; give other labels or tasks")
+        reason = next(each["first"] for row in rows for each in row["draws_left_out"])
+        unused = counts.told_left_out(manifest["labels_left_out"], "labels can't be used")
+        told = f"{reason}; {unused}" if unused else reason
+        raise DataError(f"no example can be composed: {told}; give other labels or tasks")
     page.write_page(folder.path / _PAGE, manifest, shown.examples, folder.path)
     outputs.replace_text(folder.manifest, json.dumps(manifest, indent=1) + "\n")
     return manifest
@@ -390,19 +399,3 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
         raise DataError(
             f"{folder}: can't be written ({reason}); fix that and run again to go on"
         ) from None
-
-
-def table(manifest: dict[str, Any]) -> str:
-    """Returns a manifest's counts by file and task as lines of text."""
-    lines = [f"{'file':12} {'task':18} {'asked':>8} {'examples':>9} {'repeated':>9}"]
-    for file, tasks in manifest["files"].items():
-        for task, row in tasks.items():
-            counts = (row["asked"], row["examples"], row["repeated"])
-            why = ""
-            if row["examples"] < row["asked"] and row["draws_left_out"]:
-                why = f"  {row['draws_left_out'][0]['reason']}"
-            lines.append("{:12} {:18} {:8} {:9} {:9}".format(file, task, *counts) + why)
-    if unused := manifest["labels_left_out"]:
-        count = sum(each["count"] for each in unused)
-        lines.append(f"{count} labels or photos left out, the first: {unused[0]['first']}")
-    return "\n".join(lines)

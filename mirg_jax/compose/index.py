@@ -42,7 +42,7 @@ _TABLES = """
 CREATE TABLE found (path TEXT, source INTEGER, data TEXT);
 CREATE TABLE looked (path TEXT PRIMARY KEY, digest TEXT, width INTEGER, height INTEGER);
 CREATE TABLE photo (
-    id INTEGER PRIMARY KEY, split INTEGER, sources TEXT, grp TEXT, digest TEXT, data TEXT
+    id INTEGER PRIMARY KEY, split INTEGER, sources TEXT, grp TEXT, digest TEXT, path TEXT, data TEXT
 );
 CREATE TABLE listed (split INTEGER, name TEXT, times INTEGER, photo INTEGER);
 CREATE TABLE seen (split INTEGER, sequence TEXT, track TEXT, frame INTEGER, photo INTEGER);
@@ -142,7 +142,11 @@ def look_at(root: ImageRoot, path: str) -> tuple[str, int, int]:
       DataError: it can't be read, or is to be turned by its EXIF orientation, so that it isn't
         known what its boxes are relative to.
     """
-    file = resolve_image(root, path)
+    return _look_at_file(resolve_image(root, path))
+
+
+def _look_at_file(file: pathlib.Path) -> tuple[str, int, int]:
+    """Does the same for a file."""
     try:
         with open(file, "rb") as opened:
             digest, length = hashlib.blake2b(digest_size=16), opened.seek(0, os.SEEK_END)
@@ -194,8 +198,8 @@ def _add_photos(kept: sqlite3.Connection, seed: int, eval_share: float, left_out
         split = EVAL if _share(seed, group) < eval_share else TRAIN
         names = (vocabularies.get(each, frozenset()) for each in sources)
         known = all_known(photo.looked_for, *names)
-        values = split, json.dumps(sources), group, digest, to_text(photo)
-        number = add.execute("INSERT INTO photo VALUES (NULL, ?, ?, ?, ?, ?)", values).lastrowid
+        values = split, json.dumps(sources), group, digest, photo.path, to_text(photo)
+        number = add.execute("INSERT INTO photo VALUES (NULL, ?, ?, ?, ?, ?, ?)", values).lastrowid
         photo = dataclasses.replace(photo, known=known)
         listed = sorted({(split, name, times, number) for name, times in _names(photo)})
         add.executemany("INSERT INTO listed VALUES (?, ?, ?, ?)", listed)
@@ -288,11 +292,10 @@ def check_photos(path: pathlib.Path, root: ImageRoot) -> None:
     """
     since = path.stat().st_mtime
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as kept:
-        rows = kept.execute("SELECT digest, data FROM photo")
-        for digest, data in progress_bar(rows, desc="images", unit="photo", mininterval=1):
-            photo = from_text(data).path
+        rows = kept.execute("SELECT digest, path FROM photo")
+        for digest, photo in progress_bar(rows, desc="images", unit="photo", mininterval=1):
             file = resolve_image(root, photo)
-            if os.stat(file).st_ctime >= since and look_at(root, photo)[0] != digest:
+            if os.stat(file).st_ctime >= since and _look_at_file(file)[0] != digest:
                 raise DataError(
                     f"image {str(file)!r}: has changed since its labels were read; put the former "
                     "one back to go on, or give another --output_dir"

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mirg_jax.compose import counts
 from mirg_jax.grounding.boxes import grid_to_fraction
 from mirg_jax.report import browser
-from mirg_jax.report.browser import task_title
 
 _EACH = 12  # examples of each task and file
 
@@ -47,7 +47,7 @@ def write_page(
     ]
     cards = [_card(file, row, root) for file, row in examples]
     facets = {
-        "Task": browser.task_titles([row["task"] for _, row in examples]),
+        "Task": tuple(dict.fromkeys(row["task"] for _, row in examples)),
         "File": tuple(dict.fromkeys(file for file, _ in examples)),
     }
     view = browser.View("Examples", cards, facets, spread=("Task", "File"))
@@ -56,23 +56,14 @@ def write_page(
 
 def _tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[Any]]]:
     """Returns the page's tables by heading; the first row of each is its header."""
-    files = manifest["files"]
     return {
-        "Examples": [
-            ("file", "task", "asked for", "examples", "repeated"),
-            *(
-                (file, task_title(task), row["asked"], row["examples"], row["repeated"])
-                for file, tasks in files.items()
-                for task, row in tasks.items()
-            ),
-        ],
+        "Examples": [counts.HEADER, *counts.rows(manifest)],
         "Photos": [("split", "photos"), *manifest["photos"].items()],
         "Why draws gave no example": [
             ("file", "task", "reason", "draws"),
             *(
-                (file, task_title(task), each["reason"], each["count"])
-                for file, tasks in files.items()
-                for task, row in tasks.items()
+                (file, task, each["reason"], each["count"])
+                for file, task, row in counts.by_task(manifest)
                 for each in row["draws_left_out"]
             ),
         ],
@@ -84,9 +75,8 @@ def _tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[Any]]]:
 
 
 def _card(file: str, row: Mapping[str, Any], root: pathlib.Path) -> browser.Card:
-    title = task_title(row["task"])
     return browser.Card(
-        title=f"{title}, {row['id']}",
+        title=row["id"],
         question=row["question"],
         root=root,
         images=row["images"],
@@ -95,6 +85,6 @@ def _card(file: str, row: Mapping[str, Any], root: pathlib.Path) -> browser.Card
             for each in row["targets"]
         ],
         answers=[],
-        facets={"Task": (title,), "File": (file,)},
+        facets={"Task": (row["task"],), "File": (file,)},
         badge=row["targets"][0]["label"],
     )

@@ -10,11 +10,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from mirg_jax.compose.coco import read_attributes, read_box
+from mirg_jax.compose.coco import four_floats, read_attributes, read_box
 from mirg_jax.compose.json_stream import elements
 from mirg_jax.compose.names import clean
 from mirg_jax.compose.photos import Labelled, Photo
-from mirg_jax.data.json_rows import four_numbers, image_path, quote, whole_number
+from mirg_jax.data.json_rows import image_path, quote, whole_number
 from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 
@@ -52,8 +52,8 @@ def _photo(row: Any) -> Photo:
     if "bbox" in row:
         box = read_box(row["bbox"])
     else:
-        x1, y1, x2, y2 = box = tuple(map(float, four_numbers(row.get("box"), "'bbox' or 'box'")))
-        if not (x1 < x2 and y1 < y2 and max(box) > 1):
+        x1, y1, x2, y2 = box = four_floats(row.get("box"), "'bbox' or 'box'")
+        if not (x1 < x2 and y1 < y2 and 1 < max(box) and max(map(abs, box)) < 1e6):
             raise DataError(f"the box {quote(row['box'])} is empty or no sides in pixels")
     found = _first(row, _PHRASES)
     phrases = set()

@@ -15,6 +15,7 @@ from mirg_jax.errors import DataError
 _CLASSES = {1: "pedestrian", 2: "person", 3: "car", 4: "bicycle", 5: "motorbike", 7: "person"}
 _LOOKED_FOR = frozenset(("pedestrian", "person"))  # vehicles have boxes only if they hide people
 _LEAST_VISIBLE = 0.5
+_LARGE = 1e9  # of a frame's number, a track's or a side
 
 
 def read_mot(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
@@ -62,16 +63,18 @@ def _mot_line(line: str) -> tuple[int, Labelled, bool]:
     fields = line.split(",")
     if len(fields) < 6:
         raise ValueError(f"{len(fields)} fields; frame,track,left,top,width,height are needed")
-    x, y, width, height = map(float, fields[2:6])
+    first, track, x, y, width, height = numbers = [float(each) for each in fields[:6]]
+    if not all(abs(each) < _LARGE for each in numbers):  # nor NaN
+        raise ValueError("a number is too large or none; give the sequence's own")
     if not (width > 0 and height > 0):
         raise ValueError("the box is empty")
-    number = int(float(fields[7])) if len(fields) > 7 else 1
+    number = float(fields[7]) if len(fields) > 7 else 1
     marked = float(fields[6]) if len(fields) > 6 else 1.0
     visible = float(fields[8]) if len(fields) > 8 else 1.0
     label = _CLASSES.get(number, _CLASSES[1])  # what else there is may be taken for people
     counts = number in _CLASSES and marked != 0 and visible >= _LEAST_VISIBLE
     box = x - 1, y - 1, x + width - 1, y + height - 1  # MOT counts pixels from 1
-    return int(float(fields[0])), Labelled(label, box, track=str(int(float(fields[1])))), counts
+    return int(first), Labelled(label, box, track=str(int(track))), counts
 
 
 def _mot_images(folder: pathlib.Path) -> tuple[pathlib.Path, str]:
@@ -114,7 +117,9 @@ def read_frames(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
         label = _label_of(folder)
         for (number, line), name in zip(lines, names, strict=True):
             try:
-                x, y, width, height = map(float, line.replace(",", " ").split())
+                x, y, width, height = sides = tuple(map(float, line.replace(",", " ").split()))
+                if any(abs(each) >= _LARGE for each in sides):  # NaN: the object isn't there
+                    raise ValueError
             except ValueError:
                 left_out.add(
                     "LaSOT: a line can't be used",
@@ -122,7 +127,7 @@ def read_frames(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
                 )
                 continue
             box = (x, y, x + width, y + height)
-            shown = width > 0 and height > 0 and number not in hidden
+            shown = x == x and y == y and width > 0 and height > 0 and number not in hidden
             objects = (Labelled(label, box, track=folder.name),) if shown else ()
             if objects:
                 yield Photo(str(images / name), objects, sequence=str(folder), frame=number)

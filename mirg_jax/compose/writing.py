@@ -41,7 +41,7 @@ def write_images(
     Returns:
       The paths.
     """
-    if all(isinstance(each, Photo) for each in draft.images):
+    if not _is_made(draft):
         return tuple(_link(each.path, root, folder) for each in draft.images)
     paths = []
     for number, each in enumerate(draft.images, start=1):
@@ -50,6 +50,23 @@ def write_images(
         write_png(folder / path, pixels)
         paths.append(path)
     return tuple(paths)
+
+
+def _is_made(draft: Draft) -> bool:
+    """Returns whether a draft's images are written, and not further names of photos."""
+    return not all(isinstance(each, Photo) for each in draft.images)
+
+
+def check_readable(draft: Draft, library: Library) -> None:
+    """Decodes the photos that `write_images` will write.
+
+    Raises:
+      DataError: one can't be read.
+    """
+    if _is_made(draft):
+        for each in draft.images:
+            if isinstance(each, Photo):
+                library.pixels(each)
 
 
 def write_png(path: pathlib.Path, pixels: np.ndarray) -> None:

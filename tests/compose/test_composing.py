@@ -275,7 +275,40 @@ def test_the_binary_composes_and_refuses(tmp_path, refusal, capsys):
     assert re.search(
         r"2 labels or photos left out, the first: .*(instances.json|follow_links)", said
     )
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    shown = re.findall(r"<td>sft.jsonl</td><td>(\w+)</td>", page.replace("\n", ""))
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert set(shown) == set(manifest["files"]["sft.jsonl"]) == {"region", "diff"}
+    assert shown[:2] == re.findall(r"^sft.jsonl +(\w+)", said, re.MULTILINE)
     other = (*flags[:2], f"--output_dir={tmp_path}/links", "--sft=4", "--tasks=region")
     assert refusal("compose", *other, "--follow_links") == ""
     assert "1 labels or photos left out" in capsys.readouterr().out
     assert (tmp_path / "out/report.html").exists()
+
+
+def test_photos_that_are_cut_are_left_out(tmp_path):
+    """Their sizes can be read, their pixels can't."""
+    coco = small_world.write(tmp_path / "in", photos=12)
+    for row in coco["images"][:6]:
+        path = tmp_path / "in/images" / row["file_name"]
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    made = small_world.settings(
+        tmp_path / "in",
+        counts={"sft": 30, "rl": 0, "eval": 0},
+        tasks=("diff", "refer_grounding", "correspondence"),
+        eval_share=0.0,
+    )
+    manifest = compose.compose(made, tmp_path / "out")
+    for row in manifest["files"]["sft.jsonl"].values():
+        assert row["examples"] > 5
+        found = [e for e in row["draws_left_out"] if e["reason"] == "an image can't be read"]
+        assert found and "get the file again" in found[0]["first"]
+
+
+def test_an_output_folder_within_the_labels_is_refused(tmp_path, refusal):
+    (tmp_path / "y/images").mkdir(parents=True)
+    (tmp_path / "y/classes.txt").write_text("dog")
+    flags = (f"--image_root={tmp_path}", f"--output_dir={tmp_path}/y/out", "--sft=2")
+    told = refusal("compose", f"--source=yolo={tmp_path}/y", *flags)
+    assert "y/out: lies within the labels of --source=yolo=" in told
+    assert "give a folder outside of them" in told

@@ -81,6 +81,7 @@ def test_coco_is_read_in_any_order(read, tmp_path):
         ("images", {"id": 1, "file_name": "c.jpg"}, "another image has the id 1"),
         ("images", {"id": 9}, "'file_name' is missing"),
         ("categories", {"id": 4}, "not text"),
+        ("categories", {"id": 7, "name": "horse"}, "another category has the id 7"),
     ],
 )  # fmt: skip
 def test_bad_rows_of_coco_are_left_out_and_named(read, tmp_path, array, row, reason):
@@ -287,6 +288,44 @@ def test_folders_of_frames_are_read(read, tmp_path):
     }
     (folder / "full_occlusion.txt").write_text("0,0,1")
     assert len(read("lasot=ROOT/lasot")[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["inf,2,5,5,30,30", "3,2,5,5,30,inf", "3,2,5,nan,30,30", f"4,{'9' * 30},5,5,30,30"]
+)
+def test_lines_of_mot_with_no_numbers_are_left_out(read, tmp_path, line):
+    (tmp_path / "s/gt").mkdir(parents=True)
+    picture(tmp_path / "s/img1/000001.jpg")
+    (tmp_path / "s/gt/gt.txt").write_text(f"1,1,5,5,20,10,1,1,1\n{line},1,1,1\n")
+    photos, (found,) = read("mot=ROOT/s")
+    assert len(photos) == 1
+    assert "gt.txt line 2: a number is too large or none" in found["first"]
+
+
+def test_lines_of_lasot_with_no_numbers_are_left_out(read, tmp_path):
+    for n in range(3):
+        picture(tmp_path / f"dog-1/img/{n}.jpg")
+    text = "1,1,20,10\nnan,nan,nan,nan\n1,1,20,inf\n"  # NaN: it isn't there
+    (tmp_path / "dog-1/groundtruth.txt").write_text(text)
+    photos, (found,) = read("lasot=ROOT/dog-1")
+    assert len(photos) == 1 and "groundtruth.txt line 3" in found["first"]
+
+
+@pytest.mark.parametrize("box", ["[1, 1, 9, 1e400]", f"[1, 1, 9, 1{'0' * 400}]", "[1, 1, 9, NaN]"])
+def test_boxes_without_end_are_left_out(read, tmp_path, box):
+    row = '{"image": "a.jpg", "caption": "a dog", "KEY": BOX}'
+    for key in ("bbox", "box"):
+        text = row.replace("KEY", key).replace("BOX", box)
+        (tmp_path / "refs.json").write_text(f"[{json.dumps(REFS[0])}, {text}]")
+        _, (found,) = read("refs=ROOT/refs.json")
+        assert found["count"] == 1 and "refs.json row 1: " in found["first"]
+
+
+def test_expressions_end_at_a_line_that_is_not_json(read, tmp_path):
+    lines = (json.dumps(REFS[0]), '{"image": "a.jpg", "bbox": [1, 1', json.dumps(REFS[0]))
+    (tmp_path / "refs.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="refs.jsonl: not usable JSON from line [23] on .*again$"):
+        read("refs=ROOT/refs.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["mot", "lasot"])

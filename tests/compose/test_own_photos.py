@@ -2,13 +2,15 @@
 
 import collections
 import json
+import pathlib
 import re
+import shutil
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 from conftest import train
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
+from real_checks import Checks, read_asked
 
 from mirg_jax.compose import compose
 from mirg_jax.compose.sources import Source
@@ -97,69 +99,123 @@ def coco_of(photos, name):
     return rows, found
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
-def test_real_photos_are_composed(shared, tmp_path, count):
+MAX_PIXELS = 40_000
+MOVED = 40  # of 1000: how far a wrong answer is moved
+
+
+class Real(NamedTuple):
+    """What was composed of the real photos, and the labels that it was composed of."""
+
+    folder: pathlib.Path
+    photos: pathlib.Path
+    things: dict[str, set]
+    manifest: dict
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(20, 10), pytest.param((1000, 100), marks=pytest.mark.slow)],
+    ids=lambda each: f"{each[0]}",
+)
+def real(request, shared, tmp_path_factory):
     photos = shared("real_photos")
+    folder = tmp_path_factory.mktemp("real")
     labels, things = coco_of(photos, "train.json")
-    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    (folder / "labels.json").write_text(json.dumps(labels))
     made = compose.Settings(
-        (Source("coco", tmp_path / "labels.json"),),
+        (Source("coco", folder / "labels.json"),),
         ImageRoot(photos),
-        {"sft": count, "rl": 0, "eval": 10},
+        {"sft": request.param[0], "rl": 0, "eval": request.param[1]},
         eval_share=0.3,
-        max_pixels=40_000,
+        max_pixels=MAX_PIXELS,
     )
-    manifest = compose.compose(made, tmp_path / "out")
-    assert sum(manifest["photos"].values()) == len(things) >= 40
-    rows = rows_of(tmp_path / "out")
+    return Real(folder / "out", photos, things, compose.compose(made, folder / "out"))
+
+
+def examples_of(real):
+    """The examples for training, then those for evaluation."""
+    evaluated = json.loads((real.folder / "eval.json").read_text())
+    yield from (read_asked(row, real.folder) for row in (*rows_of(real.folder), *evaluated))
+
+
+def test_real_photos_are_composed(real):
+    assert sum(real.manifest["photos"].values()) == len(real.things) >= 40
+    rows = rows_of(real.folder)
     assert {row["task"] for row in rows} == set(COMPOSERS)
-    evaluated = json.loads((tmp_path / "out/eval.json").read_text())
+    evaluated = json.loads((real.folder / "eval.json").read_text())
     used = [{path for row in each for path in row["photos"]} for each in (rows, evaluated)]
     assert used[0] and used[1] and not used[0] & used[1]
-    for row in rows:
-        check_real(row, things, tmp_path / "out")
+    checks = Checks(real.photos, real.things, MAX_PIXELS)
+    for asked in examples_of(real):
+        checks.check(asked)
+    assert set(checks.counts) == set(COMPOSERS)
+    assert checks.counts.total() == len(rows) + len(evaluated)
 
 
-def check_real(row, things, folder):
-    """By the labels that were given, and by the pixels of edited copies and of parts."""
-    (target,) = row["targets"]
-    label, box, task = target["label"], tuple(target["box"]), row["task"]
-    names = [[name for name, _ in things[path]] for path in row["photos"]]
-    shown = [np.asarray(Image.open(folder / path).convert("RGB")) for path in row["images"]]
-    height, width = shown[target["image"] - 1].shape[:2]
-    if task == "group_grounding":
-        assert [label in each for each in names].count(True) == 1
-    if task == "common_object":
-        assert set.intersection(*map(set, names)) == {label}
-    if task in ("group_grounding", "common_object"):
-        asked = target["image"] - 1
-    elif task == "correspondence" or (task == "refer_grounding" and "kind" in row["question"]):
-        asked = 1
-    elif task == "refer_grounding":
-        asked = target["image"] - 2  # the close view is no photo
-        assert [label in each for each in names].count(True) == 1
-    elif task == "reasoning":
-        asked = target["image"] - 1
-    else:
-        asked = None
-    if asked is not None:
-        own = [found for name, found in things[row["photos"][asked]] if name == label]
-        off = [np.abs(np.subtract(found, box)).max() for found in own]
-        assert min(off) <= 1
-        assert len(own) == 1 or re.search(
-            "leftmost|rightmost|topmost|lowest|largest", row["question"]
-        )
-    if task == "diff":
-        one, other = shown
-        ys, xs = np.nonzero((one != other).any(axis=-1))
-        found = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
-        assert np.abs(np.subtract(found, grid_to_pixels(box, width, height))).max() <= 0.6
-    if task == "region":
-        n = int(re.search(r"(\d)(?:th region|\b in the source)", row["question"])[1])
-        part, (x1, y1, x2, y2) = shown[n], np.rint(grid_to_pixels(box, width, height)).astype(int)
-        assert part.shape == (y2 - y1, x2 - x1, 3)
-        assert np.array_equal(shown[0][y1:y2, x1:x2], part)
-        rivals = sliding_window_view(shown[0][..., 0], part.shape[:2])
-        ys, xs = np.nonzero(rivals[..., 0, 0] == part[0, 0, 0])
-        same = [p for p in zip(ys, xs, strict=True) if (rivals[p] == part[..., 0]).all()]
-        assert same == [(y1, x1)]
+def test_wrong_answers_about_real_photos_are_seen(real):
+    """The checks of `real_checks` fail where the box is beside the object, or in another image."""
+    checks = Checks(real.photos, real.things, MAX_PIXELS)
+    first = {asked.task: asked for asked in reversed(list(examples_of(real)))}
+    for task, asked in first.items():
+        x1, y1, x2, y2 = asked.box
+        by = MOVED if x2 + MOVED <= 1000 else -MOVED
+        wrong = [asked._replace(box=(x1 + by, y1, x2 + by, y2))]
+        if task != "diff":  # there both images have the same box
+            wrong.append(asked._replace(image=asked.image % len(asked.shown) + 1))
+        for each in wrong:
+            with pytest.raises((AssertionError, IndexError, ValueError)):
+                checks.check(each)
+
+
+def test_a_second_difference_between_real_photos_is_seen(real):
+    checks = Checks(real.photos, real.things, MAX_PIXELS)
+    asked = next(each for each in examples_of(real) if each.task == "view_diff")
+    changed = [pixels.copy() for pixels in asked.shown]
+    x1, y1, *_ = map(round, asked.pixels_box())
+    place = (slice(-12, None) if y1 > 40 else slice(12)), slice(x1, x1 + 12)
+    changed[asked.image - 1][place] ^= 64
+    checks.check(asked)
+    with pytest.raises(AssertionError):
+        checks.check(asked._replace(shown=changed))
+
+
+def test_real_frames_are_tracked(shared, tmp_path):
+    """Frames of a video with a box each, as LaSOT has them."""
+    photos = shared("real_photos")
+    truth = {}
+    for row in json.loads((photos / "train.json").read_text()):
+        found = re.search(r"\((\d+),(\d+)\),\((\d+),(\d+)\)", row["conversations"][0]["value"])
+        if row["images"][0].startswith("images/frames") and found:
+            path = row["images"][0].replace("_red", "")
+            truth[path] = tuple(map(int, found.groups()))
+    (tmp_path / "bag-1/img").mkdir(parents=True)
+    lines, things = [], {}
+    for path, box in sorted(truth.items()):
+        if not (photos / path).exists():
+            continue
+        copy = tmp_path / "bag-1/img" / path.rpartition("/")[2]
+        shutil.copy(photos / path, copy)
+        x1, y1, x2, y2 = grid_to_pixels(box, *Image.open(copy).size)
+        lines.append(f"{x1},{y1},{x2 - x1},{y2 - y1}")
+        things[str(copy.relative_to(tmp_path))] = {("bag", box)}
+    (tmp_path / "bag-1/groundtruth.txt").write_text("\n".join(lines))
+    assert len(things) >= 30
+    made = compose.Settings(
+        (Source("lasot", tmp_path / "bag-1"),),
+        ImageRoot(tmp_path),
+        {"sft": 20, "rl": 0, "eval": 0},
+        tasks=("object_tracking",),
+        eval_share=0.0,
+        max_pixels=MAX_PIXELS,
+    )
+    compose.compose(made, tmp_path / "out")
+    checks = Checks(tmp_path, things, MAX_PIXELS)
+    of_tracks = 0
+    for row in rows_of(tmp_path / "out"):
+        asked = read_asked(row, tmp_path / "out")
+        checks.check(asked)
+        if len(asked.photos) > 1:
+            of_tracks += 1
+            with pytest.raises(AssertionError):
+                checks.check(asked._replace(photos=asked.photos[::-1]))
+    assert of_tracks >= 10
