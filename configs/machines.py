@@ -52,11 +52,8 @@ MACHINES = {
         16,
         {"sampling.tensor": 8},
         sft={"logprob_chunk": 2048},
-        grpo={"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 256},
-        models={
-            ("sft", "qwen3_vl_8b"): {"logprob_chunk": 256},
-            ("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True},
-        },
+        grpo={"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 512},
+        models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 256}},
     ),
     # 8 chips of 95 GB: SFT has room to keep more of each layer for the backward pass, and for two
     # rows a chip, which share each gathering of the weights.

@@ -6,6 +6,7 @@ kernels from their operations, collectives from bytes over links, copies from by
 """
 
 import dataclasses
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -92,6 +93,11 @@ class Costs:
     scales: Scales = PUBLISHED
     _known: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def _masks(self) -> "Masks":
+        """What the program's forward kernels compute of their masks."""
+        return masks(self.module)
+
     # On the core ----------------------------------------------------------------------------------
 
     def work(self, computation: Computation, instruction: Instruction) -> Work | None:
@@ -117,7 +123,7 @@ class Costs:
         at = id(instruction)
         if at not in self._known:
             if instruction.op == "custom-call":
-                flops = kernel_flops(computation, instruction) or 0.0
+                flops = kernel_flops(computation, instruction, self._masks) or 0.0
             else:
                 flops = hlo.flops(self.module, self.module.inside(instruction))
             bytes = touched(self.module, computation, instruction)
@@ -221,7 +227,67 @@ class Costs:
         return Group(max(links, 1), hops, min(across, default=1))
 
 
-def kernel_flops(computation: Computation, instruction: Instruction) -> float | None:
+# Of splash attention's forward kernels, by the blocks of their masks: the fraction of the pairs of
+# queries and keys that they compute.
+Masks = dict[tuple[int, int, int, int], float]
+
+
+def masks(module: Module) -> Masks:
+    """Returns what the program's forward kernels compute of their masks.
+
+    A backward kernel by keys skips the same blocks, but has a grid of all blocks wherever some
+    keys, like those of a shared prompt, are seen by all queries. So it goes by the forward kernel.
+    """
+    found = {}
+    for computation in module.computations.values():
+        for instruction in computation.values():
+            if re.search(r"splash_m[hq]a_fwd", instruction.name):
+                splash = _splash(computation, instruction)
+                part = _computed_part(splash)
+                found[(*splash.shape, *splash.blocks)] = part
+    return found
+
+
+class Splash(NamedTuple):
+    """Shapes of a splash attention kernel."""
+
+    queries: tuple[int, ...]  # the array's sizes: heads, queries, size of a head
+    keys: int
+    grid: tuple[int, int] | None  # rows and columns of its blocks; None if it has no such mask
+    masked: bool  # whether blocks at the diagonal are masked
+    width: float  # of a block of keys
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of queries and of keys."""
+        return self.queries[-2], self.keys
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Numbers of blocks of all queries and of all keys."""
+        return (self.grid or (0, 0))[0], round(self.keys / self.width)
+
+
+def _splash(computation: Computation, instruction: Instruction) -> Splash:
+    given = [computation[name].arrays for name in instruction.operands if name in computation]
+    arrays = [found[0] for found in given if found]
+    queries, keys = [a.sizes for a in arrays if a.dtype in ("bf16", "f32")][:2]
+    # Its grid of blocks is the first operand of bytes. Beside segments, further integers are a
+    # mask: of blocks at the diagonal, and then the grid is narrower or causal.
+    grids = [array.sizes for array in arrays if array.dtype == "s8"]
+    integers = [array.sizes for array in arrays if array.dtype == "s32"]
+    masked = len(integers) > 2 * ("segmented" in instruction.name)
+    grid = grids[0][1:] if grids else None
+    width = float(keys[-2])
+    if grid and masked:
+        square = integers[-1][-1] == integers[-1][-2]
+        width = integers[-1][-1] if square else keys[-2] / grid[1]
+    return Splash(queries, keys[-2], grid, masked, width)
+
+
+def kernel_flops(
+    computation: Computation, instruction: Instruction, forward: Masks
+) -> float | None:
     """Returns the operations of a kernel; None if they aren't known.
 
     It states them, or is splash attention, which computes the blocks of pairs that its mask doesn't
@@ -232,31 +298,20 @@ def kernel_flops(computation: Computation, instruction: Instruction) -> float | 
     phase = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", instruction.name)
     if not phase:
         return None
-    given = [computation[name].arrays for name in instruction.operands if name in computation]
-    arrays = [found[0] for found in given if found]
-    queries, keys = [a.sizes for a in arrays if a.dtype in ("bf16", "f32")][:2]
     results = sum(len(a.sizes) >= 3 for a in instruction.arrays if a.dtype == "bf16")
     # dkv that writes dq too is the fused backward pass.
     products = {"fwd": 2, "dq": 3, "dkv": 5 if results > 2 else 4}[phase[1]]
-    part = _computed_part(instruction, arrays, queries[-2], keys[-2])
-    return 2.0 * products * math.prod(queries) * keys[-2] * part
+    splash = _splash(computation, instruction)
+    part = min(_computed_part(splash), forward.get((*splash.shape, *splash.blocks), 1.0))
+    return 2.0 * products * math.prod(splash.queries) * splash.keys * part
 
 
-def _computed_part(
-    instruction: Instruction, arrays: list[hlo.Array], queries: int, keys: int
-) -> float:
-    """Returns the fraction of the pairs of queries and keys whose blocks splash computes.
-
-    Its grid of blocks is the first operand of bytes. Beside segments, further integers are a mask:
-    of blocks at the diagonal, and then the grid is narrower or causal.
-    """
-    grids = [array.sizes for array in arrays if array.dtype == "s8"]
-    integers = [array.sizes for array in arrays if array.dtype == "s32"]
-    if not grids or len(integers) <= 2 * ("segmented" in instruction.name):
+def _computed_part(splash: Splash) -> float:
+    """Returns the fraction of the pairs of queries and keys whose blocks a grid computes."""
+    if splash.grid is None or not splash.masked:
         return 1.0
-    rows, columns = grids[0][1:]
-    square = integers[-1][-1] == integers[-1][-2]
-    width = integers[-1][-1] if square else keys / columns
-    if columns * width < keys:
-        return columns * width / keys
+    rows, columns = splash.grid
+    if columns * splash.width < splash.keys:
+        return columns * splash.width / splash.keys
+    queries, keys = splash.shape
     return (rows + 1) / 2 / rows if queries == keys else 1.0

@@ -243,6 +243,28 @@ def test_kernels_take_what_their_mask_leaves():
     assert schedule.account(program(*other), V5E).unknown == ["the operations of some_kernel"]
 
 
+def test_a_backward_kernel_skips_the_blocks_that_the_forward_one_skips():
+    """Of branches with a shared prefix, whose keys all queries see: dkv's grid is of all blocks."""
+    queries, keys = "bf16[4,7,2048,128]{3,2,1,0}", "bf16[4,3072,128]{2,1,0}"
+    lines = (
+        f"%narrow = s8[1,4,3]{{2,1,0}} custom-call(), {estimate(1)}",
+        f"%wide = s8[1,4,6]{{2,1,0}} custom-call(), {estimate(1)}",
+        f"%q = {queries} custom-call(%p)",
+        f"%k = {keys} custom-call(%p)",
+        "%s = s32[3072,128]{1,0} custom-call(%p)",
+        "%m = s32[1,512,512]{2,1,0} custom-call(%p)",
+    )
+    given = "%q, %k, %k, %s, %s, %m), "
+    forward = f"%splash_mqa_fwd_segmented.1 = {queries} custom-call(%narrow, {given}"
+    backward = f"%splash_mqa_dkv_segmented.1 = ({keys}, {keys}) custom-call(%wide, {given}"
+    target = 'custom_call_target="tpu_custom_call"'
+    pairs = 4 * 7 * 2048 * 3072 * 128
+    alone = schedule.account(program(*lines, backward + target), V5E)
+    assert alone.flops == 2 * 4 * pairs
+    both = schedule.account(program(*lines, forward + target, backward + target), V5E)
+    assert both.flops == (2 * 2 + 2 * 4) * pairs / 2  # 3 of 6 blocks
+
+
 def test_places_go_by_our_own_names():
     tables = """
 FileNames
