@@ -45,8 +45,8 @@ MACHINES = {
     ),
     # Kaggle's 8 chips of 16 GB: a small model's weights fit on each.
     "v5e_8": Machine("v5e:2x4", 8, {"mesh.data": -1, "mesh.fsdp": 1, "logprob_chunk": 512}),
-    # 16 chips of 16 GB: for GRPO small chunks of logits, weights that up to eight chips share for
-    # sampling, and prompts of four images at most.
+    # 16 chips of 16 GB: for GRPO weights that up to eight chips share for sampling, and prompts of
+    # four images at most.
     "v5e_16": Machine(
         "v5e:4x4",
         16,
