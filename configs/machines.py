@@ -87,8 +87,15 @@ _TRAINING = (
     "qwen2_5_vl_3b,v5e_16",
 )
 PLANNED = {
-    "sft": (*_TRAINING, "qwen3_vl_2b,one,lora"),
-    "grpo": _TRAINING,
+    "sft": (
+        *_TRAINING,
+        "qwen3_vl_2b,one,lora",
+        "qwen3_vl_8b,gpu_8",
+        "qwen3_vl_8b,gpu_1,lora",
+        "qwen3_vl_8b,v5e_16",
+        "qwen3_vl_8b,v6e_8",
+    ),
+    "grpo": (*_TRAINING, "qwen3_vl_8b,v5e_16,lora"),
     "lead": (),
     "inference": ("qwen2_vl_72b,v5p_8",),
 }

@@ -50,7 +50,7 @@ def test_predicted_times_are_told_as_they_were_found():
     found = re.findall(row, text, re.MULTILINE)
     told = {f"{recipe}@{machine}": figures for recipe, machine, *figures in found}
     plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]
-    assert set(told) == {name for name, plan in plans.items() if "step" in plan}
+    assert set(told) == {name for name, plan in plans.items() if "least" in plan.get("step", {})}
     for name, figures in told.items():
         step, hours = plans[name]["step"], plans[name]["run"]["hours"]
         rate = f"{step['tokens_per_second_per_device']:,.0f}"
