@@ -3,7 +3,6 @@
 The training pipeline reads the same photo-like JPEGs of 640x480 by several numbers of threads.
 """
 
-import json
 import os
 import pathlib
 import tempfile
@@ -70,4 +69,4 @@ def run(repeats: int, path: pathlib.Path) -> None:
     result = {"case": "bucket_images"} | side_by_side.environment()
     result |= {"cores": os.cpu_count(), "latency_seconds": LATENCY, "files": FILES}
     result |= {"repeats": repeats, "images_an_example": IMAGES, "variants": found}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    side_by_side.write(path, result)

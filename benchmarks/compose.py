@@ -219,4 +219,4 @@ def run(repeats: int, path: pathlib.Path, photos: int = PHOTOS, examples: int = 
             "files_compared": len(content),
             "same_files_after_kills": True,
         }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    side_by_side.write(path, result)

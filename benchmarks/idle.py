@@ -4,7 +4,6 @@ Short SFT and GRPO runs of the small recipe on drawn scenes. The last two steps 
 `--config.profile=(FIRST,LAST)` does in any run, whose trace can be read instead.
 """
 
-import json
 import pathlib
 import tempfile
 from collections.abc import Iterable
@@ -101,4 +100,4 @@ def run(model: str, trace: str, path: pathlib.Path) -> None:
         programs = f"; {row['programs']} programs" if "programs" in row else ""
         print(f"{name}: idle {told}{programs}")
     result = {"case": "idle"} | side_by_side.environment() | found
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    side_by_side.write(path, result)

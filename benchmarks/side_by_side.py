@@ -152,7 +152,6 @@ def run(
     warm_ups: int = 2,
 ) -> None:
     """Measures, prints a line a comparison, and writes everything as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     for name, ways, facts, counted, ours, phases, units in variants:
         seconds, first = _measure(ways, repeats, warm_ups)
@@ -178,6 +177,12 @@ def run(
         _write(path, case, repeats, done)
 
 
+def write(path: pathlib.Path, found: dict[str, Any]) -> None:
+    """Writes what was found as JSON, and makes the file's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def _write(path: pathlib.Path, case: str, repeats: int, done: dict[str, Any]) -> None:
     result = {"case": case} | environment() | {"repeats": repeats, "variants": done}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write(path, result)

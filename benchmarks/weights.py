@@ -131,7 +131,6 @@ def run(repeats: int, path: pathlib.Path, config=None) -> None:
     from benchmarks import side_by_side
     from mirg_jax.models.sizes import QWEN2_VL_2B
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     measured: dict[str, list[dict]] = {" ".join(way): [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         files, imported = pathlib.Path(scratch) / "files", pathlib.Path(scratch) / "imported"
@@ -177,7 +176,7 @@ def run(repeats: int, path: pathlib.Path, config=None) -> None:
         }
         for ours, theirs in PAIRS
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    side_by_side.write(path, result)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,6 @@ def main(_):
     cases = {name: case for module in modules for name, case in module.CASES.items()}
     folder = cli.output_folder(_OUTPUT_DIR)
     repeats = _REPEATS.value or _REPEATS_OF.get(_CASE.value, 9)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_CASE.value}.json"
     if _CASE.value == "weights":
         weights.run(repeats, path)

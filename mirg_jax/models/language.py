@@ -202,12 +202,7 @@ class Decoder(nnx.Module):
         def attend_to(q, k, v):
             return self.attend(q, k, v, segments, segments, causal=True), None
 
-        def body(layer, x, number):
-            x, _ = layer(x, angles, attend_to)
-            return add_deep(x, deep, number), None
-
-        x, _ = scan(body, x, self.layers, self._numbers(deep), remat=self.remat)
-        return self.norm(x)
+        return self._through_layers(x, angles, attend_to, deep)[0]
 
     def of_groups(
         self,
@@ -243,16 +238,27 @@ class Decoder(nnx.Module):
             rest = rest.swapaxes(2, 3).reshape(B, K, 1, R, G * L, D)
             return jnp.concatenate([first, rest], axis=4), None
 
+        return self._through_layers(x[:, None], angles, attend_to, deep)[0][:, 0]
+
+    def _through_layers(self, x, angles, attend_to, deep):
+        """Applies all layers and the final norm.
+
+        Args:
+          x, angles, attend_to: as of `DecoderLayer`.
+          deep: as of `add_deep`.
+
+        Returns:
+          The hidden states, and the extra results of `attend_to` with a leading layer axis.
+        """
+
         def body(layer, x, number):
-            x, _ = layer(x, angles, attend_to)
-            return add_deep(x, deep, number), None
+            x, extra = layer(x, angles, attend_to)
+            return add_deep(x, deep, number), extra
 
-        x, _ = scan(body, x[:, None], self.layers, self._numbers(deep), remat=self.remat)
-        return self.norm(x)[:, 0]
-
-    def _numbers(self, deep: Float[Array, "N B T M"] | None) -> Int[Array, " layers"] | None:
-        """Returns the layers' numbers, where what is added after a layer depends on its number."""
-        return None if deep is None else jnp.arange(self.config.num_layers)
+        # Only what is added after a layer depends on the layer's number.
+        numbers = None if deep is None else jnp.arange(self.config.num_layers)
+        x, extra = scan(body, x, self.layers, numbers, remat=self.remat)
+        return self.norm(x), extra
 
     def prefill(
         self,
@@ -276,14 +282,8 @@ class Decoder(nnx.Module):
             out = self.attend(q, k, v, own, own, causal=True, packed=False)
             return out, (k, v)  # one branch: KG is K
 
-        def body(layer, x, number):
-            x, own = layer(x, angles, attend_to)
-            return add_deep(x, deep, number), own
-
-        x, (keys, values) = scan(
-            body, x[:, None], self.layers, self._numbers(deep), remat=self.remat
-        )
-        return self.norm(x)[:, 0], KeyValues(keys, values, segments)
+        x, (keys, values) = self._through_layers(x[:, None], angles, attend_to, deep)
+        return x[:, 0], KeyValues(keys, values, segments)
 
     def init_cache(self, batch: int, group: int, length: int) -> Cache:
         """Returns an empty cache for `batch` rows of `group` completions of `length` tokens."""

@@ -72,15 +72,16 @@ class Qwen2VL(nnx.Module):
         return self.lm_head.kernel[...]
 
     def _gathered(self, head: jax.Array) -> Float[Array, "M vocab"]:
-        head = head.astype(self.precision.compute)
         if self.config.text.tie_word_embeddings:
-            return gather(head, ("vocab", "embed")).T
-        return gather(head, ("embed", "vocab"))
+            return self._gathered_table(head).T
+        return gather(head.astype(self.precision.compute), ("embed", "vocab"))
 
     def table(self) -> Float[Array, "vocab M"]:
         """Returns the token embedding table in the compute dtype."""
-        table = self.embed_tokens.embedding[...].astype(self.precision.compute)
-        return gather(table, ("vocab", "embed"))
+        return self._gathered_table(self.embed_tokens.embedding[...])
+
+    def _gathered_table(self, embedding: jax.Array) -> Float[Array, "vocab M"]:
+        return gather(embedding.astype(self.precision.compute), ("vocab", "embed"))
 
     def embed_words(self, tokens: Int[Array, "*B T"]) -> Float[Array, "*B T M"]:
         """Looks up token embeddings."""

@@ -224,15 +224,24 @@ def test_the_dearest_branch_is_taken():
     assert found.flops == 2 * FLOPS
 
 
-def test_kernels_take_what_their_mask_leaves():
-    queries, keys = "bf16[4,7,2048,128]{3,2,1,0}", "bf16[4,2048,128]{2,1,0}"
-    lines = (
-        f"%grid = s8[1,4,4]{{2,1,0}} custom-call(), {estimate(1)}",
-        f"%q = {queries} custom-call(%p)",
-        f"%k = {keys} custom-call(%p)",
-        "%s = s32[2048,128]{1,0} custom-call(%p)",
+QUERIES = "bf16[4,7,2048,128]{3,2,1,0}"
+
+
+def of_splash(keys: int, **grids: int) -> tuple[str, ...]:
+    """Operands of splash's kernels; `grids` have 4 rows and so many columns of blocks."""
+    return (
+        *(f"%{n} = s8[1,4,{c}]{{2,1,0}} custom-call(), {estimate(1)}" for n, c in grids.items()),
+        f"%q = {QUERIES} custom-call(%p)",
+        f"%k = bf16[4,{keys},128]{{2,1,0}} custom-call(%p)",
+        f"%s = s32[{keys},128]{{1,0}} custom-call(%p)",
         "%m = s32[1,512,512]{2,1,0} custom-call(%p)",
-        f"%splash_mqa_fwd_segmented.1 = {queries} custom-call(%grid, %q, %k, %k, %s, %s, %m), "
+    )
+
+
+def test_kernels_take_what_their_mask_leaves():
+    lines = (
+        *of_splash(2048, grid=4),
+        f"%splash_mqa_fwd_segmented.1 = {QUERIES} custom-call(%grid, %q, %k, %k, %s, %s, %m), "
         'custom_call_target="tpu_custom_call"',
     )
     found = schedule.account(program(*lines), V5E)
@@ -245,17 +254,9 @@ def test_kernels_take_what_their_mask_leaves():
 
 def test_a_backward_kernel_skips_the_blocks_that_the_forward_one_skips():
     """Of branches with a shared prefix, whose keys all queries see: dkv's grid is of all blocks."""
-    queries, keys = "bf16[4,7,2048,128]{3,2,1,0}", "bf16[4,3072,128]{2,1,0}"
-    lines = (
-        f"%narrow = s8[1,4,3]{{2,1,0}} custom-call(), {estimate(1)}",
-        f"%wide = s8[1,4,6]{{2,1,0}} custom-call(), {estimate(1)}",
-        f"%q = {queries} custom-call(%p)",
-        f"%k = {keys} custom-call(%p)",
-        "%s = s32[3072,128]{1,0} custom-call(%p)",
-        "%m = s32[1,512,512]{2,1,0} custom-call(%p)",
-    )
+    keys, lines = "bf16[4,3072,128]{2,1,0}", of_splash(3072, narrow=3, wide=6)
     given = "%q, %k, %k, %s, %s, %m), "
-    forward = f"%splash_mqa_fwd_segmented.1 = {queries} custom-call(%narrow, {given}"
+    forward = f"%splash_mqa_fwd_segmented.1 = {QUERIES} custom-call(%narrow, {given}"
     backward = f"%splash_mqa_dkv_segmented.1 = ({keys}, {keys}) custom-call(%wide, {given}"
     target = 'custom_call_target="tpu_custom_call"'
     pairs = 4 * 7 * 2048 * 3072 * 128

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -10,20 +9,13 @@ import sys
 import pytest
 import together
 from conftest import REPOSITORY, train
-from test_survival import at_step, steps_in
+from test_survival import at_step, fill_up, steps_in
 
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog
 from mirg_jax.errors import DataError, SaveError
 from mirg_jax.files import lines
 from mirg_jax.runs import metrics, run_folder
-
-
-def fill_up(size):
-    """Lets no file grow beyond a size; returns what lifts the limit."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_training_goes_on_when_tensorboards_file_is_full(

@@ -120,7 +120,7 @@ def test_a_save_is_due_after_some_minutes(steady_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", note)
     changes = {"checkpoint.every": 0, "checkpoint.minutes": 2.5, "checkpoint.keep": 0}
     train(steady_recipe("sft", num_steps=7, **changes), tmp_path)
-    assert saved == [1, 4, 7]  # it looks once a step and once a save
+    assert saved == [1, 4, 7]  # the first step's always; it looks once a step and once a save
 
 
 def test_a_disk_too_small_for_a_checkpoint_is_told_first(recipe, tmp_path, monkeypatch):

@@ -76,6 +76,13 @@ def at_step(wanted, act, monkeypatch):
         yield
 
 
+def fill_up(size):
+    """Lets no file grow beyond a size; returns what lifts the limit."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def steps_in(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
@@ -173,16 +180,14 @@ def test_a_signal_saves_the_state_after_the_step(
 
 
 def test_a_full_disk_costs_no_checkpoint(recipe, whole, tmp_path, monkeypatch):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill():  # files may not grow beyond a few KiB: what was compiled so far is enough
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
-
-    try:
-        with at_step(4, fill, monkeypatch), pytest.raises(SaveError) as caught:
+    undo = []
+    full = at_step(4, lambda: undo.append(fill_up(30_000)), monkeypatch)
+    try:  # what was compiled so far is enough
+        with full, pytest.raises(SaveError) as caught:
             train(recipe(**{"checkpoint.keep": 1}), tmp_path)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        for lift in undo:
+            lift()
     (line,) = str(caught.value).splitlines()
     (kept,) = (name for name in steps_in(tmp_path) if name.isdigit())
     assert int(kept) < 4 and f"goes on from step {kept}" in line
@@ -193,21 +198,20 @@ def test_a_full_disk_costs_no_checkpoint(recipe, whole, tmp_path, monkeypatch):
 
 
 def test_a_first_checkpoint_that_fails_is_told_at_the_next_step(recipe, tmp_path, monkeypatch):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    undo = []
 
     def wait():
         while any(thread.name == "save_finalize" for thread in threading.enumerate()):
             time.sleep(0.05)
 
+    full = at_step(1, lambda: undo.append(fill_up(30_000)), monkeypatch)
     try:
-        with at_step(1, fill, monkeypatch), at_step(2, wait, monkeypatch):
+        with full, at_step(2, wait, monkeypatch):
             with pytest.raises(SaveError, match="File too large"):
                 train(recipe(**{"checkpoint.every": 0}), tmp_path)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        for lift in undo:
+            lift()
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
 
 
