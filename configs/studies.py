@@ -78,6 +78,7 @@ OPTIONS = {
             },
         },
     ),
+    "int8": ("8-bit sampling", {"grpo": {"int8_sampling": True, "importance_cap": 2.0}}),
     "gspo": ("GSPO", {"grpo": {"objective": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}}),
     "cispo": ("CISPO", {"grpo": {"objective": "cispo", "clip_low": 1.0, "normalisation": "token"}}),
     "sapo": ("SAPO", {"grpo": {"objective": "sapo"}}),
