@@ -14,7 +14,7 @@ class Machine(NamedTuple):
     Attributes:
       plan: its name for scripts/plan.py.
       devices: how many. Each computes one packed row (SFT) or one prompt with its completions
-        (GRPO) at a time.
+        (GRPO) at a time; where there are more devices than prompts in a step, several share one.
       changes: fields of SFT's and GRPO's recipes. Of `sampling.tensor`, no more than the model has
         key/value heads.
       sft: fields of SFT's alone.
@@ -29,6 +29,9 @@ class Machine(NamedTuple):
     grpo: Mapping[str, Any] = {}
     models: Mapping[tuple[str, str], Mapping[str, Any]] = {}  # by stage and model
 
+
+# Prompts of four images at most.
+_SHORT = {"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 512}
 
 MACHINES = {
     # 80 GB GPUs.
@@ -45,15 +48,29 @@ MACHINES = {
     ),
     # Kaggle's 8 chips of 16 GB: a small model's weights fit on each.
     "v5e_8": Machine("v5e:2x4", 8, {"mesh.data": -1, "mesh.fsdp": 1, "logprob_chunk": 512}),
-    # 16 chips of 16 GB: for GRPO weights that up to eight chips share for sampling, and prompts of
-    # four images at most.
+    # 16 chips of 16 GB: for GRPO weights that up to eight chips share for sampling.
     "v5e_16": Machine(
         "v5e:4x4",
         16,
         {"sampling.tensor": 8},
         sft={"logprob_chunk": 2048},
-        grpo={"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 512},
+        grpo=_SHORT,
         models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 256}},
+    ),
+    # 32 and 64 chips: a step's 16 prompts are one for two or four chips, which share its weights.
+    "v5e_32": Machine(
+        "v5e:4x8",
+        32,
+        {"sampling.tensor": 8},
+        sft={"logprob_chunk": 2048},
+        grpo={**_SHORT, "mesh.tensor": 2},
+    ),
+    "v5e_64": Machine(
+        "v5e:8x8",
+        64,
+        {"sampling.tensor": 8},
+        sft={"logprob_chunk": 2048},
+        grpo={**_SHORT, "mesh.tensor": 4},
     ),
     # 8 chips of 95 GB: SFT has room to keep more of each layer for the backward pass, and for two
     # rows a chip, which share each gathering of the weights.
@@ -68,6 +85,19 @@ MACHINES = {
         8,
         {"logprob_chunk": 512, "sampling.tensor": 8},
         models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True}},
+    ),
+    "v6e_16": Machine("v6e:4x4", 16, {"logprob_chunk": 512, "sampling.tensor": 8}),
+    "v6e_32": Machine(
+        "v6e:4x8",
+        32,
+        {"logprob_chunk": 512, "sampling.tensor": 8},
+        grpo={"mesh.tensor": 2},
+    ),
+    # 4 chips of 192 GB, each two devices of JAX's.
+    "tpu7x_4": Machine(
+        "tpu7x:2x2x1",
+        8,
+        sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
     ),
 }
 

@@ -94,7 +94,7 @@ def training(stage: str, config: ConfigDict, argument: str, file: str = "") -> C
     config.sampling.tensor = min(config.sampling.tensor, choice.kv_heads)
     if stage == "grpo":
         config.update_from_flattened_dict(machine.grpo)
-        config.prompts_per_micro_batch = machine.devices
+        config.prompts_per_micro_batch = min(machine.devices, config.batch_size)
         # A step's prompts are sampled at once: decoding likes many rows.
         config.sampling.prompts = config.batch_size
     else:

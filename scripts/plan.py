@@ -25,7 +25,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MACHINE = flags.DEFINE_string(
     "machine",
     None,
-    "Machine to plan for as KIND:TOPOLOGY, such as v5e:4x4, v5p:2x2x2, v6e:2x4 or h100:8.",
+    "Machine to plan for as KIND:TOPOLOGY, such as v5e:4x4, v6e:2x4, tpu7x:2x2x1 or h100:8.",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
@@ -37,7 +37,8 @@ _PRICE = flags.DEFINE_float(
 _SEARCH = flags.DEFINE_bool(
     "search",
     False,
-    "Find the model.remat with the least recomputation, then the largest micro-batch, that fit.",
+    "Find the model.remat and the micro-batch that fit and take the least predicted time; for GPUs "
+    "none is predicted: the least recomputation and then the largest micro-batch.",
 )
 _REPEATED = flags.DEFINE_bool(
     "repeated",

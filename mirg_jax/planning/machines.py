@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 # Those that programs can be compiled for without one.
-KINDS = {name: CHIPS[name] for name in ("v5e", "v5p", "v6e", "h100")}
+KINDS = {name: CHIPS[name] for name in ("v5e", "v5p", "v6e", "tpu7x", "h100")}
 
 
 class Speeds(NamedTuple):
@@ -26,6 +26,7 @@ class Speeds(NamedTuple):
       clock: cycles per second of the TPU compiler's estimates.
       ring: of how many chips on a TPU slice's dimension at least is a ring.
       kernel: fraction of the bf16 peak that attention kernels reach.
+      cores: devices of JAX's on a chip; they share its links, and have one more to each other.
     """
 
     hbm: float
@@ -34,17 +35,21 @@ class Speeds(NamedTuple):
     clock: float = 0
     ring: int = 0
     kernel: float = 0.5
+    cores: int = 1
 
 
 # hbm and links: cloud.google.com/tpu/docs/v5e, v5p, v6e ("HBM bandwidth", "interchip interconnect
 # bandwidth" over the chip's 4, 6, 4 links, and 90 % of it). v6e's link is what an all-reduce over
 # 256 chips implies, and its kernel what the published step of Llama-3.1-8B implies, where a head of
 # 128 leaves half of an array of 256 × 256 idle. clock: the peak over the operations of a cycle:
-# 131072, 262144, 524288. H100: NVIDIA's data sheet of the SXM card, NVLink in one direction.
+# 131072, 262144, 524288. tpu7x: cloud.google.com/tpu/docs/tpu7x, half of a chip's figures for each
+# of its two cores; arrays, and so kernels, as v6e's. Nothing published was compared with. H100:
+# NVIDIA's data sheet of the SXM card, NVLink in one direction.
 SPEEDS = {
     "v5e": Speeds(819e9, 45e9, 16e9, clock=1.5e9, ring=16),
     "v5p": Speeds(2765e9, 90e9, 16e9, clock=1.75e9, ring=4),
     "v6e": Speeds(1640e9, 59e9, 32e9, clock=1.75e9, ring=16, kernel=0.3),
+    "tpu7x": Speeds(3690e9, 45e9, 32e9, clock=2.2e9, ring=4, kernel=0.3, cores=2),
     "h100": Speeds(3350e9, 450e9, 64e9),
 }
 
@@ -63,8 +68,9 @@ class Machine(NamedTuple):
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of devices along each dimension."""
-        return [int(size) for size in self.topology.split("x")]
+        """Numbers of devices along each dimension; a chip's cores are the last one."""
+        sizes = [int(size) for size in self.topology.split("x")]
+        return sizes if self.speeds.cores == 1 else [*sizes, self.speeds.cores]
 
     @classmethod
     def parse(cls, name: str) -> "Machine":
@@ -77,7 +83,7 @@ class Machine(NamedTuple):
         if kind not in KINDS or not re.fullmatch(r"\d+(x\d+)*", topology):
             raise ConfigError(
                 f"--machine={name}: give KIND:TOPOLOGY with a kind of {', '.join(KINDS)}, "
-                "such as v5e:4x4, v5p:2x2x2 or h100:8"
+                "such as v5e:4x4, v5p:2x2x2, tpu7x:2x2x1 or h100:8"
             )
         return cls(name, KINDS[kind], topology)
 

@@ -1,5 +1,6 @@
 """Checks whether a recipe fits a machine's memory, by compiling its programs for that machine."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,7 +134,7 @@ def plan(
       settings: the recipe's settings.
       machine: the machine.
       say: called with each result, a line of text, as soon as it is known.
-      price: dollars per device and hour, if the run's are asked for.
+      price: dollars per chip (or GPU) and hour, if the run's are asked for.
 
     Returns:
       The plan as JSON values.
@@ -244,7 +245,7 @@ def _whole(
 ) -> dict:
     """Returns and says the time of a step and of the run."""
     step = times.of_step(timed, settings, machine, devices)
-    run = times.of_run(step, settings.num_steps, devices, price)
+    run = times.of_run(step, settings.num_steps, devices // machine.speeds.cores, price)
     for line in (*times.step_lines(step, machine.kind.flops), times.run_line(run)):
         say(line)
     return {"step": step, "run": run}
@@ -281,13 +282,16 @@ def search(
     say: Callable[[str], object],
     price: float | None = None,
 ) -> tuple[dict, Settings]:
-    """Finds the `remat` with the least recomputation, then the largest micro-batch, that fit.
+    """Finds the `remat` and the micro-batch that fit and take the least time.
+
+    Where no schedule says how long a program takes (on GPUs), they are the `remat` that recomputes
+    least, and then the largest micro-batch.
 
     Args:
       settings: the recipe's settings.
       machine: the machine.
       say: called with each result, a line of text, as soon as it is known.
-      price: dollars per device and hour, if the run's are asked for.
+      price: dollars per chip (or GPU) and hour, if the run's are asked for.
 
     Returns:
       The plan, and the settings found.
@@ -300,25 +304,35 @@ def search(
         model = replace(settings.model, remat=remat)
         return replace(settings, micro_batch=rows, model=model)
 
-    def is_possible(remat: str, rows: int) -> bool:
+    def seconds(remat: str, rows: int) -> float | None:
+        """All gradients of a step, infinite if no schedule says; None if they don't fit."""
         tried = f"model.remat={remat}, {name}={rows}"
         try:
             found = programs(changed(remat, rows), machine.devices())
             program = next(program for program in found if program.name == "gradients")
         except ConfigError as error:  # a run would refuse it too
             say(f"{tried}: {error}")
-            return False
+            return None
         report = measure(program)
         say(f"{tried}: {_line(report, memory)}")
-        return fits(report, memory)
+        if not fits(report, memory):
+            return None
+        time = report.compiled and _time(
+            program, report.compiled, changed(remat, rows), machine, say
+        )
+        return time.seconds if time and time.method == times.SCHEDULE else math.inf
 
+    best = None
     for remat in REMAT:
         rows = smallest
-        if not is_possible(remat, rows):
-            continue
-        while 2 * rows <= settings.batch_size and is_possible(remat, 2 * rows):
+        while rows <= settings.batch_size and (taken := seconds(remat, rows)) is not None:
+            if best is None or taken < best[0] or taken == best[0] == math.inf:
+                best = taken, changed(remat, rows)
             rows *= 2
-        settings = changed(remat, rows)
-        say(f"best: --config.model.remat={remat} --config.{name}={rows}")
-        break
+        if best and best[0] == math.inf:
+            break
+    if best:
+        settings = best[1]
+        say(f"best: --config.model.remat={settings.model.remat} "
+            f"--config.{name}={settings.micro_batch}")  # fmt: skip
     return plan(settings, machine, say, price), settings

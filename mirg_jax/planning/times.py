@@ -204,18 +204,18 @@ def _dearest(times: list[ProgramTime]) -> list[tuple[str, Place]]:
     return sorted(found, key=lambda pair: -pair[1].seconds)[:DEAREST]
 
 
-def of_run(step: dict, steps: int, devices: int, price: float | None) -> dict[str, float]:
+def of_run(step: dict, steps: int, chips: int, price: float | None) -> dict[str, float]:
     """Returns what a whole run takes: its hours, and with a price its dollars.
 
     Args:
       step: from `of_step`.
       steps: number of steps.
-      devices: number of devices.
-      price: dollars per device and hour.
+      chips: number of chips or GPUs.
+      price: dollars per chip and hour.
     """
     hours = steps * step["seconds"] / 3600
     found = {"steps": steps, "hours": hours}
-    return found if price is None else found | {"price": price, "dollars": price * hours * devices}
+    return found if price is None else found | {"price": price, "dollars": price * hours * chips}
 
 
 # As text ------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def run_line(found: dict) -> str:
     """
     cost = ""
     if "dollars" in found:
-        cost = f", {found['dollars']:,.0f} dollars at {found['price']:g} a device and hour"
+        cost = f", {found['dollars']:,.0f} dollars at {found['price']:g} a chip and hour"
     return (
         f"a run of {found['steps']} steps: {_number(found['hours'])} hours{cost}; without "
         "starting, reading data, evaluation and checkpoints"

@@ -15,6 +15,7 @@ CHIPS = {
     "v5e": Chip("tpu", 15.75, 197e12),
     "v5p": Chip("tpu", 95.74, 459e12),
     "v6e": Chip("tpu", 31.25, 918e12),
+    "tpu7x": Chip("tpu", 94.75, 1153.5e12),  # one of a chip's two cores, each a device of JAX's
     "a100": Chip("cuda", 79.1, 312e12),
     "h100": Chip("cuda", 79.1, 989e12),
     "h200": Chip("cuda", 139.8, 989e12),
@@ -27,6 +28,7 @@ _NAMES = {
     "TPU v5 lite": "v5e",
     "TPU v5": "v5p",
     "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
 }
 
 

@@ -20,7 +20,7 @@ from mirg_jax.errors import ConfigError
 from mirg_jax.inference import rows as inference_rows
 from mirg_jax.models import flops, qwen2_vl, windows
 from mirg_jax.models.config import ModelConfig
-from mirg_jax.planning import machines, operations, plans, programs, shapes
+from mirg_jax.planning import machines, operations, plans, programs, schedule, shapes, times
 from mirg_jax.runs.chips import Chip
 from mirg_jax.runs.settings import read
 from mirg_jax.sharding.memory import bytes_per_device
@@ -177,6 +177,22 @@ def test_search_takes_the_remat_that_recomputes_least(here, tiny_model):
     settings = recipe("sft", tiny_model, rows_per_micro_batch=1, batch_size=4)
     _, best = plans.search(settings, here(4), lambda _: None)
     assert (best.model.remat, best.micro_batch) == ("none", 4)
+
+
+def test_search_takes_what_is_predicted_to_be_fastest(here, tiny_model, monkeypatch):
+    predicted = {("none", 1): 4.0, ("none", 2): 3.0, ("none", 4): 5.0, ("full", 2): 2.5}
+
+    def of_program(program, compiled, settings, machine):
+        taken = predicted.get((settings.model.remat, settings.micro_batch), 9.0)
+        account = schedule.Account(seconds=taken, least=taken, most=taken)
+        return times.ProgramTime(program.name, 1, account, 0.0, times.SCHEDULE)
+
+    monkeypatch.setattr(times, "of_program", of_program)
+    settings = recipe("sft", tiny_model, rows_per_micro_batch=1, batch_size=4)
+    said = []
+    _, best = plans.search(settings, here(4), said.append)
+    assert (best.model.remat, best.micro_batch) == ("full", 2)
+    assert "best: --config.model.remat=full --config.rows_per_micro_batch=2" in said
 
 
 def test_search_samples_as_many_prompts_as_it_updates(here, tiny_model, monkeypatch):

@@ -165,6 +165,9 @@ def test_an_asynchronous_collective_is_hidden_as_far_as_the_core_works(products)
         # Dimensions of four chips are rings on v5p; 2 × 2 × 2 has none.
         (f"{ARRAY} all-reduce(%y), replica_groups=[1,16]<=[16], to_apply=%sum", "v5p:4x4x1",
          2 * 2 * SIZE**2 * 15 / 16 / (4 * 90e9)),
+        # A chip's two cores have a link to each other, and share those to its two neighbours.
+        (f"{ARRAY} all-reduce(%y), replica_groups=[1,8]<=[8], to_apply=%sum", "tpu7x:2x2x1",
+         2 * 2 * SIZE**2 * 7 / 8 / (3 * 45e9)),
         (f"{ARRAY} all-gather(%y), replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}", "v5e:4x4",
          2 * SIZE**2 * 3 / 4 / LINK),
         (f"{ARRAY} collective-permute(%y), source_target_pairs={{{{0,1}},{{1,0}}}}", "v5e:4x4",
@@ -313,14 +316,14 @@ def test_a_text_without_estimates_is_told_in_a_line():
 # Really compiled ----------------------------------------------------------------------------------
 
 COMPILED = """
-import json
+import json, sys
 from mirg_jax.planning import machines
 machines.prepare_environment()
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from mirg_jax.planning import schedule
 
-machine = machines.Machine.parse("v5e:2x2")
+machine = machines.Machine.parse(sys.argv[1])
 where = SingleDeviceSharding(machine.devices()[0])
 x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=where)
 
@@ -330,7 +333,8 @@ def repeated(x, w):
 for function in (jnp.matmul, repeated):
     text = jax.jit(function).lower(x, x).compile().as_text()
     found = schedule.account(text, machine)
-    print(json.dumps({"seconds": found.seconds, "flops": found.flops, "unknown": found.unknown}))
+    values = {name: getattr(found, name) for name in ("seconds", "flops", "unknown")}
+    print(json.dumps({"peak": machine.kind.flops} | values))
 """
 
 
@@ -345,16 +349,19 @@ def planner():
     return sys.executable
 
 
-def test_compiled_products_take_what_their_operations_need(planner):
+@pytest.mark.parametrize("machine", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_compiled_products_take_what_their_operations_need(machine, planner):
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [planner, "-c", COMPILED],
+        [planner, "-c", COMPILED, machine],
         capture_output=True, text=True, timeout=900, cwd=REPOSITORY,
         env=env | {"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     one, fifty = (json.loads(line) for line in done.stdout.splitlines())
     assert one["flops"] == FLOPS and fifty["flops"] == 50 * FLOPS
-    assert one["seconds"] == pytest.approx(FLOPS / PEAK, rel=0.25)
-    assert fifty["seconds"] == pytest.approx(50 * one["seconds"], rel=0.1)
+    assert one["seconds"] == pytest.approx(FLOPS / one["peak"], rel=0.35)
+    # On the newest chips the compiler makes a slower product, or a copy, of one in a loop.
+    most = 1.1 if machine.startswith("v5") else 3
+    assert 0.9 < fifty["seconds"] / (50 * one["seconds"]) < most
     assert not one["unknown"] and not fifty["unknown"]
