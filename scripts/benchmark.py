@@ -18,7 +18,9 @@ Cases:
 - idle: how long the devices wait for the host in short SFT and GRPO runs, by a trace, and how many
   programs these compile (--trace=WORKDIR/profile: of the trace of any run);
 - bucket_images: images a second from a disk and from a store whose requests take 50 ms;
-- compose: scripts/compose.py on the labels of 100,000 photos, whole and killed (2 GB of disk).
+- compose: scripts/compose.py on the labels of 100,000 photos, whole and killed (2 GB of disk);
+- scaling: the predicted time of a step over the number of chips, from the committed plans, with a
+  plot; nothing is run.
 
 Needs requirements-test.txt.
 """
@@ -45,6 +47,7 @@ _REPEATS_OF = {
     "idle": 1,
     "bucket_images": 3,
     "compose": 1,
+    "scaling": 1,
 }
 
 _CASE = flags.DEFINE_enum(
@@ -89,6 +92,7 @@ def main(_):
             idle,
             input_pipeline,
             recipes,
+            scaling,
             shared_prefix,
             side_by_side,
             slots,
@@ -113,6 +117,8 @@ def main(_):
         bucket_images.run(repeats, path)
     elif _CASE.value == "idle":
         idle.run(_MODEL.value, _TRACE.value, path)
+    elif _CASE.value == "scaling":
+        scaling.run(path)
     elif _CASE.value == "growth":
         growth.run(_MODEL.value, repeats, path)
     elif _CASE.value in recipes.CASES:
