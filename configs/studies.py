@@ -5,7 +5,7 @@
 The argument names one:
 
 - data: SFT on 400 to 6400 trajectories of a good annotator, each with and without RL on answers.
-- options: losses, advantages, rewards and the choice of groups, all from an SFT on 200, which leaves room.
+- options: losses, advantages, rewards and the choice of groups, from an SFT on 200.
 - image: the image reward, from an SFT on 400 that often names the wrong image.
 - table_3: Table 3 of the paper.
 

@@ -9,11 +9,13 @@ exits with status 2 and one line with the reason. Needs requirements-plan.txt.
 """
 
 import json
+import pathlib
 
 from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
+from mirg_jax.errors import ConfigError
 from mirg_jax.files import outputs
 from mirg_jax.planning import machines
 
@@ -46,6 +48,12 @@ _REPEATED = flags.DEFINE_bool(
     "Instead of planning the recipe, find the largest micro-batch of GRPO's update with shared "
     "prompts, and with the usual form, in which each completion has its own copy of the prompt.",
 )
+_PUBLISH = flags.DEFINE_bool(
+    "publish",
+    False,
+    "Put the plan into benchmarks/results/plans.json and the table of docs/machines.md, as for a "
+    "recipe that is published in configs/machines.py.",
+)
 flags.mark_flag_as_required("config")
 
 
@@ -53,6 +61,10 @@ def main(_):
     from mirg_jax.planning import plans
     from mirg_jax.runs.settings import read
 
+    if _PUBLISH.value and (
+        _REPEATED.value or _SEARCH.value or config_flags.get_override_values(flags.FLAGS["config"])
+    ):
+        raise ConfigError("--publish is for a recipe as it is; leave the other settings out")
     output = cli.output_file(_OUTPUT) if _OUTPUT.value else None
     machine = machines.Machine.parse(_MACHINE.value)
     settings = read(_CONFIG.value)
@@ -68,6 +80,11 @@ def main(_):
         outputs.write_text(output, json.dumps(plan, indent=1) + "\n", "--output")
     if not _REPEATED.value:
         plans.require_fit(plan)
+    if _PUBLISH.value:
+        from benchmarks import planned
+
+        recipe = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).name
+        planned.publish(f"{recipe}@{machine.name}", plan)
 
 
 if __name__ == "__main__":

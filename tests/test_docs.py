@@ -7,6 +7,8 @@ import re
 import pytest
 from conftest import REPOSITORY
 
+from benchmarks import planned
+
 TEXTS = [
     REPOSITORY / "README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
@@ -43,21 +45,6 @@ def test_arguments_of_configs_that_are_named_compose(text, capsys):
             composed(stage, argument, capsys)
 
 
-def test_predicted_times_are_told_as_they_were_found():
-    text = (REPOSITORY / "docs/machines.md").read_text()
-    seconds = r"([\d.]+) \(([\d.]+)–([\d.]+)\)"
-    row = rf"^\| `(\w+\.py:\S+)` \| `(\S+)` \| {seconds} \| (\d+) % \| ([\d,]+) \| ([\d.]+) \|"
-    found = re.findall(row, text, re.MULTILINE)
-    told = {f"{recipe}@{machine}": figures for recipe, machine, *figures in found}
-    plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]
-    assert set(told) == {name for name, plan in plans.items() if "least" in plan.get("step", {})}
-    for name, figures in told.items():
-        step, hours = plans[name]["step"], plans[name]["run"]["hours"]
-        rate = f"{step['tokens_per_second_per_device']:,.0f}"
-        limits = [f"{step[part]:.1f}" for part in ("seconds", "least", "most")]
-        assert figures == [*limits, f"{100 * step['mfu']:.0f}", rate, f"{hours:.2f}"]
-
-
 def test_predicted_sampling_is_told_as_it_was_found():
     text = " ".join((REPOSITORY / "docs/machines.md").read_text().split())
     plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]
@@ -74,7 +61,5 @@ def test_predicted_sampling_is_told_as_it_was_found():
 
 def test_the_plans_are_told_as_they_were_made():
     """The table of docs/machines.md beside benchmarks/results/plans.json."""
-    text = (REPOSITORY / "docs/machines.md").read_text()
-    told = re.findall(r"^\| `(\w+\.py:\S+)` \| `(\S+)` \| (sample|gradients)", text, re.MULTILINE)
-    plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]
-    assert sorted(f"{recipe}@{machine}" for recipe, machine, _ in told) == sorted(plans)
+    plans = json.loads(planned.PLANS.read_text())["plans"]
+    assert f"\n\n{planned.table(plans)}\n" in planned.PAGE.read_text()
