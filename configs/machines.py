@@ -79,12 +79,15 @@ MACHINES = {
         8,
         sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
     ),
-    # 8 chips of 32 GB; up to all of them share the weights for sampling.
+    # 8 chips of 32 GB; up to all of them share the weights for sampling. SFT has room for two rows a
+    # chip, which share each gathering of the weights: nothing hides it on v6e.
     "v6e_8": Machine(
         "v6e:2x4",
         8,
-        {"logprob_chunk": 512, "sampling.tensor": 8},
-        models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True}},
+        {"sampling.tensor": 8},
+        sft={"rows_per_micro_batch": 16, "logprob_chunk": 2048},
+        grpo={"logprob_chunk": 512},
+        models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True, **_SHORT}},
     ),
     "v6e_16": Machine("v6e:4x4", 16, {"logprob_chunk": 512, "sampling.tensor": 8}),
     "v6e_32": Machine(
