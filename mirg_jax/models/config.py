@@ -201,16 +201,19 @@ class ModelConfig:
             with `text_config`.
 
         Raises:
-          ValueError: if the model type is another, a field is of another type or out of range, the
-            sizes are inconsistent, or a field asks for another computation (a `CheckpointError`
-            then; see `unsupported.check`).
+          ValueError: if a field is of another type or out of range, or the sizes are inconsistent;
+            a `CheckpointError`, if the model type is another, or a field asks for another
+            computation (see `unsupported.check`).
           KeyError: if a field is missing.
         """
         if not isinstance(raw, dict):
             raise ValueError("no JSON object")
         kind = raw.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            raise ValueError(f"model_type {kind!r} is not {' or '.join(ARCHITECTURES)}")
+            raise CheckpointError(
+                f"model_type {kind!r} is not {' or '.join(ARCHITECTURES)}; give a checkpoint of "
+                "Qwen2-VL, Qwen2.5-VL or Qwen3-VL, with a vision tower and without experts"
+            )
         text = section(raw, "text_config") or raw
         rope = section(text, "rope_parameters") or section(text, "rope_scaling")
         if not section(raw, "vision_config"):
