@@ -338,7 +338,7 @@ def _vision_from_hf(raw: dict[str, Any], model_type: str) -> VisionConfig:
     common = {
         "depth": size(raw, "depth"),
         "num_heads": size(raw, "num_heads"),
-        "patch_size": size(raw, "patch_size", PATCH_SIZES[model_type]),
+        "patch_size": size(raw, "patch_size", unsupported.VISION[model_type]["patch_size"]),
         "merge_size": size(raw, "spatial_merge_size", 2),
         "temporal_patch_size": size(raw, "temporal_patch_size", 2),
     }
@@ -415,8 +415,6 @@ ARCHITECTURES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-# Pixels along the side of a patch.
-PATCH_SIZES = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
 
 # Qwen3-VL's decoder: its flags, and transformers' values of fields that config.json may lack.
 QWEN3_TEXT = TextConfig(
