@@ -158,7 +158,7 @@ DEEP = {
     ),
     # The published head sizes, sections and grid of positions.
     "deep wide": small_config(
-        width=128, heads=2, kv_heads=2, hidden=128, layers=2, section=(24, 20, 20), tied=False,
+        width=128, heads=2, kv_heads=2, hidden=96, layers=2, section=(24, 20, 20), tied=False,
         theta=5e6, head_size=128,
         vision=VisionConfig(
             depth=3, embed_dim=144, num_heads=2, mlp_dim=107, out_dim=128, patch_size=16,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import small_families
 from conftest import REPOSITORY
 
 # data, fsdp, tensor; sampling.tensor; adapters instead of all weights.
@@ -17,7 +18,7 @@ LAYOUTS = {
     "adapters, a base on each device": (8, 1, 1, 1, True),
     "adapters, a base divided": (1, 4, 2, 2, True),
 }
-FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl"
+FAMILIES = tuple(small_families.TOWERS)
 ALL = {(layout, family): [*LAYOUTS[layout], family] for layout in LAYOUTS for family in FAMILIES}
 QUICK = (("all three axes", "qwen2_5_vl"), ("all three axes", "qwen3_vl"))
 

@@ -6,6 +6,7 @@ A check of the path, not a result: the model is scored on the rows it was traine
 import json
 
 import pytest
+import small_families
 from conftest import call, drawn
 
 from mirg_jax.data.examples import read_examples, write_mig_bench
@@ -36,7 +37,7 @@ def write_rows(photos, path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", small_families.LATER)
 def test_the_other_families_train_on_real_photos(shared, tiny_model_of, family, tmp_path):
     photos = shared("real_photos")
     write_rows(photos, tmp_path / "train.json")

@@ -35,7 +35,7 @@ from mirg_jax.runs import devices, engines, loading
 from mirg_jax.runs import settings as run_settings
 from mirg_jax.runs.loading import Model
 from mirg_jax.runs.settings import Settings
-from mirg_jax.runs.tokenizer import load_tokenizer
+from mirg_jax.runs.tokenizer import load_tokenizer, say_if_begun
 from mirg_jax.sampling.config import SamplingConfig
 from mirg_jax.sampling.pool import make_feeding
 from mirg_jax.sampling.tokens import decode, forbidden_ids, stop_ids
@@ -143,7 +143,9 @@ class Predictor:
         sizes = loading.model_config(source)
         settings = settings.for_model(sizes)
         options = sampling_options(settings, sizes, mesh)
-        tokenizer = load_tokenizer(loading.model_folder(source))
+        folder = loading.model_folder(source)
+        tokenizer = load_tokenizer(folder)
+        say_if_begun(folder, settings.prompt)
         model = loading.load_model(source, sampling_mesh, options)
         return cls(
             model,

@@ -201,16 +201,19 @@ class ModelConfig:
             with `text_config`.
 
         Raises:
-          ValueError: if the model type is another, a field is of another type or out of range, the
-            sizes are inconsistent, or a field asks for another computation (a `CheckpointError`
-            then; see `unsupported.check`).
+          ValueError: if a field is of another type or out of range, or the sizes are inconsistent;
+            a `CheckpointError`, if the model type is another, or a field asks for another
+            computation (see `unsupported.check`).
           KeyError: if a field is missing.
         """
         if not isinstance(raw, dict):
             raise ValueError("no JSON object")
         kind = raw.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            raise ValueError(f"model_type {kind!r} is not {' or '.join(ARCHITECTURES)}")
+            raise CheckpointError(
+                f"model_type {kind!r} is not {' or '.join(ARCHITECTURES)}; give a checkpoint of "
+                "Qwen2-VL, Qwen2.5-VL or Qwen3-VL, with a vision tower and without experts"
+            )
         text = section(raw, "text_config") or raw
         rope = section(text, "rope_parameters") or section(text, "rope_scaling")
         if not section(raw, "vision_config"):
@@ -335,7 +338,7 @@ def _vision_from_hf(raw: dict[str, Any], model_type: str) -> VisionConfig:
     common = {
         "depth": size(raw, "depth"),
         "num_heads": size(raw, "num_heads"),
-        "patch_size": size(raw, "patch_size", PATCH_SIZES[model_type]),
+        "patch_size": size(raw, "patch_size", unsupported.VISION[model_type]["patch_size"]),
         "merge_size": size(raw, "spatial_merge_size", 2),
         "temporal_patch_size": size(raw, "temporal_patch_size", 2),
     }
@@ -412,8 +415,6 @@ ARCHITECTURES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-# Pixels along the side of a patch.
-PATCH_SIZES = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
 
 # Qwen3-VL's decoder: its flags, and transformers' values of fields that config.json may lack.
 QWEN3_TEXT = TextConfig(

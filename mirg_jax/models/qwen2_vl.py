@@ -109,11 +109,9 @@ class Qwen2VL(nnx.Module):
             return x, None
         index = text.visual_index[..., None]
         image = jnp.take_along_axis(visual, jnp.maximum(index, 0), axis=1)
-        if not self.config.vision.deepstack:
-            return jnp.where(index >= 0, image.astype(x.dtype), x), None
         image, *deep = jnp.split(image, 1 + len(self.config.vision.deepstack), axis=-1)
-        deep = jnp.where(index >= 0, jnp.stack(deep), 0)
-        return jnp.where(index >= 0, image.astype(x.dtype), x), deep
+        x = jnp.where(index >= 0, image.astype(x.dtype), x)
+        return x, jnp.where(index >= 0, jnp.stack(deep), 0) if deep else None
 
     def see(self, images: Images | Float[Array, "B V W"] | None) -> Float[Array, "B V W"] | None:
         """Computes the images' visual tokens; returns visual tokens or None unchanged."""

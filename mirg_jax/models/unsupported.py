@@ -6,11 +6,11 @@ from typing import Any
 from mirg_jax.errors import CheckpointError
 from mirg_jax.models.json_fields import texts
 
-# The only value that each field may have, where it is given. The size of blocks that are merged is
-# also that of `data/images.py`.
+# The only value that each field may have, where it is given; `config.py` reads the patch sizes. The
+# size of blocks that are merged is also that of `data/images.py`.
 _TEXT = {"hidden_act": "silu", "use_sliding_window": False, "partial_rotary_factor": 1}
 _TEXT_OF = {"qwen3_vl": {"attention_bias": False}}
-_VISION = {
+VISION = {
     "qwen2_vl": {"hidden_act": "quick_gelu", "patch_size": 14},
     "qwen2_5_vl": {"hidden_act": "silu", "patch_size": 14},
     "qwen3_vl": {"hidden_act": "gelu_pytorch_tanh", "patch_size": 16},
@@ -36,7 +36,7 @@ def check(raw: Mapping[str, Any]) -> None:
         _check_quantization(part)
         _check_rope(part, interleaved=kind == "qwen3_vl")
         _check_values(part, _TEXT | _TEXT_OF.get(kind, {}), "")
-    _check_values(vision, _VISION[kind] | _PATCHES, "vision_config.")
+    _check_values(vision, VISION[kind] | _PATCHES, "vision_config.")
     if isinstance(rope := vision.get("rope_parameters"), dict):
         _check_values(rope, _TOWER_ROPE, "vision_config.rope_parameters.")
     if others := set(texts(text, "layer_types")) - {"full_attention"}:

@@ -25,7 +25,7 @@ from mirg_jax.models.lora import Lora
 from mirg_jax.rl import rewards
 from mirg_jax.rl.objective import Bounds
 from mirg_jax.rl.rewards import RewardOptions
-from mirg_jax.runs import checks, loading, run_folder, setting_types, wandb_run
+from mirg_jax.runs import checks, loading, run_folder, setting_types, tokenizer, wandb_run
 from mirg_jax.runs.wandb_run import WandbSettings
 
 Stage = Literal["sft", "grpo", "inference"]
@@ -408,8 +408,9 @@ def of_model(source: str | places.Place) -> ConfigDict:
         own = run_folder.read_record(saved.run / "config.json", parse, "a run's settings")
         return own or usual
     with contextlib.suppress(CheckpointError):  # whoever loads the model says what is wrong
-        family = ModelConfig.from_folder(loading.model_folder(source)).model_type
-        return defaults.for_family(usual, family)
+        folder = loading.model_folder(source)
+        defaults.for_family(usual, ModelConfig.from_folder(folder).model_type)
+        usual.prompt.thinking = tokenizer.begins_thoughts(folder)
     return usual
 
 

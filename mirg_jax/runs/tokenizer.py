@@ -4,12 +4,15 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 
 from mirg_jax.data.prompts import FORBIDDEN as CONTROL_TOKENS
-from mirg_jax.data.prompts import Tokenizer
+from mirg_jax.data.prompts import PromptStyle, Tokenizer
 from mirg_jax.errors import CheckpointError
 from mirg_jax.files.stand_ins import find_stand_in_of
+from mirg_jax.files.streams import say
 from mirg_jax.models.config import ModelConfig
+from mirg_jax.sharding import processes
 
 # Either of these is a whole vocabulary.
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
@@ -22,6 +25,32 @@ _FIELDS = {
     "<|vision_start|>": "vision_start_token_id",
     "<|vision_end|>": "vision_end_token_id",
 }
+
+# Where a chat template may be, and how that of a thinking variant begins the answer itself.
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+_OPENING = re.compile(r"<\|im_start\|>assistant(\\+n|\s)<think>")
+
+
+def begins_thoughts(folder: str | pathlib.Path) -> bool:
+    """Returns whether a model's chat template begins the answer with `<think>`.
+
+    It does in Qwen3-VL's thinking variants, for which `prompt.thinking` is to be set.
+    """
+    paths = (pathlib.Path(folder) / name for name in _TEMPLATES)
+    return any(
+        _OPENING.search(path.read_text(encoding="utf-8", errors="replace"))
+        for path in paths
+        if path.is_file()
+    )
+
+
+def say_if_begun(folder: str | pathlib.Path, style: PromptStyle) -> None:
+    """Says in a line if a model's chat template begins thoughts, and prompts don't."""
+    if not style.thinking and begins_thoughts(folder) and processes.is_first():
+        say(
+            f"{folder}: its chat template begins answers with <think>, and prompts here don't; set "
+            "--config.prompt.thinking=True for a thinking variant"
+        )
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:

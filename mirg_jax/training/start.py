@@ -27,7 +27,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs import adapters, checks, devices, engines, facts, loading, origin, run_folder
 from mirg_jax.runs.checkpoints import Checkpoints, write_model_folder
 from mirg_jax.runs.settings import Settings
-from mirg_jax.runs.tokenizer import load_tokenizer
+from mirg_jax.runs.tokenizer import load_tokenizer, say_if_begun
 from mirg_jax.runs.train_state import TrainState, init_state, split_trainable, state_shardings
 from mirg_jax.sharding import processes
 from mirg_jax.training import resumed, usable
@@ -299,7 +299,9 @@ def _open_model(
     sizes = loading.model_config(source)
     settings = settings.for_model(sizes)
     options = engines.options(settings.model, sizes, mesh)
-    tokenizer = load_tokenizer(loading.model_folder(source))
+    folder = loading.model_folder(source)
+    tokenizer = load_tokenizer(folder)
+    say_if_begun(folder, settings.prompt)
     return settings, loading.load_model(source, mesh, options), tokenizer
 
 

@@ -97,7 +97,7 @@ def reader(folder: str | pathlib.Path, state: nnx.State, config: ModelConfig) ->
         for path, entry in entries.items()
         for name in entry.names(leaves[path].shape)
     }
-    tensor_check.check(folder, tensors, wanted)
+    tensor_check.check(folder, tensors, wanted, lambda name: written_name(name, config))
 
     def fill(entry: Entry, name: str, index: Index, out: np.ndarray) -> None:
         if entry.kind == "same":

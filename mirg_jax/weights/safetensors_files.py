@@ -69,6 +69,10 @@ class Tensors:
                     f"{file}: can't be read ({error}); download the checkpoint again"
                 ) from None
 
+    def stored_name(self, name: str) -> str:
+        """Returns the name that a tensor has in its file."""
+        return self._where[name][1]
+
     def blocks(self, name: str, index: Sequence[slice]) -> Iterator[tuple[slice, np.ndarray]]:
         """Reads the slice `index` of a tensor in blocks of rows.
 

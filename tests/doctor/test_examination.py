@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import small_families
 
 from mirg_jax.doctor import examine, hardware, report
 from mirg_jax.errors import ConfigError
@@ -62,7 +63,7 @@ def test_a_machine_that_is_ready(kind, changes, recipe, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", small_families.LATER)
 def test_the_other_families(family, recipe, tiny_model_of, tmp_path, capsys):
     config = recipe("grpo")
     config.model.path, config.data.max_pixels = str(tiny_model_of(family)), 64 * 64

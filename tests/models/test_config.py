@@ -187,6 +187,8 @@ def test_tied_at_either_level(outer, inner, tied):
         ("{", "config.json: .*column"),
         ("[]", "config.json: "),
         (json.dumps(PUBLISHED_2B | {"model_type": "qwen3_5"}), "'qwen3_5' is not qwen2_vl or"),
+        (json.dumps(PUBLISHED_4B | {"model_type": "qwen3_vl_moe"}), "without experts$"),
+        (json.dumps(PUBLISHED_4B["text_config"] | {"model_type": "qwen3"}), "with a vision tower"),
         (
             json.dumps(PUBLISHED_3B | {"vision_config": TOWER_OF_2B}),
             "lacks the field 'vision_config.int",

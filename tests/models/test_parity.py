@@ -95,9 +95,9 @@ def forward(graph, params, text, images):
 
 
 def relative(ours, theirs) -> float:
-    """‖ours − theirs‖ / ‖theirs‖."""
+    """‖ours − theirs‖ / ‖theirs‖; 0 where both are 0, as of features that only images get."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30))
 
 
 def unpack(array, batch, rows):

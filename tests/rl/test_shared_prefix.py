@@ -95,12 +95,13 @@ def repeated_loss(params, frozen, text, images, at, given, head, *, graph, grpo)
         ("qwen2_vl", 2, 0.0, "k3", False),
         ("qwen2_vl", 5, 0.5, "k3", True),
         ("qwen2_vl", 8, 0.5, "exact", False),
-        ("qwen2_5_vl", 2, 0.04, "k3", False),
-        ("qwen3_vl", 2, 0.04, "k3", False),
+        *((family, 2, 0.04, "k3", False) for family in small_families.LATER),
         pytest.param("qwen2_vl", 1, 0.04, "k3", False, marks=pytest.mark.slow),
         pytest.param("qwen2_vl", 16, 0.04, "k3", False, marks=pytest.mark.slow),
-        pytest.param("qwen2_5_vl", 5, 0.5, "k3", True, marks=pytest.mark.slow),
-        pytest.param("qwen3_vl", 5, 0.5, "k3", True, marks=pytest.mark.slow),
+        *(
+            pytest.param(family, 5, 0.5, "k3", True, marks=pytest.mark.slow)
+            for family in small_families.LATER
+        ),
         pytest.param("qwen3_vl", 16, 0.5, "exact", False, marks=pytest.mark.slow),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from mirg_jax.models.lora import Lora
 from mirg_jax.rl.logprobs import token_logprobs
 from mirg_jax.runs import adapters, origin
 from mirg_jax.runs.settings import of_model, read
+from mirg_jax.runs.tokenizer import say_if_begun
 from mirg_jax.training.optimizer import make_optimizer
 
 VALUES = {
@@ -267,3 +269,28 @@ def test_a_bound_may_be_infinite(recipe):
     assert settings.grpo.clip_high == settings.optimizer.clip_norm == float("inf")
     config.seed = 2**62
     assert read(config).seed == 2**62
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "thinks"),
+    [
+        ("chat_template.jinja", r"{{- '<|im_start|>assistant\n<think>\n' }}", True),
+        ("chat_template.jinja", "<|im_start|>assistant\n<think>\n", True),
+        (
+            "chat_template.json",
+            r'{"chat_template": "\'<|im_start|>assistant\\n<think>\\n\'"}',
+            True,
+        ),
+        ("chat_template.jinja", r"{{- '<|im_start|>assistant\n' }}<think>", False),
+        ("README.md", r"<|im_start|>assistant\n<think>", False),
+    ],
+)
+def test_a_thinking_variant_is_known_by_its_template(name, text, thinks, tmp_path, capsys):
+    folder = shutil.copytree(REPOSITORY / "assets/small_base_qwen3_vl", tmp_path / "model")
+    (folder / name).write_text(text)
+    own = read(of_model(folder)).prompt
+    assert own.thinking == thinks and own.system == ""
+    say_if_begun(folder, own)
+    assert capsys.readouterr() == ("", "")
+    say_if_begun(folder, dataclasses.replace(own, thinking=False))
+    assert ("--config.prompt.thinking=True" in "".join(capsys.readouterr())) == thinks
