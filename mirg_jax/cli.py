@@ -136,15 +136,20 @@ def _path(flag: flags.FlagHolder) -> Place:
     return places.of(flag.value, f"--{flag.name}")
 
 
+def link_flag() -> flags.FlagHolder[bool]:
+    """Defines --follow_links."""
+    return flags.DEFINE_bool(
+        "follow_links", False, "Whether links below the image root may lead to files elsewhere."
+    )
+
+
 def image_flags() -> Callable[[str], ImageRoot]:
     """Defines --follow_links and --apply_exif.
 
     Returns:
       The function that makes an image root of a folder, once the flags are parsed.
     """
-    follow_links = flags.DEFINE_bool(
-        "follow_links", False, "Whether links below the image root may lead to files elsewhere."
-    )
+    follow_links = link_flag()
     apply_exif = flags.DEFINE_bool(
         "apply_exif",
         False,
