@@ -59,8 +59,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses the flags and runs `main`; does not return.
 
     Invalid flags and a `UserError` end the program with status 2 and one line on stderr. So does
-    output on stdout that couldn't be written, at the end. Any other exception is a bug in this
-    package and keeps its traceback.
+    output on stdout that couldn't be written, at the end. Ctrl-C ends it with status 130 and one
+    line. Any other exception is a bug in this package and keeps its traceback.
 
     Args:
       main: the binary's main function; it receives the program name, and files if it takes such.
@@ -84,6 +84,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             jax = sys.modules.get("jax")
             together = jax is not None and jax.distributed.is_initialized()
             _fail(error, at_once=together or isinstance(error, SaveError))
+        except KeyboardInterrupt:
+            _fail("interrupted", status=130)
         finally:
             out.flush()
             if out.failed:
@@ -241,12 +243,12 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return found
 
 
-def _fail(reason: object, *, at_once: bool = False) -> NoReturn:
+def _fail(reason: object, *, at_once: bool = False, status: int = 2) -> NoReturn:
     program = os.path.basename(sys.argv[0])
     line = shorten(" ".join(str(reason).split()), _MOST_CHARACTERS)
     end_progress_bars()
     print(f"{program}: {line}", file=sys.stderr, flush=True)
     if at_once:
         sys.stdout.flush()
-        os._exit(2)
-    sys.exit(2)
+        os._exit(status)
+    sys.exit(status)
