@@ -79,19 +79,22 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             if out.failed:
                 raise UserError(f"stdout: cannot be written ({out.failed}); all files were written")
         except UserError as error:
-            # After a failed save, a normal exit would print a traceback from each writer thread;
-            # in a multi-process run it would wait for the other processes.
-            jax = sys.modules.get("jax")
-            together = jax is not None and jax.distributed.is_initialized()
-            _fail(error, at_once=together or isinstance(error, SaveError))
+            # After a failed save, a normal exit would print a traceback from each writer thread.
+            _fail(error, at_once=_is_one_of_several() or isinstance(error, SaveError))
         except KeyboardInterrupt:
-            _fail("interrupted", status=130)
+            _fail("interrupted", at_once=_is_one_of_several(), status=130)
         finally:
             out.flush()
             if out.failed:
                 out.abandon()
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _is_one_of_several() -> bool:
+    """Whether this is a process of a run of several, for which a normal exit would wait."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def seeds(flag: flags.FlagHolder) -> list[int]:
