@@ -6,7 +6,7 @@ Tasks have the same names there as in the manifest, in rows, and behind `--tasks
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SOME = ("refs", "lasot", "rows")  # kinds of sources whose photos may show more than is labelled
+PARTIAL = ("refs", "lasot", "rows")  # kinds of sources whose photos may show more than is labelled
 HEADER = ("file", "task", "asked", "examples", "repeated")
 
 
@@ -39,7 +39,7 @@ def told_left_out(left_out: Sequence[Mapping[str, Any]], what: str) -> str:
 def _told_incomplete(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns a line about kinds of sources that may be why examples are missing, if there are."""
     kinds = sorted(
-        {each["kind"] for each in sources if each["kind"] in SOME and not each["complete"]}
+        {each["kind"] for each in sources if each["kind"] in PARTIAL and not each["complete"]}
     )
     if not kinds:
         return []

@@ -33,7 +33,7 @@ def read_mot(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
       DataError: there is no such sequence.
     """
     for folder in _folders_with(path, "gt/gt.txt", "MOT", left_out):
-        labels = folder / "gt/gt.txt"
+        labels, before = folder / "gt/gt.txt", left_out.total
         boxes: dict[int, list[Labelled]] = {}
         unsure: dict[int, set[str]] = {}
         for number, line in _lines(labels, left_out):
@@ -48,7 +48,7 @@ def read_mot(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
                 boxes.setdefault(frame, []).append(thing)
             else:
                 unsure.setdefault(frame, set()).add(thing.label)
-        if not boxes:
+        if not boxes and left_out.total == before:
             left_out.add(
                 "MOT: a sequence has no object",
                 f"{labels}: has no line of an object that counts, as "
@@ -122,7 +122,7 @@ def read_frames(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
                 f"{labels}: {len(lines)} lines for {len(names)} images in {images}; get it again",
             )
             continue
-        label, shown = _label_of(folder), 0
+        label, shown, before = _label_of(folder), 0, left_out.total
         for (number, line), name in zip(lines, names, strict=True):
             try:
                 x, y, width, height = sides = tuple(map(float, line.replace(",", " ").split()))
@@ -139,7 +139,7 @@ def read_frames(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
                 shown += 1
                 thing = Labelled(label, box, track=folder.name)
                 yield Photo(str(images / name), (thing,), sequence=str(folder), frame=number)
-        if not shown:
+        if not shown and left_out.total == before:
             left_out.add(
                 "LaSOT: a sequence never shows its object",
                 f"{labels}: has no box of a frame that shows the object; get or make it again",

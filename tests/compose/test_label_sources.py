@@ -395,6 +395,14 @@ def test_sequences_of_mot_without_objects_are_told(read, tmp_path, text):
     assert found["first"].endswith("get or make it again")
 
 
+def test_tracks_that_are_no_text_are_told_as_that(read, tmp_path):
+    picture(tmp_path / "s/img1/000001.jpg")
+    (tmp_path / "s/gt").mkdir()
+    (tmp_path / "s/gt/gt.txt").write_bytes(b"\xff\xfe1")
+    _, (found,) = read("mot=ROOT")
+    assert found["first"].endswith("gt.txt: not UTF-8 text; get it again")
+
+
 def test_sequences_of_lasot_without_their_object_are_told(read, tmp_path):
     picture(tmp_path / "dog-1/1.jpg")
     (tmp_path / "dog-1/groundtruth.txt").write_text("0,0,0,0\n")
