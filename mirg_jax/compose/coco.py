@@ -38,16 +38,19 @@ def read_coco(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
         kept.execute("CREATE TABLE image (id INTEGER PRIMARY KEY, number INTEGER, row TEXT)")
         kept.execute("CREATE TABLE annotation (image INTEGER, number INTEGER, row TEXT)")
         categories: dict[int, tuple[str, str]] = {}
+        refused: dict[str, str] = {}  # the first of each array
         for element in elements(path, _ARRAYS):
             try:
                 _keep(element, kept, categories)
             except DataError as error:
-                where = f"{path} {element.key} {element.number}"
-                left_out.add(f"COCO {element.key}: a field can't be used", f"{where}: {error}")
+                told = f"{element.key} {element.number}: {error}"
+                refused.setdefault(element.key, told)
+                left_out.add(f"COCO {element.key}: a field can't be used", f"{path} {told}")
         (count,) = kept.execute("SELECT COUNT(*) FROM image").fetchone()
         if not count or not categories:
             what = "categories" if count else "images"
-            raise DataError(f"{path}: has no {what} in the form of COCO; give an instances file")
+            why = refused.get(what, "give an instances file")
+            raise DataError(f"{path}: has no {what} in the form of COCO; {why}")
         kept.execute("CREATE INDEX of_image ON annotation (image)")
         known = "SELECT id FROM image"
         lost = f"SELECT number, image FROM annotation WHERE image NOT IN ({known})"

@@ -119,6 +119,7 @@ def test_federated_labels_know_only_what_was_looked_for(read, tmp_path):
         ('{"images": {}}', "'images' is not a list"),
         ('{"images": [], "categories": []}', "has no images"),
         ('{"images": [{"id": 1, "file_name": "a"}]}', "has no categories"),
+        ('{"images": [{"id": "1", "file_name": "a"}]}', "has no images .*; images 0: 'id' is '1'"),
         ("\x89PNG\r\n", "PNG image"),
         ("", "an object with"),
         (json.dumps(COCO) + "{}", "something follows behind the end"),
@@ -399,8 +400,10 @@ def test_tracks_that_are_no_text_are_told_as_that(read, tmp_path):
     picture(tmp_path / "s/img1/000001.jpg")
     (tmp_path / "s/gt").mkdir()
     (tmp_path / "s/gt/gt.txt").write_bytes(b"\xff\xfe1")
-    _, (found,) = read("mot=ROOT")
-    assert found["first"].endswith("gt.txt: not UTF-8 text; get it again")
+    (tmp_path / "s/gt/groundtruth.txt").write_bytes(b"\xff\xfe1")
+    for kind in ("mot", "lasot"):
+        _, (found,) = read(f"{kind}=ROOT")
+        assert found["first"].endswith(".txt: not UTF-8 text; get it again")
 
 
 def test_sequences_of_lasot_without_their_object_are_told(read, tmp_path):
