@@ -59,8 +59,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses the flags and runs `main`; does not return.
 
     Invalid flags and a `UserError` end the program with status 2 and one line on stderr. So does
-    output on stdout that couldn't be written, at the end. Any other exception is a bug in this
-    package and keeps its traceback.
+    output on stdout that couldn't be written, at the end. Ctrl-C ends it with status 130 and one
+    line. Any other exception is a bug in this package and keeps its traceback.
 
     Args:
       main: the binary's main function; it receives the program name, and files if it takes such.
@@ -79,17 +79,22 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             if out.failed:
                 raise UserError(f"stdout: cannot be written ({out.failed}); all files were written")
         except UserError as error:
-            # After a failed save, a normal exit would print a traceback from each writer thread;
-            # in a multi-process run it would wait for the other processes.
-            jax = sys.modules.get("jax")
-            together = jax is not None and jax.distributed.is_initialized()
-            _fail(error, at_once=together or isinstance(error, SaveError))
+            # After a failed save, a normal exit would print a traceback from each writer thread.
+            _fail(error, at_once=_is_one_of_several() or isinstance(error, SaveError))
+        except KeyboardInterrupt:
+            _fail("interrupted", at_once=_is_one_of_several(), status=130)
         finally:
             out.flush()
             if out.failed:
                 out.abandon()
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _is_one_of_several() -> bool:
+    """Whether this is a process of a run of several, for which a normal exit would wait."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def seeds(flag: flags.FlagHolder) -> list[int]:
@@ -136,15 +141,20 @@ def _path(flag: flags.FlagHolder) -> Place:
     return places.of(flag.value, f"--{flag.name}")
 
 
+def link_flag() -> flags.FlagHolder[bool]:
+    """Defines --follow_links."""
+    return flags.DEFINE_bool(
+        "follow_links", False, "Whether links below the image root may lead to files elsewhere."
+    )
+
+
 def image_flags() -> Callable[[str], ImageRoot]:
     """Defines --follow_links and --apply_exif.
 
     Returns:
       The function that makes an image root of a folder, once the flags are parsed.
     """
-    follow_links = flags.DEFINE_bool(
-        "follow_links", False, "Whether links below the image root may lead to files elsewhere."
-    )
+    follow_links = link_flag()
     apply_exif = flags.DEFINE_bool(
         "apply_exif",
         False,
@@ -236,12 +246,12 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return found
 
 
-def _fail(reason: object, *, at_once: bool = False) -> NoReturn:
+def _fail(reason: object, *, at_once: bool = False, status: int = 2) -> NoReturn:
     program = os.path.basename(sys.argv[0])
     line = shorten(" ".join(str(reason).split()), _MOST_CHARACTERS)
     end_progress_bars()
     print(f"{program}: {line}", file=sys.stderr, flush=True)
     if at_once:
         sys.stdout.flush()
-        os._exit(2)
-    sys.exit(2)
+        os._exit(status)
+    sys.exit(status)

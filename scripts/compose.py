@@ -26,9 +26,7 @@ _SOURCE = flags.DEFINE_multi_string(
 _IMAGE_ROOT = flags.DEFINE_string(
     "image_root", None, "Folder that images are relative to.", required=True
 )
-_FOLLOW_LINKS = flags.DEFINE_bool(
-    "follow_links", False, "Whether links below the image root may lead to files elsewhere."
-)
+_FOLLOW_LINKS = cli.link_flag()
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder of the results, which is their image root too.", required=True
 )
@@ -65,6 +63,7 @@ def main(_):
         max_pixels=_MAX_PIXELS.value,
     )
     print(counts.table(compose.compose(settings, output_dir)))
+    print(f"{output_dir}: done; to look through it, open {output_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ _RAISE = flags.DEFINE_string("raise", None, "")
 
 def main(_):
     if _RAISE.value:
-        raise {"data": DataError, "config": ConfigError, "bug": KeyError}[_RAISE.value](
+        raise {"data": DataError, "config": ConfigError, "bug": KeyError,
+                "stop": KeyboardInterrupt}[_RAISE.value](
             "rows.json row 3:\\n no images")
     print(_CONFIG.value.path or _CONFIG.value.seed)
 
@@ -139,6 +140,11 @@ def test_characters_that_an_encoding_lacks_are_escapes(run):
     assert (result.returncode, result.stdout, result.stderr) == (0, "\\u4e2d\\xe9\n", "")
     result = run("--config=good.py", "中", PYTHONIOENCODING="ascii:strict")
     assert result.returncode == 2 and "unexpected argument '\\u4e2d'" in result.stderr
+
+
+def test_an_interrupt_is_one_line(run):
+    result = run("--config=good.py", "--raise=stop")
+    assert result.returncode == 130 and result.stderr == "binary.py: interrupted\n"
 
 
 def test_a_bug_keeps_its_traceback(run):

@@ -38,16 +38,19 @@ def read_coco(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
         kept.execute("CREATE TABLE image (id INTEGER PRIMARY KEY, number INTEGER, row TEXT)")
         kept.execute("CREATE TABLE annotation (image INTEGER, number INTEGER, row TEXT)")
         categories: dict[int, tuple[str, str]] = {}
+        refused: dict[str, str] = {}  # the first of each array
         for element in elements(path, _ARRAYS):
             try:
                 _keep(element, kept, categories)
             except DataError as error:
-                where = f"{path} {element.key} {element.number}"
-                left_out.add(f"COCO {element.key}: a field can't be used", f"{where}: {error}")
+                told = f"{element.key} {element.number}: {error}"
+                refused.setdefault(element.key, told)
+                left_out.add(f"COCO {element.key}: a field can't be used", f"{path} {told}")
         (count,) = kept.execute("SELECT COUNT(*) FROM image").fetchone()
         if not count or not categories:
             what = "categories" if count else "images"
-            raise DataError(f"{path}: has no {what} in the form of COCO; give an instances file")
+            why = refused.get(what, "give an instances file")
+            raise DataError(f"{path}: has no {what} in the form of COCO; {why}")
         kept.execute("CREATE INDEX of_image ON annotation (image)")
         known = "SELECT id FROM image"
         lost = f"SELECT number, image FROM annotation WHERE image NOT IN ({known})"
@@ -78,6 +81,8 @@ def _keep(element: Element, kept: sqlite3.Connection, categories: dict) -> None:
             raise DataError(f"another category has the id {given}; make ids unique")
     elif key == "images":
         names = "neg_category_ids", "not_exhaustive_category_ids", "width", "height"
+        for name in names[:2]:
+            _check_whole(row.get(name), name)
         kept_row = {"file_name": _file_name(row)} | {n: row[n] for n in names if n in row}
         values = _whole(row, "id"), number, json.dumps(kept_row)
         try:
@@ -94,8 +99,20 @@ def _keep(element: Element, kept: sqlite3.Connection, categories: dict) -> None:
 def _whole(row: dict[str, Any], name: str) -> int:
     number = whole_number(row.get(name))
     if number is None or abs(number) >= 1 << 63:
-        raise DataError(f"{name!r} is {quote(row.get(name))} where an integer is needed")
+        raise DataError(
+            f"{name!r} is {quote(row.get(name))} where an integer is needed; correct it"
+        )
     return number
+
+
+def _check_whole(values: Any, name: str) -> None:
+    """Raises DataError unless it is a list of integers, or None."""
+    if values is not None and not (
+        isinstance(values, list) and all(type(each) is int for each in values)
+    ):
+        raise DataError(
+            f"{name!r} is {quote(values)} where a list of integers is needed; correct it"
+        )
 
 
 def _file_name(row: dict[str, Any]) -> str:
@@ -113,10 +130,11 @@ def _photo(
     left_out: LeftOut,
 ) -> Photo:
     objects, unsure = [], set()
-    for number, text in annotations:
+    for row_number, text in annotations:
         annotation = json.loads(text)
         try:
-            category = categories.get(annotation.get("category_id"))
+            number = whole_number(annotation.get("category_id"))
+            category = None if number is None else categories.get(number)
             if category is None:
                 raise DataError("the category isn't in the file; add it to categories")
             if annotation.get("iscrowd"):
@@ -140,7 +158,7 @@ def _photo(
         except DataError as error:
             left_out.add(
                 "COCO annotations: the box or category can't be used",
-                f"{path} annotations {number}: {error}",
+                f"{path} annotations {row_number}: {error}",
             )
     names = {number: name for number, (name, _) in categories.items()}
     unsure |= _named(row.get("not_exhaustive_category_ids"), names)
@@ -160,7 +178,7 @@ def _photo(
 
 
 def _named(numbers: Any, names: dict[int, str]) -> set[str]:
-    return {names[each] for each in numbers or () if each in names}
+    return {names[each] for each in numbers or () if each in names}  # checked by `_keep`
 
 
 def read_box(values: Any) -> Sides:
@@ -185,7 +203,9 @@ def four_floats(values: Any, name: str) -> Sides:
     try:
         x1, y1, x2, y2 = map(float, four_numbers(values, name))
     except OverflowError:
-        raise DataError(f"{name} {quote(values)} has a number that is too large") from None
+        raise DataError(
+            f"{name} {quote(values)} has a number that is too large; correct it"
+        ) from None
     return x1, y1, x2, y2
 
 

@@ -149,6 +149,7 @@ def compose(settings: Settings, output_dir: pathlib.Path) -> dict[str, Any]:
             each.mkdir(parents=True, exist_ok=True)
         _remove_parts(folder)
         _make_index(settings, folder)
+        _check_splits(settings, folder)
         for name, count in settings.counts.items():
             if count:
                 _compose_file(settings, folder, name)
@@ -235,16 +236,27 @@ def _whole_index(folder: _Folder, left_out: LeftOut) -> Iterator[pathlib.Path]:
         outputs.replace_text(folder.work / "left_out.json", json.dumps(left_out.to_json()))
 
 
+def _check_splits(settings: Settings, folder: _Folder) -> None:
+    """Checks that there are photos for each file, before any is composed.
+
+    Raises:
+      DataError: if there are none for one.
+    """
+    photos = facts_of(folder.index)["photos"]
+    for name, count in settings.counts.items():
+        if count and not photos["eval" if _SPLITS[name] == EVAL else "train"]:
+            raise DataError(
+                f"no photo is for {_FILES[name]}, as all {sum(photos.values())} are for the other "
+                "split (frames of a sequence stay together); give more photos or sequences, "
+                "another --eval_share or another --seed"
+            )
+
+
 def _compose_file(settings: Settings, folder: _Folder, name: str) -> None:
     """Composes the pieces of a file that aren't there yet."""
     count = settings.counts[name]
     library = Library(folder.index, settings.image_root, _SPLITS[name], settings.max_pixels)
     with contextlib.closing(library):
-        if not len(library):
-            raise DataError(
-                f"no photo is for {_FILES[name]}; give more photos, another --eval_share or "
-                "another --seed"
-            )
         with progress_bar(total=count, desc=name, unit="example", mininterval=1) as bar:
             for number, start in enumerate(range(0, count, _PIECE)):
                 path = folder.piece(name, number)

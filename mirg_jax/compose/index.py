@@ -100,7 +100,7 @@ def build_index(
         (count,) = kept.execute("SELECT COUNT(*) FROM photo").fetchone()
         if not count:
             reasons = left_out.to_json()
-            first = reasons[0]["first"] if reasons else "the labels name none"
+            first = reasons[0]["first"] if reasons else "the labels name none; give others"
             raise DataError(f"no photo can be used; {first}")
         kept.commit()
 

@@ -38,10 +38,9 @@ def elements(path: pathlib.Path, keys: Collection[str] = ()) -> Iterator[Element
     try:
         with places.open_file(path) as file:
             text = _Text(path, file)
-            if keys:
-                yield from _of_object(text, keys)
-            else:
-                yield from _of_list(text)
+            yield from _of_object(text, keys) if keys else _of_list(text)
+            if text.peek():
+                text.fail("something follows behind the end")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 

@@ -94,7 +94,10 @@ class Library:
         """
         count = self.count(name, times)
         if not count:
-            raise NotPossible(f"no photo has {name.partition(':')[0]}")
+            kind = name.partition(":")[0]
+            what = {"label": "a drawn label", "attribute": "a drawn attribute"}.get(kind, kind)
+            often = {ANY: "", SEVERAL: " several times"}.get(times, " exactly once")
+            raise NotPossible(f"no photo is known to show {what}{often}")
         where = self._split, name, times, int(rng.integers(count))
         (number,) = self._kept.execute(
             "SELECT photo FROM shows WHERE split = ? AND name = ? AND times = ? AND n = ?", where

@@ -42,19 +42,25 @@ def read_refs(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
             first = first or str(error)
             left_out.add("expressions: a row can't be used", f"{path} row {number}: {error}")
     if not used:
-        raise DataError(f"{path}: no row can be used; the first: {first or 'there is none'}")
+        told = f"the first: {first}" if first else "it has none, get or make it again"
+        raise DataError(f"{path}: no row can be used; {told}")
 
 
 def _photo(row: Any) -> Photo:
     if not isinstance(row, dict):
-        raise DataError(f"the row is {quote(row)} where an object is needed")
-    image = image_path(_first(row, _IMAGES))
+        raise DataError(f"the row is {quote(row)} where an object is needed; correct it")
+    found = _first(row, _IMAGES)
+    if found is None:
+        raise DataError(f"no image is named; give its path in {_IMAGES[0]!r}")
+    image = image_path(found)
     if "bbox" in row:
         box = read_box(row["bbox"])
     else:
         x1, y1, x2, y2 = box = four_floats(row.get("box"), "'bbox' or 'box'")
         if not (x1 < x2 and y1 < y2 and 1 < max(box) and max(map(abs, box)) < 1e6):
-            raise DataError(f"the box {quote(row['box'])} is empty or no sides in pixels")
+            raise DataError(
+                f"the box {quote(row['box'])} is empty or no sides in pixels; it is x1, y1, x2, y2"
+            )
     found = _first(row, _PHRASES)
     phrases = set()
     for each in found if isinstance(found, list) else [found]:
@@ -69,7 +75,7 @@ def _photo(row: Any) -> Photo:
     except ValueError:
         label = ""
     if not phrases and not label:
-        raise DataError(f"neither a description ({', '.join(_PHRASES)}) nor a class is there")
+        raise DataError(f"neither a description nor a class is there; add one, as {_PHRASES[0]!r}")
     size = whole_number(row.get("width")), whole_number(row.get("height"))
     thing = Labelled(
         label,

@@ -15,7 +15,7 @@ from mirg_jax.compose.tracks import read_frames, read_mot
 from mirg_jax.compose.yolo import read_yolo
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.data.left_out import LeftOut
-from mirg_jax.errors import ConfigError
+from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.files.hashes import hash_file
 
 _Reader = Callable[[pathlib.Path, ImageRoot, LeftOut], Iterator[Photo]]
@@ -114,7 +114,7 @@ def read_source(source: Source, root: ImageRoot, left_out: LeftOut) -> Iterator[
     folder = (
         root if not source.folder else dataclasses.replace(root, path=root.path / source.folder)
     )
-    for photo in READERS[source.kind](source.labels, folder, left_out):
+    for photo in _read(source, folder, left_out):
         path = _below(root, source.folder, photo.path)
         if path is None:
             left_out.add(
@@ -126,6 +126,15 @@ def read_source(source: Source, root: ImageRoot, left_out: LeftOut) -> Iterator[
         sequence = photo.sequence and (_below(root, "", photo.sequence) or photo.sequence)
         complete = photo.complete or source.complete
         yield dataclasses.replace(photo, path=path, sequence=sequence, complete=complete)
+
+
+def _read(source: Source, folder: ImageRoot, left_out: LeftOut) -> Iterator[Photo]:
+    """Yields the photos of a source; raises DataError, too, for what the system can't read."""
+    try:
+        yield from READERS[source.kind](source.labels, folder, left_out)
+    except OSError as error:
+        where = error.filename or source.labels
+        raise DataError(f"{where}: cannot be read ({error.strerror}); check the path") from None
 
 
 def _below(root: ImageRoot, folder: str, path: str) -> str | None:

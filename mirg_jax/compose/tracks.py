@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mirg_jax.compose.names import clean
 from mirg_jax.compose.photos import Labelled, Photo
-from mirg_jax.compose.yolo import IMAGE_ENDINGS
+from mirg_jax.compose.yolo import IMAGE_ENDINGS, walk
 from mirg_jax.data.left_out import LeftOut
 from mirg_jax.errors import DataError
 
@@ -32,20 +32,28 @@ def read_mot(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
     Raises:
       DataError: there is no such sequence.
     """
-    for folder in _folders_with(path, "gt/gt.txt", "sequence", "MOT"):
-        labels = folder / "gt/gt.txt"
+    for folder in _folders_with(path, "gt/gt.txt", "MOT", left_out):
+        labels, before = folder / "gt/gt.txt", left_out.total
         boxes: dict[int, list[Labelled]] = {}
         unsure: dict[int, set[str]] = {}
         for number, line in _lines(labels, left_out):
             try:
                 frame, thing, counts = _mot_line(line)
             except ValueError as error:
-                left_out.add("MOT: a line can't be used", f"{labels} line {number}: {error}")
+                left_out.add(
+                    "MOT: a line can't be used", f"{labels} line {number}: {error}; correct it"
+                )
                 continue
             if counts:
                 boxes.setdefault(frame, []).append(thing)
             else:
                 unsure.setdefault(frame, set()).add(thing.label)
+        if not boxes and left_out.total == before:
+            left_out.add(
+                "MOT: a sequence has no object",
+                f"{labels}: has no line of an object that counts, as "
+                "frame,track,left,top,width,height,1,1,1; get or make it again",
+            )
         images, ending = _mot_images(folder)
         for frame in sorted(boxes):
             yield Photo(
@@ -65,7 +73,7 @@ def _mot_line(line: str) -> tuple[int, Labelled, bool]:
         raise ValueError(f"{len(fields)} fields; frame,track,left,top,width,height are needed")
     first, track, x, y, width, height = numbers = [float(each) for each in fields[:6]]
     if not all(abs(each) < _LARGE for each in numbers):  # nor NaN
-        raise ValueError("a number is too large or none; give the sequence's own")
+        raise ValueError("a number is too large or none")
     if not (width > 0 and height > 0):
         raise ValueError("the box is empty")
     number = float(fields[7]) if len(fields) > 7 else 1
@@ -79,7 +87,7 @@ def _mot_line(line: str) -> tuple[int, Labelled, bool]:
 
 def _mot_images(folder: pathlib.Path) -> tuple[pathlib.Path, str]:
     """Returns the folder of a sequence's frames and their ending, by seqinfo.ini if it is there."""
-    info = configparser.ConfigParser()
+    info = configparser.ConfigParser(interpolation=None)
     try:
         info.read(folder / "seqinfo.ini", "utf-8")
         section = info["Sequence"] if info.has_section("Sequence") else {}
@@ -102,19 +110,21 @@ def read_frames(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
     Raises:
       DataError: there is no such sequence.
     """
-    for folder in _folders_with(path, "groundtruth.txt", "folder", "LaSOT"):
-        labels = folder / "groundtruth.txt"
+    for folder in _folders_with(path, "groundtruth.txt", "LaSOT", left_out):
+        labels, before = folder / "groundtruth.txt", left_out.total
         images = folder / "img" if (folder / "img").is_dir() else folder
         names = sorted(each for each in os.listdir(images) if each.lower().endswith(IMAGE_ENDINGS))
         hidden = _hidden(folder)
         lines = list(_lines(labels, left_out))
+        if left_out.total > before:  # not readable
+            continue
         if len(lines) != len(names):
             left_out.add(
                 "LaSOT: a sequence has not as many boxes as frames",
                 f"{labels}: {len(lines)} lines for {len(names)} images in {images}; get it again",
             )
             continue
-        label = _label_of(folder)
+        label, shown = _label_of(folder), 0
         for (number, line), name in zip(lines, names, strict=True):
             try:
                 x, y, width, height = sides = tuple(map(float, line.replace(",", " ").split()))
@@ -127,10 +137,15 @@ def read_frames(path: pathlib.Path, left_out: LeftOut) -> Iterator[Photo]:
                 )
                 continue
             box = (x, y, x + width, y + height)
-            shown = x == x and y == y and width > 0 and height > 0 and number not in hidden
-            objects = (Labelled(label, box, track=folder.name),) if shown else ()
-            if objects:
-                yield Photo(str(images / name), objects, sequence=str(folder), frame=number)
+            if x == x and y == y and width > 0 and height > 0 and number not in hidden:
+                shown += 1
+                thing = Labelled(label, box, track=folder.name)
+                yield Photo(str(images / name), (thing,), sequence=str(folder), frame=number)
+        if not shown and left_out.total == before:
+            left_out.add(
+                "LaSOT: a sequence never shows its object",
+                f"{labels}: has no box of a frame that shows the object; get or make it again",
+            )
 
 
 def _label_of(folder: pathlib.Path) -> str:
@@ -153,35 +168,34 @@ def _hidden(folder: pathlib.Path) -> set[int]:
     return hidden
 
 
-def _folders_with(path: pathlib.Path, name: str, what: str, layout: str) -> list[pathlib.Path]:
+def _folders_with(
+    path: pathlib.Path, name: str, layout: str, left_out: LeftOut
+) -> list[pathlib.Path]:
     """Returns the folders, absolute and in order, that have a file of this name.
 
     Args:
       path: where to look.
       name: the file.
-      what: what such a folder is called.
       layout: who lays folders out so.
+      left_out: counts folders that can't be read.
 
     Raises:
       DataError: there is none.
     """
-    whole = path.absolute()
-    found = [whole] if (whole / name).is_file() else []
-    for base, folders, _ in os.walk(whole):
-        folders.sort()
-        here = (pathlib.Path(base, each) for each in folders)
-        found += [each for each in here if (each / name).is_file()]
+    folders = [base for base, _ in walk(path.absolute(), left_out)]
+    found = sorted(each for each in folders if os.path.isfile(each / name))
     if not found:
         raise DataError(
-            f"{path}: no {what} below it has {name}; give a folder in {layout}'s layout"
+            f"{path}: neither it nor a folder below it has {name}; give a folder in {layout}'s "
+            "layout"
         )
-    return sorted(set(found))
+    return found
 
 
 def _lines(path: pathlib.Path, left_out: LeftOut) -> Iterator[tuple[int, str]]:
     """Yields the lines of a file that are not empty, with their numbers from 1."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line.strip()

@@ -42,7 +42,8 @@ def read_rows(path: str | Place) -> list[Any]:
         return values
     (rows,) = values
     if not isinstance(rows, list):
-        raise DataError(f"{path}: holds {kind_of(rows)} where a list of rows is needed")
+        kind = "null" if rows is None else kind_of(rows)
+        raise DataError(f"{path}: holds {kind} where a list of rows is needed; give one")
     if not rows:
         raise DataError(f"{path}: the list of rows is empty; get or make the file again")
     return rows

@@ -23,6 +23,7 @@ REPOSITORIES = {
     "MGrounding-630k": "Michael4933/MGrounding-630k",
     "MIG-Bench": "Michael4933/MIG-Bench",
 }
+_RECORD, _LOCK = "get_data.json", "get_data.lock"
 _SPARE = 1 << 30  # bytes of the disk that are left free
 
 
@@ -86,7 +87,7 @@ class Folder:
     """
 
     def __init__(self, path: pathlib.Path, commit: str):
-        self.path, self._record = path, path / "get_data.json"
+        self.path, self._record = path, path / _RECORD
         found = places.read_object(self._record) or {}
         if found.get("commit", commit) != commit:
             before = found["commit"]
@@ -177,7 +178,7 @@ def get(dataset: str, plan: Plan, folder: Folder, *, delete_archives: bool) -> N
     """
     path = folder.path
     outputs.make_folder(path)
-    lock = lock_of(path / "get_data.lock")
+    lock = lock_of(path / _LOCK)
     lock.acquire()
     try:
         check_room(path, needed(plan, folder, delete_archives))
@@ -187,7 +188,7 @@ def get(dataset: str, plan: Plan, folder: Folder, *, delete_archives: bool) -> N
             if not folder.is_unpacked(archive, plan):
                 for name in archive.volumes:
                     _download(dataset, plan, name, folder)
-                _unpack(dataset, archive, folder)
+                _unpack(dataset, archive, plan, folder)
                 folder.unpacked(archive, plan)
             if delete_archives:
                 for name in archive.volumes:
@@ -230,9 +231,15 @@ def _download(dataset: str, plan: Plan, name: str, folder: Folder) -> None:
         )
 
 
-def _unpack(dataset: str, archive: Archive, folder: Folder) -> None:
+def _unpack(dataset: str, archive: Archive, plan: Plan, folder: Folder) -> None:
     with unpack.opened(archive, folder.path, dataset) as source:
         members = source.members()
+        ours = {*plan.files, _RECORD, _LOCK}
+        if found := [member.name for member in members if str(member.target) in ours]:
+            raise DataError(
+                f"{archive.name}: its member {found[0][:200]!r} would replace a file of the data "
+                "set; nothing was unpacked, get the archive from where it was published"
+            )
         size = sum(member.size for member in members)
         there = sum(member.size for member in members if (folder.path / member.target).is_file())
         check_room(folder.path, size - there)

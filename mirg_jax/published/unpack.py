@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import lzma
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
@@ -19,6 +21,14 @@ from mirg_jax.published.volumes import Archive, Joined, SplitZip
 
 _MOST_TIMES = 20  # as large as the archive; pictures hardly shrink, so more is no data set
 _MOST_MEMBERS = 20_000_000
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+)
 
 
 class Member(NamedTuple):
@@ -155,7 +165,9 @@ def opened(archive: Archive, folder: pathlib.Path, dataset: str) -> Iterator[Ope
     try:
         with Joined([folder / name for name in archive.volumes]) as files:
             yield Opened(archive, files, dataset)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system: bz2 and gzip raise it, too, without a number
         raise DataError(
             f"{folder / archive.name}: is damaged or of an unknown form ({error}); delete its "
             "files and run again to get them anew"
@@ -177,6 +189,7 @@ def unpack(source: Opened, members: Sequence[Member], target: pathlib.Path) -> i
       DataError: if a file is damaged, or a link is in the way.
       OSError: if one can't be written.
     """
+    _remove_parts(members, target)
     wanted = {member.name: member for member in members}
     written = 0
     for name, content in progress_bar(source.contents(), total=len(wanted), unit="file"):
@@ -186,7 +199,7 @@ def unpack(source: Opened, members: Sequence[Member], target: pathlib.Path) -> i
             if path.stat(follow_symlinks=False).st_size == member.size:
                 continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.parent.resolve().is_relative_to(target.resolve()):
+        if not _is_within(path.parent, target):
             raise DataError(f"{path}: a link there leads out of {target}; remove it")
         with outputs.whole(path) as part:
             with open(part, "xb") as file:
@@ -195,3 +208,18 @@ def unpack(source: Opened, members: Sequence[Member], target: pathlib.Path) -> i
                 raise DataError(f"{name}: has another size than its archive says; get it anew")
         written += 1
     return written
+
+
+def _is_within(folder: pathlib.Path, target: pathlib.Path) -> bool:
+    """Whether a folder lies in another one, wherever links lead."""
+    return folder.resolve().is_relative_to(target.resolve())
+
+
+def _remove_parts(members: Sequence[Member], target: pathlib.Path) -> None:
+    """Removes what a run that was killed has begun to write of an archive's files."""
+    targets = {member.target for member in members}
+    for folder in {each.parent for each in targets}:
+        if _is_within(target / folder, target):
+            for part in (target / folder).glob("*.part"):
+                if folder / part.stem.rpartition(".")[0] in targets:  # NAME.RANDOM.part
+                    part.unlink()

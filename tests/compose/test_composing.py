@@ -1,5 +1,6 @@
 """Runs that compose: lossy photos, tracks, kills, refusals."""
 
+import dataclasses
 import json
 import re
 
@@ -210,6 +211,51 @@ def test_an_attempt_that_made_nothing_claims_no_folder(tmp_path, refusal, wrong)
     assert refusal("compose", *flags(right | other))
     assert refusal("compose", *flags(right)) == ""
     assert (tmp_path / "out/sft.jsonl").exists()
+
+
+def test_a_file_without_photos_is_told_before_anything_is_composed(tmp_path):
+    """Frames of a sequence go to one split, so that one sequence has none for the other."""
+    small_world.write_mot(tmp_path / "in/seq")
+    made = compose.Settings(
+        (Source("mot", tmp_path / "in"),),
+        ImageRoot(tmp_path / "in"),
+        {"sft": 4, "rl": 0, "eval": 2},
+        tasks=("region",),
+    )
+    told = "no photo is for eval.json, as all 12 are for the other split .frames of a sequence stay"
+    with pytest.raises(DataError, match=told):
+        compose.compose(made, tmp_path / "out")
+    assert not list((tmp_path / "out/made").iterdir())
+    compose.compose(
+        dataclasses.replace(made, counts={"sft": 4, "rl": 0, "eval": 0}), tmp_path / "out"
+    )
+
+
+def test_what_labels_do_not_tell_is_told(tmp_path, refusal, capsys):
+    coco = small_world.write(tmp_path / "in", photos=12)
+    rows = [
+        {"image": each["file_name"], "bbox": [10, 10, 60, 50], "caption": "a thing", "label": "dog"}
+        for each in coco["images"]
+    ]
+    (tmp_path / "in/refs.json").write_text(json.dumps(rows))
+    flags = (
+        f"--source=refs={tmp_path}/in/refs.json@images",
+        f"--image_root={tmp_path}/in",
+        "--sft=4",
+        "--eval_share=0",
+        "--tasks=region,correspondence",
+    )
+    assert refusal("compose", *flags, f"--output_dir={tmp_path}/out") == ""
+    said = capsys.readouterr().out
+    assert re.search(
+        "correspondence +2 +0 +0 +no photo is known to show a drawn label exactly", said
+    )
+    assert "labels of refs don't say what else a photo shows" in said
+    assert f"open {tmp_path}/out/report.html" in said
+    more = ("--complete=refs", f"--output_dir={tmp_path}/complete")
+    assert refusal("compose", *flags, *more) == ""
+    said = capsys.readouterr().out
+    assert re.search("correspondence +2 +2", said) and "labels of refs" not in said
 
 
 def test_labels_in_folders_are_told_apart_by_content(tmp_path):

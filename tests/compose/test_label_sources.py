@@ -1,6 +1,8 @@
 """Labels of each kind of file, with their bad members: read, left out with a reason, or refused."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -77,9 +79,12 @@ def test_coco_is_read_in_any_order(read, tmp_path):
         ("annotations", {"image_id": 1, "category_id": 9, "bbox": [1, 2, 3, 4]}, "category"),
         ("annotations", {"image_id": 5, "category_id": 7, "bbox": [1, 2, 3, 4]}, "5 is none of"),
         ("annotations", {"category_id": 7, "bbox": [1, 2, 3, 4]}, "'image_id' is None"),
+        ("annotations", {"image_id": 1, "category_id": [7], "bbox": [1, 2, 3, 4]}, "category"),
         ("annotations", "text", "where an object is needed"),
         ("images", {"id": 1, "file_name": "c.jpg"}, "another image has the id 1"),
         ("images", {"id": 9}, "'file_name' is missing"),
+        ("images", {"id": 9, "file_name": "c.jpg", "neg_category_ids": 5}, "a list of integers"),
+        ("images", {"id": 9, "file_name": "c.jpg", "not_exhaustive_category_ids": [[7]]}, "a list"),
         ("categories", {"id": 4}, "not text"),
         ("categories", {"id": 7, "name": "horse"}, "another category has the id 7"),
     ],
@@ -114,8 +119,10 @@ def test_federated_labels_know_only_what_was_looked_for(read, tmp_path):
         ('{"images": {}}', "'images' is not a list"),
         ('{"images": [], "categories": []}', "has no images"),
         ('{"images": [{"id": 1, "file_name": "a"}]}', "has no categories"),
+        ('{"images": [{"id": "1", "file_name": "a"}]}', "has no images .*; images 0: 'id' is '1'"),
         ("\x89PNG\r\n", "PNG image"),
         ("", "an object with"),
+        (json.dumps(COCO) + "{}", "something follows behind the end"),
     ],
 )
 def test_other_files_than_coco_are_refused(read, tmp_path, content, reason):
@@ -171,6 +178,8 @@ def test_yolo_is_read(read, tmp_path):
         ("0 20 10 10 5", "not in fractions"),
         ("0 0.5 0.5 0 0.5", "empty"),
         ("dog 0.5 0.5 0.1 0.1", "class 'dog'"),
+        ("9" * 5000 + " 0.5 0.5 0.1 0.1", "is none of the 1 names; correct it"),
+        ("² 0.5 0.5 0.1 0.1", "class '²'"),
         ("0 a b c d", "could not convert"),
         ("0 nan nan 0.1 0.1", "empty"),
     ],
@@ -195,6 +204,66 @@ def test_folders_without_names_or_labels_are_refused(read, tmp_path):
     (tmp_path / "data.yaml").write_text("names: {0: [")
     with pytest.raises(DataError, match="data.yaml: the names of classes can't be read"):
         read("yolo=ROOT")
+
+
+@pytest.mark.parametrize("names", ["{0: dog, 5: cat}", "{'0': dog}", "{0: dog, a: cat}"])
+def test_names_with_gaps_in_their_numbers_are_refused(read, tmp_path, names):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    (tmp_path / "data.yaml").write_text(f"names: {names}")
+    with pytest.raises(DataError, match=r"data.yaml: .*\(their numbers aren't 0 to [01]\)"):
+        read("yolo=ROOT")
+
+
+def test_marks_of_the_byte_order_are_passed_over(read, tmp_path):
+    """Editors on Windows begin text with one."""
+    mark = "\ufeff"
+    for name in ("yolo/a.png", "dog-1/1.png", "s/img1/000001.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "yolo/classes.txt").write_text(f"{mark}dog\n", "utf-8")
+    (tmp_path / "yolo/a.txt").write_text(f"{mark}0 0.5 0.5 0.2 0.2\n", "utf-8")
+    (tmp_path / "dog-1/groundtruth.txt").write_text(f"{mark}1,1,20,10\n", "utf-8")
+    (tmp_path / "s/gt").mkdir()
+    (tmp_path / "s/gt/gt.txt").write_text(f"{mark}1,1,5,5,20,10,1,1,1\n", "utf-8")
+    for text, label in (("yolo=ROOT/yolo", "dog"), ("lasot=ROOT/dog-1", "dog"),
+                        ("mot=ROOT/s", "pedestrian")):  # fmt: skip
+        photos, left_out = read(text)
+        ((thing,),) = (photo.objects for photo in photos.values())
+        assert thing.label == label and not left_out
+
+
+@pytest.mark.parametrize("kind", ["yolo", "mot", "lasot"])
+def test_folders_that_cannot_be_read_are_told(read, tmp_path, monkeypatch, kind):
+    for name in ("images/a.png", "images/secret/b.png", "s/img1/000001.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("dog")
+    for name, text in (("labels/a.txt", "0 0.5 0.5 0.2 0.2"), ("s/gt/gt.txt", "1,1,5,5,20,10"),
+                       ("s/groundtruth.txt", "")):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    _, left_out = read(f"{kind}=ROOT")
+    found = [each for each in left_out if each["reason"] == "a folder can't be read"]
+    assert "images/secret: cannot be read (Permission denied); change" in found[0]["first"]
+
+
+def test_labels_that_cannot_be_read_end_the_run(read, tmp_path, monkeypatch):
+    (tmp_path / "s/gt").mkdir(parents=True)
+    (tmp_path / "s/gt/gt.txt").touch()
+
+    def refuse(self, name, *more):
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    monkeypatch.setattr("configparser.ConfigParser.read", refuse)
+    with pytest.raises(DataError, match="seqinfo.ini: cannot be read .Permission denied.; check"):
+        read("mot=ROOT")
 
 
 # Expressions --------------------------------------------------------------------------------------
@@ -224,7 +293,8 @@ def test_expressions_are_read(read, tmp_path, lines):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"bbox": [1, 2, 3, 4], "expression": "cup"}, "not a path"),
+        ({"bbox": [1, 2, 3, 4], "expression": "cup"}, "give its path in 'file_name'"),
+        ({"image": 5, "bbox": [1, 2, 3, 4], "expression": "cup"}, "not a path"),
         ({"image": "a.jpg", "expression": "cup"}, "'bbox' or 'box'"),
         ({"image": "a.jpg", "box": [0.1, 0.2, 0.3, 0.4], "expression": "cup"}, "in pixels"),
         ({"image": "a.jpg", "bbox": [1, 2, 3, 4]}, "neither a description"),
@@ -238,7 +308,10 @@ def test_bad_expressions_are_left_out_and_named(read, tmp_path, row, reason):
     assert len(photos) == 3
     assert "refs.json row 3: " in found["first"] and reason in found["first"]
     (tmp_path / "refs.json").write_text(json.dumps([row]))
-    with pytest.raises(DataError, match="no row can be used"):
+    with pytest.raises(DataError, match="no row can be used; the first: "):
+        read("refs=ROOT/refs.json")
+    (tmp_path / "refs.json").write_text("[]")
+    with pytest.raises(DataError, match="no row can be used; it has none, get or make it again"):
         read("refs=ROOT/refs.json")
 
 
@@ -309,6 +382,45 @@ def test_lines_of_lasot_with_no_numbers_are_left_out(read, tmp_path):
     (tmp_path / "dog-1/groundtruth.txt").write_text(text)
     photos, (found,) = read("lasot=ROOT/dog-1")
     assert len(photos) == 1 and "groundtruth.txt line 3" in found["first"]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "1,1,5,5,20,10,0,1,1"])
+def test_sequences_of_mot_without_objects_are_told(read, tmp_path, text):
+    for name in "st":
+        picture(tmp_path / name / "img1/000001.jpg")
+        (tmp_path / name / "gt").mkdir()
+        (tmp_path / name / "gt/gt.txt").write_text(text if name == "s" else "1,1,5,5,20,10,1,1,1")
+    photos, (found,) = read("mot=ROOT")
+    assert len(photos) == 1
+    assert "s/gt/gt.txt: has no line of an object that counts" in found["first"]
+    assert found["first"].endswith("get or make it again")
+
+
+def test_tracks_that_are_no_text_are_told_as_that(read, tmp_path):
+    picture(tmp_path / "s/img1/000001.jpg")
+    (tmp_path / "s/gt").mkdir()
+    (tmp_path / "s/gt/gt.txt").write_bytes(b"\xff\xfe1")
+    (tmp_path / "s/gt/groundtruth.txt").write_bytes(b"\xff\xfe1")
+    for kind in ("mot", "lasot"):
+        _, (found,) = read(f"{kind}=ROOT")
+        assert found["first"].endswith(".txt: not UTF-8 text; get it again")
+
+
+def test_sequences_of_lasot_without_their_object_are_told(read, tmp_path):
+    picture(tmp_path / "dog-1/1.jpg")
+    (tmp_path / "dog-1/groundtruth.txt").write_text("0,0,0,0\n")
+    photos, (found,) = read("lasot=ROOT")
+    assert not photos
+    assert (
+        "dog-1/groundtruth.txt: has no box of a frame that shows the object; get" in found["first"]
+    )
+
+
+def test_the_description_of_a_sequence_is_taken_literally(read, tmp_path):
+    (tmp_path / "s/gt").mkdir(parents=True)
+    (tmp_path / "s/gt/gt.txt").write_text("1,1,5,5,20,10,1,1,1")
+    (tmp_path / "s/seqinfo.ini").write_text("[Sequence]\nimDir=%(home)s\n")
+    assert list(read("mot=ROOT/s")[0]) == ["s/%(home)s/000001.jpg"]
 
 
 @pytest.mark.parametrize("box", ["[1, 1, 9, 1e400]", f"[1, 1, 9, 1{'0' * 400}]", "[1, 1, 9, NaN]"])

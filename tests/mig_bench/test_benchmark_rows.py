@@ -105,6 +105,7 @@ def test_a_row_is_asked_without_its_answer(rows):
         ("[]", "the list of rows is empty"),
         ("{}", "row 0: 'images' is missing"),
         ("3", "holds a number where a list"),
+        ("null", "holds null where a list of rows is needed; give one"),
         (b"\xff\xfe", "UTF-8"),
         ([file_row(), 3], "row 1: not an object"),
         ([file_row() | {"task": None}], "row 0: 'task'"),

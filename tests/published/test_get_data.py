@@ -181,6 +181,59 @@ def test_room_that_is_needed(published, hub, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["get_data.json", "MGrounding-630k.json", "Region_Locating.zip"])
+def test_members_that_would_replace_the_data_set_s_own_files_are_refused(
+    hub, tmp_path, refusal, name
+):
+    (hub.folder / "MGrounding-630k.json").write_text("[]")
+    files = {"Region_Locating/a.jpg": b"1", f"home/x/MGrounding-630k/{name}": b"[1]"}
+    (hub.folder / "Region_Locating.zip").write_bytes(zipped(files))
+    line = refusal("get_data", f"--output_dir={tmp_path}/data")
+    assert f"{name}' would replace a file of the data set; nothing was unpacked" in line
+    assert not there(tmp_path / "data")
+
+
+def test_what_a_killed_run_had_begun_to_write_is_removed(published, hub, tmp_path, refusal):
+    folder = tmp_path / "data/MGrounding-630k"
+    (folder / "Common_Object/0").mkdir(parents=True)
+    (folder / "Common_Object/0/1.jpg.0123456789ab.part").write_bytes(b"half")
+    (folder / "Common_Object/0/mine.part").write_bytes(b"else")
+    assert refusal("get_data", f"--output_dir={tmp_path}/data") == ""
+    assert there(folder) == published
+    assert [path.name for path in folder.rglob("*.part")] == ["mine.part"]
+
+
+@pytest.mark.parametrize("form", ["zip", "zip_lzma", "zip_bz2", "tar.gz", "tar.bz2", "tar.xz"])
+def test_damage_within_an_archive_is_told(form, tmp_path):
+    """Wherever it is; of no decompressor's exceptions one comes through."""
+    rng = random.Random(2)
+    content = bytes(rng.choices(range(65, 90), k=20_000))
+    name, _, method = form.partition("_")
+    path, seen = tmp_path / f"a.{name}", set()
+    if name == "zip":
+        kind = {"": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA, "bz2": zipfile.ZIP_BZIP2}
+        with zipfile.ZipFile(path, "w", kind[method]) as archive:
+            archive.writestr("a/1.jpg", content)
+    else:
+        with tarfile.open(path, f"w:{name[4:]}") as archive:
+            info = tarfile.TarInfo("a/1.jpg")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    whole = path.read_bytes()
+    for place in range(1, 40):
+        data = bytearray(whole)
+        for at in range(place * len(data) // 40, place * len(data) // 40 + 8):
+            data[min(at, len(data) - 1)] ^= 0x5A
+        path.write_bytes(data)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        try:
+            with unpack.opened(Archive(path.name, (path.name,)), tmp_path, "d") as source:
+                unpack.unpack(source, source.members(), tmp_path / "out")
+        except DataError as error:
+            seen.add(str(error))
+    assert seen and all(f"a.{name}" in each or "1.jpg" in each for each in seen)
+
+
 @pytest.mark.parametrize(
     "name", ["../out.jpg", "a/../../out.jpg", "/out.jpg", "C:/out.jpg", "a\\..\\out.jpg", "a\nb"]
 )
