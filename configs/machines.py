@@ -123,12 +123,22 @@ PLANNED = {
     "sft": (
         *_TRAINING,
         "qwen3_vl_2b,one,lora",
+        "qwen3_vl_4b,gpu_8",
+        "qwen3_vl_4b,gpu_1,lora",
+        "qwen3_vl_4b,v5e_16",
+        "qwen3_vl_4b,v6e_8",
         "qwen3_vl_8b,gpu_8",
         "qwen3_vl_8b,gpu_1,lora",
         "qwen3_vl_8b,v5e_16",
         "qwen3_vl_8b,v6e_8",
     ),
-    "grpo": (*_TRAINING, "qwen3_vl_8b,v5e_16,lora"),
+    "grpo": (
+        *_TRAINING,
+        "qwen3_vl_4b,v5e_16",
+        "qwen3_vl_8b,gpu_8",
+        "qwen3_vl_8b,gpu_1,lora",
+        "qwen3_vl_8b,v5e_16,lora",
+    ),
     "lead": (),
     "inference": ("qwen2_vl_72b,v5p_8",),
 }
