@@ -129,8 +129,9 @@ class Loop:
             config=settings.text,
         )
         self.phase = self.metrics.phase
-        self._rate = make_schedule(
-            settings.optimizer, settings.num_steps * settings.updates_per_step
+        # Jitted, it is one program instead of one for each of its operations.
+        self._rate = jax.jit(
+            make_schedule(settings.optimizer, settings.num_steps * settings.updates_per_step)
         )
         self._held_out = HeldOut(run, resident)
         self._speed = Speed(settings, warns=run.is_first)
