@@ -175,10 +175,7 @@ def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
         problem = ""
         if processes.is_first():
             try:
-                _refuse_model(workdir)
-                outputs.check_kind(workdir, "checkpoints", "--workdir")
-                if isinstance(workdir, pathlib.Path):
-                    outputs.check_renames(workdir)
+                check_folder(workdir)
             except ConfigError as error:
                 problem = str(error)
         if problem := processes.gather(problem)[0]:
@@ -186,16 +183,20 @@ def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
         yield
 
 
-def _refuse_model(workdir: Place) -> None:
-    """Checks that a run's folder is no Hugging Face model, whose config.json the run would replace.
+def check_folder(workdir: Place) -> None:
+    """Checks that a folder that is there can be a run's.
 
     Raises:
-      ConfigError: if it is one.
+      ConfigError: if it is a Hugging Face model, whose config.json the run would replace, has
+        results of another kind, or can't hold checkpoints.
     """
     if any(workdir.glob("*.safetensors*")):
         raise ConfigError(
             f"--workdir={workdir}: is the folder of a model; give another for the run"
         )
+    outputs.check_kind(workdir, "checkpoints", "--workdir")
+    if isinstance(workdir, pathlib.Path):
+        outputs.check_renames(workdir)
 
 
 def trainable(
