@@ -4,9 +4,10 @@ Short SFT and GRPO runs of the small recipe on drawn scenes. The last two steps 
 `--config.profile=(FIRST,LAST)` does in any run, whose trace can be read instead.
 """
 
+import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 
@@ -20,6 +21,22 @@ from mirg_jax.training import grpo, sft
 STEPS, TRACED = 6, (5, 6)
 _ON_A_CPU = "ThunkExecutor::Execute"  # a program, or a part of one, in a thread of the CPU client
 _COMPILED = "backend_compile_duration"
+
+
+@contextlib.contextmanager
+def programs() -> Iterator[list[str]]:
+    """Yields the names of programs as they are compiled, or read from the cache, in the block."""
+    found: list[str] = []
+
+    def note(event: str, _: float, *, fun_name: str = "", **__) -> None:
+        if event.endswith(_COMPILED):
+            found.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def idle(intervals: Iterable[tuple[float, float]]) -> float:
@@ -61,22 +78,18 @@ def measure(stage: str, folder: pathlib.Path, model: str) -> dict:
     config.num_steps, config.profile, config.checkpoint.every = STEPS, TRACED, 0
     config.model.path, config.data.image_root = model, str(folder)
     config.data.train_json = str(folder / {"sft": "sft.json", "grpo": "rl.json"}[stage])
-    counted, work = [], folder / stage
-
-    def count(name: str, seconds: float, **_) -> None:
-        if name.endswith(_COMPILED):
-            counted.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    {"sft": sft, "grpo": grpo}[stage].train(read(config), work)
-    programs = len(counted)  # further calls are another stage's
+    work = folder / stage
+    jax.clear_caches()  # as if each stage were in a process of its own
+    with programs() as compiled:
+        {"sft": sft, "grpo": grpo}[stage].train(read(config), work)
     rows = metrics.read(work)[TRACED[0] - 1 :]
     return {
         "steps_traced": len(rows),
         "idle": read_trace(work / "profile"),
         "data_fraction": [row["speed"]["data_fraction"] for row in rows],
         "seconds": [row["seconds"] for row in rows],
-        "programs": programs,
+        "programs": len(compiled),
+        "names": compiled,
     }
 
 
@@ -97,7 +110,7 @@ def run(model: str, trace: str, path: pathlib.Path) -> None:
             found = {stage: measure(stage, folder, model) for stage in ("sft", "grpo")}
     for name, row in found.items():
         told = ", ".join(f"{device} {share:.1%}" for device, share in row["idle"].items())
-        programs = f"; {row['programs']} programs" if "programs" in row else ""
-        print(f"{name}: idle {told}{programs}")
+        compiled = f"; {row['programs']} programs" if "programs" in row else ""
+        print(f"{name}: idle {told}{compiled}")
     result = {"case": "idle"} | side_by_side.environment() | found
     side_by_side.write(path, result)

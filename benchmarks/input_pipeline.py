@@ -18,7 +18,7 @@ from mirg_jax import defaults
 from mirg_jax.data.batching import Item
 from mirg_jax.data.examples import Example
 from mirg_jax.data.images import ImagePatches, load_image, patchify
-from mirg_jax.data.pipeline import RejectedLog, batches
+from mirg_jax.data.pipeline import batches
 from mirg_jax.data.prompts import Encoded
 from mirg_jax.models.vision import MEAN, STD
 
@@ -90,7 +90,7 @@ def _pipeline(read: Callable, names: list[str], threads: int) -> Callable[[], No
 
     def run():
         size = len(examples)
-        next(batches(examples, prepare, RejectedLog(), batch_size=size, seed=0, threads=threads))
+        next(batches(examples, prepare, batch_size=size, seed=0, threads=threads))
 
     return run
 

@@ -79,8 +79,8 @@ MACHINES = {
         8,
         sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
     ),
-    # 8 chips of 32 GB; up to all of them share the weights for sampling. SFT has room for two rows a
-    # chip, which share each gathering of the weights: nothing hides it on v6e.
+    # 8 chips of 32 GB; up to all of them share the weights for sampling. SFT has room for two rows
+    # a chip, which share each gathering of the weights: nothing hides it on v6e.
     "v6e_8": Machine(
         "v6e:2x4",
         8,
@@ -138,6 +138,7 @@ PLANNED = {
         "qwen3_vl_8b,gpu_8",
         "qwen3_vl_8b,gpu_1,lora",
         "qwen3_vl_8b,v5e_16,lora",
+        "qwen3_vl_8b,v6e_8",
     ),
     "lead": (),
     "inference": ("qwen2_vl_72b,v5p_8",),

@@ -1,10 +1,13 @@
 """The shared entry point of every binary: parses flags and reports user errors in one line."""
 
+import atexit
+import contextlib
 import math
 import os
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -21,6 +24,7 @@ from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Steady, end_progress_bars
 
 _MOST_CHARACTERS = 2000  # of an error's line
+_LAST_SECONDS = 10.0  # that a program's end waits for its threads
 # Flags and settings that may be URLs of stores, by binary.
 _RECIPE = (
     "config.init_from",
@@ -70,6 +74,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     sys.stderr = Steady(sys.stderr)
     sys.stdout = out = Steady(sys.stdout)
 
+    @_ends_soon()
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
         compiled.keep()
@@ -95,6 +100,27 @@ def _is_one_of_several() -> bool:
     """Whether this is a process of a run of several, for which a normal exit would wait."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def _ends_soon() -> Iterator[None]:
+    """Ends the process some seconds after the `with` block, if a thread keeps it from ending.
+
+    Python waits for the threads of pools, of which one may hang in a read that never returns. Once
+    they have ended, what is done at exit takes as long as it takes.
+    """
+    status = 1
+    try:
+        yield
+        status = 0
+    except SystemExit as ending:
+        status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        raise
+    finally:
+        timer = threading.Timer(_LAST_SECONDS, os._exit, (status,))
+        timer.daemon = True
+        timer.start()
+        atexit.register(timer.cancel)
 
 
 def seeds(flag: flags.FlagHolder) -> list[int]:

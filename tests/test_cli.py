@@ -13,6 +13,9 @@ from mirg_jax import cli
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 BINARY = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 from absl import flags
 from ml_collections import config_flags
 from mirg_jax import cli
@@ -20,8 +23,12 @@ from mirg_jax.errors import ConfigError, DataError
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 _RAISE = flags.DEFINE_string("raise", None, "")
+_HANG = flags.DEFINE_bool("hang", False, "")
 
 def main(_):
+    if _HANG.value:
+        cli._LAST_SECONDS = 0.5
+        ThreadPoolExecutor().submit(Event().wait)
     if _RAISE.value:
         raise {"data": DataError, "config": ConfigError, "bug": KeyError,
                 "stop": KeyboardInterrupt}[_RAISE.value](
@@ -108,6 +115,15 @@ def test_bad_input_is_one_line_and_status_2(run, flags, message):
     result = run(*flags)
     assert result.returncode == 2
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "status"), [((), 0), (("--raise=data",), 2), (("--raise=bug",), 1)]
+)
+def test_a_thread_that_hangs_keeps_no_program_from_its_end(run, flags, status):
+    result = run("--config=good.py", "--hang", *flags)
+    assert result.returncode == status and result.stdout == "1\n" * (status == 0)
+    assert ("Traceback" in result.stderr) == (status == 1)
 
 
 def test_output_that_cannot_be_written_is_one_line_at_the_end(run):

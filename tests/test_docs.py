@@ -45,6 +45,16 @@ def test_arguments_of_configs_that_are_named_compose(text, capsys):
             composed(stage, argument, capsys)
 
 
+def test_guides_have_one_name_for_each_file_of_rows():
+    names = set()
+    for guide in ("gpu_node", "tpu_vm", "tpu_pod", "colab"):
+        text = (REPOSITORY / f"docs/{guide}.md").read_text()
+        names |= set(re.findall(r"train_json=\S*?(\w+\.\w+)[\s\"`]", text))
+    text = (REPOSITORY / "docs/data.md").read_text()
+    made = re.findall(r"^cp \S+ data/(\S+)", text, re.MULTILINE)
+    assert names == set(made) == {"grounded.jsonl", "rl.jsonl"}
+
+
 def test_predicted_sampling_is_told_as_it_was_found():
     text = " ".join((REPOSITORY / "docs/machines.md").read_text().split())
     plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]

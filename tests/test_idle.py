@@ -1,8 +1,12 @@
-"""The share of a trace's time in which devices wait."""
+"""The share of a trace's time in which devices wait, and what is compiled."""
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks import idle
+from mirg_jax.training import selecting
+from mirg_jax.types import Rollout
 
 
 @pytest.mark.parametrize(
@@ -21,3 +25,13 @@ def test_time_that_no_program_covers_is_idle(intervals, share):
 def test_a_trace_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no \\*.xplane.pb"):
         idle.read_trace(tmp_path)
+
+
+def test_completions_are_cut_by_one_program_a_length():
+    rollout = Rollout(*(jax.device_put(np.ones((5, 3, 12), d)) for d in (int, bool, np.float32)))
+    with idle.programs() as compiled:
+        for longest in (3, 4, 5, 12):
+            selecting.shorten(rollout, longest, (4, 8, 12))
+    assert compiled == ["jit(_cut)", "jit(_cut)"]
+    jax.jit(lambda x: x + 1)(np.ones(5))
+    assert len(compiled) == 2

@@ -5,8 +5,8 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import grain
 from PIL import Image
@@ -31,61 +31,65 @@ from mirg_jax.grounding.grammar import (
 class RejectedLog:
     """Counts rejected rows and lists each of them once in a JSONL file, if it can be written.
 
-    With several processes, only the first writes the file; the others pass on their rows with
-    `take`, for `add` in the first.
+    Each row has the number of the step that met it, 0 for those that are known from the start.
+    With several processes, all add the same rows, and only the first writes the file.
 
     Args:
-      path: the JSONL file; None: don't write a file.
+      path: the JSONL file.
       write: whether this process writes the file.
-      resume: whether an existing file is continued; if not, it is deleted.
+      step: the step that a run is resumed from; rows that later steps met are dropped, since those
+        are taken again. None: a file that is there is deleted.
     """
 
-    def __init__(self, path: Place | None = None, *, write: bool = True, resume: bool = True):
-        self._path, self._lock, self._seen, self._fresh = path, threading.Lock(), set(), []
-        self._writes = write and path is not None
+    def __init__(self, path: Place, *, write: bool = True, step: int | None = None):
+        self._path, self._writes = path, write
+        self._seen: set[tuple[str, str]] = set()
         self._file: lines.LineWriter | None = None
-        if path and not resume:
+        if step is None:
             if write:
                 lines.remove(path)
-        elif path and lines.exists(path):
-            self._seen = {(row.get("source"), row.get("id")) for row in lines.rows(path)}
+        elif lines.exists(path):
+            listed = list(lines.rows(path))
+            kept = [row for row in listed if not _number(row.get("step")) > step]
+            if write and len(kept) < len(listed):
+                self._try(lambda: lines.replace(path, kept))
+            self._seen = {(str(row.get("source")), str(row.get("id"))) for row in kept}
 
-    def add(self, rejected: Rejected, *, told: bool = False) -> None:
-        """Adds a row.
+    def add(self, rejected: Rejected, step: int = 0) -> None:
+        """Adds a row, unless it is listed already.
 
         Args:
           rejected: the row.
-          told: whether the other processes have it already.
+          step: number of the step that met it, from 1; 0: before the first.
         """
-        with self._lock:
-            if (rejected.source, rejected.id) in self._seen:
-                return
-            self._seen.add((rejected.source, rejected.id))
-            if not told:
-                self._fresh.append(dataclasses.asdict(rejected))
-            if self._writes:
-                self._write(dataclasses.asdict(rejected))
+        if (rejected.source, rejected.id) in self._seen:
+            return
+        self._seen.add((rejected.source, rejected.id))
+        if self._writes:
+            self._try(lambda: self._write(dataclasses.asdict(rejected) | {"step": step}))
 
     def _write(self, row: dict) -> None:
-        try:
-            if isinstance(self._path, pathlib.Path):
-                with contextlib.closing(lines.LineWriter(self._path)) as file:
-                    file.write(row)
-            else:  # in a store, where opening takes several requests
-                self._file = self._file or lines.LineWriter(self._path)
-                self._file.write(row)
-        except DataError as error:
-            self._writes = False
-            say(f"{error}; the run goes on, and lists no more rows")
+        if isinstance(self._path, pathlib.Path):
+            with contextlib.closing(lines.LineWriter(self._path)) as file:
+                file.write(row)
+        else:  # in a store, where opening takes several requests
+            self._file = self._file or lines.LineWriter(self._path)
+            self._file.write(row)
 
-    def take(self) -> list[dict]:
-        """Returns the rows that this process has found since the last call."""
-        with self._lock:
-            fresh, self._fresh = self._fresh, []
-            return fresh
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (DataError, OSError) as error:
+            self._writes = False
+            said = error if isinstance(error, DataError) else f"{self._path}: {error.strerror}"
+            say(f"{said}; the run goes on, and lists no more rows")
 
     def __len__(self) -> int:
         return len(self._seen)
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def response_of(example: Example) -> str:
@@ -162,27 +166,75 @@ class Preparer:
         return Item(encoded, patches)
 
 
+class Batch(NamedTuple):
+    """Examples in the data's order, and the rows among them that can't be used."""
+
+    rows: list[tuple[Example, Item]]
+    rejected: list[Rejected]
+
+
+class Batches:
+    """Infinite iterator of batches. `get_state` and `set_state` resume it exactly.
+
+    Args:
+      rows: reads the data's rows, with a state.
+      size: examples per batch.
+      patience: how many rows in a row may be unusable.
+    """
+
+    def __init__(self, rows: grain.DatasetIterator, size: int, patience: int):
+        self._rows, self._size, self._patience = rows, size, patience
+        self._bad_in_a_row = 0
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        """Returns the next batch.
+
+        Raises:
+          DataError: if no example can be used.
+        """
+        batch = Batch([], [])
+        while len(batch.rows) < self._size:
+            row = next(self._rows)
+            if not isinstance(row, Rejected):
+                batch.rows.append(row)
+                self._bad_in_a_row = 0
+                continue
+            batch.rejected.append(row)
+            self._bad_in_a_row += 1
+            if self._bad_in_a_row > self._patience:
+                raise DataError(f"no example can be used; the last: {row.reason}")
+        return batch
+
+    def get_state(self) -> dict:
+        """Returns the place in the data: `next_index`, the number of rows read."""
+        return self._rows.get_state()
+
+    def set_state(self, state: dict) -> None:
+        """Goes to a place in the data."""
+        self._rows.set_state(state)
+
+
 def batches(
     examples: Sequence[Example],
     prepare: Callable[[Example], Item],
-    rejected: RejectedLog,
     *,
     batch_size: int,
     seed: int,
     share: int = 0,
     shares: int = 1,
     threads: int = 2,
-) -> grain.DatasetIterator:
-    """Returns an infinite iterator of batches, each a list of `(example, item)` pairs.
+) -> Batches:
+    """Returns the batches of a run.
 
     Examples are reshuffled every epoch, in an order that depends only on the seed. Those that can't
-    be used are logged and replaced by the next ones. The iterator's `get_state` and `set_state`
-    resume it exactly.
+    be used are replaced by the next ones.
 
     Args:
       examples: the examples.
       prepare: reads and encodes an example.
-      rejected: where examples that can't be used are logged.
       batch_size: examples per batch in this share.
       seed: random seed of the order.
       share: index of this share, which has every `shares`-th example of the global order.
@@ -190,31 +242,23 @@ def batches(
       threads: number of threads that prepare examples.
 
     Raises:
-      DataError: if no example can be used.
+      DataError: if there is no example.
     """
     if not examples:
         raise DataError("the data set is empty; rejected.jsonl has the reasons")
-    state = {"bad_in_a_row": 0}
 
-    def load(index: int) -> tuple[Example, Item] | None:
+    def load(index: int) -> tuple[Example, Item] | Rejected:
         example = examples[index]
         try:
-            item = prepare(example)
+            return example, prepare(example)
         except DataError as error:
-            rejected.add(Rejected(source=example.source, id=example.id, reason=str(error)))
-            state["bad_in_a_row"] += 1
-            if state["bad_in_a_row"] > 2 * len(examples):
-                raise DataError(f"no example can be used; the last: {error}") from None
-            return None
-        state["bad_in_a_row"] = 0
-        return example, item
+            return Rejected(source=example.source, id=example.id, reason=str(error))
 
     dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
-    dataset = dataset[share::shares] if shares > 1 else dataset
-    dataset = dataset.map(load).filter(lambda pair: pair is not None)
+    dataset = (dataset[share::shares] if shares > 1 else dataset).map(load)
     ahead = 2 * batch_size  # as many rows are read before they are needed, whatever the machine
     options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
-    return iter(dataset.to_iter_dataset(options).batch(batch_size, batch_fn=list))
+    return Batches(iter(dataset.to_iter_dataset(options)), batch_size, 2 * len(examples))
 
 
 def threads_of_this_machine() -> int:

@@ -98,7 +98,7 @@ def _start(report: Report, settings: Settings) -> tuple[bool, Mesh | None]:
         met = True
     if met:
         with report.check("devices", late=_UNMET) as check:
-            mesh = hardware.start(check, settings.devices, expected)
+            mesh = hardware.start(check, settings, expected)
             report.meet()
             started = True
     if mesh:

@@ -19,7 +19,7 @@ from mirg_jax.doctor.report import Check
 from mirg_jax.errors import ConfigError
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.runs import devices, engines
-from mirg_jax.runs.settings import DeviceSettings, ModelSettings
+from mirg_jax.runs.settings import ModelSettings, Settings
 from mirg_jax.sharding import processes
 
 _ROOT = pathlib.Path("/")
@@ -163,12 +163,12 @@ def _release(version: str) -> str:
     return found[0] if found else version
 
 
-def start(check: Check, settings: DeviceSettings, expected: Accelerators | None) -> Mesh | None:
+def start(check: Check, settings: Settings, expected: Accelerators | None) -> Mesh | None:
     """Starts JAX's devices and creates the recipe's mesh.
 
     Args:
       check: takes what is found.
-      settings: the recipe's mesh.
+      settings: the recipe.
       expected: the accelerators that JAX should see.
 
     Returns:
@@ -180,7 +180,7 @@ def start(check: Check, settings: DeviceSettings, expected: Accelerators | None)
     """
     mesh, problem = None, ""
     try:
-        mesh = devices.start(settings)
+        mesh = devices.start(settings.devices)
     except ConfigError as error:
         problem = str(error)
         if problem.startswith("no devices"):
@@ -188,7 +188,14 @@ def start(check: Check, settings: DeviceSettings, expected: Accelerators | None)
     local = jax.local_devices()
     kind, where = local[0].device_kind, local[0].platform
     shared = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    check.ok(f"{jax.device_count()} × {kind} ({where}){shared}")
+    found = f"{jax.device_count()} × {kind} ({where}){shared}"
+    if where == "cpu" and settings.model.precision.compute == jnp.bfloat16:
+        check.warning(
+            f"{found}, and the recipe is for GPUs or TPUs: it computes in bfloat16; enough to look "
+            "at the data and the folders, too slow for the run"
+        )
+    else:
+        check.ok(found)
     check.same("devices", f"{len(local)} × {kind}", "give all hosts the same accelerators")
     if expected and where == "cpu":
         name = _NAMES[expected.platform][-1]
@@ -214,10 +221,5 @@ def attention(check: Check, model: ModelSettings, sizes: ModelConfig, mesh: Mesh
         return
     if reason := said.getvalue().strip():
         check.warning(f"{reason}; the run goes on, with more memory and time")
-    elif mesh.local_devices[0].platform == "cpu" and model.precision.compute == jnp.bfloat16:
-        check.warning(
-            "the recipe computes in bfloat16, for accelerators, and here is a CPU: enough to look "
-            "at the data and the folders, too slow for the run"
-        )
     else:
         check.ok(f"{engine}, in {model.precision.compute} with heads of {sizes.text.head_dim}")

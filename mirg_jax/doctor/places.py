@@ -26,7 +26,7 @@ from mirg_jax.runs.checkpoints import saved_bytes
 from mirg_jax.runs.settings import DataSettings, EvaluationSettings, Settings
 from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.sharding import processes
-from mirg_jax.training import usable
+from mirg_jax.training import start, usable
 
 # Seconds in which what another host has written is seen here; NFS trusts its cache for 30.
 _SEEN = 35.0
@@ -88,6 +88,7 @@ def _write(folder: Place, file: Place) -> str:
     try:
         outputs.check_folder(folder, "--workdir")
         outputs.make_folder(folder)
+        start.check_folder(folder)
         with places.reached(file):
             file.write_bytes(_TRIAL)
     except ConfigError as error:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from mirg_jax import sharding
 from mirg_jax.data import pipeline
-from mirg_jax.data.examples import Example
-from mirg_jax.data.pipeline import Preparer, RejectedLog
+from mirg_jax.data.examples import Example, Rejected
+from mirg_jax.data.pipeline import Preparer
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.doctor.report import Check
 from mirg_jax.runs import metrics
@@ -27,7 +27,7 @@ class Rate(NamedTuple):
     images: int
     seconds: float
     busy: float  # share of the threads' time that they computed; the rest they waited
-    rejected: list[dict]
+    rejected: list[Rejected]
 
 
 def measure(
@@ -51,11 +51,10 @@ def measure(
     """
     wanted = max(settings.examples_at_once // share.count, 1)
     threads = max(settings.data.reading_threads, 1)
-    rejected = RejectedLog()
+    rejected: list[Rejected] = []
     batches = pipeline.batches(
         examples,
         prepare,
-        rejected,
         batch_size=min(threads, wanted),
         seed=settings.seed,
         share=share.index,
@@ -65,13 +64,14 @@ def measure(
     count = images = 0
     computed, start = time.process_time(), time.perf_counter()
     while count < wanted and time.perf_counter() < start + seconds:
-        items = [item for _, item in next(batches)]
-        count += len(items)
-        images += sum(len(item.images) for item in items)
+        batch = next(batches)
+        count += len(batch.rows)
+        images += sum(len(item.images) for _, item in batch.rows)
+        rejected += batch.rejected
     took = time.perf_counter() - start
     workers = min(threads, os.cpu_count() or 1)
     busy = (time.process_time() - computed) / (took * workers)
-    return Rate(count, images, took, min(busy, 1.0), rejected.take())
+    return Rate(count, images, took, min(busy, 1.0), rejected)
 
 
 def images(
@@ -115,7 +115,7 @@ def images(
         tried = rate.examples + len(rate.rejected)
         check.warning(
             f"{len(rate.rejected)} of {tried} examples can't be used and are left out; the first: "
-            f"{rate.rejected[0]['reason']}"
+            f"{rate.rejected[0].reason}"
         )
 
 

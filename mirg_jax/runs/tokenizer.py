@@ -18,6 +18,8 @@ from mirg_jax.sharding import processes
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
 _SETTINGS = {"tokenizer_config.json"}
 
+_NO_LIMIT = 2**62  # tokens
+
 # Fields of config.json that name a token.
 _FIELDS = {
     "<|image_pad|>": "image_token_id",
@@ -73,7 +75,10 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
             os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # `data.shapes` limits prompts. With a limit of its own it would warn of longer ones.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, model_max_length=_NO_LIMIT
+        )
     except Exception as error:  # the library raises many types, tokenizers a bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(

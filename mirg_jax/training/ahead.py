@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
+_PAUSE = 0.2  # seconds
 
 
 class Ahead(Generic[Result]):
@@ -26,11 +27,23 @@ class Ahead(Generic[Result]):
             # A process that ends doesn't wait for what nobody will take.
             threading.Thread(target=self._run, args=(future,), daemon=True).start()
 
-    def take(self) -> Result:
-        """Returns the result of the next call; waits until it is there."""
+    def take(self, unless: Callable[[], bool] = lambda: False) -> Result | None:
+        """Returns the result of the next call; waits until it is there.
+
+        Args:
+          unless: whether to wait no longer; asked several times a second.
+
+        Returns:
+          The result; None if it wasn't waited for.
+        """
         self.begin()
-        pending, self._pending = self._pending, None
+        pending = self._pending
         assert pending is not None
+        while not pending.done():
+            if unless():
+                return None
+            wait([pending], timeout=_PAUSE)
+        self._pending = None
         return pending.result()
 
     def _run(self, future: "Future[Result]") -> None:

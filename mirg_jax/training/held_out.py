@@ -127,7 +127,7 @@ class HeldOut:
         ):
             responses[index] = response
             if error:
-                run.rejected.add(Rejected(f"{name} row {index}", str(index), error), told=True)
+                run.rejected.add(Rejected(f"{name} row {index}", str(index), error), step)
         if run.is_first:
             lines = [
                 json.dumps({"index": index, "response": response}) + "\n"

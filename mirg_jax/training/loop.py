@@ -5,6 +5,7 @@ evaluates held-out rows and saves checkpoints when they are due. It ends the run
 step, on SIGTERM or SIGINT, after too many non-finite updates, or when metrics can't be written.
 """
 
+import dataclasses
 import functools
 import signal
 import sys
@@ -64,7 +65,11 @@ class LaidOut(NamedTuple):
     rows: list[list[list[int]]]  # of each part: the indices of each row's items
     sizes: list[ArraySizes]  # of each part
     arrays: list[PackedBatch]  # of each part
+    rejected: list[Rejected]  # rows that were met and can't be used
     next_index: int  # the place in the data behind it
+
+
+_NOTHING = LaidOut([], [], [], [], [], [], 0)
 
 
 class StepBatches(NamedTuple):
@@ -129,8 +134,9 @@ class Loop:
             config=settings.text,
         )
         self.phase = self.metrics.phase
-        self._rate = make_schedule(
-            settings.optimizer, settings.num_steps * settings.updates_per_step
+        # Jitted, it is one program instead of one for each of its operations.
+        self._rate = jax.jit(
+            make_schedule(settings.optimizer, settings.num_steps * settings.updates_per_step)
         )
         self._held_out = HeldOut(run, resident)
         self._speed = Speed(settings, warns=run.is_first)
@@ -162,12 +168,11 @@ class Loop:
                     return
                 with self.phase("data"):
                     batches = self._make_batches(step)
-                if self._signal or self._problem:
+                if batches is None:
                     return
                 self._begin()
-                self._profile.before(step)
+                self._profile.between(step)
                 yield batches
-                self._profile.after(step)
 
     def _begin(self) -> None:
         """Writes what describes the run, and opens its logs, when the first step can be taken."""
@@ -196,29 +201,36 @@ class Loop:
         """
         with self.phase("data"):
             more = self._make_batches(batches.step)
-        if self._signal or self._problem:
-            return None
-        return more._replace(round=batches.round + 1)
+        return more and more._replace(round=batches.round + 1)
 
     def _lay_out(self, divide: Divide) -> LaidOut:
         """Reads this process's next examples, and lays them out as if it were the only one."""
         data, shapes = self._run.data, self._run.settings.data.shapes
-        examples, items = [list(column) for column in zip(*next(data), strict=True)]
+        batch = next(data)
+        examples, items = [list(column) for column in zip(*batch.rows, strict=True)]
         rows = divide(items)
         wanted = [sizes(items, part, shapes) for part in rows]
         each = zip(rows, wanted, strict=True)
         arrays = [collate(items, part, shapes, size) for part, size in each]
-        return LaidOut(examples, items, rows, wanted, arrays, data.get_state()["next_index"])
+        place = data.get_state()["next_index"]
+        return LaidOut(examples, items, rows, wanted, arrays, batch.rejected, place)
 
-    def _make_batches(self, step: int) -> StepBatches:
-        """Creates this process's batches, whose number and array sizes all processes agree on."""
+    def _make_batches(self, step: int) -> StepBatches | None:
+        """Creates this process's batches, whose number and array sizes all processes agree on.
+
+        Returns:
+          The batches; None if the run is to end.
+        """
         run = self._run
         assert self._ahead is not None
-        found = self._ahead.take()
+        # A signal isn't kept waiting by a disk or a store that doesn't answer.
+        found = self._ahead.take(unless=lambda: self._signals.received > 0) or _NOTHING
         if step + 1 < run.settings.num_steps:
             self._ahead.begin()
         tasks = [example.task for example in found.examples] if run.settings.grpo else []
-        messages = self._exchange(found, tasks)
+        messages = self._exchange(step, found, tasks)
+        if self._signal or self._problem:
+            return None
         agreed = common_sizes([message["sizes"] for message in messages])
         row_count = len(found.rows[0])
 
@@ -240,13 +252,14 @@ class Loop:
             forward=Forward(*map(sum, zip(*[m["forward"] for m in messages], strict=True))),
         )
 
-    def _exchange(self, found: LaidOut, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    def _exchange(self, step: int, found: LaidOut, tasks: Sequence[str]) -> list[dict[str, Any]]:
         """Exchanges a step's one message between processes, and processes its contents.
 
         A message contains array sizes and counts, signals, failures to write metrics, rejected
         rows and the position in the data.
 
         Args:
+          step: number of steps taken before.
           found: what this process has read.
           tasks: of this process's examples.
 
@@ -264,7 +277,7 @@ class Loop:
                 "problem": self.metrics.problem,
                 "share": run.share.index,
                 "next": found.next_index,
-                "rejected": run.rejected.take(),
+                "rejected": [dataclasses.asdict(row) for row in found.rejected],
                 "overdue": 0 < run.settings.checkpoint.minutes <= minutes,
                 "tokens": sum(len(item.encoded.tokens) for item in items),
                 "forward": flops.forward(
@@ -275,7 +288,7 @@ class Loop:
         )
         for message in messages:
             for row in message["rejected"]:
-                run.rejected.add(Rejected(**row), told=True)
+                run.rejected.add(Rejected(**row), step + 1)
         self._signal = max(message["signal"] for message in messages)
         self._problem = max(message["problem"] for message in messages)
         self._overdue = messages[0]["overdue"]

@@ -120,17 +120,19 @@ class Rollouts:
             params, settings.model.precision.compute, run.sampling_mesh, kinds
         )
         rows, replicated = sharding.by_rows(run.mesh), sharding.replicated(run.mesh)
-        self._to_sampling_mesh = sharding.mover(run.sampling_mesh)
-        self._to_training_mesh = sharding.mover(run.mesh)
+        self._prepare = jax.jit(self._with_keys, out_shardings=sharding.by_rows(run.sampling_mesh))
+        self._take_back = jax.jit(
+            lambda rollout, numbers: (rollout, measure(rollout, numbers, stops=stops)),
+            out_shardings=(rows, replicated),
+        )
         self._see = None
         if settings.tower_is_frozen:
             self._see = jax.jit(functools.partial(see, graph=run.graph), out_shardings=rows)
-        self._keys_of = jax.jit(self._keys, out_shardings=rows)
-        self._measure = jax.jit(functools.partial(measure, stops=stops), out_shardings=replicated)
 
-    def _keys(self, key, step, numbers):
+    def _with_keys(self, key, step, numbers, text, images):
+        """Returns what the sampler takes: prompts, images, and the completions' random keys."""
         step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-        return sample_keys(step_key, numbers, self._group)
+        return text, images, sample_keys(step_key, numbers, self._group)
 
     def _prompt_numbers(self, call: int, count: int) -> Int[np.ndarray, " B"]:
         """Returns the indices of a call's prompts in the step's global order, for the random keys.
@@ -159,12 +161,10 @@ class Rollouts:
             before = batches.round * len(batches.parts)
             numbers = self._prompt_numbers(before + call, len(part.batch.text.tokens))
             numbers = sharding.place_rows(numbers, run.mesh)
-            keys = self._keys_of(state.key, step, numbers)
-            prompts = self._to_sampling_mesh((text, images, keys))
+            prompts = self._prepare(state.key, step, numbers, text, images)
             with jax.set_mesh(run.sampling_mesh):
                 rollout = self._sample(resident, weights, *prompts)
-            rollout = self._to_training_mesh(rollout)
-            facts = self._measure(rollout, numbers)
+            rollout, facts = self._take_back(rollout, numbers)
             return Sampled(part.examples, text, images, rollout, part.sizes, facts)
 
         drawn = draw(0, batches.parts[0])

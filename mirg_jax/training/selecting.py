@@ -98,7 +98,12 @@ def shorten(rollout: Rollout, longest: int, lengths: tuple[int, ...]) -> Rollout
       lengths: the allowed lengths, ascending.
     """
     length = next(limit for limit in lengths if limit >= longest)
-    return jax.tree.map(lambda array: jax.lax.slice_in_dim(array, 0, length, axis=2), rollout)
+    return rollout if length == rollout.tokens.shape[2] else _cut(rollout, length)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def _cut(rollout: Rollout, length: int) -> Rollout:
+    return jax.tree.map(lambda array: array[:, :, :length], rollout)
 
 
 def widen(experience: Experience, sizes: ArraySizes, wanted: ArraySizes) -> Experience:

@@ -180,15 +180,16 @@ class Profile:
             places.check_local(workdir, "profile can't be recorded in a store: --workdir")
         self._steps, self._folder, self._running = steps, workdir / "profile", False
 
-    def before(self, taken: int) -> None:
-        """Starts the trace if the step after `taken` steps is the first to be recorded."""
+    def between(self, taken: int) -> None:
+        """Ends and starts the trace as is due after `taken` steps.
+
+        A run that is stopped saves its state instead and calls `close` then, since writing a trace
+        may take half a minute.
+        """
+        if self._running and self._steps[1] == taken:
+            self.close()
         if self._steps and self._steps[0] == taken + 1:
             self._running = self._try(lambda: jax.profiler.start_trace(str(self._folder)))
-
-    def after(self, taken: int) -> None:
-        """Ends the trace if the step after `taken` steps is the last to be recorded."""
-        if self._running and self._steps[1] == taken + 1:
-            self.close()
 
     def close(self) -> None:
         """Ends the trace, if one is being recorded."""

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import optax
 from flax import nnx
@@ -76,7 +75,7 @@ class TrainingRun(NamedTuple):
     frozen: nnx.State
     layout: TrainState  # shardings of the state's arrays
     optimizer: optax.GradientTransformation
-    data: grain.DatasetIterator
+    data: pipeline.Batches
     share: sharding.Share  # the share of the data that this process reads
     rejected: RejectedLog
     rotated: set[str]  # images with an EXIF orientation that this process has met
@@ -122,10 +121,9 @@ def start(
     began = _check_origin(settings, workdir, source, model.params, mesh, resumes)
     graph, params, frozen = trainable(model, settings, mesh)
     optimizer, layout, state = first_state(params, settings, mesh)
-    rejected = _list_rejected(workdir, left_out, resumes)
     root = settings.data.root(settings.data.image_root)
     preparer = settings.preparer(tokenizer, with_response=with_response, image_root=root)
-    data = _open_data(settings, kept, preparer, rejected, share)
+    data = _open_data(settings, kept, preparer, share)
     checkpoints = Checkpoints(workdir, settings.checkpoint)
     checkpoints.check_room(state, frozen)
     first_step = checkpoints.latest() or 0
@@ -133,6 +131,7 @@ def start(
         state, frozen, read = checkpoints.restore(state, frozen)
         _check_model(workdir, source, model.config, tokenizer)
         data.set_state(pipeline.position(read, *share))
+    rejected = _list_rejected(workdir, left_out, first_step if resumes else None)
     data_facts = resumed.facts_of_data(settings) if processes.is_first() else {}
     _say(settings, workdir, first_step, kept, len(rejected), data_facts, with_response)
     return TrainingRun(
@@ -175,10 +174,7 @@ def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
         problem = ""
         if processes.is_first():
             try:
-                _refuse_model(workdir)
-                outputs.check_kind(workdir, "checkpoints", "--workdir")
-                if isinstance(workdir, pathlib.Path):
-                    outputs.check_renames(workdir)
+                check_folder(workdir)
             except ConfigError as error:
                 problem = str(error)
         if problem := processes.gather(problem)[0]:
@@ -186,16 +182,20 @@ def claimed(settings: Settings, workdir: Place) -> Iterator[None]:
         yield
 
 
-def _refuse_model(workdir: Place) -> None:
-    """Checks that a run's folder is no Hugging Face model, whose config.json the run would replace.
+def check_folder(workdir: Place) -> None:
+    """Checks that a folder that is there can be a run's.
 
     Raises:
-      ConfigError: if it is one.
+      ConfigError: if it is a Hugging Face model, whose config.json the run would replace, has
+        results of another kind, or can't hold checkpoints.
     """
     if any(workdir.glob("*.safetensors*")):
         raise ConfigError(
             f"--workdir={workdir}: is the folder of a model; give another for the run"
         )
+    outputs.check_kind(workdir, "checkpoints", "--workdir")
+    if isinstance(workdir, pathlib.Path):
+        outputs.check_renames(workdir)
 
 
 def trainable(
@@ -258,14 +258,12 @@ def _open_data(
     settings: Settings,
     examples: Sequence[Example],
     preparer: Preparer,
-    rejected: RejectedLog,
     share: sharding.Share,
-) -> grain.DatasetIterator:
+) -> pipeline.Batches:
     """Opens the iterator of the batches that this process reads."""
     return pipeline.batches(
         examples,
         preparer,
-        rejected,
         batch_size=settings.examples_at_once // share.count,
         seed=settings.seed,
         share=share.index,
@@ -320,15 +318,20 @@ def _read_rows(
     return kept, left_out
 
 
-def _list_rejected(workdir: Place, rows: Sequence[Rejected], resumes: bool) -> RejectedLog:
+def _list_rejected(workdir: Place, rows: Sequence[Rejected], step: int | None) -> RejectedLog:
     """Opens the list of rows that can't be used, with those that are known from the start.
 
     A new run doesn't inherit the rows that an attempt before it could not use.
+
+    Args:
+      workdir: the run's folder.
+      rows: those known from the start.
+      step: the step that the run is resumed from; None for a new run.
     """
     path = workdir / "rejected.jsonl"
-    rejected = RejectedLog(path, write=processes.is_first(), resume=resumes)
+    rejected = RejectedLog(path, write=processes.is_first(), step=step)
     for row in rows:
-        rejected.add(row, told=True)
+        rejected.add(row)
     return rejected
 
 

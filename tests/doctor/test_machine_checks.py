@@ -97,10 +97,20 @@ def test_an_accelerator_that_is_not_wanted_is_a_warning(tmp_path, monkeypatch):
 
 def test_a_gpu_that_jax_does_not_see_is_a_problem(recipe):
     check, gpus = Check(), hardware.Accelerators("gpu", 8, "550.54.15")
-    assert hardware.start(check, read(recipe("sft")).devices, gpus) is not None
+    assert hardware.start(check, read(recipe("sft")), gpus) is not None
     (first, _), (level, text) = check.findings
     assert (first, level) == (OK, PROBLEM)
     assert "JAX sees the CPU alone, though there are 8 NVIDIA GPUs" in text
+
+
+def test_a_recipe_for_accelerators_on_a_cpu_is_a_warning(recipe):
+    check, settings = Check(), read(recipe("sft"))
+    half = dataclasses.replace(settings.model, precision=Precision(jnp.bfloat16, jnp.float32))
+    hardware.start(check, settings, None)
+    hardware.start(check, dataclasses.replace(settings, model=half), None)
+    (first, _), (level, text) = check.findings
+    assert (first, level) == (OK, WARNING)
+    assert "× cpu (cpu), and the recipe is for GPUs or TPUs: it computes in bfloat16" in text
 
 
 def test_an_attention_that_cannot_run_is_told(recipe):
@@ -109,10 +119,6 @@ def test_an_attention_that_cannot_run_is_told(recipe):
     check = Check()
     hardware.attention(check, settings.model, PUBLISHED[PAPERS], mesh)
     assert check.findings == [(OK, "xla, in float32 with heads of 128")]
-    half = dataclasses.replace(settings.model, precision=Precision(jnp.bfloat16, jnp.float32))
-    hardware.attention(check, half, PUBLISHED[PAPERS], mesh)
-    level, text = check.findings[-1]
-    assert level == WARNING and "in bfloat16, for accelerators, and here is a CPU" in text
     wanted = dataclasses.replace(settings.model, attention="cudnn")
     with pytest.raises(ConfigError, match="use auto or xla"):
         hardware.attention(check, wanted, PUBLISHED[PAPERS], mesh)
@@ -179,6 +185,22 @@ def test_a_workdir_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
     assert "Not a directory" in no_folder or "not a folder" in no_folder
     assert "No space left on device" in full
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_a_run_would_refuse_is_a_problem(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").touch()
+    check = Check()
+    assert not places.workdir(check, tmp_path)
+
+    def refuse(self, target):
+        raise OSError(errno.EMFILE, "Too many open files")  # as gcsfuse answers
+
+    monkeypatch.setattr(pathlib.Path, "rename", refuse)
+    assert not places.workdir(check, tmp_path / "run")
+    (first, model), (second, renames) = check.findings
+    assert first == second == PROBLEM
+    assert "the folder of a model" in model and "renames no folders" in renames
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors"]
 
 
 def test_a_model_that_is_not_there_yet_is_told(recipe, tiny_model, tmp_path, monkeypatch):

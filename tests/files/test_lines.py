@@ -93,8 +93,8 @@ def test_a_folder_where_a_file_is_needed_is_named(tmp_path):
         lambda: lines.is_torn(path),
         lambda: lines.remove(path),
         lambda: lines.LineWriter(path),
+        lambda: RejectedLog(path, step=0),
         lambda: RejectedLog(path),
-        lambda: RejectedLog(path, resume=False),
     ):
         with pytest.raises(DataError, match=r"rejected.jsonl: cannot be .*move the folder away"):
             use()

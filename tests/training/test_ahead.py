@@ -31,6 +31,14 @@ def test_the_next_call_is_made_before_it_is_asked_for():
         ahead.take()
 
 
+def test_what_does_not_come_is_not_waited_for():
+    come = threading.Event()
+    ahead = Ahead(lambda: come.wait(60))
+    assert ahead.take(unless=lambda: True) is None
+    come.set()
+    assert ahead.take() is True
+
+
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_the_next_step_is_laid_out_during_a_step(kind, recipe, tmp_path, monkeypatch):
     """And no step more than the run has."""

@@ -100,8 +100,8 @@ def test_a_trace_that_cannot_be_written_costs_a_line(tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(jax.profiler, "start_trace", fail)
     trace = speed.Profile((1, 1), tmp_path)
-    trace.before(0)
-    trace.after(0)
+    trace.between(0)
+    trace.between(1)
     trace.close()
     assert capsys.readouterr().err == f"{tmp_path}/profile: no trace is recorded (no room)\n"
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from threading import Event, Lock
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,12 @@ from conftest import train
 from flax import nnx
 
 from configs import sft_tiny
+from mirg_jax.data import pipeline
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.pipeline import RejectedLog, position, positions
 from mirg_jax.errors import CheckpointError, SaveError, UserError
 from mirg_jax.runs import devices, metrics
+from mirg_jax.runs.checkpoints import Checkpoints
 from mirg_jax.runs.loading import load_model
 from mirg_jax.runs.settings import read
 from mirg_jax.runs.train_state import init_state
@@ -179,6 +182,55 @@ def test_a_signal_saves_the_state_after_the_step(
     assert together.scalars(tmp_path) == whole
 
 
+def test_a_signal_is_not_kept_waiting_by_images_that_never_come(
+    recipe, whole, tmp_path, monkeypatch
+):
+    load, count, lock, released = pipeline.load_image, iter(range(10**6)), Lock(), Event()
+
+    def hang(root, path):
+        with lock:
+            number = next(count)
+        if number == 40:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        if number >= 40:
+            assert released.wait(300)
+        return load(root, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "load_image", hang)
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                train(recipe(**{"checkpoint.every": 100}), tmp_path)
+        finally:
+            released.set()
+    assert stopped.value.code == 143
+    last = together.scalars(tmp_path)[-1]["step"]
+    assert 1 <= last < 6 and str(last) in steps_in(tmp_path)
+    train(recipe(), tmp_path)
+    assert together.scalars(tmp_path) == whole
+
+
+def test_a_stopped_run_is_saved_before_its_trace_is_written(recipe, tmp_path, monkeypatch):
+    events, save = [], Checkpoints.save
+
+    def note(self, state, *args, **kwargs):
+        done = save(self, state, *args, **kwargs)
+        events.extend(["saved"] * done)
+        return done
+
+    monkeypatch.setattr(Checkpoints, "save", note)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: events.append("started"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("written"))
+    changes = {"profile": (2, 3), "checkpoint.every": 100}
+    with at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch):
+        with pytest.raises(SystemExit):
+            train(recipe(**changes), tmp_path / "stopped")
+    assert events == ["saved", "started", "saved", "written"]
+    events.clear()
+    train(recipe(num_steps=4, **changes), tmp_path / "whole")
+    assert events == ["saved", "started", "written", "saved"]
+
+
 def test_a_full_disk_costs_no_checkpoint(recipe, whole, tmp_path, monkeypatch):
     undo = []
     full = at_step(4, lambda: undo.append(fill_up(30_000)), monkeypatch)
@@ -239,15 +291,39 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(part, recipe, whole, 
 
 def test_a_torn_line_of_rejected_rows_is_cut(tmp_path):
     path = tmp_path / "rejected.jsonl"
-    log = RejectedLog(path)
+    log = RejectedLog(path, step=0)
     first, second = Rejected("a row 1", "1", "bad"), Rejected("a row 2", "2", "worse")
     log.add(first)
     path.write_text(path.read_text() + '{"source": "a r')
-    log = RejectedLog(path)
+    log = RejectedLog(path, step=0)
     log.add(first)
-    log.add(second)
-    assert [json.loads(line)["id"] for line in path.open()] == ["1", "2"]
-    assert [row["id"] for row in log.take()] == ["2"] and not log.take() and len(log) == 2
+    log.add(second, step=3)
+    assert [json.loads(line)["id"] for line in path.open()] == ["1", "2"] and len(log) == 2
+    for step, count in ((3, 2), (2, 1), (3, 1)):  # the steps behind 2 are taken again
+        assert len(RejectedLog(path, step=step)) == count
+    assert not len(RejectedLog(path)) and not path.exists()
+
+
+def test_a_resumed_run_counts_the_same_rows_as_left_out(recipe, tmp_path):
+    """Those that its steps met: not those that were read ahead of the last one."""
+    made = recipe()
+    rows = [json.loads(line) for line in open(made.data.train_json)]
+    for row in rows[::3]:
+        row["images"][0] = "nowhere.png"
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(name, *ends):
+        for end in ends:
+            train(recipe(num_steps=end, **{"data.train_json": str(data)}), tmp_path / name)
+        listed = [json.loads(line) for line in (tmp_path / name / "rejected.jsonl").open()]
+        return together.scalars(tmp_path / name), listed
+
+    (at_once, listed), (resumed, again) = run("at_once", 6), run("resumed", 2, 3, 6)
+    counts = [row["rejected"] for row in at_once]
+    assert resumed == at_once and again == listed
+    assert counts == [sum(row["step"] <= step for row in listed) for step in range(1, 7)]
+    assert counts[0] < counts[2] < counts[5] == len(listed)
 
 
 def test_another_number_of_shares_goes_on_behind_what_was_read():

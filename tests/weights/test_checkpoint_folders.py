@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 
@@ -18,6 +19,7 @@ from mirg_jax.errors import CheckpointError, UserError
 from mirg_jax.inference.predictor import load
 from mirg_jax.models.layers import Precision
 from mirg_jax.runs import checkpoints, loading
+from mirg_jax.runs.tokenizer import load_tokenizer
 from mirg_jax.sharding import make_mesh
 from mirg_jax.weights import hf
 
@@ -261,6 +263,14 @@ def test_an_imported_run_has_a_dtype_too(folder, tmp_path, dtype):
 def test_a_folder_without_a_tokenizer(folder, refused):
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer.json; copy" in refused(folder)
+
+
+def test_long_rows_bring_no_warning(folder, caplog, monkeypatch):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 4}))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert len(load_tokenizer(folder).encode("left " * 9, add_special_tokens=False)) > 4
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
