@@ -134,7 +134,10 @@ PLANNED = {
     ),
     "grpo": (
         *_TRAINING,
+        "qwen3_vl_4b,gpu_8",
+        "qwen3_vl_4b,gpu_1,lora",
         "qwen3_vl_4b,v5e_16",
+        "qwen3_vl_4b,v6e_8",
         "qwen3_vl_8b,gpu_8",
         "qwen3_vl_8b,gpu_1,lora",
         "qwen3_vl_8b,v5e_16,lora",
