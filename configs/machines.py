@@ -87,7 +87,9 @@ MACHINES = {
         {"sampling.tensor": 8},
         sft={"rows_per_micro_batch": 16, "logprob_chunk": 2048},
         grpo={"logprob_chunk": 512},
-        models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True, **_SHORT}},
+        models={
+            ("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True, **_SHORT, "logprob_chunk": 256}
+        },
     ),
     "v6e_16": Machine("v6e:4x4", 16, {"logprob_chunk": 512, "sampling.tensor": 8}),
     "v6e_32": Machine(
