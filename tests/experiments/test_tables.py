@@ -133,7 +133,7 @@ def test_a_gain_may_be_over_another_row():
     results = {name: {1: scores([0, 1])} for name in config.order}
     found = figures.to_json(config.title, rows.read(config).rows, results)["rows"]
     over = {name: row["gain"]["over"] for name, row in found.items() if "gain" in row}
-    assert over == {"sft_800": "base", "grpo": "sft_800"} | dict.fromkeys(studies.OPTIONS, "grpo")
+    assert over == {"sft_200": "base", "grpo": "sft_200"} | dict.fromkeys(studies.OPTIONS, "grpo")
     config.rows.dapo.against = "mine"
     with pytest.raises(ConfigError, match="rows.dapo.against='mine' is no row"):
         rows.read(config)

@@ -103,7 +103,7 @@ def test_files_that_cannot_be_written_cost_a_line_each(steady_recipe, scenes, tm
         assert said.count(f"{tmp_path}/{name}: cannot be written") == 1, said
     assert [row["step"] for row in metrics.read(tmp_path) if "eval_acc" in row] == [1, 2]
 
-    log = RejectedLog(tmp_path / "groups" / "rejected.jsonl")
+    log = RejectedLog(tmp_path / "groups" / "rejected.jsonl", step=0)
     for number in "121":
         log.add(Rejected("a row", number, "bad"))
     assert len(log) == 2
