@@ -98,7 +98,7 @@ def _plot(found: dict[str, list[Point]], path: pathlib.Path) -> None:
     left.set(yscale="log", ylabel="predicted seconds a step (grey: ideal)")
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("{x:g}")
-    right.set(ylim=(0, 1.1), ylabel="work a second and chip, over the smallest slice's")
+    right.set(ylim=(0, 1.1), ylabel="work a second and chip, relative")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path)
 

@@ -124,6 +124,8 @@ _TRAINING = (
 PLANNED = {
     "sft": (
         *_TRAINING,
+        "qwen2_vl_7b,v5e_32",
+        "qwen2_vl_7b,v5e_64",
         "qwen3_vl_2b,one,lora",
         "qwen3_vl_4b,gpu_8",
         "qwen3_vl_4b,gpu_1,lora",
@@ -145,6 +147,6 @@ PLANNED = {
         "qwen3_vl_8b,v5e_16,lora",
         "qwen3_vl_8b,v6e_8",
     ),
-    "lead": (),
+    "lead": ("qwen2_vl_7b,gpu_8",),
     "inference": ("qwen2_vl_72b,v5p_8",),
 }
