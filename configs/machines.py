@@ -87,9 +87,7 @@ MACHINES = {
         {"sampling.tensor": 8},
         sft={"rows_per_micro_batch": 16, "logprob_chunk": 2048},
         grpo={"logprob_chunk": 512},
-        models={
-            ("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True, **_SHORT, "logprob_chunk": 256}
-        },
+        models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True, **_SHORT}},
     ),
     "v6e_16": Machine("v6e:4x4", 16, {"logprob_chunk": 512, "sampling.tensor": 8}),
     "v6e_32": Machine(
@@ -97,12 +95,6 @@ MACHINES = {
         32,
         {"logprob_chunk": 512, "sampling.tensor": 8},
         grpo={"mesh.tensor": 2},
-    ),
-    # 4 chips of 192 GB, each two devices of JAX's.
-    "tpu7x_4": Machine(
-        "tpu7x:2x2x1",
-        8,
-        sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
     ),
 }
 
@@ -126,6 +118,8 @@ PLANNED = {
         *_TRAINING,
         "qwen2_vl_7b,v5e_32",
         "qwen2_vl_7b,v5e_64",
+        "qwen2_vl_7b,v6e_16",
+        "qwen2_vl_7b,v6e_32",
         "qwen3_vl_2b,one,lora",
         "qwen3_vl_4b,gpu_8",
         "qwen3_vl_4b,gpu_1,lora",
