@@ -1,10 +1,11 @@
 """The published plans: `benchmarks/results/plans.json`, and their table in `docs/machines.md`."""
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from mirg_jax.planning.machines import Machine
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 PLANS = REPOSITORY / "benchmarks/results/plans.json"
@@ -37,7 +38,7 @@ def row(name: str, plan: Plan) -> str:
     programs = {program["name"]: program for program in plan["programs"]}
     sizes = (f"{n} {programs[n]['total'] / 2**30:.1f}" for n in _SHOWN if n in programs)
     free = min(program["free_fraction"] for program in plan["programs"])
-    chips = math.prod(int(size) for size in machine.partition(":")[2].split("x"))
+    chips = Machine.parse(machine).chips
     cells = [f"`{recipe}`", f"`{machine}`", ", ".join(sizes), f"{free:.0%}", *_times(plan, chips)]
     return f"| {' | '.join(cells)} |"
 

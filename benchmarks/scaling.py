@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks import side_by_side
+from benchmarks import planned, side_by_side
 from configs.machines import MACHINES
 
-PLANS = pathlib.Path(__file__).parent / "results/plans.json"
 MODEL = "qwen2_vl_7b"
 SLICES = {"v5e": ("v5e_16", "v5e_32", "v5e_64"), "v6e": ("v6e_8", "v6e_16", "v6e_32")}
 COLOURS = {"v5e": "tab:blue", "v6e": "tab:orange"}
@@ -109,7 +108,7 @@ def run(path: pathlib.Path) -> None:
     Args:
       path: the JSON file.
     """
-    found = curves(json.loads(PLANS.read_text())["plans"])
+    found = curves(json.loads(planned.PLANS.read_text())["plans"])
     for name, points in found.items():
         told = (f"{p.chips} chips {p.seconds:.3g} s ({p.efficiency:.0%})" for p in points)
         print(f"{name}: {', '.join(told)}")

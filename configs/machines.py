@@ -33,6 +33,15 @@ class Machine(NamedTuple):
 # Prompts of four images at most.
 _SHORT = {"data.shapes.lengths": (3072,), "data.shapes.slots": (4,), "logprob_chunk": 512}
 
+
+def _v5e(
+    topology: str, devices: int, grpo: Mapping[str, Any] = {}, models: Mapping = {}
+) -> Machine:
+    """A slice of v5e whose chips share the model."""
+    changes, sft = {"sampling.tensor": 8}, {"logprob_chunk": 2048}
+    return Machine(f"v5e:{topology}", devices, changes, sft, {**_SHORT, **grpo}, models)
+
+
 MACHINES = {
     # 80 GB GPUs.
     "gpu_8": Machine("h100:8", 8),
@@ -48,30 +57,11 @@ MACHINES = {
     ),
     # Kaggle's 8 chips of 16 GB: a small model's weights fit on each.
     "v5e_8": Machine("v5e:2x4", 8, {"mesh.data": -1, "mesh.fsdp": 1, "logprob_chunk": 512}),
-    # 16 chips of 16 GB: for GRPO weights that up to eight chips share for sampling.
-    "v5e_16": Machine(
-        "v5e:4x4",
-        16,
-        {"sampling.tensor": 8},
-        sft={"logprob_chunk": 2048},
-        grpo=_SHORT,
-        models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 256}},
-    ),
-    # 32 and 64 chips: a step's 16 prompts are one for two or four chips, which share its weights.
-    "v5e_32": Machine(
-        "v5e:4x8",
-        32,
-        {"sampling.tensor": 8},
-        sft={"logprob_chunk": 2048},
-        grpo={**_SHORT, "mesh.tensor": 2},
-    ),
-    "v5e_64": Machine(
-        "v5e:8x8",
-        64,
-        {"sampling.tensor": 8},
-        sft={"logprob_chunk": 2048},
-        grpo={**_SHORT, "mesh.tensor": 4},
-    ),
+    # 16 chips of 16 GB: for GRPO weights that up to eight chips share for sampling. On 32 and 64 a
+    # step's 16 prompts are one for two or four chips, which share its weights.
+    "v5e_16": _v5e("4x4", 16, models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 256}}),
+    "v5e_32": _v5e("4x8", 32, {"mesh.tensor": 2}),
+    "v5e_64": _v5e("8x8", 64, {"mesh.tensor": 4}),
     # 8 chips of 95 GB: SFT has room to keep more of each layer for the backward pass, and for two
     # rows a chip, which share each gathering of the weights.
     "v5p_8": Machine(

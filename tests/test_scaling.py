@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import planned, scaling
 
 
 def plan(devices: int, calls: int, gradients: float, update: float) -> dict:
@@ -45,7 +45,7 @@ def test_weak_scaling_keeps_each_chips_work():
 def test_curves_are_written_and_drawn(tmp_path, monkeypatch, capsys):
     plans = tmp_path / "plans.json"
     plans.write_text(json.dumps({"plans": PLANS}))
-    monkeypatch.setattr(scaling, "PLANS", plans)
+    monkeypatch.setattr(planned, "PLANS", plans)
     scaling.run(tmp_path / "scaling.json")
     found = json.loads((tmp_path / "scaling.json").read_text())["curves"]
     assert list(found) == ["sft v5e strong", "sft v5e weak"]

@@ -1,6 +1,7 @@
 """Machines that a recipe can be planned for; the machine itself is not needed."""
 
 import importlib.util
+import math
 import os
 import pathlib
 import re
@@ -69,8 +70,17 @@ class Machine(NamedTuple):
     @property
     def sizes(self) -> list[int]:
         """Numbers of devices along each dimension; a chip's cores are the last one."""
-        sizes = [int(size) for size in self.topology.split("x")]
+        sizes = self._chips
         return sizes if self.speeds.cores == 1 else [*sizes, self.speeds.cores]
+
+    @property
+    def chips(self) -> int:
+        """Number of chips or GPUs, of which a chip may be several devices."""
+        return math.prod(self._chips)
+
+    @property
+    def _chips(self) -> list[int]:
+        return [int(size) for size in self.topology.split("x")]
 
     @classmethod
     def parse(cls, name: str) -> "Machine":

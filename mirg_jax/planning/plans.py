@@ -245,7 +245,7 @@ def _whole(
 ) -> dict:
     """Returns and says the time of a step and of the run."""
     step = times.of_step(timed, settings, machine, devices)
-    run = times.of_run(step, settings.num_steps, devices // machine.speeds.cores, price)
+    run = times.of_run(step, settings.num_steps, machine.chips, price)
     for line in (*times.step_lines(step, machine.kind.flops), times.run_line(run)):
         say(line)
     return {"step": step, "run": run}
