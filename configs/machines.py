@@ -42,6 +42,18 @@ def _v5e(
     return Machine(f"v5e:{topology}", devices, changes, sft, {**_SHORT, **grpo}, models)
 
 
+def _v6e(
+    topology: str, devices: int, grpo: Mapping[str, Any] = {}, models: Mapping = {}
+) -> Machine:
+    """A slice of v6e whose chips share the model.
+
+    SFT has room for two rows a chip, which share each gathering of the weights: nothing hides it.
+    """
+    sft = {"rows_per_micro_batch": 2 * devices, "logprob_chunk": 2048}
+    grpo = {"logprob_chunk": 512, **grpo}
+    return Machine(f"v6e:{topology}", devices, {"sampling.tensor": 8}, sft, grpo, models)
+
+
 MACHINES = {
     # 80 GB GPUs.
     "gpu_8": Machine("h100:8", 8),
@@ -69,23 +81,12 @@ MACHINES = {
         8,
         sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
     ),
-    # 8 chips of 32 GB; up to all of them share the weights for sampling. SFT has room for two rows
-    # a chip, which share each gathering of the weights: nothing hides it on v6e.
-    "v6e_8": Machine(
-        "v6e:2x4",
-        8,
-        {"sampling.tensor": 8},
-        sft={"rows_per_micro_batch": 16, "logprob_chunk": 2048},
-        grpo={"logprob_chunk": 512},
-        models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True, **_SHORT}},
+    # 8 chips of 32 GB, and more of them.
+    "v6e_8": _v6e(
+        "2x4", 8, models={("grpo", "qwen3_vl_8b"): {"optimizer.on_host": True, **_SHORT}}
     ),
-    "v6e_16": Machine("v6e:4x4", 16, {"logprob_chunk": 512, "sampling.tensor": 8}),
-    "v6e_32": Machine(
-        "v6e:4x8",
-        32,
-        {"logprob_chunk": 512, "sampling.tensor": 8},
-        grpo={"mesh.tensor": 2},
-    ),
+    "v6e_16": _v6e("4x4", 16),
+    "v6e_32": _v6e("4x8", 32, {"mesh.tensor": 2}),
 }
 
 # What was compiled ahead of time, and fits: benchmarks/results/plans.json.
