@@ -102,19 +102,28 @@ def _is_one_of_several() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
+def _take_leave() -> None:
+    """Waits until all processes of this run have come to their end."""
+    if _is_one_of_several():
+        sys.modules["jax"].distributed.shutdown()
+
+
 @contextlib.contextmanager
 def _ends_soon() -> Iterator[None]:
     """Ends the process some seconds after the `with` block, if a thread keeps it from ending.
 
     Python waits for the threads of pools, of which one may hang in a read that never returns. Once
-    they have ended, what is done at exit takes as long as it takes.
+    they have ended, what is done at exit takes as long as it takes. Processes of a run of several
+    take leave of one another before: one that ends without it brings down the others.
     """
     status = 1
     try:
         yield
         status = 0
+        _take_leave()
     except SystemExit as ending:
         status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        _take_leave()
         raise
     finally:
         timer = threading.Timer(_LAST_SECONDS, os._exit, (status,))

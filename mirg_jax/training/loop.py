@@ -340,7 +340,6 @@ class Loop:
                 "grad_norm": outcome.grad_norm,
                 "learning_rate": float(np.asarray(self._rate(updates))),
                 "rejected": len(run.rejected),
-                **({"rotated": len(run.rotated)} if run.rotated else {}),
                 "skipped": outcome.skipped,
                 **scores,
             },

@@ -78,7 +78,6 @@ class TrainingRun(NamedTuple):
     data: pipeline.Batches
     share: sharding.Share  # the share of the data that this process reads
     rejected: RejectedLog
-    rotated: set[str]  # images with an EXIF orientation that this process has met
     benchmark: Sequence[Row]  # held-out rows; empty without evaluation
     checkpoints: Checkpoints
     first_step: int  # number of steps taken before
@@ -151,7 +150,6 @@ def start(
         data=data,
         share=share,
         rejected=rejected,
-        rotated=root.rotated,
         benchmark=benchmark,
         checkpoints=checkpoints,
         first_step=first_step,

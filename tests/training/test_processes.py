@@ -190,7 +190,8 @@ def test_devices_of_a_slice_in_rings(kind, count, tiny_model, scenes, tmp_path):
     for name, processes_, changes in (("one", 1, {}), ("many", count, many)):
         flags = together.recipe(kind, tiny_model, scenes, num_steps=2, **held_out, **changes)
         workdir = f"--workdir={tmp_path / name}"
-        together.run(f"train_{kind}", *flags, workdir, count=processes_, rings=processes_ > 1)
+        wrapper = "rings" if processes_ > 1 else ""
+        together.run(f"train_{kind}", *flags, workdir, count=processes_, wrapper=wrapper)
     same_numbers(tmp_path / "many", together.scalars(tmp_path / "one"))
 
     for name, processes_, changes in (("one", 1, {"cpu_devices": 1}), ("many", count, many)):
@@ -205,7 +206,7 @@ def test_devices_of_a_slice_in_rings(kind, count, tiny_model, scenes, tmp_path):
             f"--output_dir={tmp_path}/answers_{name}",
             *[f"--config.{key}={value}" for key, value in flags.items()],
             count=processes_,
-            rings=processes_ > 1,
+            wrapper="rings" if processes_ > 1 else "",
         )
     one, many = (
         sorted((tmp_path / f"answers_{name}/predictions.jsonl").read_text().splitlines())
@@ -250,6 +251,23 @@ def test_sigterm_to_one_process_saves_and_ends_all(tiny_model, scenes, tmp_path)
     assert said.splitlines()[-1] == (
         f"stopped by SIGTERM after step {last}, which is saved; run the same command again to go on"
     )
+    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == last
+
+
+@pytest.mark.slow
+def test_sigterm_ends_all_where_one_waits_for_an_image(tiny_model, scenes, tmp_path):
+    flags = together.recipe("sft", tiny_model, scenes, num_steps=500)
+    workdir = f"--workdir={tmp_path}"
+    started = together.launch("train_sft", *flags, workdir, count=2, wrapper="hanging")
+    end = time.monotonic() + 600
+    while not (tmp_path / "hanging").exists():
+        assert time.monotonic() < end and started[0].poll() is None
+        time.sleep(0.1)
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    assert [status for status, _ in together.finish(started, timeout=120)] == [143, 143]
+    last = together.scalars(tmp_path)[-1]["step"]
+    assert 1 <= last < 500
     assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == last
 
 

@@ -252,7 +252,7 @@ def test_bad_rows_are_listed_and_the_run_goes_on(recipe, scenes, tmp_path):
     Image.open(turned).save(turned, exif=exif)
     train(config, tmp_path / "run")
     lines = metrics.read(tmp_path / "run")
-    assert len(lines) == 8 and lines[-1]["rotated"] == 1 and lines[-1]["rejected"] == 4
+    assert len(lines) == 8 and lines[-1]["rejected"] == 4
     rejected = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
     assert {row["id"] for row in rejected} == {rows[i]["id"] for i in (3, 5, 7, 9)}
     assert all(row["source"].startswith("rows.jsonl") and row["reason"] for row in rejected)

@@ -70,13 +70,13 @@ def launch(
     *flags: object,
     count: int = 1,
     last: Sequence[object] = (),
-    rings: bool = False,
+    wrapper: str = "",
 ) -> list[subprocess.Popen]:
     """Starts a binary in `count` processes that find each other; `last` is for the last alone.
 
-    With `rings`, devices that are neighbours in a mesh lie in different processes.
+    A `wrapper` is a file beside this one that runs the binary, such as `rings`.
     """
-    wrapper = [pathlib.Path(__file__).parent / "rings.py"] if rings else []
+    wrappers = [pathlib.Path(__file__).parent / f"{wrapper}.py"] if wrapper else []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,7 +90,7 @@ def launch(
         own = [*flags, *last] if index == count - 1 else flags
         processes.append(
             subprocess.Popen(
-                [sys.executable, *wrapper, REPOSITORY / f"scripts/{script}.py", *map(str, own)],
+                [sys.executable, *wrappers, REPOSITORY / f"scripts/{script}.py", *map(str, own)],
                 env=environment() | (where if count > 1 else {}),
                 cwd=REPOSITORY,
                 stdout=subprocess.PIPE,
@@ -117,8 +117,8 @@ def finish(processes: list[subprocess.Popen], timeout: float = 900) -> list[tupl
     return ends
 
 
-def run(script: str, *flags: object, count: int = 1, rings: bool = False) -> None:
-    for status, said in finish(launch(script, *flags, count=count, rings=rings)):
+def run(script: str, *flags: object, count: int = 1, wrapper: str = "") -> None:
+    for status, said in finish(launch(script, *flags, count=count, wrapper=wrapper)):
         assert status == 0, said
 
 
