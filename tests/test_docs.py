@@ -57,7 +57,7 @@ def test_guides_have_one_name_for_each_file_of_rows():
 
 def test_predicted_sampling_is_told_as_it_was_found():
     text = " ".join((REPOSITORY / "docs/machines.md").read_text().split())
-    plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]
+    plans = json.loads(planned.PLANS.read_text())["plans"]
     programs = plans["grpo.py:qwen2_vl_7b,v5e_16@v5e:4x4"]["programs"]
     (sample,) = (program for program in programs if program["name"] == "sample")
     time = sample["time"]

@@ -7,6 +7,7 @@ import pytest
 from conftest import REPOSITORY, call
 from ml_collections import ConfigDict
 
+from benchmarks import planned
 from configs import (
     grpo,
     grpo_tiny,
@@ -79,7 +80,7 @@ def test_recipes_of_those_who_lead_are_sound(model, machine, capsys):
 
 
 def test_planned_recipes_are_those_with_a_plan():
-    plans = json.loads((REPOSITORY / "benchmarks/results/plans.json").read_text())["plans"]
+    plans = json.loads(planned.PLANS.read_text())["plans"]
     found = {name.partition("@")[0] for name in plans}
     told = [(stage, argument) for stage, chosen in PLANNED.items() for argument in chosen]
     assert found == {f"{stage}.py:{argument}" for stage, argument in told}
