@@ -22,6 +22,7 @@ from mirg_jax.runs.train_state import init_state, state_shardings
 from mirg_jax.sampling.pool import NO_PROMPT, make_feeding
 from mirg_jax.sampling.sampler import SamplingConfig, make_sampler, sample_keys
 from mirg_jax.sampling.weights import make_weights
+from mirg_jax.sharding.memory import with_resident
 from mirg_jax.training import grpo_programs, sft
 from mirg_jax.training.grpo_programs import Experience, PolicyOptions, Totals
 from mirg_jax.training.optimizer import make_apply, make_optimizer
@@ -53,7 +54,7 @@ def prompts(packed: PackedBatch):
     return text._replace(segments=np.maximum(text.segments, np.arange(TOKENS) == 0)), packed.images
 
 
-def fed(graph, mesh, weights, options: SamplingConfig, config: ModelConfig) -> np.ndarray:
+def fed(graph, mesh, weights, resident, options: SamplingConfig, config: ModelConfig) -> np.ndarray:
     """Tokens of the prompts and of the same ones the other way round, fed to slots in turn."""
     feeding = make_feeding(graph, mesh, FORBIDDEN, options, config.text.num_kv_heads)
     whole = prompts(batch(small_families.patch_bytes(config)))
@@ -66,7 +67,7 @@ def fed(graph, mesh, weights, options: SamplingConfig, config: ModelConfig) -> n
         text, images, numbers = sharding.place_rows((*part, numbers), mesh)
         pool = pool or feeding.open(weights, text, images)
         more = sharding.place_everywhere(np.bool_(call < 2), mesh)
-        pool, ended = feeding.feed((), weights, pool, text, images, numbers, more)
+        pool, ended = feeding.feed(resident, weights, pool, text, images, numbers, more)
         known = np.asarray(ended.numbers) != NO_PROMPT
         tokens[np.asarray(ended.numbers)[known]] = np.asarray(ended.rollout.tokens)[known]
     return tokens
@@ -105,13 +106,14 @@ def values(mesh, sampling_tensor: int, config: ModelConfig, adapted: bool) -> di
     found["int8"] = jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded)
     weights = make_weights(weights, jnp.float32, sampling)(weights)
     options = SamplingConfig(group=GROUP, max_tokens=NEW, stop_tokens=(7,))
-    sample = make_sampler(graph, sampling, FORBIDDEN, options)
+    sample = with_resident(make_sampler(graph, sampling, FORBIDDEN, options))
+    resident = sharding.resident_on((params, state), sampling)
     keys = sample_keys(jax.random.key(3), jnp.arange(ROWS), GROUP)
     text, images = prompts(packed)
-    rollout = sample(weights, *sharding.place_rows((text, images, keys), sampling))
+    rollout = sample(resident, weights, *sharding.place_rows((text, images, keys), sampling))
     rollout = jax.device_get(rollout)
     found["tokens"], found["logprobs"] = rollout.tokens, rollout.logprobs
-    found["fed"] = fed(graph, sampling, weights, options, config)
+    found["fed"] = fed(graph, sampling, weights, resident, options, config)
 
     with jax.set_mesh(mesh):
         place = lambda tree: sharding.place_rows(tree, mesh)  # noqa: E731

@@ -14,13 +14,17 @@ LAYOUTS = {
     "8 x 80 GB": (1, 8, 1, 1, False),
     "slices whose sampling weights are shared": (1, 8, 1, 4, False),
     "all three axes": (2, 2, 2, 2, False),
+    "sampling's parts across those of training": (1, 4, 2, 4, False),
     "more parts than key/value heads": (1, 2, 4, 8, False),
     "adapters, a base on each device": (8, 1, 1, 1, True),
     "adapters, a base divided": (1, 4, 2, 2, True),
 }
 FAMILIES = tuple(small_families.TOWERS)
 ALL = {(layout, family): [*LAYOUTS[layout], family] for layout in LAYOUTS for family in FAMILIES}
-QUICK = (("all three axes", "qwen2_5_vl"), ("all three axes", "qwen3_vl"))
+QUICK = (
+    ("all three axes", "qwen2_5_vl"),
+    ("sampling's parts across those of training", "qwen3_vl"),
+)
 
 
 def differences(names) -> dict[tuple[str, str], dict[str, float]]:

@@ -213,7 +213,9 @@ def sampling_program(
         *where,
     )
     parts = {"sampling weights": own, "batch": batch, "cache": cache, **beside.parts()}
-    resident = beside.optimizer, beside.reference, everything if own else None
+    resident = sharding.resident_on(
+        (beside.optimizer, beside.reference, everything if own else None), mesh
+    )
     arguments = resident, weights, batch.text, batch.images, keys
     return Program(
         "sample",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 HOST = "pinned_host"  # the memory kind of arrays that are kept on the devices' hosts
 
@@ -36,6 +36,31 @@ def bytes_per_device(tree: Any) -> int:
         for leaf in jax.tree.leaves(tree)
         if leaf.sharding.memory_kind != HOST
     )
+
+
+def resident_on(tree: Any, mesh: Mesh) -> list[jax.Array | jax.ShapeDtypeStruct]:
+    """Returns arrays of another mesh, of the same devices, as arrays on `mesh`; copies nothing.
+
+    Each device keeps its part, which becomes a part of the first dimension. To a program that
+    doesn't use them they are the same, and the compiler aborts where a program has a `shard_map`
+    over an axis of one mesh that an axis of another divides ("manual sub-axis isn't supported").
+
+    Args:
+      tree: arrays or their shapes, of at least one dimension; scalars are left out.
+      mesh: the mesh of the program's own arrays.
+    """
+    return [_on(leaf, mesh) for leaf in jax.tree.leaves(tree) if leaf.ndim]
+
+
+def _on(leaf: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh) -> jax.Array | jax.ShapeDtypeStruct:
+    first, *rest = leaf.sharding.shard_shape(leaf.shape)
+    shape = (first * mesh.size, *rest)
+    kind = leaf.sharding.memory_kind
+    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names), memory_kind=kind)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
+    parts = [shard.data for shard in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(shape, where, parts)
 
 
 def with_resident(function: Callable, **options) -> Callable:

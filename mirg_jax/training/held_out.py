@@ -120,7 +120,9 @@ class HeldOut:
         params = nnx.merge_state(state.params, run.frozen)
         weights = self._weights_of(params)
         unused = None if weights is params else params
-        resident = state.opt_state, self._resident, unused
+        resident = sharding.resident_on(
+            (state.opt_state, self._resident, unused), run.sampling_mesh
+        )
         responses: dict[int, str | None] = {row.index: None for row in self._rows}
         for index, response, error in self._predictor.predict(
             self._questions, params=weights, resident=resident

@@ -153,7 +153,9 @@ class Rollouts:
         params = nnx.merge_state(state.params, run.frozen)
         weights = self._weights_of(params)
         unused = None if weights is params else params
-        resident = state.opt_state, self._resident, unused
+        resident = sharding.resident_on(
+            (state.opt_state, self._resident, unused), run.sampling_mesh
+        )
         step = sharding.place_everywhere(np.int32(batches.step), run.mesh)
 
         def draw(call: int, part: Part) -> Sampled:
