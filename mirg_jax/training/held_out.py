@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 
+from mirg_jax import sharding
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import ImageRoot, image_size
