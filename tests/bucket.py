@@ -92,10 +92,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         bucket, key, options = self._begin()
-        if options.get("alt") != "media" and key == f"{bucket}/":
-            return self._list(bucket, options)
         if not self._meets(key, options):
             return
+        if options.get("alt") != "media" and key == f"{bucket}/":
+            return self._list(bucket, options)
         with self.server.lock:
             data = self.server.objects.get(key)
             generation = str(self.server.generations.get(key, 1))

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,8 +61,9 @@ class Predictions:
         self._lock.acquire()
         self._spare = Spare(str(folder / "rejected.jsonl"))
         try:
-            for name in _FILES:
-                outputs.check_file(folder / name, "--output_dir")
+            if isinstance(folder, pathlib.Path):  # in a store, files are replaced whole
+                for name in _FILES:
+                    outputs.check_file(folder / name, "--output_dir")
             lines.mend(self._path)
             has_some = lines.exists(self._path) and any(lines.read(self._path))
             self.unrecorded = _claim(folder, facts, has_some)

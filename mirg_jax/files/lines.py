@@ -250,8 +250,8 @@ class LineWriter:
         if isinstance(error, IsADirectoryError | PermissionError):
             return _unusable(self.path, error, "written")
         return DataError(
-            f"{self.path}: cannot be written ({error.strerror}); make room there and run again to "
-            "go on"
+            f"{self.path}: cannot be written ({error.strerror}); {places.remedy(self.path)} and "
+            "run again to go on"
         )
 
     def close(self) -> None:

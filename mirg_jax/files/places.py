@@ -123,12 +123,12 @@ def check_writable(path: str | os.PathLike, name: str) -> None:
     Raises:
       ConfigError: see `check`; or if it is a URL of another store.
     """
-    check(path, name)
-    if is_url(path) and os.fspath(path).partition("://")[0] not in WRITABLE:
+    if is_url(path) and os.fspath(path).partition("://")[0] in set(STORES) - set(WRITABLE):
         raise ConfigError(
             f"{name}={without_secrets(os.fspath(path))}: runs are written to disks and to gs:// "
             "alone; give such a folder"
         )
+    check(path, name)
 
 
 def of(path: str | os.PathLike, name: str = "path") -> Place:
@@ -186,6 +186,29 @@ def reached(place: str | os.PathLike) -> Iterator[None]:
         kind = PermissionError if isinstance(error, PermissionError) else OSError
         told = getattr(error, "strerror", None) or f"{type(error).__name__}: {first}"
         raise kind(errno.EIO, told, str(place)) from None
+
+
+def is_folder(place: Place) -> bool:
+    """Returns whether a folder is there; in a store, whether any file is in it.
+
+    Raises:
+      OSError: if the store can't be asked, where `is_dir` of some clients says no.
+    """
+    if isinstance(place, pathlib.Path):
+        return place.is_dir()
+    try:
+        with reached(place):
+            system, name = fsspec.url_to_fs(str(place))
+            return system.info(name)["type"] == "directory"
+    except FileNotFoundError:
+        return False
+
+
+def remedy(place: str | os.PathLike) -> str:
+    """Returns what the user should do where a place takes no more files, for a message."""
+    if is_url(place):
+        return "check the connection, the credentials and the bucket's permissions"
+    return "make room there"
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:

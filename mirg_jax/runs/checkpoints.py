@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from mirg_jax.errors import SaveError
+from mirg_jax.errors import CheckpointError, SaveError
 from mirg_jax.files import outputs, places
 from mirg_jax.files.places import Place
 from mirg_jax.models import lora
@@ -89,11 +89,13 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # another process has ended
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            last = max(run_folder.steps(self._folder), default=None)
+            last = None
+            with contextlib.suppress(CheckpointError):  # a store that can't be reached
+                last = max(run_folder.steps(self._folder), default=None)
             then = "" if last is None else f"; the run then goes on from step {last}"
             raise SaveError(
                 f"{self._folder}: a checkpoint could not be written "
-                f"({run_folder.reason(error)}); free disk space there and run again{then}"
+                f"({run_folder.reason(error)}); {places.remedy(self._folder)} and run again{then}"
             ) from None
 
     def latest(self) -> int | None:

@@ -75,7 +75,7 @@ class Metrics:
             lines.replace(path, kept)
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be written ({error.strerror}); make room there and run again"
+                f"{path}: cannot be written ({error.strerror}); {places.remedy(path)} and run again"
             ) from None
         self._file = lines.LineWriter(path)
         self._spare = Spare(f"{workdir / 'tensorboard'}")

@@ -7,6 +7,7 @@ A run's folder contains `model/` (config.json, tokenizer), `checkpoints/STEP/` (
 import contextlib
 import dataclasses
 import json
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from mirg_jax.errors import CheckpointError
+from mirg_jax.errors import CheckpointError, UserError
 from mirg_jax.files import places
 from mirg_jax.files.places import Place
 from mirg_jax.runs import metrics
@@ -51,11 +52,11 @@ def find_run(source: str | Place) -> SavedStep | None:
       The checkpoint, or None if `source` is neither a run nor a checkpoint of one.
 
     Raises:
-      CheckpointError: for RUN/best, if the run was never evaluated.
+      CheckpointError: for RUN/best, if the run was never evaluated; or if the folder can't be read.
       ConfigError: if `source` is a URL of a store that can't be reached.
     """
     path = places.absolute(places.of(source, "model"))
-    if path.name == "best" and (path.parent / "checkpoints").is_dir():
+    if path.name == "best" and _is_folder(path.parent / "checkpoints"):
         step = best_of(metrics.held_out(path.parent), steps(path.parent / "checkpoints"))
         if step is None:
             raise CheckpointError(
@@ -63,7 +64,7 @@ def find_run(source: str | Place) -> SavedStep | None:
                 "name a step, or train with config.evaluation.every"
             )
         return SavedStep(path.parent, step)
-    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+    if path.parent.name == "checkpoints" and path.name.isdigit() and _is_folder(path):
         return SavedStep(path.parent.parent, int(path.name))
     if found := steps(path / "checkpoints"):
         return SavedStep(path, max(found))
@@ -84,13 +85,42 @@ def exactly(source: str | Place) -> str:
     """
     if saved := find_run(source):
         return str(saved.folder)
-    path = places.of(source, "model")
-    return str(places.absolute(path) if path.exists() else source)
+    if places.is_url(source):
+        return str(source)
+    path = pathlib.Path(source)
+    return str(path.absolute() if path.exists() else source)
 
 
 def steps(folder: Place) -> list[int]:
-    """Returns the steps with a complete checkpoint in a `checkpoints` folder."""
-    return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    """Returns the steps with a complete checkpoint in a `checkpoints` folder.
+
+    Raises:
+      CheckpointError: if the folder can't be read.
+    """
+    with _asking(folder):
+        return ocp.utils.checkpoint_steps(folder) if places.is_folder(folder) else []
+
+
+def _is_folder(path: Place) -> bool:
+    with _asking(path):
+        return places.is_folder(path)
+
+
+@contextlib.contextmanager
+def _asking(folder: Place):
+    """Turns errors in a `with` block that asks what is in a folder into a `CheckpointError`."""
+    try:
+        with places.reached(folder):
+            yield
+    except OSError as error:
+        raise _unreadable(folder, error.strerror or reason(error)) from None
+
+
+def _unreadable(folder: Place, why: str) -> CheckpointError:
+    remedy = "let this user read it"
+    if places.is_url(folder):
+        remedy = "check the address, the connection and the credentials, and run again"
+    return CheckpointError(f"{folder}: can't be read ({why}); {remedy}")
 
 
 def restore_params(checkpoint: Place, state: nnx.State) -> nnx.State:
@@ -177,12 +207,18 @@ def reading(checkpoint: Place, what: str, remedy: str):
         raise CheckpointError(
             f"{checkpoint}: the checkpoint doesn't fit this {what} ({error}); {remedy}"
         ) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (UserError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        damaged = isinstance(error, (ValueError, KeyError, TypeError, FileNotFoundError))
+        if not (damaged or isinstance(error, OSError) or places.is_url(checkpoint)):
+            raise
         if isinstance(error, PermissionError) or reason(error) == "Permission denied":
-            raise CheckpointError(
-                f"{checkpoint}: can't be read (Permission denied); let this user read it"
-            ) from None
+            raise _unreadable(checkpoint, "Permission denied") from None
+        # Which fails too, if a store can't be reached: then nothing is damaged.
         older = [s for s in steps(checkpoint.parent) if s < int(checkpoint.name)]
+        if places.is_url(checkpoint) and not damaged:
+            raise _unreadable(checkpoint, reason(error)) from None
         before = max(older, default=None)
         use = "there is no older one" if before is None else f"delete it to use step {before}"
         raise CheckpointError(

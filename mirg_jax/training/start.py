@@ -17,7 +17,7 @@ from mirg_jax.data.examples import Example, Rejected
 from mirg_jax.data.pipeline import Preparer, RejectedLog
 from mirg_jax.data.prompts import Tokenizer
 from mirg_jax.errors import CheckpointError, ConfigError, SaveError
-from mirg_jax.files import outputs
+from mirg_jax.files import outputs, places
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench.benchmark import Row, load_benchmark
@@ -55,7 +55,8 @@ class Description(NamedTuple):
             resumed.write_data(workdir, self.data)
         except OSError as error:
             raise SaveError(
-                f"{workdir}: cannot be written ({error.strerror}); make room there and run again"
+                f"{workdir}: cannot be written ({error.strerror}); {places.remedy(workdir)} and "
+                "run again"
             ) from None
 
 
@@ -185,13 +186,19 @@ def check_folder(workdir: Place) -> None:
 
     Raises:
       ConfigError: if it is a Hugging Face model, whose config.json the run would replace, has
-        results of another kind, or can't hold checkpoints.
+        results of another kind, can't hold checkpoints, or can't be read.
     """
-    if any(workdir.glob("*.safetensors*")):
+    try:
+        with places.reached(workdir):
+            if any(workdir.glob("*.safetensors*")):
+                raise ConfigError(
+                    f"--workdir={workdir}: is the folder of a model; give another for the run"
+                )
+            outputs.check_kind(workdir, "checkpoints", "--workdir")
+    except OSError as error:
         raise ConfigError(
-            f"--workdir={workdir}: is the folder of a model; give another for the run"
-        )
-    outputs.check_kind(workdir, "checkpoints", "--workdir")
+            f"--workdir={workdir}: cannot be read ({error.strerror}); let this user read it"
+        ) from None
     if isinstance(workdir, pathlib.Path):
         outputs.check_renames(workdir)
 

@@ -20,6 +20,7 @@ from mirg_jax.data.prompts import PromptStyle
 from mirg_jax.errors import ConfigError, DataError, UserError
 from mirg_jax.evaluation import answering, evaluate
 from mirg_jax.evaluation.predictions import Predictions, rejected_rows
+from mirg_jax.files import places
 from mirg_jax.inference.predictor import Prediction, Predictor
 from mirg_jax.runs import run_folder
 from mirg_jax.runs.settings import read
@@ -87,7 +88,7 @@ def run(data, folder="out", model="model", bench="rows.json", root=None, limit=0
         checkpoint=str(data / model),
         benchmark=str(data / bench),
         image_root=str(root or data),
-        output_dir=data / folder,
+        output_dir=places.of(folder) if places.is_url(folder) else data / folder,
         limit=limit,
     )
 
@@ -353,3 +354,16 @@ def test_a_stop_signal_ends_in_order_and_keeps_the_answers(asked, data, monkeypa
     asked.rows.clear()
     run(data)
     assert len(asked.rows) == 4
+
+
+def test_an_evaluation_in_a_bucket_goes_on_and_ends_as_on_a_disk(asked, data, bucket):
+    scores = run(data, limit=2)
+    assert run(data, "gs://bucket/eval", limit=2) == scores
+    assert asked.rows[:2] == asked.rows[2:]
+    scores = run(data)
+    assert run(data, "gs://bucket/eval") == scores
+    assert len(asked.rows) == 12
+    names = {"predictions.jsonl", "rejected.jsonl", "report.html", "run.json", "scores.json"}
+    assert {key.removeprefix("bucket/eval/") for key in bucket.objects} == names
+    kept = (data / "out/predictions.jsonl").read_bytes()
+    assert bucket.objects["bucket/eval/predictions.jsonl"] == kept

@@ -108,6 +108,8 @@ def test_a_folder_in_a_bucket_is_tried_and_left_empty(bucket):
         outputs.check_folder(places.of(RUN), "--workdir")
     with pytest.raises(ConfigError, match="--workdir=hf://a/run: runs are written to .* gs://"):
         places.check_writable("hf://a/run", "--workdir")
+    with pytest.raises(ConfigError, match="runs are written to"):  # with its package or without
+        places.check_writable("s3://a/run", "--workdir")
 
 
 def lock(bucket, **changes):

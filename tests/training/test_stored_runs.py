@@ -11,10 +11,12 @@ import pytest
 import together
 from conftest import REPOSITORY, scalars, train
 
+from mirg_jax.errors import CheckpointError, ConfigError
 from mirg_jax.files import places
 from mirg_jax.runs import facts, metrics, run_folder
 from mirg_jax.runs.loading import load_model, stored_dtype
 from mirg_jax.sharding import make_mesh
+from mirg_jax.training import start
 
 RUN = "gs://bucket/runs/sft"
 # A binary in a process of its own, for which gs:// is the bucket of the test.
@@ -78,6 +80,35 @@ def test_a_run_in_a_bucket_is_resumed_and_ends_as_on_a_disk(
     ours, theirs = (load_model(source, make_mesh()).params for source in (RUN, tmp_path))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_what_can_t_be_reached_is_neither_new_nor_damaged(bucket):
+    bucket.objects["bucket/runs/sft/checkpoints/4/commit_success.txt"] = b""
+    assert run_folder.find_run(RUN).step == 4
+    for error in (RuntimeError("status 503"), OSError("no route")):
+        with (
+            pytest.raises(CheckpointError, match="can't be read .*(503|no route).*credentials"),
+            run_folder.reading(places.of(f"{RUN}/checkpoints/4"), "model", ""),
+        ):
+            raise error
+    bucket.broken.add("GET")
+    for source in (RUN, f"{RUN}/best", f"{RUN}/checkpoints/4"):
+        with pytest.raises(CheckpointError, match=r"can't be read \(.*403\); check the address"):
+            run_folder.find_run(source)
+    with (
+        pytest.raises(CheckpointError, match=r"can't be read \(.*403\)"),
+        run_folder.reading(places.of(f"{RUN}/checkpoints/4"), "model", ""),
+    ):
+        raise ValueError("UNAVAILABLE")
+    with pytest.raises(ConfigError, match=r"--workdir=.*cannot be read \(.*403\)"):
+        start.check_folder(places.of(RUN))
+
+
+def test_a_lost_connection_is_not_taken_for_an_empty_folder(bucket, monkeypatch):
+    bucket.objects["bucket/runs/sft/checkpoints/4/commit_success.txt"] = b""
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match="can't be read .*refused"):
+        run_folder.find_run(RUN)
 
 
 @pytest.mark.slow
