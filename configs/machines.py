@@ -74,12 +74,13 @@ MACHINES = {
     "v5e_16": _v5e("4x4", 16, models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 256}}),
     "v5e_32": _v5e("4x8", 32, {"mesh.tensor": 2}),
     "v5e_64": _v5e("8x8", 64, {"mesh.tensor": 4}),
-    # 8 chips of 95 GB: SFT has room to keep more of each layer for the backward pass, and for two
-    # rows a chip, which share each gathering of the weights.
+    # 8 chips of 95 GB: there is room to keep more of each layer for the backward pass, and in SFT
+    # for two rows a chip, which share each gathering of the weights.
     "v5p_8": Machine(
         "v5p:2x2x2",
         8,
-        sft={"model.remat": "dots", "rows_per_micro_batch": 16, "logprob_chunk": 2048},
+        {"model.remat": "dots", "sampling.tensor": 8},
+        sft={"rows_per_micro_batch": 16, "logprob_chunk": 2048},
     ),
     # 8 chips of 32 GB, and more of them.
     "v6e_8": _v6e(
