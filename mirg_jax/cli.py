@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -25,6 +26,9 @@ from mirg_jax.files.streams import Steady, end_progress_bars
 
 _MOST_CHARACTERS = 2000  # of an error's line
 _LAST_SECONDS = 10.0  # that a program's end waits for its threads
+_LEAVE_SECONDS = 20.0  # that a process which was stopped, or has failed, waits for the others
+# In what JAX raises where an exchange with other processes fails.
+_LOST = re.compile(r"Gloo|NCCL|[Cc]onnection (reset|refused|closed)|[Hh]eartbeat|[Cc]oordination")
 # Flags and settings that may be URLs of stores, by binary.
 _RECIPE = (
     "config.init_from",
@@ -64,7 +68,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     Invalid flags and a `UserError` end the program with status 2 and one line on stderr. So does
     output on stdout that couldn't be written, at the end. Ctrl-C ends it with status 130 and one
-    line. Any other exception is a bug in this package and keeps its traceback.
+    line, the end of another process of the same run with status 1 and one line. Any other exception
+    is a bug in this package and keeps its traceback.
 
     Args:
       main: the binary's main function; it receives the program name, and files if it takes such.
@@ -88,6 +93,15 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             _fail(error, at_once=_is_one_of_several() or isinstance(error, SaveError))
         except KeyboardInterrupt:
             _fail("interrupted", at_once=_is_one_of_several(), status=130)
+        except (RuntimeError, ValueError) as error:
+            if not (_is_one_of_several() and _LOST.search(str(error))):
+                raise
+            _fail(
+                f"another process of this run has ended, or can't be reached ({error}); look at "
+                "its output, and run the same command again on all hosts",
+                at_once=True,
+                status=1,
+            )
         finally:
             out.flush()
             if out.failed:
@@ -102,10 +116,24 @@ def _is_one_of_several() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
-def _take_leave() -> None:
-    """Waits until all processes of this run have come to their end."""
-    if _is_one_of_several():
+def _take_leave(status: int) -> None:
+    """Waits until all processes of this run have come to their end.
+
+    One that was stopped, or has failed, ends some seconds later in any case: the others may wait
+    for it, in an exchange that they can't leave.
+    """
+    if not _is_one_of_several():
+        return
+    timer = threading.Timer(_LEAVE_SECONDS, os._exit, (status,))
+    timer.daemon = True
+    if status:
+        timer.start()
+    try:
         sys.modules["jax"].distributed.shutdown()
+    except RuntimeError:  # another has ended without it
+        sys.stdout.flush()
+        os._exit(status)
+    timer.cancel()
 
 
 @contextlib.contextmanager
@@ -114,16 +142,23 @@ def _ends_soon() -> Iterator[None]:
 
     Python waits for the threads of pools, of which one may hang in a read that never returns. Once
     they have ended, what is done at exit takes as long as it takes. Processes of a run of several
-    take leave of one another before: one that ends without it brings down the others.
+    take leave of one another before: one that ends without it brings down the others. After any
+    other exception than a SystemExit such a process ends at once, since the others wait for it.
     """
     status = 1
     try:
         yield
         status = 0
-        _take_leave()
+        _take_leave(status)
     except SystemExit as ending:
         status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-        _take_leave()
+        _take_leave(status)
+        raise
+    except BaseException:
+        if _is_one_of_several():
+            traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(status)
         raise
     finally:
         timer = threading.Timer(_LAST_SECONDS, os._exit, (status,))

@@ -24,14 +24,27 @@ from mirg_jax.errors import ConfigError, DataError
 _CONFIG = config_flags.DEFINE_config_file("config")
 _RAISE = flags.DEFINE_string("raise", None, "")
 _HANG = flags.DEFINE_bool("hang", False, "")
+_SEVERAL = flags.DEFINE_bool("several", False, "")
+
+def stand_for_several():
+    # The other process of the run comes to no end.
+    import atexit, sys, types
+    distributed = types.SimpleNamespace(is_initialized=lambda: True, shutdown=Event().wait)
+    sys.modules["jax"] = types.SimpleNamespace(distributed=distributed)
+    atexit.register(distributed.shutdown)  # as JAX does
+    cli._LEAVE_SECONDS = 0.5
 
 def main(_):
     if _HANG.value:
         cli._LAST_SECONDS = 0.5
         ThreadPoolExecutor().submit(Event().wait)
+    if _SEVERAL.value:
+        stand_for_several()
     if _RAISE.value:
         raise {"data": DataError, "config": ConfigError, "bug": KeyError,
-                "stop": KeyboardInterrupt}[_RAISE.value](
+                "stop": KeyboardInterrupt, "exit": lambda _: SystemExit(143),
+                "lost": lambda _: ValueError("UNKNOWN: Gloo AllGather failed:\\n Connection reset"),
+                }[_RAISE.value](
             "rows.json row 3:\\n no images")
     print(_CONFIG.value.path or _CONFIG.value.seed)
 
@@ -166,3 +179,22 @@ def test_an_interrupt_is_one_line(run):
 def test_a_bug_keeps_its_traceback(run):
     result = run("--config=good.py", "--raise=bug")
     assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "said"),
+    [
+        ("bug", 1, "Traceback"),
+        ("exit", 143, ""),
+        ("data", 2, "binary.py: rows.json row 3"),
+        ("lost", 1, "binary.py: another process of this run has ended, or can't be reached (UNKN"),
+    ],
+)
+def test_a_process_that_fails_does_not_wait_for_the_others(kind, status, said, run):
+    result = run("--config=good.py", "--several", f"--raise={kind}")
+    assert result.returncode == status and result.stderr.startswith(said)
+    assert kind == "bug" or result.stderr.count("\n") == bool(said)
+
+
+def test_a_lost_connection_is_a_bug_in_a_run_of_one(run):
+    assert "Traceback" in run("--config=good.py", "--raise=lost").stderr

@@ -53,9 +53,9 @@ def read(path: str | Place) -> Iterator[Line]:
 
 
 def _opened(path: str | Place) -> IO[bytes]:
-    if places.is_url(path):
-        return io.BytesIO(pieces.read(epath.Path(path)))
     try:
+        if places.is_url(path):
+            return io.BytesIO(pieces.read(epath.Path(path)))
         return places.open_file(path)
     except FileNotFoundError:
         raise
@@ -66,14 +66,23 @@ def _opened(path: str | Place) -> IO[bytes]:
 def _unusable(path: str | Place, error: OSError, what: str) -> DataError:
     """Returns the error for a path where there is no file that this user can use."""
     remedy = "let this user read and write it"
+    if places.is_url(path):
+        remedy = places.remedy(path)
     if isinstance(error, IsADirectoryError):
         remedy = "a file is needed there, move the folder away"
     return DataError(f"{path}: cannot be {what} ({error.strerror}); {remedy}")
 
 
 def exists(path: Place) -> bool:
-    """Returns whether there is such a file."""
-    return path.exists() if isinstance(path, pathlib.Path) else pieces.exists(path)
+    """Returns whether there is such a file.
+
+    Raises:
+      DataError: if that can't be found out.
+    """
+    try:
+        return path.exists() if isinstance(path, pathlib.Path) else pieces.exists(path)
+    except OSError as error:
+        raise _unusable(path, error, "read") from None
 
 
 def replace(path: Place, found: Iterable[Mapping[str, Any]]) -> None:
@@ -95,14 +104,14 @@ def remove(path: Place) -> None:
     Raises:
       DataError: if it can't be removed.
     """
-    if isinstance(path, pathlib.Path):
-        try:
+    try:
+        if isinstance(path, pathlib.Path):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise _unusable(path, error, "removed") from None
-    elif pieces.exists(path):
-        pieces.replace(path, b"")
-        places.remove(path)
+        elif pieces.exists(path):
+            pieces.replace(path, b"")
+            places.remove(path)
+    except OSError as error:
+        raise _unusable(path, error, "removed") from None
 
 
 def rows(path: str | Place) -> Iterator[dict[str, Any]]:

@@ -230,8 +230,8 @@ class _StoredLock(Lock):
     def _create(self, me: Holder) -> bool:
         try:
             places.create(self._path, json.dumps(dataclasses.asdict(me)).encode())
-        except FileExistsError:
-            return False
+        except FileExistsError:  # ours, where a request was answered only when it was sent again
+            return _read(self._path) == me
         return True
 
     def _remove(self) -> None:

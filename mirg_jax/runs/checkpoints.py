@@ -88,7 +88,10 @@ class Checkpoints:
             yield
         except jax.errors.JaxRuntimeError:  # another process has ended
             raise
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            known = isinstance(error, (OSError, ValueError, RuntimeError))
+            if not known and not places.is_url(self._folder):  # a store's client has its own
+                raise
             last = None
             with contextlib.suppress(CheckpointError):  # a store that can't be reached
                 last = max(run_folder.steps(self._folder), default=None)

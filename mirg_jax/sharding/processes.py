@@ -19,6 +19,7 @@ from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the terminal has gone
+_MEETING = 300  # seconds in which all processes must have started
 _MESSAGE = 2048  # bytes per process in the first exchange; longer messages need a second one
 
 
@@ -37,15 +38,41 @@ def start() -> None:
     if where.get("cluster_detection_method") == "gcetpu" and not _in_a_slice():
         return
     try:
-        jax.distributed.initialize(**where)
+        # Where JAX asks a TPU's metadata for the address, it may wait as long for that before.
+        with _meeting(_MEETING * (1 + ("tpu" in where.get("cluster_detection_method", "")))):
+            jax.distributed.initialize(**where, initialization_timeout=_MEETING)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"the processes of this run did not find each other ({reason}); start all of them, "
-            "and make sure that each can reach the coordinator's address and port"
-        ) from None
+        raise ConfigError(_unmet(str(error).splitlines()[0])) from None
     # JAX installs a SIGTERM handler for its preemption service; we use `Signals` instead.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _meeting(seconds: float) -> Iterator[None]:
+    """Says if the others aren't there soon, and ends the process before JAX aborts it."""
+
+    def give_up():
+        say(_unmet("they did not all start in time"))
+        os._exit(2)
+
+    waiting = "waiting for the other processes of this run to start"
+    told = threading.Timer(seconds / 15, say, [waiting])
+    ended = threading.Timer(0.95 * seconds, give_up)
+    for timer in (told, ended):
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in (told, ended):
+            timer.cancel()
+
+
+def _unmet(reason: str) -> str:
+    return (
+        f"the processes of this run did not find each other ({reason}); start all of them, "
+        "and make sure that each can reach the coordinator's address and port"
+    )
 
 
 def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
@@ -57,6 +84,10 @@ def _environment(env: os._Environ | dict[str, str]) -> dict[str, Any] | None:
                 f"{given[0]} is set, but not {missing[0]}; set all of {', '.join(own)}"
             )
         address, count, index = (env[name] for name in own)
+        if not address.rpartition(":")[2].isdigit():
+            raise ConfigError(
+                f"{own[0]}={address!r}: give the first process's host and a port, as HOST:PORT"
+            )
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise ConfigError(
                 f"{own[1]}={count} and {own[2]}={index}: both must be integers, and the process ID "

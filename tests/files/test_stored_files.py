@@ -5,10 +5,12 @@ import json
 import time
 import types
 
+import bucket as fake_bucket
 import pytest
 
 from mirg_jax.errors import CheckpointError, ConfigError, DataError
 from mirg_jax.files import copies, lines, locks, outputs, pieces, places
+from mirg_jax.runs import metrics
 
 RUN, LOCK = "gs://bucket/run", "bucket/run/run.lock"
 
@@ -74,6 +76,28 @@ def test_a_line_that_could_not_be_written_can_be_written_later(path, bucket):
     assert steps(path) == [0, 1]
 
 
+@pytest.mark.parametrize("part", [".jsonl", ".jsonl.d/000000000000.jsonl"])
+def test_a_file_that_can_t_be_read_is_one_line(part, path, bucket, monkeypatch):
+    lines.LineWriter(path).write({"step": 0})
+    refused, ask = path.name.removesuffix(".jsonl") + part, fake_bucket.Bucket._ask
+
+    def ask_or_refuse(self, method, name, *args, **options):
+        if name.endswith(f"run/{refused}") and options.get("alt") == "media":
+            raise RuntimeError("HTTP status 403")
+        return ask(self, method, name, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_bucket.Bucket, "_ask", ask_or_refuse)
+        for read in (steps, lambda path: metrics.held_out(path.parent)):
+            with pytest.raises(DataError, match=r"cannot be read \(.*403\); check the connection"):
+                read(path)
+    bucket.broken.add("GET")
+    with pytest.raises(DataError, match=r"cannot be read \(.*403\); check the connection"):
+        lines.exists(path)
+    with pytest.raises(DataError, match=r"cannot be removed \(.*403\); check the connection"):
+        lines.remove(path)
+
+
 def test_lines_that_come_at_once_share_a_piece(path, bucket):
     writer = lines.LineWriter(path, pause=0.3)
     for step in range(3):
@@ -133,6 +157,19 @@ def test_a_lock_in_a_bucket_is_held_by_one(bucket, quick):
             locks.lock_of(places.of(f"{RUN}/run.lock")).acquire()
         bucket.objects[LOCK] = json.dumps(dataclasses.asdict(locks.Holder.this())).encode()
     bucket.objects.clear()
+
+
+def test_a_lock_whose_request_was_sent_twice_is_held(bucket, monkeypatch):
+    create = places.create
+
+    def create_twice(place, data):
+        create(place, data)  # whose answer was lost
+        create(place, data)
+
+    monkeypatch.setattr(places, "create", create_twice)
+    with locks.lock_of(places.of(f"{RUN}/run.lock")):
+        assert bucket.objects
+    assert not bucket.objects
 
 
 def test_locks_of_the_dead_are_taken_over(bucket, quick):

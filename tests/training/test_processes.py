@@ -1,9 +1,11 @@
 """Several processes are one run: the same losses, gradients, samples and checkpoints."""
 
 import json
+import os
 import shutil
 import signal
 import time
+from threading import Event
 from types import SimpleNamespace
 
 import jax
@@ -75,12 +77,34 @@ def test_the_environment_says_whether_there_are_others(env, expected):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"JAX_PROCESS_ID": None}, "JAX_PROCESS_ID"), ({"JAX_PROCESS_ID": "2"}, "below")],
+    [
+        ({"JAX_PROCESS_ID": None}, "JAX_PROCESS_ID"),
+        ({"JAX_PROCESS_ID": "2"}, "below"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "ADDRESS='host': .* HOST:PORT"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "ADDRESS='': .* HOST:PORT"),
+    ],
 )
 def test_half_an_environment_is_refused(changes, message):
     env = {name: value for name, value in (PLAIN | changes).items() if value is not None}
     with pytest.raises(ConfigError, match=message):
         processes._environment(env)
+
+
+def test_processes_that_do_not_meet_are_told_before_jax_aborts(monkeypatch, capsys):
+    ended = Event()
+
+    def wait(**where):
+        assert ended.wait(60) and where["initialization_timeout"] == 1
+
+    monkeypatch.setattr(processes, "_MEETING", 1)
+    monkeypatch.setattr(jax.distributed, "initialize", wait)
+    monkeypatch.setattr(processes, "_environment", lambda env: {"process_id": 0})
+    monkeypatch.setattr(os, "_exit", lambda status: status == 2 and ended.set())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    processes.start()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "waiting for the other processes of this run to start"
+    assert "did not find each other" in last and "start all of them" in last
 
 
 def same_numbers(workdir, expected):
@@ -224,7 +248,9 @@ def test_a_slice_is_asked_for_once(answer, expected, monkeypatch):
     asked, started = [], []
     monkeypatch.setattr(GceTpuCluster, "is_env_present", lambda: asked.append(1) or answer)
     monkeypatch.setattr(
-        jax.distributed, "initialize", lambda **where: started.append(where.popitem()[1])
+        jax.distributed,
+        "initialize",
+        lambda **where: started.append(where["cluster_detection_method"]),
     )
     monkeypatch.setattr(processes, "os", SimpleNamespace(environ={"TPU_ML_PLATFORM": "JAX"}))
     monkeypatch.setattr(signal, "signal", lambda *_: None)

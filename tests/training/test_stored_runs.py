@@ -11,9 +11,10 @@ import pytest
 import together
 from conftest import REPOSITORY, scalars, train
 
-from mirg_jax.errors import CheckpointError, ConfigError
+from mirg_jax.errors import CheckpointError, ConfigError, SaveError
 from mirg_jax.files import places
 from mirg_jax.runs import facts, metrics, run_folder
+from mirg_jax.runs.checkpoints import Checkpoints
 from mirg_jax.runs.loading import load_model, stored_dtype
 from mirg_jax.sharding import make_mesh
 from mirg_jax.training import start
@@ -102,6 +103,20 @@ def test_what_can_t_be_reached_is_neither_new_nor_damaged(bucket):
         raise ValueError("UNAVAILABLE")
     with pytest.raises(ConfigError, match=r"--workdir=.*cannot be read \(.*403\)"):
         start.check_folder(places.of(RUN))
+
+
+def test_whatever_the_client_of_a_store_raises_is_a_failed_save(bucket, tmp_path):
+    class HttpError(Exception):
+        pass
+
+    stored, there = (Checkpoints.__new__(Checkpoints) for _ in range(2))
+    stored._folder, there._folder = places.of(f"{RUN}/checkpoints"), tmp_path
+    bucket.objects["bucket/runs/sft/checkpoints/4/commit_success.txt"] = b""
+    with pytest.raises(SaveError, match=r"\(status 503\); check the conn.* from step 4"):
+        with stored._writing():
+            raise HttpError("status 503")
+    with pytest.raises(HttpError), there._writing():
+        raise HttpError("a bug")
 
 
 def test_a_lost_connection_is_not_taken_for_an_empty_folder(bucket, monkeypatch):
