@@ -124,16 +124,27 @@ def _take_leave(status: int) -> None:
     """
     if not _is_one_of_several():
         return
-    timer = threading.Timer(_LEAVE_SECONDS, os._exit, (status,))
-    timer.daemon = True
-    if status:
-        timer.start()
+    timer = _end_in(_LEAVE_SECONDS, status) if status else None
     try:
         sys.modules["jax"].distributed.shutdown()
     except RuntimeError:  # another has ended without it
-        sys.stdout.flush()
-        os._exit(status)
-    timer.cancel()
+        _end_now(status)
+    if timer:
+        timer.cancel()
+
+
+def _end_in(seconds: float, status: int) -> threading.Timer:
+    """Ends the process after some seconds, unless the timer is cancelled."""
+    timer = threading.Timer(seconds, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _end_now(status: int) -> NoReturn:
+    """Ends the process without what Python does at exit."""
+    sys.stdout.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -157,14 +168,10 @@ def _ends_soon() -> Iterator[None]:
     except BaseException:
         if _is_one_of_several():
             traceback.print_exc()
-            sys.stdout.flush()
-            os._exit(status)
+            _end_now(status)
         raise
     finally:
-        timer = threading.Timer(_LAST_SECONDS, os._exit, (status,))
-        timer.daemon = True
-        timer.start()
-        atexit.register(timer.cancel)
+        atexit.register(_end_in(_LAST_SECONDS, status).cancel)
 
 
 def seeds(flag: flags.FlagHolder) -> list[int]:
@@ -322,6 +329,5 @@ def _fail(reason: object, *, at_once: bool = False, status: int = 2) -> NoReturn
     end_progress_bars()
     print(f"{program}: {line}", file=sys.stderr, flush=True)
     if at_once:
-        sys.stdout.flush()
-        os._exit(status)
+        _end_now(status)
     sys.exit(status)

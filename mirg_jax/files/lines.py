@@ -65,9 +65,7 @@ def _opened(path: str | Place) -> IO[bytes]:
 
 def _unusable(path: str | Place, error: OSError, what: str) -> DataError:
     """Returns the error for a path where there is no file that this user can use."""
-    remedy = "let this user read and write it"
-    if places.is_url(path):
-        remedy = places.remedy(path)
+    remedy = places.remedy(path, "let this user read and write it")
     if isinstance(error, IsADirectoryError):
         remedy = "a file is needed there, move the folder away"
     return DataError(f"{path}: cannot be {what} ({error.strerror}); {remedy}")

@@ -204,11 +204,16 @@ def is_folder(place: Place) -> bool:
         return False
 
 
-def remedy(place: str | os.PathLike) -> str:
-    """Returns what the user should do where a place takes no more files, for a message."""
+def remedy(place: str | os.PathLike, on_disk: str = "make room there") -> str:
+    """Returns what the user should do where a place can't be used, for a message.
+
+    Args:
+      place: the path or URL.
+      on_disk: what to do if it is a path.
+    """
     if is_url(place):
         return "check the connection, the credentials and the bucket's permissions"
-    return "make room there"
+    return on_disk
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:

@@ -5,7 +5,6 @@ from typing import Any
 
 from flax import nnx
 
-from mirg_jax import sharding
 from mirg_jax.data.examples import Rejected
 from mirg_jax.data.image_hashes import ImageHashes
 from mirg_jax.data.images import ImageRoot, image_size
@@ -118,12 +117,7 @@ class HeldOut:
           Metrics by name; `eval_acc` is Acc@0.5 over all rows.
         """
         run, name = self._run, self._settings.benchmark
-        params = nnx.merge_state(state.params, run.frozen)
-        weights = self._weights_of(params)
-        unused = None if weights is params else params
-        resident = sharding.resident_on(
-            (state.opt_state, self._resident, unused), run.sampling_mesh
-        )
+        _, weights, resident = run.for_sampling(state, self._weights_of, self._resident)
         responses: dict[int, str | None] = {row.index: None for row in self._rows}
         for index, response, error in self._predictor.predict(
             self._questions, params=weights, resident=resident

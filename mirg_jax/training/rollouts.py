@@ -150,12 +150,7 @@ class Rollouts:
     def sample(self, state: TrainState, batches: StepBatches) -> Iterator[Sampled]:
         """Yields the samples of each part while the devices already sample the next one."""
         run = self._run
-        params = nnx.merge_state(state.params, run.frozen)
-        weights = self._weights_of(params)
-        unused = None if weights is params else params
-        resident = sharding.resident_on(
-            (state.opt_state, self._resident, unused), run.sampling_mesh
-        )
+        params, weights, resident = run.for_sampling(state, self._weights_of, self._resident)
         step = sharding.place_everywhere(np.int32(batches.step), run.mesh)
 
         def draw(call: int, part: Part) -> Sampled:

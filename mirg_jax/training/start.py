@@ -89,6 +89,26 @@ class TrainingRun(NamedTuple):
         """Whether this is the process that writes metrics, logs and the model folder."""
         return processes.is_first()
 
+    def for_sampling(
+        self, state: TrainState, weights_of: Callable[[nnx.State], nnx.State], others: Any
+    ) -> tuple[nnx.State, nnx.State, list[jax.Array]]:
+        """Returns what samples with a state's parameters, and what lies beside it.
+
+        Args:
+          state: the training state.
+          weights_of: makes the sampler's weights, from `make_weights`.
+          others: arrays on the devices besides the training state and the frozen parameters.
+
+        Returns:
+          All parameters; the sampler's weights, which may be these; and all other arrays on the
+          devices, on the sampling mesh.
+        """
+        params = nnx.merge_state(state.params, self.frozen)
+        weights = weights_of(params)
+        unused = None if weights is params else params
+        beside = sharding.resident_on((state.opt_state, others, unused), self.sampling_mesh)
+        return params, weights, beside
+
 
 def start(
     settings: Settings,

@@ -266,10 +266,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(tiny_model, scenes, tmp_path)
     flags = together.recipe("sft", tiny_model, scenes, num_steps=500)
     started = together.launch("train_sft", *flags, f"--workdir={tmp_path}", count=2)
     metrics = tmp_path / "metrics.jsonl"
-    end = time.monotonic() + 600
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        assert time.monotonic() < end and started[0].poll() is None
-        time.sleep(0.1)
+    together.wait(started, lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
     started[1].send_signal(signal.SIGTERM)
     (status, said), (other, _) = together.finish(started)
     assert (status, other) == (143, 143)
@@ -285,10 +282,7 @@ def test_sigterm_ends_all_where_one_waits_for_an_image(tiny_model, scenes, tmp_p
     flags = together.recipe("sft", tiny_model, scenes, num_steps=500)
     workdir = f"--workdir={tmp_path}"
     started = together.launch("train_sft", *flags, workdir, count=2, wrapper="hanging")
-    end = time.monotonic() + 600
-    while not (tmp_path / "hanging").exists():
-        assert time.monotonic() < end and started[0].poll() is None
-        time.sleep(0.1)
+    together.wait(started, (tmp_path / "hanging").exists)
     for process in started:
         process.send_signal(signal.SIGTERM)
     assert [status for status, _ in together.finish(started, timeout=120)] == [143, 143]

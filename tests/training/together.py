@@ -7,7 +7,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from conftest import REPOSITORY
@@ -99,6 +100,14 @@ def launch(
             )
         )
     return processes
+
+
+def wait(processes: list[subprocess.Popen], happened: Callable[[], bool]) -> None:
+    """Waits until something has happened, while the first process is running."""
+    end = time.monotonic() + 600
+    while not happened():
+        assert time.monotonic() < end and processes[0].poll() is None
+        time.sleep(0.1)
 
 
 def finish(processes: list[subprocess.Popen], timeout: float = 900) -> list[tuple[int, str]]:
