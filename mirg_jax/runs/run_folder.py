@@ -262,9 +262,8 @@ def read_record(
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); let this user read it"
-        ) from None
+        told = places.remedy(path, "let this user read it")
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {told}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a record of {what} ({error}); {remedy}") from None
 

@@ -216,8 +216,9 @@ def check_folder(workdir: Place) -> None:
                 )
             outputs.check_kind(workdir, "checkpoints", "--workdir")
     except OSError as error:
+        told = places.remedy(workdir, "let this user read it")
         raise ConfigError(
-            f"--workdir={workdir}: cannot be read ({error.strerror}); let this user read it"
+            f"--workdir={workdir}: cannot be read ({error.strerror}); {told}"
         ) from None
     if isinstance(workdir, pathlib.Path):
         outputs.check_renames(workdir)

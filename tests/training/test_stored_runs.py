@@ -101,7 +101,7 @@ def test_what_can_t_be_reached_is_neither_new_nor_damaged(bucket):
         run_folder.reading(places.of(f"{RUN}/checkpoints/4"), "model", ""),
     ):
         raise ValueError("UNAVAILABLE")
-    with pytest.raises(ConfigError, match=r"--workdir=.*cannot be read \(.*403\)"):
+    with pytest.raises(ConfigError, match=r"--workdir=.*cannot be read \(.*403\); check the conn"):
         start.check_folder(places.of(RUN))
 
 
