@@ -119,11 +119,16 @@ _scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
 
 @jax.custom_vjp
 def _mix(
-    weights: Float[Array, "*B T S"], v: Float[Array, "*B S D"]
+    logits: Float[Array, "*B T S"], v: Float[Array, "*B S D"]
 ) -> tuple[Float[Array, "*B T D"], Float[Array, "*B T 1"]]:
-    """Returns the weighted sum of the values and the sum of the weights, in float32."""
+    """Returns the sum of the values weighted by exp(logits), and of the weights, in float32."""
+    return _mix_forward(logits, v)[0]
+
+
+def _mix_forward(logits, v):
+    weights = jnp.exp(logits)
     out = _einsum("...ts,...sd->...td", weights.astype(v.dtype), v)
-    return out, weights.sum(axis=-1, keepdims=True)
+    return (out, weights.sum(axis=-1, keepdims=True)), (weights, v)  # the weights are saved once
 
 
 def _mix_backward(saved, gradients):
@@ -133,10 +138,10 @@ def _mix_backward(saved, gradients):
     v_and_ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     to_weights = _einsum("...td,...sd->...ts", jnp.concatenate(gradients, axis=-1), v_and_ones)
     to_v = _einsum("...td,...ts->...ds", gradients[0], weights.astype(v.dtype)).mT
-    return to_weights, to_v.astype(v.dtype)
+    return to_weights * weights, to_v.astype(v.dtype)
 
 
-_mix.defvjp(lambda weights, v: (_mix(weights, v), (weights, v)), _mix_backward)
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 def _softmax(
@@ -161,8 +166,8 @@ def _softmax(
         logits = logits.reshape(B, K, G, R, T, -1) * scale
         return jnp.where(mask[:, None, :, None], logits, _MASKED)
 
-    def mix(weights, values, shape):
-        out, total = _mix(weights.reshape(*shape[:-1], -1), values)
+    def mix(logits, values, shape):
+        out, total = _mix((logits - largest).reshape(*shape[:-1], -1), values)
         return out.reshape(q.shape), total.reshape(*q.shape[:-1], 1)
 
     logits = scores(q.reshape(own), k, mask)
@@ -173,9 +178,9 @@ def _softmax(
         largest = jnp.maximum(largest, prefix_logits.max(axis=-1, keepdims=True))
     largest = jax.lax.stop_gradient(largest)
 
-    out, total = mix(jnp.exp(logits - largest), v, own)
+    out, total = mix(logits, v, own)
     if prefix is not None:
-        prefix_out, prefix_total = mix(jnp.exp(prefix_logits - largest), prefix_v, shared)
+        prefix_out, prefix_total = mix(prefix_logits, prefix_v, shared)
         out, total = out + prefix_out, total + prefix_total
     return (out / total).astype(q.dtype)
 

@@ -44,14 +44,23 @@ def choose_tokens(
       offsets: tokens that each slot's completions have already.
     """
     if config.temperature == 0:
-        # The first of the largest; `argmax` itself is several times slower on a CPU.
-        largest = logprobs == logprobs.max(axis=-1, keepdims=True)
-        last = logprobs.shape[-1] - 1
-        return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
+        return _likeliest(logprobs)
     if config.top_p < 1:
         logprobs = top_p_filter(logprobs, config.top_p)
     token_keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)))(keys, offsets)
-    return jax.vmap(jax.vmap(jax.random.categorical))(token_keys, logprobs)
+
+    def noise(key):
+        return jax.random.gumbel(key, logprobs.shape[-1:], logprobs.dtype)
+
+    # As `jax.random.categorical` draws: the likeliest after Gumbel noise.
+    return _likeliest(jax.vmap(jax.vmap(noise))(token_keys) + logprobs)
+
+
+def _likeliest(scores: Float[Array, "*N vocab"]) -> Int[Array, "*N"]:
+    """The first of the largest scores; `argmax` itself is several times slower on a CPU."""
+    largest = scores == scores.max(axis=-1, keepdims=True)
+    last = scores.shape[-1] - 1
+    return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
 
 
 def _write_step(
