@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -75,3 +77,20 @@ def test_a_signal_may_end_the_process_in_order(send, capsys):
         send()
     assert ended.value.code == 143 and left
     assert "SIGTERM: ending; a second one ends at once" in capsys.readouterr().err
+
+
+def test_a_second_signal_ends_a_process_that_cannot_act_on_it():
+    code = """
+import hashlib, os, signal, threading
+from mirg_jax.sharding.processes import Signals
+
+with Signals("saving"):
+    for seconds in (0.2, 1.7):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 400_000_000)  # minutes, without the interpreter
+"""
+    run = [sys.executable, "-c", code]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=100)
+    lines = [line.strip() for line in ended.stderr.splitlines() if "SIGTERM" in line]
+    assert lines == [LINE, "ended by a second SIGTERM"]
+    assert ended.returncode == 128 + signal.SIGTERM

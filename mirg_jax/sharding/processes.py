@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from mirg_jax.files.places import Place
 from mirg_jax.files.streams import say
 
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the terminal has gone
+_REPEATED = 1.0  # seconds; who stops a whole group of processes may send a signal twice
 _MEETING = 300  # seconds in which all processes must have started
 _MESSAGE = 2048  # bytes per process in the first exchange; longer messages need a second one
 
@@ -191,8 +193,8 @@ class Signals:
     """Context manager that records the first SIGTERM, SIGINT or SIGHUP instead of acting on it.
 
     The first process says so at once, in a line. The previous handlers are then restored, so that a
-    second signal has its usual effect. It can be entered several times; once a signal is recorded,
-    it records no other.
+    second signal has its usual effect; while the devices keep Python from them, it ends the process
+    at once. It can be entered several times; once a signal is recorded, it records no other.
 
     Attributes:
       received: number of the recorded signal; 0: none.
@@ -215,7 +217,7 @@ class Signals:
                 if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
                     continue  # under nohup
                 self._before[number] = signal.signal(number, self._note)
-            self._teller = _Teller(self._reaction) if is_first() else None
+            self._teller = _Teller(self._reaction, tells=is_first())
         return self
 
     def _note(self, number, _frame):
@@ -237,14 +239,14 @@ class Signals:
 
 
 class _Teller:
-    """Says at once, from a thread, that a signal has come.
+    """Says at once, from a thread, that a signal has come, and ends the process at a second one.
 
     Python's own handlers wait until the main thread comes back from the devices, perhaps a minute
     later. The number of a signal is written to the pipe by the interpreter when it comes.
     """
 
-    def __init__(self, reaction: str):
-        self._reaction = reaction
+    def __init__(self, reaction: str, *, tells: bool):
+        self._reaction, self._tells = reaction, tells
         self._out, self._into = os.pipe()
         os.set_blocking(self._into, False)
         self._before = signal.set_wakeup_fd(self._into, warn_on_full_buffer=False)
@@ -252,13 +254,17 @@ class _Teller:
         self._thread.start()
 
     def _tell(self) -> None:
-        told = False
+        first = None
         while numbers := os.read(self._out, 64):
             for number in set(numbers) & set(_STOPS):
-                if not told:
-                    name = signal.Signals(number).name
-                    say(f"{name}: {self._reaction}; a second one ends at once")
-                told = True
+                now, name = time.monotonic(), signal.Signals(number).name
+                if first is None:
+                    first = now
+                    if self._tells:
+                        say(f"{name}: {self._reaction}; a second one ends at once")
+                elif now - first > _REPEATED:
+                    say(f"ended by a second {name}")
+                    os._exit(128 + number)
 
     def close(self) -> None:
         signal.set_wakeup_fd(self._before)
