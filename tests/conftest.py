@@ -39,6 +39,7 @@ from orbax.checkpoint._src.path import gcs_utils
 from configs import grpo_tiny, sft_tiny, trajectories
 from mirg_jax import cli
 from mirg_jax.errors import UserError
+from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.models.config import ModelConfig, VisionConfig
 from mirg_jax.models.qwen2_vl import create
 from mirg_jax.runs import metrics
@@ -184,6 +185,12 @@ def shared():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def benchmark(shared):
+    """The rows of MIG-Bench."""
+    return load_benchmark(shared("mig_bench", "MIG_data.json"))
 
 
 @pytest.fixture(scope="session")

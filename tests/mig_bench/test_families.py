@@ -14,14 +14,7 @@ from mirg_jax.data.images import image_size
 from mirg_jax.errors import ConfigError, DataError
 from mirg_jax.grounding import grammar
 from mirg_jax.mig_bench import families, scoring
-from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.families import FAMILIES
-
-
-@pytest.fixture(scope="module")
-def benchmark(shared):
-    return load_benchmark(shared("mig_bench", "MIG_data.json"))
-
 
 # Answers ------------------------------------------------------------------------------------------
 

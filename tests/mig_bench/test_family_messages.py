@@ -8,14 +8,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from mirg_jax.mig_bench import families, prompts
-from mirg_jax.mig_bench.benchmark import load_benchmark
 from mirg_jax.mig_bench.families import FAMILIES
-
-
-@pytest.fixture(scope="module")
-def benchmark(shared):
-    return load_benchmark(shared("mig_bench", "MIG_data.json"))
-
 
 # Prompts ------------------------------------------------------------------------------------------
 

@@ -17,13 +17,6 @@ from mirg_jax.errors import DataError
 from mirg_jax.grounding import grammar
 from mirg_jax.grounding.tasks import MIG_BENCH_TASKS
 from mirg_jax.mig_bench import scoring, tables
-from mirg_jax.mig_bench.benchmark import load_benchmark
-
-
-@pytest.fixture(scope="module")
-def benchmark(shared):
-    return load_benchmark(shared("mig_bench", "MIG_data.json"))
-
 
 # The authors' protocol ----------------------------------------------------------------------------
 
