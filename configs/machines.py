@@ -125,6 +125,9 @@ PLANNED = {
     "grpo": (
         *_TRAINING,
         "qwen2_vl_7b,v5e_32",
+        "qwen2_vl_7b,v5e_64",
+        "qwen2_vl_7b,v6e_16",
+        "qwen2_vl_7b,v6e_32",
         "qwen3_vl_4b,gpu_8",
         "qwen3_vl_4b,gpu_1,lora",
         "qwen3_vl_4b,v5e_16",
