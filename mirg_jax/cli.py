@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
 from mirg_jax.data.images import ImageRoot
@@ -200,9 +200,10 @@ def output_file(flag: flags.FlagHolder) -> pathlib.Path:
         value = flags.FLAGS[name].value
         named = list(_texts(name, value))
         if isinstance(value, ConfigDict):
-            named.append((name, flags.FLAGS[name].config_filename.partition(":")[0]))
-        for key, value in named:
-            given = value.rpartition("=")[2]
+            recipe = config_flags.get_config_filename(flags.FLAGS[name])
+            named.append((name, recipe.partition(":")[0]))
+        for key, text in named:
+            given = text.rpartition("=")[2]
             if path.exists() and os.path.exists(given) and path.samefile(given):
                 raise ConfigError(f"--{flag.name}={path}: would replace --{key}; give another path")
     return path
