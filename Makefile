@@ -73,6 +73,7 @@ plan: .venv-plan/.ready  # compiles a recipe for a machine that isn't there: CON
 	.venv-plan/bin/python scripts/plan.py --config=$(CONFIG) --machine=$(MACHINE) $(PLAN_FLAGS)
 
 .venv-plan/.ready: requirements-plan.txt requirements.txt
+	@echo "Installing into .venv-plan (once; 2.5 GB; some minutes, without output)"
 	$(PYTHON) -m venv .venv-plan
 	.venv-plan/bin/pip install -q --disable-pip-version-check -r requirements-plan.txt -e .
 	@touch $@
@@ -84,6 +85,7 @@ docs: .venv-docs/.ready  # the site of docs/ and of the docstrings, in runs/site
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 .venv-docs/.ready: requirements-docs.txt
+	@echo "Installing into .venv-docs (once; some minutes, without output)"
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/pip install -q --disable-pip-version-check -r requirements-docs.txt
 	@touch $@

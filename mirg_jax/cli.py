@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 
 from mirg_jax.data.images import ImageRoot
 from mirg_jax.errors import ConfigError, SaveError, UserError, shorten
@@ -29,6 +30,7 @@ _LAST_SECONDS = 10.0  # that a program's end waits for its threads
 _LEAVE_SECONDS = 20.0  # that a process which was stopped, or has failed, waits for the others
 # In what JAX raises where an exchange with other processes fails.
 _LOST = re.compile(r"Gloo|NCCL|[Cc]onnection (reset|refused|closed)|[Hh]eartbeat|[Cc]oordination")
+_FIELDS = "; its fields are in the file named by --config and in mirg_jax/defaults.py"
 # Flags and settings that may be URLs of stores, by binary.
 _RECIPE = (
     "config.init_from",
@@ -190,13 +192,18 @@ def output_file(flag: flags.FlagHolder) -> pathlib.Path:
     """Returns the path of a file to write, after checking that it can be written.
 
     Raises:
-      ConfigError: if it can't, is a URL, or is a file that another flag names.
+      ConfigError: if it can't, is a URL, or is a file that another flag names, a recipe too.
     """
     path = places.local(_path(flag), f"--{flag.name}")
     outputs.check_file(path, f"--{flag.name}")
     for name in set(flags.FLAGS) - {flag.name}:
-        for key, value in _texts(name, flags.FLAGS[name].value):
-            given = value.rpartition("=")[2]
+        value = flags.FLAGS[name].value
+        named = list(_texts(name, value))
+        if isinstance(value, ConfigDict):
+            recipe = config_flags.get_config_filename(flags.FLAGS[name])
+            named.append((name, recipe.partition(":")[0]))
+        for key, text in named:
+            given = text.rpartition("=")[2]
             if path.exists() and os.path.exists(given) and path.samefile(given):
                 raise ConfigError(f"--{flag.name}={path}: would replace --{key}; give another path")
     return path
@@ -255,10 +262,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         close = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
         name = close[2] if close else str(error).strip("\"'")
         meant = f" (did you mean {close[1]!r}?)" if close else ""
-        _fail(
-            f"the config has no field {name!r}{meant}; its fields are in the file named by "
-            "--config and in mirg_jax/defaults.py"
-        )
+        _fail(f"the config has no field {name!r}{meant}{_FIELDS}")
+    except (LookupError, TypeError, ValueError) as error:
+        if (option := _no_field(error)) is None:  # a fault of the recipe's own
+            raise
+        _fail(f"--config.{option}: the config has no such field{_FIELDS}")
     if rest[1:] and os.path.basename(sys.argv[0]) not in _TAKE_FILES:
         _fail(f"unexpected argument {rest[1]!r}: all options are flags, see --help")
     for name in flags.FLAGS:
@@ -271,6 +279,15 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except ConfigError as error:
         _fail(error)
     return rest
+
+
+def _no_field(error: BaseException) -> str | None:
+    """The field of an option --config.FIELD in which `config_flags` failed; None if it didn't."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals["__name__"] == config_path.__name__:
+            known = frame.f_locals
+            return known.get("override", known.get("config_path"))
+    return None
 
 
 def _expanded(name: str, value: Any) -> Any:

@@ -10,6 +10,7 @@ exits with status 2 and one line with the reason. Needs requirements-plan.txt.
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
@@ -18,6 +19,9 @@ from mirg_jax import cli
 from mirg_jax.errors import ConfigError
 from mirg_jax.files import outputs
 from mirg_jax.planning import machines
+
+if TYPE_CHECKING:
+    from mirg_jax.runs.settings import Settings
 
 machines.prepare_environment()
 
@@ -57,6 +61,25 @@ _PUBLISH = flags.DEFINE_bool(
 flags.mark_flag_as_required("config")
 
 
+def check_mode(settings: "Settings") -> None:
+    """Checks that the recipe has what --repeated or --search looks at.
+
+    Raises:
+      ConfigError: if it hasn't, or both are given.
+    """
+    if _REPEATED.value and _SEARCH.value:
+        raise ConfigError("--repeated and --search are two plans; give one of them")
+    if _REPEATED.value and settings.stage != "grpo":
+        raise ConfigError(
+            f"--repeated compares GRPO's updates, and --config is for {settings.stage}; give a "
+            "recipe for grpo, or leave it out"
+        )
+    if _SEARCH.value and settings.stage == "inference":
+        raise ConfigError(
+            "--search looks for the fastest training, and --config is for inference; leave it out"
+        )
+
+
 def main(_):
     from mirg_jax.planning import plans
     from mirg_jax.runs.settings import read
@@ -68,6 +91,7 @@ def main(_):
     output = cli.output_file(_OUTPUT) if _OUTPUT.value else None
     machine = machines.Machine.parse(_MACHINE.value)
     settings = read(_CONFIG.value)
+    check_mode(settings)
     if _REPEATED.value:
         from benchmarks import planned_prefix
 

@@ -57,7 +57,7 @@ from mirg_jax.errors import ConfigError
 def get_config(argument="one"):
     if argument != "one":
         raise ConfigError(f"good.py: no number {argument!r};\\n there is one")
-    return ml_collections.ConfigDict({"seed": 1, "path": ""})
+    return ml_collections.ConfigDict({"seed": 1, "path": "", "sizes": (1,)})
 """
 
 
@@ -120,6 +120,11 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
             "no field 'sed' (did you mean 'seed'?); its fields",
         ),
         (["--config=good.py", "--config.seed=seven"], "--config.seed=seven"),
+        (["--config=good.py", "--config.no.x=7"], "py: --config.no.x: the config has no"),
+        (["--config=good.py", "--config.seed.x=7"], "py: --config.seed.x: the config has no"),
+        (["--config=good.py", "--config.sizes[2]=7"], "py: --config.sizes[2]: the config has no"),
+        (["--config=good.py", "--config.sizes[x]=7"], "py: --config.sizes[x]: the config has no"),
+        (["--config=good.py", "--config.seed..x=7"], "py: --config.seed..x: the config has no"),
         (["--confg=good.py"], "Unknown command line flag 'confg'"),
         (["--config=good.py", "seed=7"], "unexpected argument 'seed=7'"),
     ],
@@ -128,6 +133,13 @@ def test_bad_input_is_one_line_and_status_2(run, flags, message):
     result = run(*flags)
     assert result.returncode == 2
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_fault_of_a_recipe_keeps_its_traceback(run, tmp_path):
+    (tmp_path / "faulty.py").write_text("def get_config():\n    return {}['seed']\n")
+    result = run("--config=faulty.py")
+    assert result.returncode == 1 and "faulty.py" in result.stderr
+    assert result.stderr.endswith("KeyError: 'seed'\n")
 
 
 @pytest.mark.parametrize(

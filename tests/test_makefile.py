@@ -55,11 +55,14 @@ def test_every_accelerator_is_an_extra():
     assert set(named) == {"cuda12", "cuda13", "tpu"} <= extras
 
 
-def test_the_site_has_an_environment_of_its_own(plan):
-    lines = plan("docs", made_for=("cpu", "test")).splitlines()
-    assert "-m venv .venv-docs" in lines[0] and "-r requirements-docs.txt" in lines[1]
-    assert lines[-1].endswith(".venv-docs/bin/mkdocs build --strict")
-    assert not any(".venv/" in line for line in lines)
+@pytest.mark.parametrize(
+    "target, end", [("docs", "bin/mkdocs build --strict"), ("plan", "--config= --machine= ")]
+)
+def test_some_targets_have_an_environment_of_their_own(plan, target, end):
+    first, made, installed, *_, last = plan(target, made_for=("cpu", "test")).splitlines()
+    assert f"Installing into .venv-{target} (once;" in first
+    assert f"-m venv .venv-{target}" in made and f"-r requirements-{target}.txt" in installed
+    assert f".venv-{target}/bin/" in last and last.endswith(end) and ".venv/" not in last
 
 
 def test_help_has_a_line_for_every_target():

@@ -246,8 +246,9 @@ def _whole(
     """Returns and says the time of a step and of the run."""
     step = times.of_step(timed, settings, machine, devices)
     run = times.of_run(step, settings.num_steps, machine.chips, price)
-    for line in (*times.step_lines(step, machine.kind.flops), times.run_line(run)):
+    for line in times.step_lines(step, machine.kind.flops):
         say(line)
+    say(times.run_line(run, step["method"]))
     return {"step": step, "run": run}
 
 

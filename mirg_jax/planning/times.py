@@ -266,17 +266,19 @@ def step_lines(found: dict, peak: float) -> list[str]:
     return lines
 
 
-def run_line(found: dict) -> str:
+def run_line(found: dict, method: str) -> str:
     """Returns a line of text about a run.
 
     Args:
       found: from `of_run`.
+      method: of its steps' time, `schedule` or `roofline`.
     """
     cost = ""
     if "dollars" in found:
-        cost = f", {found['dollars']:,.0f} dollars at {found['price']:g} a chip and hour"
+        cost = f", {_number(found['dollars'])} dollars at {found['price']:g} a chip and hour"
+    least = "at least " if method == ROOFLINE else ""
     return (
-        f"a run of {found['steps']} steps: {_number(found['hours'])} hours{cost}; without "
+        f"a run of {found['steps']} steps: {least}{_number(found['hours'])} hours{cost}; without "
         "starting, reading data, evaluation and checkpoints"
     )
 

@@ -157,6 +157,11 @@ def grpo(settings: "s.GrpoSettings") -> None:
     names = ("beta", "clip_low", "clip_high", "advantage_epsilon", "log_groups_every", "log_groups")
     names += ("importance_cap",)
     at_least(0, {f"grpo.{name}": getattr(settings, name) for name in names})
+    if 0 < settings.importance_cap < 1:
+        raise ConfigError(
+            f"grpo.importance_cap={settings.importance_cap:g} would lower all weights, which are "
+            "about 1; give 1 or more, such as 2.0, or 0 for none"
+        )
     names = ("tau_positive", "tau_negative", "kl_clamp", "top_p")
     above(0, {f"grpo.{name}": getattr(settings, name) for name in names})
     if settings.dual_clip:

@@ -229,3 +229,12 @@ def test_an_output_in_place_of_an_input_is_refused(script, flags, name, refusal,
     said = refusal(script, *(flag.format(path) for flag in flags), f"--output={path}")
     assert f"would replace --{name}" in said
     assert path.read_text() == "precious"
+
+
+def test_an_output_in_place_of_the_recipe_is_refused(refusal, tmp_path):
+    recipe = tmp_path / "grpo.py"
+    text = (REPOSITORY / "configs/grpo.py").read_text()
+    recipe.write_text(text)
+    flags = f"--config={recipe}:qwen2_vl_2b,gpu_1", "--machine=h100:1"
+    assert "would replace --config;" in refusal("plan", *flags, f"--output={recipe}")
+    assert recipe.read_text() == text

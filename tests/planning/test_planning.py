@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_families
-from conftest import call
+from conftest import REPOSITORY, call
 from jax.extend.core import jaxprs_in_params
 
 from benchmarks import planned_prefix
@@ -382,3 +382,16 @@ def test_a_tpu_is_compiled_for(tiny_model, tmp_path):
     assert len(step["dearest"]) == 10 and 0 < step["mfu"] < 1
     assert run["dollars"] == pytest.approx(2 * 4 * run["hours"])
     assert "a run of" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "message"),
+    [
+        ("sft_tiny.py", ["--repeated"], "compares GRPO's updates, and --config is for sft; give"),
+        ("grpo_tiny.py", ["--repeated", "--search"], "are two plans; give one of them"),
+        ("inference.py:qwen2_vl_72b,v5p_8", ["--search"], "--config is for inference; leave it"),
+    ],
+)
+def test_a_search_that_a_recipe_has_nothing_for_is_refused(recipe, flags, message, refusal):
+    config = f"--config={REPOSITORY}/configs/{recipe}"
+    assert message in refusal("plan", config, "--machine=v5p:2x2x2", *flags)

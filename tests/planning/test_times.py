@@ -71,7 +71,9 @@ def test_a_step_is_the_sum_of_its_programs(tiny_model):
     assert run == {"steps": 360, "hours": pytest.approx(1.1)}
     run = times.of_run(step, 360, 16, 1.5)
     assert run["dollars"] == pytest.approx(1.1 * 16 * 1.5)
-    assert "1.1 hours, 26 dollars at 1.5" in times.run_line(run)
+    line = times.run_line(run, times.SCHEDULE)
+    assert line.startswith("a run of 360 steps: 1.1 hours, 26.4 dollars at 1.5 a chip and hour;")
+    assert "steps: at least 1.1 hours, 26.4 dollars" in times.run_line(run, times.ROOFLINE)
 
 
 @pytest.mark.parametrize("kind, freeze", [("sft", ()), ("grpo", ()), ("grpo", ("visual",))])

@@ -195,6 +195,8 @@ def test_settings_of_objectives_are_checked():
     assert "grpo.dual_clip=0.5 must be above 1" in refused(dual_clip=0.5)
     assert "is for grpo.objective='ppo' only" in refused(dual_clip=3.0, objective="gspo")
     assert "grpo.tau_negative=0 must be above 0" in refused(tau_negative=0.0)
+    assert "grpo.importance_cap=-1 must be 0 or more" in refused(importance_cap=-1.0)
+    assert "grpo.importance_cap=0.2 would lower all" in refused(importance_cap=0.2)
 
 
 def test_the_default_is_the_papers():
