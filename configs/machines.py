@@ -149,6 +149,6 @@ PLANNED = {
         "qwen3_vl_8b,v5e_16,lora",
         "qwen3_vl_8b,v6e_8",
     ),
-    "lead": ("qwen2_vl_7b,gpu_8",),
+    "lead": ("qwen2_vl_7b,gpu_8", "qwen2_vl_7b,v6e_8"),
     "inference": ("qwen2_vl_72b,v5p_8",),
 }
