@@ -100,8 +100,7 @@ def training(stage: str, config: ConfigDict, argument: str, file: str = "") -> C
     else:
         config.rows_per_micro_batch = machine.devices
         config.update_from_flattened_dict(machine.sft)
-    for kind in dict.fromkeys((stage, file or stage)):
-        config.update_from_flattened_dict(machine.models.get((kind, choice.model), {}))
+    config.update_from_flattened_dict(machine.models.get((stage, choice.model), {}))
     return adapters(config) if choice.lora else config
 
 
