@@ -63,16 +63,16 @@ def data() -> ConfigDict:
     return base_of("Data efficiency: trajectories and RL", SIZES, rows)
 
 
-# Three times as many prompts a step: as many updates, of which the second and third learn from
-# completions of an earlier policy. Losses differ only there.
-_LARGE = {"batch_size": 48, "num_steps": PROMPTS // 48}
 _ORDERED = {"gate": (0.05, 0.025, 0.0125, 0.00625), "order": "reward"}
-_POOLED = {"num_steps": PROMPTS // 48, "prompts_per_micro_batch": 8}
-_THREE = "three updates a rollout"
 
 
 def _three_updates(**grpo) -> dict:
-    return {**_LARGE, "grpo": {"mini_batches": 3, **grpo}}
+    """Three times as many prompts a step, with three updates, so as many updates in all.
+
+    The second and third learn from completions of an earlier policy. Losses differ only there.
+    """
+    changes = {"mini_batches": 3, **grpo}
+    return {"batch_size": 48, "num_steps": PROMPTS // 48, "grpo": changes}
 
 
 # Row: its title, what it changes, the row that its gain is over.
@@ -80,22 +80,26 @@ OPTIONS = {
     "int8": ("8-bit sampling", {"grpo": {"int8_sampling": True, "importance_cap": 2.0}}, "grpo"),
     "pool": (
         "pool, gate and order",
-        {**_POOLED, "grpo": {"pool": 3, "mini_batches": 2, **_ORDERED}},
+        {
+            "num_steps": PROMPTS // 48,
+            "prompts_per_micro_batch": 8,
+            "grpo": {"pool": 3, "mini_batches": 2, **_ORDERED},
+        },
         "grpo",
     ),
-    "large": (_THREE, _three_updates(), "grpo"),
-    "ordered": (f"{_THREE}, gate and order", _three_updates(**_ORDERED), "grpo"),
+    "large": ("three updates a rollout", _three_updates(), "grpo"),
+    "ordered": ("three updates a rollout, gate and order", _three_updates(**_ORDERED), "grpo"),
     "gspo": (
-        f"{_THREE}, GSPO",
+        "three updates a rollout, GSPO",
         _three_updates(objective="gspo", clip_low=3e-4, clip_high=4e-4),
         "large",
     ),
     "cispo": (
-        f"{_THREE}, CISPO",
+        "three updates a rollout, CISPO",
         _three_updates(objective="cispo", clip_low=1.0, normalisation="token"),
         "large",
     ),
-    "sapo": (f"{_THREE}, SAPO", _three_updates(objective="sapo"), "large"),
+    "sapo": ("three updates a rollout, SAPO", _three_updates(objective="sapo"), "large"),
     # Steps that sample a second round are about a quarter: nearly as many completions.
     "dapo": (
         "DAPO",

@@ -150,9 +150,11 @@ def test_rows_of_a_study_sample_equally_much_and_of_ten_tasks(study):
     for row in table.rows:
         recipe = row.recipe_of(0)
         if row.data == "rl":
-            if recipe.grpo.max_rounds == 1:
-                count = recipe.batch_size * recipe.grpo.pool * recipe.num_steps
-                sampled.add((count, recipe.grpo.group))
+            count = recipe.batch_size * recipe.grpo.pool * recipe.num_steps
+            if recipe.grpo.max_rounds > 1:  # of as many, if some steps sample again
+                assert count < studies.PROMPTS < count * recipe.grpo.max_rounds
+                count = studies.PROMPTS
+            sampled.add((count, recipe.grpo.group))
         assert row.annotator in table.annotators
     assert len(sampled) == 1
     if study == "data":
