@@ -19,7 +19,7 @@ class Machine(NamedTuple):
         key/value heads.
       sft: fields of SFT's alone.
       grpo: fields of GRPO's alone.
-      models: further fields, for models that need them in SFT or GRPO.
+      models: further fields, for models that need them in SFT, in GRPO or in configs/lead.py.
     """
 
     plan: str
@@ -27,7 +27,7 @@ class Machine(NamedTuple):
     changes: Mapping[str, Any] = {}
     sft: Mapping[str, Any] = {}
     grpo: Mapping[str, Any] = {}
-    models: Mapping[tuple[str, str], Mapping[str, Any]] = {}  # by stage and model
+    models: Mapping[tuple[str, str], Mapping[str, Any]] = {}  # by stage or file, and model
 
 
 # Prompts of four images at most.
@@ -71,7 +71,15 @@ MACHINES = {
     "v5e_8": Machine("v5e:2x4", 8, {"mesh.data": -1, "mesh.fsdp": 1, "logprob_chunk": 512}),
     # 16 chips of 16 GB: for GRPO weights that up to eight chips share for sampling. On 32 and 64 a
     # step's 16 prompts are one for two or four chips, which share its weights.
-    "v5e_16": _v5e("4x4", 16, models={("sft", "qwen3_vl_8b"): {"logprob_chunk": 256}}),
+    "v5e_16": _v5e(
+        "4x4",
+        16,
+        models={
+            ("sft", "qwen3_vl_8b"): {"logprob_chunk": 256},
+            ("lead", "qwen2_vl_7b"): {"optimizer.on_host": True},
+            ("lead", "qwen2_5_vl_7b"): {"optimizer.on_host": True},
+        },
+    ),
     "v5e_32": _v5e("4x8", 32, {"mesh.tensor": 2}),
     "v5e_64": _v5e("8x8", 64, {"mesh.tensor": 4}),
     # 8 chips of 95 GB: there is room to keep more of each layer for the backward pass, and in SFT
@@ -137,6 +145,6 @@ PLANNED = {
         "qwen3_vl_8b,v5e_16,lora",
         "qwen3_vl_8b,v6e_8",
     ),
-    "lead": ("qwen2_vl_7b,gpu_8", "qwen2_vl_7b,v6e_8"),
+    "lead": ("qwen2_vl_7b,gpu_8", "qwen2_vl_7b,v5e_16", "qwen2_vl_7b,v6e_8"),
     "inference": ("qwen2_vl_72b,v5p_8",),
 }

@@ -100,7 +100,8 @@ def training(stage: str, config: ConfigDict, argument: str, file: str = "") -> C
     else:
         config.rows_per_micro_batch = machine.devices
         config.update_from_flattened_dict(machine.sft)
-    config.update_from_flattened_dict(machine.models.get((stage, choice.model), {}))
+    for name in dict.fromkeys((stage, file or stage)):
+        config.update_from_flattened_dict(machine.models.get((name, choice.model), {}))
     return adapters(config) if choice.lora else config
 
 

@@ -70,6 +70,8 @@ def measure(program: Program) -> Report:
 # move rows, and for fragmentation.
 FREE = 0.08
 
+_ON_HOST = "--config.optimizer.on_host=True"
+
 
 def advice(settings: Settings, report: Report, memory: float) -> str:
     """Suggests a change that would make a program fit.
@@ -82,6 +84,7 @@ def advice(settings: Settings, report: Report, memory: float) -> str:
     adapters = "--config.lora.rank=64 --config.model.param_dtype=bfloat16"
     held = report.total - report.parts.get("activations", 0)
     sampling = report.name in ("weights", "tower", "sample")
+    on_host = "" if settings.lora or settings.optimizer.on_host else _ON_HOST
     if held > (1 - FREE) * memory and not sampling:  # even without activations
         return "more devices" if settings.lora else f"more devices, or {adapters}"
     devices, grpo = settings.devices, settings.grpo
@@ -92,13 +95,15 @@ def advice(settings: Settings, report: Report, memory: float) -> str:
         largest = model_config(settings.model.path).text.num_kv_heads
         if devices.sampling_tensor < largest:
             return f"--config.sampling.tensor={devices.sampling_tensor * 2}"
+        if on_host:
+            return on_host
     elif report.name in ("reference", "policy", "gradients"):
         if report.name == "gradients" and settings.model.remat != "full":
             return "--config.model.remat=full"
         if settings.logprob_chunk > 256:
             return "--config.logprob_chunk=256"
-        if not settings.lora and not settings.optimizer.on_host:
-            return "--config.optimizer.on_host=True"
+        if on_host:
+            return on_host
         if devices.data == 1 and devices.fsdp == -1:
             half = f"half of {settings.micro_batch_name}"
             return f"--config.mesh.tensor={devices.tensor * 2} with {half}"

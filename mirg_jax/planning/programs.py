@@ -59,7 +59,7 @@ def _updates(
     """
     parts = {"weights": (run.params, run.frozen), "optimizer": run.state.opt_state, **resident}
     grads = run.params
-    others = run.state.opt_state, resident.get("reference")
+    others = sharding.resident((run.state.opt_state, resident.get("reference")))
     passes, updates = run.settings.passes, run.settings.updates_per_step
     summands = micro_batches * passes // updates  # of an update
     total = (outputs, grads) if summands > 1 else None
@@ -270,7 +270,7 @@ def reference_program(run: RunShapes, policy: PolicyOptions, beside: Beside) -> 
     """Returns the program of the reference policy's values for a micro-batch."""
     options = policy._replace(graph=run.model_graph)
     function = with_resident(functools.partial(learning.reference_values, options=options))
-    resident = run.params, run.state.opt_state
+    resident = sharding.resident((run.params, run.state.opt_state))
     weights = nnx.merge_state(beside.reference, run.frozen) if beside.reference else run.frozen
     one = beside.experiences[0]
     arguments = resident, weights, one.prompt, one.images, one.rollout
@@ -286,7 +286,7 @@ def policy_program(run: RunShapes, policy: PolicyOptions, beside: Beside) -> Pro
     """Returns the program of the learner's own values before its updates, for a micro-batch."""
     function = with_resident(functools.partial(learning.policy_values, options=policy))
     one = beside.experiences[0]
-    resident = run.state.opt_state, beside.reference
+    resident = sharding.resident((run.state.opt_state, beside.reference))
     arguments = resident, run.everything, one.prompt, one.images, one.rollout
     parts = beside.parts()
     parts["batch"] = parts.pop("experiences")

@@ -1,7 +1,7 @@
 """Device meshes, the sharding of arrays over them, and multi-process runs."""
 
 from mirg_jax.sharding.gradients import value_and_grad
-from mirg_jax.sharding.memory import on_devices, on_host, resident_on
+from mirg_jax.sharding.memory import on_devices, on_host, resident, resident_on
 from mirg_jax.sharding.mesh import (
     AXES,
     GATHERED,
@@ -57,6 +57,7 @@ __all__ = [
     "place_parameters",
     "place_rows",
     "replicated",
+    "resident",
     "resident_on",
     "row_parts",
     "rows_are_manual",

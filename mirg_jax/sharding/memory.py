@@ -2,7 +2,8 @@
 
 The compiler may plan to use the device's whole memory, since it doesn't know of arrays that stay
 allocated while the program runs, such as the optimizer's moments. These are therefore passed as
-unused arguments.
+unused arguments; arrays on the hosts are not, since the compiler counts them as if they were on the
+devices.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,9 +34,13 @@ def bytes_per_device(tree: Any) -> int:
     """
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-        if leaf.sharding.memory_kind != HOST
+        for leaf in resident(tree)
     )
+
+
+def resident(tree: Any) -> list[Any]:
+    """Returns the arrays of a tree, or their shapes, that lie in the devices' own memory."""
+    return [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST]
 
 
 def resident_on(tree: Any, mesh: Mesh) -> list[jax.Array | jax.ShapeDtypeStruct]:
@@ -46,17 +51,16 @@ def resident_on(tree: Any, mesh: Mesh) -> list[jax.Array | jax.ShapeDtypeStruct]
     over an axis of one mesh that an axis of another divides ("manual sub-axis isn't supported").
 
     Args:
-      tree: arrays or their shapes, of at least one dimension; scalars are left out.
+      tree: arrays or their shapes; scalars and what lies on the hosts are left out.
       mesh: the mesh of the program's own arrays.
     """
-    return [_on(leaf, mesh) for leaf in jax.tree.leaves(tree) if leaf.ndim]
+    return [_on(leaf, mesh) for leaf in resident(tree) if leaf.ndim]
 
 
 def _on(leaf: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh) -> jax.Array | jax.ShapeDtypeStruct:
     first, *rest = leaf.sharding.shard_shape(leaf.shape)
     shape = (first * mesh.size, *rest)
-    kind = leaf.sharding.memory_kind
-    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names), memory_kind=kind)
+    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
     parts = [shard.data for shard in leaf.addressable_shards]

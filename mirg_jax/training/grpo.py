@@ -186,12 +186,13 @@ class Trainer:
                 for i, experience in enumerate(experiences):
                     given = experience.prompt, experience.images, experience.rollout
                     if self.grpo.beta:
-                        resident = state.params, state.opt_state
+                        resident = sharding.resident((state.params, state.opt_state))
                         values = self._reference_of(resident, self._reference, *given)
                         experience = experience._replace(reference=values)
                     if self._policy_of:
                         policy = nnx.merge_state(state.params, self.run.frozen)
-                        values = self._policy_of((state.opt_state, self.copies), policy, *given)
+                        resident = sharding.resident((state.opt_state, self.copies))
+                        values = self._policy_of(resident, policy, *given)
                         experience = experience._replace(before=values)
                     experiences[i] = experience
 
@@ -215,7 +216,7 @@ class Trainer:
                 totals = sharding.place_everywhere(totals, self.mesh)
                 given = state.params, self.run.frozen
                 calls = [(*given, e, totals, self._reference_head) for e in mini_batch.experiences]
-                resident = state.opt_state, self.copies
+                resident = sharding.resident((state.opt_state, self.copies))
                 summed = self._gradients.sum(resident, calls, self._micro_batches)
                 (loss, parts), grads = summed
                 state, norm = self._apply(state, grads, loss)

@@ -113,7 +113,9 @@ def make_step(
             calls = (
                 (state.params, frozen, sharding.place_rows(batch, mesh), count) for batch in batches
             )
-            step_loss, grads = gradients.sum(state.opt_state, calls, len(batches))
+            step_loss, grads = gradients.sum(
+                sharding.resident(state.opt_state), calls, len(batches)
+            )
             state, norm = apply(state, grads, step_loss)
             return state, Outcome.fetch(step_loss, norm, state)
 

@@ -23,7 +23,7 @@ from mirg_jax.models.config import ModelConfig
 from mirg_jax.planning import machines, operations, plans, programs, schedule, shapes, times
 from mirg_jax.runs.chips import Chip
 from mirg_jax.runs.settings import read
-from mirg_jax.sharding.memory import bytes_per_device
+from mirg_jax.sharding.memory import HOST, bytes_per_device
 from mirg_jax.types import Images, Text
 
 RECIPES = {"sft": sft_tiny, "grpo": grpo_tiny}
@@ -88,6 +88,15 @@ def test_moments_on_the_host_take_memory_in_the_update_alone(here, tiny_model):
     moments = before["parts"].pop("optimizer")
     assert after["parts"] == before["parts"]
     assert before["total"] - after["total"] == pytest.approx(moments, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_no_program_is_given_moments_on_the_host(kind, here, tiny_model):
+    """TPU's compiler would count them as if they were on the devices."""
+    settings = recipe(kind, tiny_model, **{"optimizer.on_host": True})
+    for program in programs.programs(settings, here(4).devices()):
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(program.arguments)}
+        assert HOST not in kinds, program.name
 
 
 def test_a_programs_own_code_is_counted():
