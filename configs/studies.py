@@ -6,11 +6,13 @@ The argument names one:
 
 - data: SFT on 400 to 6400 trajectories of a good annotator, each with and without RL on answers.
 - options: losses, advantages, rewards and the choice of groups, from an SFT on 200.
+- selection: the choice of groups in runs three times as long, from an SFT on 200 and on 6400.
 - image: the image reward, from an SFT on 100 that often names the wrong image.
 - table_3: Table 3 of the paper.
 
-Rows of a study sample as many completions as each other, or nearly where steps are filled up. Each
-is compared with the row that it starts from, or with another of RL.
+Rows of a study sample as many completions as each other, or nearly where steps are filled up (in
+selection but for its short ones). Each is compared with the row that it starts from, or with
+another of RL.
 """
 
 from ml_collections import ConfigDict
@@ -134,6 +136,29 @@ def options() -> ConfigDict:
     return base_of("Options of RL", (size,), rows)
 
 
+def selection() -> ConfigDict:
+    """Pools and plain GRPO with equal numbers of completions (long), and of steps (short)."""
+    sizes = (200, 6400)
+    prompts, pooled = 3 * PROMPTS, OPTIONS["pool"][1]
+    ways = {
+        "short": ("plain GRPO, a third of the steps", {"num_steps": PROMPTS // 16}),
+        "long": ("plain GRPO", {"num_steps": prompts // 16}),
+        "ordered": ("three updates a rollout, gate and order", OPTIONS["ordered"][1]),
+        "pool": ("pool, gate and order", pooled),
+    }
+    rows = {"base": untrained(sizes[0])}
+    for size in sizes:
+        start, annotator = f"sft_{size}", f"first_{size}"
+        rows[start] = trained_on(size)
+        for name, (title, changes) in ways.items():
+            if name in ("ordered", "pool"):
+                changes = changes | {"num_steps": prompts // 48}
+            against = "" if name == "short" else f"{'short' if name == 'long' else 'long'}_{size}"
+            title = f"{title}, from SFT on {size}"
+            rows[f"{name}_{size}"] = rewarded(title, start, annotator, changes, against)
+    return base_of("The choice of groups in longer runs", sizes, rows)
+
+
 def image() -> ConfigDict:
     size = 100
     start, annotator = f"sft_{size}", f"first_{size}"
@@ -158,7 +183,13 @@ def paper() -> ConfigDict:
     return config
 
 
-STUDIES = {"data": data, "options": options, "image": image, "table_3": paper}
+STUDIES = {
+    "data": data,
+    "options": options,
+    "selection": selection,
+    "image": image,
+    "table_3": paper,
+}
 
 
 def get_config(argument: str = "data"):
