@@ -7,12 +7,13 @@ to continue. To run only some of the rows: --config.order="('base', 'grounded', 
 """
 
 import json
+import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 from mirg_jax import cli
-from mirg_jax.experiments import figures, rows, tables
+from mirg_jax.experiments import figures, parallel, rows, tables
 from mirg_jax.sharding import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -24,6 +25,16 @@ _WORKDIR = flags.DEFINE_string(
 _SEEDS = flags.DEFINE_list(
     "seeds", ["0"], "Random seeds, separated by commas; all rows are run for each."
 )
+_JOBS = flags.DEFINE_integer(
+    "jobs",
+    1,
+    "Rows that are run at once, each in a process: for small models on a GPU, which the processes "
+    "share, or on many cores. What each says is in WORKDIR/seed_N/ROW.log.",
+    lower_bound=1,
+)
+_ROW = flags.DEFINE_string(
+    "row", "", "Runs this row alone, without a table; the row that it starts from must be there."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -32,6 +43,11 @@ def main(_):
     table = rows.read(_CONFIG.value)
     workdir = cli.output_folder(_WORKDIR)
     workdir.mkdir(parents=True, exist_ok=True)
+    if _ROW.value:
+        tables.run_alone(table, workdir, seeds, _ROW.value)
+        return
+    if _JOBS.value > 1:
+        parallel.run(table, workdir, seeds, [sys.executable, *sys.argv], _JOBS.value)
     results = tables.run(table, workdir, seeds)
     if processes.is_first():
         text = figures.to_markdown(figures.to_json(table.title, table.rows, results))

@@ -45,8 +45,14 @@ def base_of(row: TableRow, rows: Sequence[TableRow]) -> str:
 
 
 def figures(scores: scoring.Scores) -> dict[str, Any]:
-    """What is kept of an evaluation; accuracies are fractions of 1."""
+    """What is kept of an evaluation; accuracies are fractions of 1.
+
+    `hits` says of each question, in their order, whether it was hit: with them, rows of any two
+    tables over the same questions can be compared in pairs. It is `np.packbits` in hexadecimal.
+    """
+    hits = np.packbits([row.hit for row in scores.rows]).tobytes().hex()
     return {
+        "hits": hits,
         "n": scores.overall.n,
         "spontaneous": scores.spontaneous,
         "referential": scores.referential,

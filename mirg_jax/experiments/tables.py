@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import jax
 from ml_collections import ConfigDict
 
+from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import evaluate
 from mirg_jax.experiments import records
 from mirg_jax.experiments.figures import Results, to_json
@@ -164,3 +165,18 @@ def run(table: Table, workdir: pathlib.Path, seeds: Iterable[int]) -> Results:
             # On a CPU each program of jax 0.11 is hundreds of mappings, and Linux allows 65,530.
             jax.clear_caches()
     return results
+
+
+def run_alone(table: Table, workdir: pathlib.Path, seeds: Iterable[int], name: str) -> None:
+    """Runs one row for all seeds, in the folders of `run`.
+
+    Raises:
+      UserError: if there is no such row, or for what can't be used.
+    """
+    found = [row for row in table.rows if row.name == name]
+    if not found:
+        names = ", ".join(row.name for row in table.rows)
+        raise ConfigError(f"--row={name}: is none of the table's rows: {names}")
+    for seed in seeds:
+        folder, clock = workdir / f"seed_{seed}", Clock()
+        run_row(found[0], prepare(table, folder, seed, clock), folder, seed, clock)

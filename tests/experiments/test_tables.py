@@ -18,7 +18,7 @@ from configs import (
 from mirg_jax.errors import ConfigError
 from mirg_jax.experiments import figures, rows
 from mirg_jax.experiments import tables as experiments
-from mirg_jax.mig_bench import scoring
+from mirg_jax.mig_bench import intervals, scoring
 
 
 def test_the_rows_of_table_3():
@@ -99,6 +99,7 @@ def test_what_a_table_says():
         "sft": "base",
         "sft_rl": "sft",
     }
+    assert table["rows"]["sft_rl"]["seeds"]["2"]["hits"] == "ee"  # two tasks of four questions
     assert gains["rl"]["mean"] == pytest.approx(1 / 4)  # of the seed that it has
     assert gains["sft"]["mean"] == pytest.approx(4 / 8)
     assert gains["sft_rl"]["mean"] == pytest.approx(0)
@@ -139,6 +140,32 @@ def test_a_gain_may_be_over_another_row():
     config.rows.dapo.against = "mine"
     with pytest.raises(ConfigError, match="rows.dapo.against='mine' is no row"):
         rows.read(config)
+
+
+def hits(seed):
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(seed["hits"]), np.uint8))
+    return bits[: seed["n"]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((REPOSITORY / "benchmarks/results").glob("*_tiny.json")),
+    ids=lambda path: path.stem,
+)
+def test_published_figures_follow_from_the_hits(path):
+    found = json.loads(path.read_text())["rows"]
+    for name, row in found.items():
+        if not all("hits" in seed for seed in row["seeds"].values()):
+            continue  # by an earlier version
+        for seed in row["seeds"].values():
+            assert hits(seed).mean() == pytest.approx(seed["acc"], abs=1e-4), name
+        if gain := row.get("gain"):
+            before = found[gain["over"]]["seeds"]
+            paired = [(hits(row["seeds"][seed]), hits(before[seed])) for seed in row["seeds"]]
+            after, before = (np.concatenate(side) for side in zip(*paired, strict=True))
+            interval = intervals.paired_bootstrap(after, before)
+            wanted = gain["mean"], gain["low_95"], gain["high_95"]
+            assert tuple(interval) == pytest.approx(wanted, abs=1e-4), name
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)
