@@ -47,18 +47,23 @@ def base_of(row: TableRow, rows: Sequence[TableRow]) -> str:
 def figures(scores: scoring.Scores) -> dict[str, Any]:
     """What is kept of an evaluation; accuracies are fractions of 1.
 
-    `hits` says of each question, in their order, whether it was hit: with them, rows of any two
-    tables over the same questions can be compared in pairs. It is `np.packbits` in hexadecimal.
+    `hits` says of each question, in their order, whether it was hit, and `right_images` whether the
+    right image was named: with them, rows of any two tables over the same questions can be compared
+    in pairs. They are `np.packbits` in hexadecimal.
     """
-    hits = np.packbits([row.hit for row in scores.rows]).tobytes().hex()
     return {
-        "hits": hits,
+        "hits": _bits(row.hit for row in scores.rows),
+        "right_images": _bits(row.image and row.image == row.target_image for row in scores.rows),
         "n": scores.overall.n,
         "spontaneous": scores.spontaneous,
         "referential": scores.referential,
         "average": scores.average,
         **summarise(scores),
     }
+
+
+def _bits(values: Iterable[bool | int | None]) -> str:
+    return np.packbits([bool(value) for value in values]).tobytes().hex()
 
 
 def summarise(scores: scoring.Scores) -> dict[str, Any]:

@@ -142,9 +142,9 @@ def test_a_gain_may_be_over_another_row():
         rows.read(config)
 
 
-def hits(seed):
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(seed["hits"]), np.uint8))
-    return bits[: seed["n"]]
+def bits(seed, name):
+    found = np.unpackbits(np.frombuffer(bytes.fromhex(seed[name]), np.uint8))
+    return found[: seed["n"]]
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,15 @@ def test_published_figures_follow_from_the_hits(path):
         if not all("hits" in seed for seed in row["seeds"].values()):
             continue  # by an earlier version
         for seed in row["seeds"].values():
-            assert hits(seed).mean() == pytest.approx(seed["acc"], abs=1e-4), name
+            assert bits(seed, "hits").mean() == pytest.approx(seed["acc"], abs=1e-4), name
+            named = bits(seed, "right_images").mean()
+            assert named == pytest.approx(seed["image_acc"], abs=1e-4), name
         if gain := row.get("gain"):
-            before = found[gain["over"]]["seeds"]
-            paired = [(hits(row["seeds"][seed]), hits(before[seed])) for seed in row["seeds"]]
-            after, before = (np.concatenate(side) for side in zip(*paired, strict=True))
+            over = found[gain["over"]]["seeds"]
+            after, before = (
+                np.concatenate([bits(side[seed], "hits") for seed in row["seeds"]])
+                for side in (row["seeds"], over)
+            )
             interval = intervals.paired_bootstrap(after, before)
             wanted = gain["mean"], gain["low_95"], gain["high_95"]
             assert tuple(interval) == pytest.approx(wanted, abs=1e-4), name
