@@ -40,8 +40,8 @@ ALLOWED = {
     },
     "planning": {"data", "inference", "models", "runs", "sampling", "sharding", "training"},
     "experiments": {
-        "evaluation", "files", "grounding", "mig_bench", "report", "runs", "scenes", "sharding",
-        "training", "trajectories",
+        "evaluation", "files", "grounding", "mig_bench", "report", "runs", "scenes", "training",
+        "trajectories",
     },
     "data_check": {
         "data", "files", "grounding", "mig_bench", "models", "report", "runs",

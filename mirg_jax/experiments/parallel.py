@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,6 @@ from typing import NamedTuple
 from mirg_jax.errors import UserError
 from mirg_jax.experiments.rows import Table
 from mirg_jax.files.streams import progress_bar, say
-from mirg_jax.sharding.processes import Signals
 
 _POLL_SECONDS = 0.2
 
@@ -59,35 +59,42 @@ def run(
 
     Raises:
       UserError: if a row failed.
-      SystemExit: after a signal.
+      SystemExit: after SIGTERM.
+      KeyboardInterrupt: after SIGINT.
     """
     waiting = jobs_of(table, seeds)
     running: dict[Job, subprocess.Popen] = {}
     done: set[tuple[int, str]] = set()
     failed: list[Job] = []
-    bar = progress_bar(total=len(waiting), unit="row", desc=table.title)
-    with bar, Signals("the rows under way are saved") as stop:
-        while running or (waiting and not failed):
-            if stop.received:
-                _stop(running.values())
-                raise SystemExit(128 + stop.received)
-            ready = [job for job in waiting if not job.start or (job.seed, job.start) in done]
-            for job in () if failed else ready[: jobs - len(running)]:
-                waiting.remove(job)
-                running[job] = _start(job, workdir, command)
-            time.sleep(_POLL_SECONDS)
-            ended = {job: each for job, each in running.items() if each.poll() is not None}
-            for job, process in ended.items():
-                del running[job]
-                if process.returncode:
-                    failed.append(job)
-                    say(f"{job}: failed; rows under way go on, no other is begun")
-                else:
-                    done.add((job.seed, job.name))
-                    bar.update()
+    # This process opens no device: the rows need them.
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        with progress_bar(total=len(waiting), unit="row", desc=table.title) as bar:
+            while running or (waiting and not failed):
+                ready = [job for job in waiting if not job.start or (job.seed, job.start) in done]
+                for job in () if failed else ready[: jobs - len(running)]:
+                    waiting.remove(job)
+                    running[job] = _start(job, workdir, command)
+                time.sleep(_POLL_SECONDS)
+                ended = {job: each for job, each in running.items() if each.poll() is not None}
+                for job, process in ended.items():
+                    del running[job]
+                    if process.returncode:
+                        failed.append(job)
+                        say(f"{job}: failed; rows under way go on, no other is begun")
+                    else:
+                        done.add((job.seed, job.name))
+                        bar.update()
+    finally:
+        _stop(running.values())
+        signal.signal(signal.SIGTERM, before)
     if failed:
         path = failed[0].log(workdir)
         raise UserError(f"{failed[0]}: {_last_line(path)} (all of it is in {path})")
+
+
+def _leave(number: int, _frame) -> None:
+    raise SystemExit(128 + number)
 
 
 def _start(job: Job, workdir: pathlib.Path, command: Sequence[str]) -> subprocess.Popen:
@@ -107,7 +114,10 @@ def _start(job: Job, workdir: pathlib.Path, command: Sequence[str]) -> subproces
 
 
 def _stop(running: Iterable[subprocess.Popen]) -> None:
+    """Stops rows, which save first."""
     processes = list(running)
+    if processes:
+        say("stopping; the rows under way are saved")
     for process in processes:
         process.terminate()
     for process in processes:
