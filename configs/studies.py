@@ -139,23 +139,22 @@ def options() -> ConfigDict:
 def selection() -> ConfigDict:
     """Pools and plain GRPO with equal numbers of completions (long), and of steps (short)."""
     sizes = (200, 6400)
-    prompts, pooled = 3 * PROMPTS, OPTIONS["pool"][1]
-    ways = {
-        "short": ("plain GRPO, a third of the steps", {"num_steps": PROMPTS // 16}),
-        "long": ("plain GRPO", {"num_steps": prompts // 16}),
-        "ordered": ("three updates a rollout, gate and order", OPTIONS["ordered"][1]),
-        "pool": ("pool, gate and order", pooled),
+    prompts = 3 * PROMPTS
+    ways = {  # as in OPTIONS
+        "short": ("plain GRPO, a third of the steps", {"num_steps": PROMPTS // 16}, ""),
+        "long": ("plain GRPO", {"num_steps": prompts // 16}, "short"),
     }
+    for name in ("ordered", "pool"):
+        title, changes, _ = OPTIONS[name]
+        ways[name] = (title, changes | {"num_steps": prompts // 48}, "long")
     rows = {"base": untrained(sizes[0])}
     for size in sizes:
         start, annotator = f"sft_{size}", f"first_{size}"
         rows[start] = trained_on(size)
-        for name, (title, changes) in ways.items():
-            if name in ("ordered", "pool"):
-                changes = changes | {"num_steps": prompts // 48}
-            against = "" if name == "short" else f"{'short' if name == 'long' else 'long'}_{size}"
+        for name, (title, changes, against) in ways.items():
+            over = against and f"{against}_{size}"
             title = f"{title}, from SFT on {size}"
-            rows[f"{name}_{size}"] = rewarded(title, start, annotator, changes, against)
+            rows[f"{name}_{size}"] = rewarded(title, start, annotator, changes, over)
     return base_of("The choice of groups in longer runs", sizes, rows)
 
 

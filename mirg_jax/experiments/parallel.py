@@ -72,7 +72,9 @@ def run(
         with progress_bar(total=len(waiting), unit="row", desc=table.title) as bar:
             while running or (waiting and not failed):
                 ready = [job for job in waiting if not job.start or (job.seed, job.start) in done]
-                for job in () if failed else ready[: jobs - len(running)]:
+                if failed:
+                    ready = []
+                for job in ready[: jobs - len(running)]:
                     waiting.remove(job)
                     running[job] = _start(job, workdir, command)
                 time.sleep(_POLL_SECONDS)

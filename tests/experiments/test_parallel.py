@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from conftest import REPOSITORY
+from conftest import call
 
 from configs import studies
 from mirg_jax.errors import UserError
@@ -19,7 +18,7 @@ from mirg_jax.experiments import parallel, rows
 ROW = """
 import os, pathlib, signal, sys, time
 given = dict(each[2:].split("=") for each in sys.argv[2:])
-name, log = given["seed" + "s"] + " " + given["row"], pathlib.Path(sys.argv[1])
+name, log = given["seeds"] + " " + given["row"], pathlib.Path(sys.argv[1])
 def note(text):
     with log.open("a") as out:
         out.write(f"{text} {name}\\n")
@@ -108,9 +107,7 @@ def test_a_signal_stops_the_rows_under_way(run, number, monkeypatch):
 def test_a_table_in_several_processes_equals_one(tmp_path):
     sizes = {"scenes.sft": 70, "scenes.rl": 21, "scenes.evaluation": 21}
     steps = {"recipes.sft.num_steps": 2, "recipes.grpo.num_steps": 1}
-    command = [
-        sys.executable,
-        "scripts/table.py",
+    flags = [
         "--config=configs/table_3.py:tiny",
         "--config.order=('base', 'grounded', 'grounded_rl', 'grounded_rl_no_image')",
         "--seeds=1,2",
@@ -119,8 +116,8 @@ def test_a_table_in_several_processes_equals_one(tmp_path):
     tables = []
     for jobs in (1, 2):
         workdir = tmp_path / str(jobs)
-        more = [f"--workdir={workdir}", f"--jobs={jobs}"]
-        subprocess.run([*command, *more], cwd=REPOSITORY, check=True)
+        result = call("table", *flags, f"--workdir={workdir}", f"--jobs={jobs}", timeout=1200)
+        assert result.returncode == 0, result.stderr[-2000:]
         tables.append(json.loads((workdir / "table.json").read_text()))
     assert tables[0] == tables[1]
     assert {name: list(row["seeds"]) for name, row in tables[0]["rows"].items()} == {
