@@ -6,13 +6,12 @@ The argument names one:
 
 - data: SFT on 400 to 6400 trajectories of a good annotator, each with and without RL on answers.
 - options: losses, advantages, rewards and the choice of groups, from an SFT on 200.
-- selection: the choice of groups in runs three times as long, from an SFT on 200 and on 6400.
 - image: the image reward, from an SFT on 100 that often names the wrong image.
 - table_3: Table 3 of the paper.
 
-Rows of a study sample as many completions as each other, or nearly where steps are filled up (in
-selection but for its short ones). Each is compared with the row that it starts from, or with
-another of RL.
+Rows of a study sample as many completions as each other, or nearly where steps are filled up; but
+for pool_steps, which takes as many steps. Each is compared with the row that it starts from, or
+with another of RL.
 """
 
 from ml_collections import ConfigDict
@@ -66,6 +65,10 @@ def data() -> ConfigDict:
 
 
 _ORDERED = {"gate": (0.05, 0.025, 0.0125, 0.00625), "order": "reward"}
+_POOL = {
+    "prompts_per_micro_batch": 8,
+    "grpo": {"pool": 3, "mini_batches": 2, **_ORDERED},
+}
 
 
 def _three_updates(**grpo) -> dict:
@@ -80,15 +83,9 @@ def _three_updates(**grpo) -> dict:
 # Row: its title, what it changes, the row that its gain is over.
 OPTIONS = {
     "int8": ("8-bit sampling", {"grpo": {"int8_sampling": True, "importance_cap": 2.0}}, "grpo"),
-    "pool": (
-        "pool, gate and order",
-        {
-            "num_steps": PROMPTS // 48,
-            "prompts_per_micro_batch": 8,
-            "grpo": {"pool": 3, "mini_batches": 2, **_ORDERED},
-        },
-        "grpo",
-    ),
+    "pool": ("pool, gate and order", _POOL | {"num_steps": PROMPTS // 48}, "grpo"),
+    # As MG-Thinker compares: three times the completions for as many steps.
+    "pool_steps": ("pool, gate and order, as many steps", _POOL, "grpo"),
     "large": ("three updates a rollout", _three_updates(), "grpo"),
     "ordered": ("three updates a rollout, gate and order", _three_updates(**_ORDERED), "grpo"),
     "gspo": (
@@ -136,28 +133,6 @@ def options() -> ConfigDict:
     return base_of("Options of RL", (size,), rows)
 
 
-def selection() -> ConfigDict:
-    """Pools and plain GRPO with equal numbers of completions (long), and of steps (short)."""
-    sizes = (200, 6400)
-    prompts = 3 * PROMPTS
-    ways = {  # as in OPTIONS
-        "short": ("plain GRPO, a third of the steps", {"num_steps": PROMPTS // 16}, ""),
-        "long": ("plain GRPO", {"num_steps": prompts // 16}, "short"),
-    }
-    for name in ("ordered", "pool"):
-        title, changes, _ = OPTIONS[name]
-        ways[name] = (title, changes | {"num_steps": prompts // 48}, "long")
-    rows = {"base": untrained(sizes[0])}
-    for size in sizes:
-        start, annotator = f"sft_{size}", f"first_{size}"
-        rows[start] = trained_on(size)
-        for name, (title, changes, against) in ways.items():
-            over = against and f"{against}_{size}"
-            title = f"{title}, from SFT on {size}"
-            rows[f"{name}_{size}"] = rewarded(title, start, annotator, changes, over)
-    return base_of("The choice of groups in longer runs", sizes, rows)
-
-
 def image() -> ConfigDict:
     size = 100
     start, annotator = f"sft_{size}", f"first_{size}"
@@ -185,7 +160,6 @@ def paper() -> ConfigDict:
 STUDIES = {
     "data": data,
     "options": options,
-    "selection": selection,
     "image": image,
     "table_3": paper,
 }

@@ -185,9 +185,9 @@ def test_rows_of_a_study_sample_equally_much_and_of_ten_tasks(study):
             if recipe.grpo.max_rounds > 1:  # of as many, if some steps sample again
                 assert count < studies.PROMPTS < count * recipe.grpo.max_rounds
                 count = studies.PROMPTS
-            if study == "selection" and row.name.startswith("short"):
-                count *= 3  # with as many steps as the row with a pool
-                assert recipe.num_steps == config.rows.pool_200.changes.num_steps
+            if row.name == "pool_steps":
+                assert recipe.num_steps == config.recipes.grpo.num_steps
+                count //= recipe.grpo.pool
             sampled.add((count, recipe.grpo.group))
         assert row.annotator in table.annotators
     assert len(sampled) == 1
