@@ -253,7 +253,7 @@ def grpo() -> ConfigDict:
             # with more targets is rejected.
             "max_objects": 8,
             "beta": 0.04,  # weight of the KL penalty, the paper's λ; open
-            "kl": "k3",  # estimator: "k1", "k2", "k3", or "exact" (over the whole vocabulary)
+            "kl": "k3",  # estimator: "k2", "k3", or "exact" (over the whole vocabulary)
             "kl_clamp": 10.0,  # bound on the log-ratio inside the KL estimator
             # Policy loss (docs/algorithms.md): "ppo" (equation 5, clipped), "gspo", "cispo", "sapo"
             # or "reinforce".
@@ -280,8 +280,10 @@ def grpo() -> ConfigDict:
             # Reward weights of equation 3. docs/algorithms.md has the other names.
             "rewards": {"format": 1.0, "image": 1.0, "object": 1.0},
             # Rewards beside those, as "name=weight"; a name may also be of a function of your own,
-            # "path/to/file.py:function" or "module:function".
+            # "path/to/file.py:function" or "module:function", with "text:" before it if it reads
+            # texts.
             "more_rewards": (),
+            "text_reward_seconds": 60.0,  # limit of such a one, for the completions of a call
             "overlong_buffer": 0.2,  # last part of max_tokens, in which "overlong" falls to -1
             # "object_bounded" is 0 below the first, 1 from the second.
             "iou_thresholds": (0.1, 0.9),

@@ -62,6 +62,10 @@ class ConfigError(UserError):
     """An invalid setting, or settings that contradict each other."""
 
 
+class RewardError(UserError):
+    """A reward that fails, or that isn't a finite number."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
 

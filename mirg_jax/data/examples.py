@@ -16,8 +16,8 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mirg_jax.data import conversation_rows, mig_bench_rows, near_forms
@@ -76,6 +76,7 @@ class Example:
       response: a whole trajectory, thoughts and answer, where the file has one.
       source: file and row, such as "train.json row 12"; not part of what the example is.
       direct: whether an answer without thoughts is asked for; None where the file doesn't say.
+      columns: the row as its file has it, where it was asked for; not part of what the example is.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Example:
     response: str | None = None
     source: str = field(default="", compare=False)
     direct: bool | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,14 @@ class Rejected:
         object.__setattr__(self, "reason", shorten(self.reason, 500))
 
 
-def read_examples(path: str | places.Place) -> tuple[list[Example], list[Rejected]]:
+def read_examples(
+    path: str | places.Place, *, columns: bool = False
+) -> tuple[list[Example], list[Rejected]]:
     """Reads a file of any of the three formats, recognised by its content.
+
+    Args:
+      path: the file.
+      columns: whether examples keep their row as the file has it.
 
     Raises:
       DataError: the file is missing, unreadable, cut, empty, or of no known format.
@@ -116,6 +124,8 @@ def read_examples(path: str | places.Place) -> tuple[list[Example], list[Rejecte
             if not isinstance(row, dict):
                 raise DataError(f"the row is not an object but {kind_of(row)}")
             for item in read_row(row, index, source):
+                if columns and isinstance(item, Example):
+                    item = replace(item, columns=row)
                 (examples if isinstance(item, Example) else rejected).append(item)
         except DataError as error:
             name = str(row.get("id", "")) if isinstance(row, dict) else ""
@@ -134,7 +144,7 @@ def key_of(example: Example) -> str:
 
 
 def write_trajectories(path: str | pathlib.Path, examples: Iterable[Example]) -> None:
-    """Writes the trajectory format; everything but `source` is kept."""
+    """Writes the trajectory format; everything but `source` and `columns` is kept."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(map(to_line, examples))
 
@@ -142,7 +152,7 @@ def write_trajectories(path: str | pathlib.Path, examples: Iterable[Example]) ->
 def to_line(example: Example) -> str:
     """A line of the trajectory format."""
     row = asdict(example)
-    del row["source"]
+    del row["source"], row["columns"]
     if example.direct is None:
         del row["direct"]
     return json.dumps(row) + "\n"

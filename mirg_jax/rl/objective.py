@@ -24,7 +24,9 @@ def kl_estimate(
 ) -> Float[Array, "*N"]:
     """Estimates KL(π ‖ π_ref) from the log-probabilities of sampled tokens (Schulman, 2020).
 
-    With d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = eᵈ − 1 − d.
+    With d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = eᵈ − 1 − d. In a loss the gradient of k2 is
+    on average that of KL(π ‖ π_ref) and that of k3 the gradient of KL(π_ref ‖ π), taken where π is
+    what was sampled from. That of k1 is 0: it holds nothing back.
 
     Args:
       logprobs: log π of the tokens.
@@ -52,6 +54,7 @@ def reduce_tokens(
     *,
     sequences: Float[Array, ""] | float,
     tokens: Float[Array, ""] | float,
+    longest: int,
 ) -> Float[Array, ""]:
     """Computes a micro-batch's contribution to the mean over all tokens of a step.
 
@@ -61,10 +64,11 @@ def reduce_tokens(
       values: one value per token.
       mask: which tokens count.
       kind: "sequence", the mean over completions (equation 5's 1/N) of the mean over their tokens;
-        "token", the mean over all tokens (DAPO); "constant", the sum divided by completions × L
-        (Dr. GRPO).
+        "token", the mean over all tokens (DAPO); "constant", the sum divided by completions ×
+        `longest` (Dr. GRPO).
       sequences: number of completions in the whole step.
       tokens: number of completion tokens in the whole step.
+      longest: tokens that a completion may have, however far this micro-batch is padded.
 
     Raises:
       ValueError: for another `kind`.
@@ -75,7 +79,7 @@ def reduce_tokens(
     if kind == "token":
         return values.sum() / tokens
     if kind == "constant":
-        return values.sum() / (sequences * values.shape[-1])
+        return values.sum() / (sequences * longest)
     raise ValueError(f"loss normalisation {kind!r} is none of sequence, token, constant")
 
 

@@ -1,4 +1,8 @@
-"""Rewards of a user's own, by `path/to/file.py:function` or `module:function`."""
+"""Rewards of a user's own, by `path/to/file.py:function` or `module:function`.
+
+Those over arrays are computed on the devices, here; those over texts, with "text:" before their
+name, on the host (`data/text_rewards.py`).
+"""
 
 import importlib
 import importlib.machinery
@@ -11,32 +15,56 @@ import jax.numpy as jnp
 
 from mirg_jax.errors import ConfigError, shorten
 
+_TEXT = "text:"
 
-def load(name: str) -> Callable:
-    """Loads a reward function.
+
+def is_of_texts(name: str) -> bool:
+    """Whether a reward's name is of one over texts."""
+    return name.startswith(_TEXT)
+
+
+def load_function(name: str) -> Callable:
+    """Loads a user's function.
 
     Args:
-      name: `path/to/file.py:function`, relative to the working directory, or `module:function`.
-
-    Returns:
-      The function, which checks what is returned: one number for each completion.
+      name: `path/to/file.py:function`, relative to the working directory, or `module:function`;
+        each may have "text:" before it.
 
     Raises:
       ConfigError: if there is no such file, module or function, or loading fails.
     """
-    where, _, attribute = name.rpartition(":")
+    where, _, attribute = name.removeprefix(_TEXT).rpartition(":")
     module = _of_file(name, pathlib.Path(where)) if where.endswith(".py") else _module(name, where)
     function = getattr(module, attribute, None)
     if not callable(function):
         what = "is no function" if hasattr(module, attribute) else "is not there"
         raise ConfigError(f"rewards: {name!r}: {attribute!r} {what} in {where}; check its name")
+    return function
+
+
+def load(name: str) -> Callable:
+    """Loads a reward over arrays.
+
+    Args:
+      name: as for `load_function`, without "text:".
+
+    Returns:
+      The function, which checks what is returned: one number for each completion.
+
+    Raises:
+      ConfigError: as `load_function`.
+    """
+    function = load_function(name)
 
     def reward(answers, targets):
         shape = answers.format_ok.shape
         try:
             value = jnp.asarray(function(answers, targets))
-        except Exception as error:
-            raise ConfigError(f"rewards: {name!r} fails with {_line(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise ConfigError(
+                f"rewards: {name!r} fails with {line_of(error)} (it gets arrays of numbers; for "
+                f"one over texts write {_TEXT}{name})"
+            ) from error
         if value.shape != shape or jnp.issubdtype(value.dtype, jnp.complexfloating):
             raise ConfigError(
                 f"rewards: {name!r} returns {value.dtype}{list(value.shape)}; return one real "
@@ -53,7 +81,7 @@ def file_of(name: str) -> pathlib.Path | None:
     Args:
       name: as for `load`; a name of ours has no file.
     """
-    where, sign, _ = name.rpartition(":")
+    where, sign, _ = name.removeprefix(_TEXT).rpartition(":")
     if not sign:
         return None
     if where.endswith(".py"):
@@ -72,20 +100,20 @@ def _of_file(name: str, path: pathlib.Path) -> types.ModuleType:
     module.__file__ = str(path)
     try:
         importlib.machinery.SourceFileLoader(path.stem, str(path)).exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"rewards: {name!r} can't be loaded: {_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"rewards: {name!r} can't be loaded: {line_of(error)}") from error
     return module
 
 
 def _module(name: str, where: str) -> types.ModuleType:
     try:
         return importlib.import_module(where)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"rewards: {name!r} is not an importable module:function: {_line(error)}"
+            f"rewards: {name!r} is not an importable module:function: {line_of(error)}"
         ) from error
 
 
-def _line(error: Exception) -> str:
+def line_of(error: BaseException) -> str:
     """Returns an exception's kind and message in one line."""
     return shorten(" ".join(f"{type(error).__name__}: {error}".split()), 300)

@@ -3,7 +3,8 @@
 Arrays hold up to A boxes of an answer and up to A targets of a question; an answer may have more
 boxes, which `count` includes. `*B` is any batch shape, usually [prompts, group]. A reward is a pure
 function `(answers, targets) -> [*B]`, with values in 0–1 but for penalties. To add one, name it as
-"path/to/file.py:function" or "module:function" in the config (`own_rewards.py`).
+"path/to/file.py:function" or "module:function" in the config (`own_rewards.py`), with "text:"
+before it if it reads texts: such ones are computed on the host, and come with the answers.
 """
 
 import functools
@@ -31,6 +32,7 @@ class Answers(NamedTuple):
     count: Int[Array, "*B"]  # number of boxes in the answer, including those beyond the first A
     mentions: Int[Array, "*B"]  # number of objects with a box in the thoughts
     placed: Int[Array, "*B"]  # those of them that are named with an image that exists
+    told: dict[str, Float[Array, "*B"]] = {}  # noqa: RUF012 — rewards over texts, by name
 
 
 class Targets(NamedTuple):
@@ -231,10 +233,16 @@ def check_names(names: Iterable[str]) -> None:
     """
     known = named_rewards(RewardOptions())
     for name in names:
+        if own_rewards.is_of_texts(name) and name.count(":") < 2:
+            raise ConfigError(
+                f"rewards: {name!r} names no function; write text:path/to/file.py:function or "
+                "text:module:function"
+            )
         if name.removesuffix(_IF_FORMAT) not in known and ":" not in name:
             raise ConfigError(
                 f"rewards: {name!r} is none of {', '.join(known)}, each also with {_IF_FORMAT} at "
-                "its end, and no path/to/file.py:function or module:function"
+                "its end, and no path/to/file.py:function or module:function, with text: before "
+                "it if it reads texts"
             )
 
 
@@ -260,6 +268,8 @@ def resolve(
     def find(name: str) -> Reward:
         if name in known:
             return known[name]
+        if own_rewards.is_of_texts(name):
+            return lambda answers, targets: answers.told[name]
         if (plain := name.removesuffix(_IF_FORMAT)) in known:
             return _if_format(known[plain])
         return own_rewards.load(name)
@@ -279,15 +289,19 @@ def total(
     return functools.reduce(operator.add, weighted), parts
 
 
-def nothing_said(batch: tuple[int, ...], size: int) -> tuple[Answers, Targets]:
+def nothing_said(
+    batch: tuple[int, ...], size: int, names: Iterable[str] = ()
+) -> tuple[Answers, Targets]:
     """Returns the arrays of completions without an answer, to questions without a target.
 
     Args:
       batch: the batch shape.
       size: number of boxes in the arrays, A.
+      names: of rewards; those over texts are 0.
     """
     no_boxes = jnp.zeros((*batch, size, 4))
     no_images, none_valid = jnp.zeros((*batch, size), jnp.int32), jnp.zeros((*batch, size), bool)
     objects, none = (no_boxes, no_images, none_valid), jnp.zeros(batch, jnp.int32)
-    answers = Answers(*objects, jnp.zeros(batch, bool), none, none, none, none)
+    told = {name: jnp.zeros(batch) for name in names if own_rewards.is_of_texts(name)}
+    answers = Answers(*objects, jnp.zeros(batch, bool), none, none, none, none, told)
     return answers, Targets(*objects)

@@ -162,7 +162,7 @@ def grpo(settings: "s.GrpoSettings") -> None:
             f"grpo.importance_cap={settings.importance_cap:g} would lower all weights, which are "
             "about 1; give 1 or more, such as 2.0, or 0 for none"
         )
-    names = ("tau_positive", "tau_negative", "kl_clamp", "top_p")
+    names = ("tau_positive", "tau_negative", "kl_clamp", "top_p", "text_reward_seconds")
     above(0, {f"grpo.{name}": getattr(settings, name) for name in names})
     if settings.dual_clip:
         above(1, {"grpo.dual_clip": settings.dual_clip})
@@ -207,6 +207,11 @@ def _rewards(settings: "s.GrpoSettings") -> None:
     for name, weight in settings.rewards.items():
         if not math.isfinite(weight):
             raise ConfigError(f"grpo.rewards: the weight of {name!r}, {weight}, must be finite")
+    if not any(settings.rewards.values()):
+        raise ConfigError(
+            f"grpo.rewards: all weights are 0 ({', '.join(settings.rewards)}), so nothing would be "
+            "learned; give one another weight"
+        )
     fractions({"grpo.overlong_buffer": settings.overlong_buffer})
     above(0, {"grpo.overlong_buffer": settings.overlong_buffer})
     bounds = settings.iou_thresholds

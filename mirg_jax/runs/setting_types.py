@@ -55,6 +55,7 @@ _NEWER = (
     "grpo.max_rounds",
     "grpo.order",
     "grpo.mini_batches",
+    "grpo.text_reward_seconds",
 )
 
 

@@ -22,7 +22,7 @@ from mirg_jax.files import places
 from mirg_jax.models.config import ModelConfig
 from mirg_jax.models.layers import Precision
 from mirg_jax.models.lora import Lora
-from mirg_jax.rl import rewards
+from mirg_jax.rl import own_rewards, rewards
 from mirg_jax.rl.objective import Bounds
 from mirg_jax.rl.rewards import RewardOptions
 from mirg_jax.runs import checks, loading, run_folder, setting_types, tokenizer, wandb_run
@@ -187,6 +187,7 @@ class GrpoSettings:
     mini_batches: int = 1
     int8_sampling: bool = False
     importance_cap: float = 0.0
+    text_reward_seconds: float = 60.0
 
     def __post_init__(self):
         checks.grpo(self)
@@ -385,10 +386,26 @@ def read_for_training(config: ConfigDict, stage: Stage) -> Settings:
         raise ConfigError("data.train_json is not set: give the path of the training data")
     wandb_run.check(settings.wandb)
     if settings.grpo:
-        rewards.resolve(settings.grpo.rewards)  # a user's own functions are loaded
+        check_rewards(settings.grpo)
     if settings.evaluation.every and not settings.evaluation.benchmark:
         raise ConfigError("evaluation.every is set, but evaluation.benchmark is not: give its path")
     return settings
+
+
+def check_rewards(grpo: GrpoSettings) -> None:
+    """Checks what only training needs: a user's own rewards are loaded.
+
+    Raises:
+      ConfigError: if one can't be loaded, or the KL penalty has no effect.
+    """
+    rewards.resolve(grpo.rewards)
+    for name in filter(own_rewards.is_of_texts, grpo.rewards):
+        own_rewards.load_function(name)
+    if grpo.kl == "k1" and grpo.beta:
+        raise ConfigError(
+            "grpo.kl='k1': its gradient is 0 on average, so that the penalty would hold nothing "
+            "back; give 'k3', 'k2' or 'exact', or grpo.beta=0"
+        )
 
 
 def of_model(source: str | places.Place) -> ConfigDict:

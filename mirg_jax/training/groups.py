@@ -51,6 +51,8 @@ def rows(
             "targets": [[target.image, *target.box] for target in example.targets],
             "completions": sorted(completions, key=lambda c: -c["reward"]),
         }
+        if example.direct is not None:
+            row["direct"] = example.direct
         if used is not None:
             row["used"] = bool(used[i])
         found.append(row)

@@ -6,15 +6,19 @@ groups in `selecting.py`; this file is the training loop.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float, Int
 
 from mirg_jax import sharding
 from mirg_jax.data.answers import answer_arrays, target_arrays
+from mirg_jax.data.examples import Example
+from mirg_jax.data.text_rewards import TextRewards, not_finite
+from mirg_jax.errors import RewardError
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare
 from mirg_jax.models import lora
@@ -23,6 +27,7 @@ from mirg_jax.rl.selection import reward_spread
 from mirg_jax.runs.settings import GrpoSettings, Settings
 from mirg_jax.runs.train_state import TrainState, split_trainable
 from mirg_jax.sampling.tokens import decode, forbidden_ids
+from mirg_jax.sharding import processes
 from mirg_jax.sharding.memory import with_resident
 from mirg_jax.training import groups, rollouts, usable, watching
 from mirg_jax.training.grpo_programs import (
@@ -81,6 +86,7 @@ class Trainer:
         policy = PolicyOptions(run.graph, forbidden, settings.grpo, settings.logprob_chunk)
         self._rollouts = Rollouts(run, forbidden, self.copies)
         self._judge = make_judge(settings.grpo, run.mesh)
+        self._read = TextRewards(self.grpo.rewards, self.grpo.text_reward_seconds)
         self.selector = Selector(settings, run.mesh)
         self._leave_out = jax.jit(rollouts.leave_out, out_shardings=sharding.by_rows(run.mesh))
         self._gradients = make_gradients(run.layout, policy)
@@ -119,6 +125,9 @@ class Trainer:
         Returns:
           The groups; None if the run is to end first, between two rounds. The step then counts as
           not begun.
+
+        Raises:
+          RewardError: in all processes, if a reward fails or isn't finite.
         """
         pool = self._round(loop, state, batches)
         while self.selector.wants_more(batches.step, pool):
@@ -134,7 +143,7 @@ class Trainer:
             return self._sample_and_judge(loop, state, batches)
 
     def _sample_and_judge(self, loop: Loop, state: TrainState, batches: StepBatches) -> Pool:
-        calls, facts, examples, texts = [], [], [], []
+        calls, facts, examples, texts, problem = [], [], [], [], ""
         sampled = self._rollouts.sample(state, batches)
         for _ in batches.parts:
             with loop.phase("rollout"):
@@ -145,7 +154,10 @@ class Trainer:
             with loop.phase("reward"):
                 said = self._decode(tokens, mask)
                 size = self.grpo.max_objects
-                answers = answer_arrays(said, found.examples, mask.sum(-1), size)
+                lengths = mask.sum(-1)
+                answers = answer_arrays(said, found.examples, lengths, size)
+                answers = answers._replace(told=self._read(said, found.examples, lengths))
+                problem = problem or self._read.problem
                 targets = target_arrays(found.examples, self.grpo.group, size)
                 judgement = self._judge(*sharding.place_rows((answers, targets), self.mesh))
             rollout = found.rollout
@@ -164,6 +176,7 @@ class Trainer:
         known = Facts(*map(np.concatenate, zip(*facts, strict=True)))
         first = batches.round * len(batches.tasks)
         joined = {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]}
+        self._check_finite(joined, examples, problem)
         return Pool(
             calls,
             examples,
@@ -176,6 +189,36 @@ class Trainer:
             batches.tokens,
             batches.forward,
         )
+
+    def _check_finite(
+        self,
+        rewards: Mapping[str, Float[np.ndarray, "B G"]],
+        examples: Sequence[Example],
+        problem: str,
+    ) -> None:
+        """Raises RewardError in all processes, unless all rewards are finite.
+
+        Args:
+          rewards: by name, of the prompts of all processes.
+          examples: those of this process.
+          problem: what this process knows of it.
+        """
+        if all(np.isfinite(values).all() for values in rewards.values()):
+            return
+        rows = self._own_rows(len(rewards["reward"]))
+        for name, values in sorted(rewards.items(), key=lambda item: item[0] == "reward"):
+            bad = np.argwhere(~np.isfinite(values[rows]))
+            if len(bad) and not problem:
+                (row, one) = bad[0]
+                problem = not_finite(name, float(values[rows][row, one]), examples[row])
+        with jax.transfer_guard("allow"):
+            raise RewardError(next(filter(None, processes.gather(problem))))
+
+    def _own_rows(self, count: int) -> Int[np.ndarray, " b"]:
+        """Returns which of `count` prompts, in the order of the calls' rows, this process has."""
+        per_call = self.run.settings.sampled_prompts
+        mine = sharding.local_row_numbers(per_call, self.mesh)
+        return (np.arange(count // per_call)[:, None] * per_call + mine).reshape(-1)
 
     def refer(self, loop: Loop, state: TrainState, chosen: Chosen) -> None:
         """Adds what an update needs to the experiences: of the reference policy, and of π_old."""
@@ -229,10 +272,7 @@ class Trainer:
         every = self.grpo.log_groups_every
         if not (every and step % every == 0 and self.run.is_first):
             return
-        per_call = self.run.settings.sampled_prompts
-        mine = sharding.local_row_numbers(per_call, self.mesh)
-        calls = np.arange(len(chosen.used) // per_call)
-        rows = (calls[:, None] * per_call + mine).reshape(-1)
+        rows = self._own_rows(len(chosen.used))
         values = {name: reward[rows] for name, reward in pool.rewards.items()}
         values["advantage"] = chosen.advantages
         used = chosen.used[rows] if self.grpo.selects else None
@@ -268,11 +308,15 @@ def train(settings: Settings, workdir: Place) -> None:
         run = trainer.run
         loop = Loop(run, "grpo", resident=trainer.copies)
         prompts = settings.sampled_prompts // run.share.count
-        state = run.state
+        state, failure = run.state, ""
 
         divide = functools.partial(rollouts.divide, size=prompts)
         for batches in loop.steps(divide):
-            pool = trainer.sample(loop, state, batches)
+            try:
+                pool = trainer.sample(loop, state, batches)
+            except RewardError as error:  # what was learned before is saved
+                failure = f"step {batches.step + 1}: {error}"
+                break
             if pool is None:
                 break
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
@@ -294,4 +338,4 @@ def train(settings: Settings, workdir: Place) -> None:
             )
 
         skipped = int(jax.device_get(state.skipped))
-        loop.finish(state, idle=trainer.selector.why_idle(skipped))
+        loop.finish(state, failure=failure or trainer.selector.why_idle(skipped))

@@ -128,7 +128,8 @@ def loss(
         kl = objective.kl_estimate(logprobs, experience.reference, grpo.kl, grpo.kl_clamp)
 
     def mean(values, kind):
-        return objective.reduce_tokens(values, rollout.mask, kind, **totals._asdict())
+        counts = {**totals._asdict(), "longest": grpo.max_tokens}
+        return objective.reduce_tokens(values, rollout.mask, kind, **counts)
 
     value = mean(weights * policy.loss + grpo.beta * kl, grpo.normalisation)
     told = [kl, jnp.abs(logprobs - rollout.logprobs), policy.clipped.astype(jnp.float32)]
@@ -196,7 +197,8 @@ def make_judge(grpo: GrpoSettings, mesh: Mesh) -> Callable[[Answers, Targets], J
         if scale == "gdpo":
             weights = {name: weight for name, (_, weight) in functions.items()}
             advantages = adv.decoupled_advantages(parts, weights, epsilon=epsilon)
-            equal = jnp.all(jnp.stack([adv.zero_spread(part) for part in parts.values()]), axis=0)
+            counted = [adv.zero_spread(parts[name]) for name, weight in weights.items() if weight]
+            equal = jnp.all(jnp.stack(counted), axis=0)
         else:
             within = "none" if scale in adv.OVER_STEP else scale
             advantages = adv.group_advantages(reward, scale=within, epsilon=epsilon)
@@ -206,7 +208,8 @@ def make_judge(grpo: GrpoSettings, mesh: Mesh) -> Callable[[Answers, Targets], J
         return Judgement({"reward": reward, **parts}, advantages, difficulty, equal)
 
     # A reward of a user's own that fails does so now, and not after the first completions.
-    jax.eval_shape(lambda: judge(*rewards.nothing_said((1, grpo.group), grpo.max_objects)))
+    few = (2, grpo.group), grpo.max_objects, functions
+    jax.eval_shape(lambda: judge(*rewards.nothing_said(*few)))
     return jax.jit(judge, out_shardings=Judgement(replicated, rows, rows, replicated))
 
 

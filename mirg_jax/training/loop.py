@@ -149,6 +149,7 @@ class Loop:
         self._read = self._positions = positions([0] * run.share.count)
         self._ahead: Ahead[LaidOut] | None = None
         self._bad_in_a_row = 0
+        self._skipped = int(jax.device_get(run.state.skipped))
 
     def steps(self, divide: Divide) -> Iterator[StepBatches]:
         """Yields the batches of each step until the run ends.
@@ -331,7 +332,8 @@ class Loop:
         if self._held_out.due(self._step):
             with self.phase("evaluate"):
                 scores = self._held_out.evaluate(self._step, state)
-        updates = before * run.settings.updates_per_step - outcome.skipped
+        updates = before * run.settings.updates_per_step - self._skipped
+        self._skipped = outcome.skipped
         self.metrics.write(
             self._step,
             {
@@ -356,16 +358,16 @@ class Loop:
                 self._saved_at = time.monotonic()
         return state
 
-    def finish(self, state: TrainState, idle: str = "") -> None:
+    def finish(self, state: TrainState, failure: str = "") -> None:
         """Saves the state and waits until it is on disk.
 
         Args:
           state: the training state.
-          idle: why the whole run has learned nothing; "" if it has learned something.
+          failure: why the run can't go on, or has learned nothing; "" if it is as it should be.
 
         Raises:
           UserError: if the run stopped after too many non-finite updates in a row, or because
-            metrics could not be written, or has come to its end and learned nothing.
+            metrics could not be written, or for `failure`.
           SystemExit: if it stopped by a signal: status 143 for SIGTERM, 130 for SIGINT.
         """
         step, checkpoints = self._step, self._run.checkpoints
@@ -388,8 +390,8 @@ class Loop:
             )
         if problem := self._problem or max(each["problem"] for each in found):
             raise SaveError(f"stopped after step {step}, which is saved: {problem}")
-        if idle and not number:
-            raise UserError(idle)
+        if failure and not number:
+            raise UserError(failure)
         if processes.is_first():
             say(self._ending(number))
         if number:  # also after the last step: what runs several stages must not begin the next

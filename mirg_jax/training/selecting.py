@@ -203,8 +203,8 @@ class Selector:
         sampled = f" in {rounds} rounds of sampling" if rounds > 1 else ""
         say(
             f"step {step + 1}: no group's rewards spread by more than grpo.gate="
-            f"{self.bound(step):g}{sampled}, so nothing is learned from it; lower the gate if "
-            "used_fraction stays at 0"
+            f"{self.bound(step):g}{sampled}, so nothing is learned from it; if used_fraction stays "
+            "at 0, lower the gate or see in groups/ whether the rewards tell completions apart"
         )
 
     def why_idle(self, skipped: int) -> str:
@@ -214,13 +214,18 @@ class Selector:
           skipped: number of updates skipped in the whole run.
         """
         run = self._settings
-        if self._learned or skipped < run.num_steps * run.updates_per_step or not self._grpo.gate:
+        if (
+            self._learned
+            or not run.num_steps
+            or skipped < run.num_steps * run.updates_per_step
+            or not self._grpo.gate
+        ):
             return ""
         gate = ",".join(f"{bound:g}" for bound in self._grpo.gate)
         return (
             f"nothing was learned in {run.num_steps} steps: no group's rewards spread by more than "
-            f"grpo.gate={gate}; lower it, or see in groups/ whether the rewards tell completions "
-            "apart"
+            f"grpo.gate={gate}; lower it if it isn't 0, or see in groups/ whether the rewards tell "
+            "completions apart"
         )
 
     def wants_more(self, step: int, pool: Pool) -> bool:

@@ -13,6 +13,7 @@ from mirg_jax.errors import DataError
 from mirg_jax.files.streams import say
 from mirg_jax.grounding.boxes import iou
 from mirg_jax.grounding.grammar import parse_response
+from mirg_jax.rl import own_rewards
 from mirg_jax.runs.settings import DataSettings, Settings
 
 _HIT = 0.5  # IoU, as in evaluations
@@ -43,11 +44,16 @@ def read(settings: Settings, refuse: Callable[[Example], str]) -> Rows:
       DataError: if the file or its ratings can't be used.
     """
     data, line = settings.data, ""
-    examples, bad_rows = read_examples(data.train_json)
+    examples, bad_rows = read_examples(data.train_json, columns=_reads_columns(settings))
     if data.ratings:
         examples, line = ratings.choose(examples, data.ratings, data.difficulty, data.gain)
     kept, refused = split(forms.ask(examples, data.direct, settings.seed), refuse)
     return Rows(kept, bad_rows + refused, line)
+
+
+def _reads_columns(settings: Settings) -> bool:
+    """Whether a reward over texts may ask for columns of the rows."""
+    return settings.grpo is not None and any(map(own_rewards.is_of_texts, settings.grpo.rewards))
 
 
 def refusal(settings: Settings) -> Callable[[Example], str]:

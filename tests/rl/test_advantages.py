@@ -80,7 +80,7 @@ def test_advantages_of_a_step_in_parts_are_those_of_the_whole(scale, weighted):
 
     def judged(*bounds):
         rows = [slice(*bound) for bound in bounds]
-        found = [judge(*(type(x)(*(y[at] for y in x)) for x in given)) for at in rows]
+        found = [judge(*jax.tree.map(lambda x, at=at: x[at], given)) for at in rows]
         done = complete(found) if complete else [part.advantages for part in found]
         assert [len(part) for part in done] == [b - a for a, b in bounds]
         return found, np.concatenate(done)
@@ -101,7 +101,7 @@ def test_groups_that_are_not_used_count_in_no_statistics(scale):
     grpo = options(advantage_scale=scale)
     judge, complete = make_judge(grpo, mesh), make_step_scaling(grpo, mesh)
     whole, used = drawn(6), np.array([0, 1, 1, 0, 1, 1], bool)
-    some = [type(each)(*(field[used] for field in each)) for each in whole]
+    some = jax.tree.map(lambda x: x[used], whole)
     (found,) = complete([judge(*whole)], used)
     (wanted,) = complete([judge(*some)])
     np.testing.assert_allclose(np.asarray(found)[used], wanted, rtol=1e-5, atol=1e-6)

@@ -70,17 +70,18 @@ def test_normalisations_match_float64_and_add_up_over_micro_batches(kind):
     expected = {
         "sequence": (kept.sum(-1) / mask.sum(-1)).mean(),
         "token": kept.sum() / mask.sum(),
-        "constant": kept.sum() / kept.size,
+        "constant": kept.sum() / (12 * 9),
     }[kind]
-    totals = {"sequences": 12.0, "tokens": float(mask.sum())}
+    totals = {"sequences": 12.0, "tokens": float(mask.sum()), "longest": 9}
 
-    def share(rows):
-        return float(
-            objective.reduce_tokens(jnp.array(values[rows]), jnp.array(mask[rows]), kind, **totals)
-        )
+    def share(rows, padding=0):
+        given = (np.pad(each[rows], ((0, 0), (0, 0), (0, padding))) for each in (values, mask))
+        return float(objective.reduce_tokens(*map(jnp.array, given), kind, **totals))
 
     assert share(slice(None)) == pytest.approx(expected, abs=1e-6)
-    assert share(slice(0, 1)) + share(slice(1, 4)) == pytest.approx(expected, abs=1e-6)
+    for padding in (0, 2):  # micro-batches are padded to lengths of their own
+        apart = share(slice(0, 1)) + share(slice(1, 4), padding)
+        assert apart == pytest.approx(expected, abs=1e-6)
 
 
 def test_clipped_objective_matches_float64():
@@ -131,6 +132,7 @@ def test_gradient_of_a_toy_policy_is_the_hand_written_one():
             "sequence",
             sequences=8.0,
             tokens=8.0,
+            longest=1,
         )
 
     np.testing.assert_allclose(np.asarray(jax.grad(loss)(jnp.array(theta))), expected, atol=2e-6)
@@ -142,7 +144,7 @@ def test_gradient_of_a_toy_policy_is_the_hand_written_one():
         lambda: group_advantages(jnp.ones((1, 2)), scale="no"),
         lambda: objective.kl_estimate(jnp.ones(1), jnp.ones(1), "k9"),
         lambda: objective.reduce_tokens(
-            jnp.ones((1, 1, 1)), jnp.ones((1, 1, 1), bool), "no", sequences=1.0, tokens=1.0
+            jnp.ones((1, 1, 1)), jnp.ones((1, 1, 1), bool), "no", sequences=1, tokens=1, longest=1
         ),
     ],
 )

@@ -100,7 +100,9 @@ def test_on_the_policy_that_sampled_all_gradients_are_those_of_log_pi():
 
     def loss(new, name):
         values = OBJECTIVES[name](new, old, advantage, mask, BOUNDS).loss
-        return objective.reduce_tokens(values, mask, "sequence", sequences=6.0, tokens=1.0)
+        return objective.reduce_tokens(
+            values, mask, "sequence", sequences=6.0, tokens=1.0, longest=9
+        )
 
     found = jax.jit(lambda new: {name: jax.grad(loss)(new, name) for name in OBJECTIVES})(old)
     wanted = -advantage[..., None] * mask / np.maximum(mask.sum(-1, keepdims=True), 1) / 6
@@ -118,7 +120,7 @@ COMBINATIONS = [
 @jax.jit
 def all_losses(new, old, reference, advantage, mask):
     """Loss and gradient of every objective with every normalisation and every KL estimator."""
-    totals = {"sequences": 6.0, "tokens": jnp.maximum(mask.sum(), 1.0)}
+    totals = {"sequences": 6.0, "tokens": jnp.maximum(mask.sum(), 1.0), "longest": 9}
 
     def loss(new, name, bounds, kind, kl):
         values = OBJECTIVES[name](new, old, advantage, mask, bounds).loss

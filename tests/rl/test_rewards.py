@@ -197,9 +197,7 @@ def test_batched_equals_single():
     targets = Targets(*map(jnp.array, (boxes[:, ::-1], images[:, ::-1], valid[:, ::-1])))
     together = object_reward(answers, targets)
     for i, j in np.ndindex(3, 5):
-        one = object_reward(
-            Answers(*(x[i, j] for x in answers)), Targets(*(x[i, j] for x in targets))
-        )
+        one = object_reward(*jax.tree.map(lambda x, at=(i, j): x[at], (answers, targets)))
         assert float(one) == pytest.approx(float(together[i, j]), abs=1e-6)
 
 

@@ -178,7 +178,7 @@ def test_padding_behind_the_longest_completion_is_cut():
     [
         {"grpo.kl": "exact", "data.direct": 0.5},
         {
-            "grpo.kl": "k1",
+            "grpo.kl": "k2",
             "grpo.normalisation": "token",
             "grpo.advantage_scale": "gdpo",
             "grpo.objective": "cispo",
