@@ -180,12 +180,15 @@ def seeds(flag: flags.FlagHolder) -> list[int]:
     """Returns the values of a list flag as random seeds.
 
     Raises:
-      ConfigError: if one isn't an integer of 0 or more.
+      ConfigError: if one isn't an integer of 0 or more, or is there twice.
     """
+    given = f"--{flag.name}={','.join(flag.value)}"
     if not flag.value or not all(value.strip().isdecimal() for value in flag.value):
-        given = f"--{flag.name}={','.join(flag.value)}"
         raise ConfigError(f"{given}: give integers of 0 or more, separated by commas")
-    return [int(value) for value in flag.value]
+    found = [int(value) for value in flag.value]
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{given}: give each seed once")
+    return found
 
 
 def output_file(flag: flags.FlagHolder) -> pathlib.Path:

@@ -79,6 +79,21 @@ def test_a_signal_may_end_the_process_in_order(send, capsys):
     assert "SIGTERM: ending; a second one ends at once" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_comes_while_memory_is_freed_is_not_lost():
+    """Python swallows what is raised there."""
+
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left, Signals("ending", leave=True) as signals:
+        signals.leave_if_received()
+        Freed()
+        signals.leave_if_received()
+    assert left.value.code == 128 + signal.SIGTERM
+
+
 def test_a_second_signal_ends_a_process_that_cannot_act_on_it():
     code = """
 import hashlib, os, signal, threading

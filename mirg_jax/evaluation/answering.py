@@ -84,7 +84,7 @@ def collect(
             stack.callback(lambda: kept.write_rejected(left_out(rejected)))
         first_plan, *_ = processes.gather(plan)
         responses, missing = _Plan(*first_plan)
-        with processes.Signals("ending; the answers so far are kept", leave=True):
+        with processes.Signals("ending; the answers so far are kept", leave=True) as signals:
             for index, response, error in answers(missing):
                 if response is None:
                     rejected[index] = str(error)
@@ -92,6 +92,7 @@ def collect(
                     responses[index] = response
                     if kept:
                         kept.add(index, response, images=images.of(about[index]))
+                signals.leave_if_received()
     return Answers(responses, rejected)
 
 

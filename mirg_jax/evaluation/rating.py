@@ -140,9 +140,11 @@ def _read(path: str, direct: bool) -> tuple[list[Example], list[Rejected]]:
 def _say_left_out(path: str, rows: Sequence[Rejected], output_dir: Place) -> None:
     """Says in a line how many rows have no rating, and why the first has none."""
     if rows:
+        source = f"{rows[0].source}: "  # which some reasons begin with
         say(
             f"{path}: {len(rows)} rows can't be rated and are left out; the first: "
-            f"{rows[0].source}: {rows[0].reason}; all are in {output_dir / 'rejected.jsonl'}"
+            f"{source}{rows[0].reason.removeprefix(source)}; all are in "
+            f"{output_dir / 'rejected.jsonl'}"
         )
 
 

@@ -109,6 +109,8 @@ def read_rows(config: ConfigDict) -> tuple[TableRow, ...]:
       ConfigError: for rows that can't be run.
     """
     rows: list[TableRow] = []
+    if not config.order or len(set(config.order)) < len(config.order):
+        raise ConfigError(f"order={tuple(config.order)}: name at least one row, and none twice")
     for name in config.order:
         if name not in config.rows:
             raise ConfigError(f"order: there is no row {name!r}: {', '.join(config.rows)}")
@@ -122,7 +124,11 @@ def read_rows(config: ConfigDict) -> tuple[TableRow, ...]:
         if row.annotator not in config.annotators:
             raise ConfigError(f"rows.{name}.annotator={row.annotator!r} is none of annotators")
         recipe = _changed(config.recipes[row.recipe], row.changes, f"rows.{name}.changes")
-        settings.read(recipe)
+        try:
+            if grpo := settings.read(recipe).grpo:
+                settings.check_rewards(grpo)
+        except ConfigError as error:
+            raise ConfigError(f"rows.{name}: {error}") from None
         paper = tuple(row.paper)
         how = row.data, row.annotator, row.start, row.against
         rows.append(TableRow(name, row.title, paper, recipe, *how))

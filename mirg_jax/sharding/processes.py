@@ -226,6 +226,15 @@ class Signals:
         if self._leave:
             raise SystemExit(128 + number)
 
+    def leave_if_received(self) -> None:
+        """Ends the process if a signal has come, for work in turns.
+
+        Python swallows the handler's own exit if the signal comes in a callback of its memory
+        management, such as that of a weak reference.
+        """
+        if self.received:
+            raise SystemExit(128 + self.received)
+
     def _restore(self):
         for number, handler in self._before.items():
             signal.signal(number, handler)

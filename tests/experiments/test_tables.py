@@ -58,8 +58,16 @@ def test_what_cannot_be_run_is_said_before_anything_is():
     config.order = ("grounded_rl",)
     with pytest.raises(ConfigError, match="'grounded' is no row before it"):
         rows.read(config)
+    for order in ((), ("base", "base")):
+        config.order = order
+        with pytest.raises(ConfigError, match="name at least one row, and none twice"):
+            rows.read(config)
     config.order = ("base", "mine")
     with pytest.raises(ConfigError, match="no row 'mine'"):
+        rows.read(config)
+    config.order = ("base", "rl")
+    config.rows.rl.changes = {"grpo": {"more_rewards": ("none.py:f",)}}
+    with pytest.raises(ConfigError, match=r"^rows.rl: rewards: 'none.py:f': there is no file"):
         rows.read(config)
     config.order = ("base",)
     config.rows.base.changes = {"no_such_field": 1}
@@ -282,6 +290,8 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
 def test_table_as_a_user_runs_it(tmp_path, refusal):
     recipe, folder = f"--config={REPOSITORY}/configs/table_3.py", f"--workdir={tmp_path}"
     assert "--seeds=x: give integers" in refusal("table", f"{recipe}:tiny", folder, "--seeds=x")
+    twice = refusal("table", f"{recipe}:tiny", folder, "--seeds=1,1")
+    assert "--seeds=1,1: give each seed once" in twice
     line = refusal("table", f"{recipe}:qwen2_vl_7b", folder)
     assert "is not set" in line and "\n" not in line
 
