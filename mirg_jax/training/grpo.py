@@ -86,7 +86,7 @@ class Trainer:
         policy = PolicyOptions(run.graph, forbidden, settings.grpo, settings.logprob_chunk)
         self._rollouts = Rollouts(run, forbidden, self.copies)
         self._judge = make_judge(settings.grpo, run.mesh)
-        self._read = TextRewards(self.grpo.rewards, self.grpo.text_reward_seconds)
+        self._text_rewards = TextRewards(self.grpo.rewards, self.grpo.text_reward_seconds)
         self.selector = Selector(settings, run.mesh)
         self._leave_out = jax.jit(rollouts.leave_out, out_shardings=sharding.by_rows(run.mesh))
         self._gradients = make_gradients(run.layout, policy)
@@ -156,8 +156,8 @@ class Trainer:
                 size = self.grpo.max_objects
                 lengths = mask.sum(-1)
                 answers = answer_arrays(said, found.examples, lengths, size)
-                answers = answers._replace(told=self._read(said, found.examples, lengths))
-                problem = problem or self._read.problem
+                answers = answers._replace(told=self._text_rewards(said, found.examples, lengths))
+                problem = problem or self._text_rewards.problem
                 targets = target_arrays(found.examples, self.grpo.group, size)
                 judgement = self._judge(*sharding.place_rows((answers, targets), self.mesh))
             rollout = found.rollout

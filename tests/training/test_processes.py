@@ -15,6 +15,7 @@ import together
 
 from mirg_jax import sharding
 from mirg_jax.errors import ConfigError
+from mirg_jax.runs import run_folder
 from mirg_jax.sharding import processes
 
 
@@ -163,6 +164,23 @@ def test_two_processes_take_statistics_over_the_whole_step(tiny_model, scenes, t
     expected = together.scalars(tmp_path / "1")
     assert all(row["grad_norm"] > 1e-3 for row in expected)
     same_numbers(tmp_path / "2", expected)
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_a_reward_that_fails_in_one(tiny_model, scenes, tmp_path):
+    more = {"grpo.more_rewards": "('text:together:few_tokens_but_of',)"}
+    flags = together.recipe("grpo", tiny_model, scenes, num_steps=4, **more)
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        ends = together.finish(
+            together.launch("train_grpo", *flags, f"--workdir={workdir}", count=count), timeout=300
+        )
+        assert [status for status, _ in ends] == [2] * count, ends
+        last = ends[0][1].splitlines()[-1]
+        assert "few_tokens_but_of' fails for a completion of rl.json row 3 with LookupE" in last
+    expected = together.scalars(tmp_path / "1")
+    same_numbers(tmp_path / "2", expected)
+    assert run_folder.find_run(tmp_path / "2").step == len(expected)
 
 
 @pytest.mark.slow
