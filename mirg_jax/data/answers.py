@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from mirg_jax.data.examples import Example
 from mirg_jax.grounding.boxes import GRID
-from mirg_jax.grounding.grammar import parse_response
+from mirg_jax.grounding.grammar import Response, parse_response
 from mirg_jax.rl.rewards import Answers, Targets, gated_object_reward
 
 _AT_ONCE = 4096  # texts whose rewards are computed together
@@ -42,6 +42,14 @@ def why_unusable(example: Example, size: int) -> str:
     return ""
 
 
+def parse(texts: Sequence[str], examples: Sequence[Example]) -> list[Response]:
+    """Parses completions, each with the example that it answers."""
+    return [
+        parse_response(text, len(example.images), direct=bool(example.direct))
+        for text, example in zip(texts, examples, strict=True)
+    ]
+
+
 def answer_arrays(
     texts: Sequence[str], examples: Sequence[Example], lengths: Int[np.ndarray, "B G"], size: int
 ) -> Answers:
@@ -55,10 +63,7 @@ def answer_arrays(
     """
     B, G = lengths.shape
     asked = [example for example in examples for _ in range(G)]
-    parsed = [
-        parse_response(text, len(example.images), direct=bool(example.direct))
-        for text, example in zip(texts, asked, strict=True)
-    ]
+    parsed = parse(texts, asked)
     boxes, images, valid = zip(*(_fill(p.objects, size) for p in parsed), strict=True)
     return Answers(
         boxes=np.stack(boxes).reshape(B, G, size, 4),

@@ -1,7 +1,7 @@
 """Rewards of a user's own, by `path/to/file.py:function` or `module:function`.
 
 Those over arrays are computed on the devices, here; those over texts, with "text:" before their
-name, on the host (`data/text_rewards.py`).
+name, on the host (`training/text_rewards.py`).
 """
 
 import importlib

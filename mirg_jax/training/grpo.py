@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from mirg_jax import sharding
 from mirg_jax.data.answers import answer_arrays, target_arrays
 from mirg_jax.data.examples import Example
-from mirg_jax.data.text_rewards import TextRewards, not_finite
 from mirg_jax.errors import RewardError
 from mirg_jax.files.places import Place
 from mirg_jax.files.streams import Spare
@@ -45,6 +44,7 @@ from mirg_jax.training.rollouts import Facts, Rollouts
 from mirg_jax.training.selecting import Call, Chosen, Pool, Selector
 from mirg_jax.training.speed import grpo_operations
 from mirg_jax.training.start import TrainingRun, claimed, start
+from mirg_jax.training.text_rewards import TextRewards, not_finite
 from mirg_jax.types import Scalars
 
 

@@ -1,17 +1,19 @@
 """Rewards of a user's own over texts, computed on the host: "text:path/to/file.py:function"."""
 
-import queue
-import threading
+import functools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from mirg_jax.data.answers import parse
 from mirg_jax.data.examples import Example
 from mirg_jax.errors import RewardError
-from mirg_jax.grounding.grammar import Response, parse_response
+from mirg_jax.grounding.grammar import Response
 from mirg_jax.rl import own_rewards
+from mirg_jax.training.ahead import Ahead
 
 
 class Completion(NamedTuple):
@@ -70,15 +72,8 @@ class TextRewards:
         if not self._rewards:
             return {}
         asked = [example for example in examples for _ in range(lengths.shape[1])]
-        given = [
-            Completion(
-                text,
-                parse_response(text, len(example.images), direct=bool(example.direct)),
-                example,
-                int(length),
-            )
-            for text, example, length in zip(texts, asked, lengths.flat, strict=True)
-        ]
+        columns = texts, parse(texts, asked), asked, lengths.reshape(-1).tolist()
+        given = [Completion(*each) for each in zip(*columns, strict=True)]
         found = {}
         for name, reward in self._rewards.items():
             try:
@@ -94,24 +89,14 @@ def _within(
     seconds: float, name: str, reward: TextReward, given: Sequence[Completion]
 ) -> Float[np.ndarray, " N"]:
     """Calls a reward in a thread, which is left to itself when it takes too long."""
-    results: queue.SimpleQueue = queue.SimpleQueue()
-
-    def work():
-        try:
-            results.put(_values(name, reward, given))
-        except BaseException as error:  # a reward may call sys.exit
-            results.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        found = results.get(timeout=seconds)
-    except queue.Empty:
+    end = time.monotonic() + seconds
+    called = Ahead(functools.partial(_values, name, reward, given))
+    found = called.take(unless=lambda: time.monotonic() > end)
+    if found is None:
         raise RewardError(
             f"rewards: {name!r} took more than {seconds:g} s for {len(given)} completions, from "
             f"{given[0].example.source} on; make it faster or raise grpo.text_reward_seconds"
-        ) from None
-    if isinstance(found, BaseException):
-        raise found
+        )
     return found
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from mirg_jax import defaults
 from mirg_jax.data.examples import read_examples, to_line
-from mirg_jax.data.text_rewards import TextRewards
 from mirg_jax.errors import ConfigError
 from mirg_jax.runs.settings import check_rewards, read
+from mirg_jax.training.text_rewards import TextRewards
 
 BOX = "<|box_start|>(1,2),(30,40)<|box_end|>"
 RIGHT = f"<think>{BOX}</think><answer>Image-2 {BOX}</answer>"
@@ -118,14 +118,12 @@ def test_columns_are_kept_only_where_they_are_asked_for(examples, tmp_path):
         ({"more_rewards": ("text:none.py:f",)}, "'text:none.py:f': there is no file none.py"),
         ({"more_rewards": ("text:test_text_rewards:f",)}, "'f' is not there"),
         ({"text_reward_seconds": 0.0}, "grpo.text_reward_seconds=0.* must be above 0"),
-        ({"rewards": {"format": 0.0}}, "all weights are 0"),
+        ({"rewards": {"format": 0.0, "image": 0.0, "object": 0.0}}, "all weights are 0"),
         ({"kl": "k1"}, "grpo.kl='k1': its gradient is 0 on average"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_loaded(changes, message):
     config = defaults.grpo()
-    with config.unlocked():
-        for name, value in changes.items():
-            config.grpo[name] = value
+    config.grpo.update(changes)
     with pytest.raises(ConfigError, match=message):
         check_rewards(read(config).grpo)
