@@ -30,6 +30,7 @@ _SHOWN = (
     "completion_length",
     "zero_spread_fraction",
     "used_fraction",
+    "below_gate_fraction",
     "logprob_diff",
     "cut_fraction",
     "grad_norm",

@@ -14,6 +14,8 @@ _OF_METRIC = {
     "entropy": "how undecided the model is at each token; near 0 its answers are all alike",
     "reward_spread": "standard deviation of the rewards of a question's answers, on average",
     "used_fraction": "share of the sampled questions that were learned from",
+    "below_gate_fraction": "share of the sampled questions that were left out because the rewards "
+    "of their answers hardly differ",
     "grad_norm": "size of the update's gradient before it is clipped; jumps mean unstable training",
     "reward_format": "share of the answers in the required form",
     "reward_image": "share of the boxes for which the right image is named",

@@ -86,6 +86,7 @@ class Chosen(NamedTuple):
 
     mini_batches: list[MiniBatch]
     used: Bool[np.ndarray, " B"]  # which groups of the pool they are
+    above_gate: Bool[np.ndarray, " B"]  # which groups could have been chosen
     advantages: Float[np.ndarray, "b G"]  # of this process's groups in the pool
 
 
@@ -242,12 +243,15 @@ class Selector:
         """
         grpo, rewards = self._grpo, pool.rewards["reward"]
         used, chosen = np.ones(len(rewards), bool), np.arange(0)
+        above_gate = used
         if grpo.selects:
             order = np.argsort(pool.facts.numbers)
             size = self._settings.batch_size
-            given = rewards[order], pool.spread[order], self.bound(step), size
+            bound = self.bound(step)
+            given = rewards[order], pool.spread[order], bound, size
             chosen = order[selection.choose(*given, order=grpo.order)]
             used = np.isin(np.arange(len(rewards)), chosen)
+            above_gate = np.isin(np.arange(len(rewards)), selection.above(pool.spread, bound))
             self._note(step, len(chosen), pool.rounds)
         advantages = self._advantages(pool, used)
         if grpo.selects:
@@ -256,7 +260,8 @@ class Selector:
         else:
             found = [self._all(pool, advantages)]
         pool.calls.clear()
-        return Chosen(found, used, np.concatenate([*map(sharding.local_rows, advantages)]))
+        own = np.concatenate([*map(sharding.local_rows, advantages)])
+        return Chosen(found, used, above_gate, own)
 
     def _advantages(
         self, pool: Pool, used: Bool[np.ndarray, " B"]

@@ -35,6 +35,7 @@ def scalars(grpo: GrpoSettings, pool: Pool, chosen: Chosen, statistics: Scalars)
     if grpo.selects:
         found |= {
             "used_fraction": chosen.used.mean(),
+            "below_gate_fraction": 1 - chosen.above_gate.mean(),
             "left_over": len(chosen.used) - chosen.used.sum(),
             "rounds": pool.rounds,
         }

@@ -16,9 +16,10 @@ from mirg_jax.errors import UserError
 from mirg_jax.models.flops import Forward
 from mirg_jax.rl.selection import reward_spread
 from mirg_jax.runs.settings import read
+from mirg_jax.training import watching
 from mirg_jax.training.grpo_programs import Judgement
 from mirg_jax.training.rollouts import Facts, Rollouts
-from mirg_jax.training.selecting import Call, Pool, Selector
+from mirg_jax.training.selecting import Call, Chosen, Pool, Selector
 from mirg_jax.types import Images, Rollout, Text
 
 REWARD = "test_selecting:every_other"
@@ -103,7 +104,7 @@ def test_micro_batches_have_the_chosen_rows_whatever_the_sizes_of_their_calls(fr
     with jax.transfer_guard("disallow"):
         chosen = Selector(settings, mesh).choose(0, pool)
     wanted = sorted(np.flatnonzero(kept), key=lambda row: -rewards[row].mean())
-    assert chosen.used.tolist() == kept.tolist()
+    assert chosen.used.tolist() == chosen.above_gate.tolist() == kept.tolist()
     assert [len(part.experiences) for part in chosen.mini_batches] == [1, 1, 1]
     assert not pool.calls
 
@@ -123,6 +124,18 @@ def test_micro_batches_have_the_chosen_rows_whatever_the_sizes_of_their_calls(fr
                 np.testing.assert_array_equal(found[at], given[own, :, : found.shape[2]])
 
 
+def test_what_the_gate_leaves_out_is_told_apart_from_what_the_pool_does(recipe):
+    settings = read(recipe("grpo", **{"grpo.pool": 3, "grpo.gate": (0.1,)}))
+    facts = Facts(np.arange(4), np.ones((4, GROUP)), np.zeros((4, GROUP), bool), np.zeros((4, 1)))
+    spread, tasks = np.array([0.0, 1.0, 1.0, 1.0]), ["diff"] * 4
+    rewards = {"reward": np.ones((4, GROUP))}
+    pool = Pool([], [], [], facts, rewards, spread, spread == 0, tasks, 0, Forward(0, 0))
+    used = np.array([False, True, False, False])
+    found = watching.scalars(settings.grpo, pool, Chosen([], used, spread > 0.1, rewards), {})
+    assert found["below_gate_fraction"] == found["used_fraction"] == 0.25
+    assert found["left_over"] == 3
+
+
 # Runs ---------------------------------------------------------------------------------------------
 
 REWARDED = {"grpo.more_rewards": (REWARD,), "grpo.log_groups_every": 1, "grpo.log_groups": 8}
@@ -134,10 +147,10 @@ def test_a_gate_that_all_groups_pass_changes_nothing(recipe, tmp_path):
     options = {"num_steps": 2, "grpo.more_rewards": ("test_runs:noise",)}
     train(recipe("grpo", **options), tmp_path / "all")
     train(recipe("grpo", **options, **{"grpo.gate": (0.0,)}), tmp_path / "gated")
-    of_choice = {"used_fraction", "left_over", "rounds"}
+    of_choice = {"used_fraction", "left_over", "below_gate_fraction", "rounds"}
     for ours, theirs in zip(scalars(tmp_path / "gated"), scalars(tmp_path / "all"), strict=True):
         assert {k: ours.pop(k) for k in of_choice} == {
-            "used_fraction": 1, "left_over": 0, "rounds": 1
+            "used_fraction": 1, "left_over": 0, "below_gate_fraction": 0, "rounds": 1
         }  # fmt: skip
         assert ours == theirs and ours["grad_norm"] > 1e-3
 
@@ -147,6 +160,7 @@ def test_a_pool_is_gated_ordered_and_resumed(recipe, tmp_path):
     expected = scalars(tmp_path / "whole")
     for row in expected:
         assert row["used_fraction"] == 0.5 and row["left_over"] == 4 and row["skipped"] == 0
+        assert row["below_gate_fraction"] == 0.5
         assert row["grad_norm"] > 1e-3 and row["reward_spread"] == pytest.approx(0.4082, abs=1e-3)
         tasks = {k.partition("/")[2]: v for k, v in row.items() if k.startswith("task_reward/")}
         assert tasks and min(tasks.values()) <= row["reward"] <= max(tasks.values())
