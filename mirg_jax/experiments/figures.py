@@ -10,9 +10,23 @@ from mirg_jax.grounding import tasks
 from mirg_jax.mig_bench import intervals, scoring
 
 Results = dict[str, dict[int, scoring.Scores]]  # by row and seed
+Training = dict[tuple[str, int], dict[str, float]]  # `of_training`, by row and seed
+
+# Of which groups and tokens a row of RL could learn.
+_TRAINING = (
+    "zero_spread_fraction",
+    "below_gate_fraction",
+    "used_fraction",
+    "clip_fraction",
+    "truncated_fraction",
+    "cut_fraction",
+    "logprob_diff",
+)
 
 
-def to_json(title: str, rows: Sequence[TableRow], results: Results) -> dict[str, Any]:
+def to_json(
+    title: str, rows: Sequence[TableRow], results: Results, training: Training | None = None
+) -> dict[str, Any]:
     """Collects each row's figures by seed, and its gain over another row (`base_of`)."""
     found = {}
     for row in rows:
@@ -22,6 +36,9 @@ def to_json(title: str, rows: Sequence[TableRow], results: Results) -> dict[str,
             "paper": list(row.paper),
             "seeds": {str(seed): figures(scores) for seed, scores in by_seed.items()},
         }
+        for seed in by_seed:
+            if learned := (training or {}).get((row.name, seed)):
+                found[row.name]["seeds"][str(seed)]["training"] = learned
         before = base_of(row, rows)
         if before and (paired := by_seed.keys() & results.get(before, {}).keys()):
             gain = gained([(by_seed[seed], results[before][seed]) for seed in sorted(paired)])
@@ -64,6 +81,15 @@ def figures(scores: scoring.Scores) -> dict[str, Any]:
 
 def _bits(values: Iterable[bool | int | None]) -> str:
     return np.packbits([bool(value) for value in values]).tobytes().hex()
+
+
+def of_training(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over a run's steps of the metrics that explain what a row of RL gained."""
+    found = {}
+    for name in _TRAINING:
+        if values := [step[name] for step in steps if step.get(name) is not None]:
+            found[name] = float(np.mean(values))
+    return found
 
 
 def summarise(scores: scoring.Scores) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from mirg_jax.errors import ConfigError
 from mirg_jax.evaluation import evaluate
 from mirg_jax.experiments import records
-from mirg_jax.experiments.figures import Results, to_json
+from mirg_jax.experiments.figures import Results, Training, of_training, to_json
 from mirg_jax.experiments.rows import Table, TableData, TableRow
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench import scoring
-from mirg_jax.runs import devices, loading, run_folder, settings
+from mirg_jax.runs import devices, loading, metrics, run_folder, settings
 from mirg_jax.scenes.scene_tasks import TASKS, write_dataset
 from mirg_jax.training import grpo, sft
 from mirg_jax.trajectories import build
@@ -156,11 +156,15 @@ def run(table: Table, workdir: pathlib.Path, seeds: Iterable[int]) -> Results:
       UserError: for a setting, data set or model that can't be used.
     """
     results: Results = {row.name: {} for row in table.rows}
+    training: Training = {}
     for seed in seeds:
         print(f"\n==== seed {seed} ====", flush=True)
-        for row, scores in run_seed(table, workdir / f"seed_{seed}", seed, Clock()):
+        folder = workdir / f"seed_{seed}"
+        for row, scores in run_seed(table, folder, seed, Clock()):
             results[row.name][seed] = scores
-            text = json.dumps(to_json(table.title, table.rows, results), indent=1)
+            if row.data:
+                training[row.name, seed] = of_training(metrics.read(str(folder / row.name)))
+            text = json.dumps(to_json(table.title, table.rows, results, training), indent=1)
             (workdir / "table.json").write_text(text + "\n")
             # On a CPU each program of jax 0.11 is hundreds of mappings, and Linux allows 65,530.
             jax.clear_caches()

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from bench_rows import rows_of
-from conftest import REPOSITORY
+from conftest import REPOSITORY, scalars
 from PIL import Image
 
 from configs import (
@@ -241,6 +241,16 @@ def test_rows_are_trained_one_from_the_other_and_not_again(recipe, tmp_path, mon
     )
     table = json.loads((tmp_path / "table.json").read_text())
     assert [name for name, row in table["rows"].items() if row["seeds"]] == list(config.order)
+    learned = {
+        name: row["seeds"]["4"].get("training")
+        for name, row in table["rows"].items()
+        if row["seeds"]
+    }
+    steps = scalars(run / "grounded_rl_no_image")
+    assert learned["base"] is learned["grounded"] is None
+    for name in ("zero_spread_fraction", "clip_fraction", "cut_fraction", "logprob_diff"):
+        mean = np.mean([step[name] for step in steps])
+        assert learned["grounded_rl_no_image"][name] == pytest.approx(mean, rel=1e-6), name
 
     def never(*args, **kwargs):
         raise AssertionError("it was done before")
