@@ -211,13 +211,16 @@ def parse_terms(terms: Sequence[str]) -> dict[str, float]:
     """Parses "name=weight" to weights by name; a name alone has a weight of 1.
 
     Raises:
-      ConfigError: if a weight is no number.
+      ConfigError: if a weight is no number, or a name is given twice.
     """
     found = {}
     for term in terms:
         name, equals, weight = term.rpartition("=")
+        name = name if equals else term
+        if name in found:
+            raise ConfigError(f"rewards: {name!r} is given twice; give it once, with its weight")
         try:
-            found[name if equals else term] = float(weight) if equals else 1.0
+            found[name] = float(weight) if equals else 1.0
         except ValueError:
             raise ConfigError(
                 f"rewards: {term!r} has no number behind '='; write name=weight"

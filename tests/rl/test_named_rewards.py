@@ -257,6 +257,7 @@ def test_what_is_wrong_with_a_reward_is_said_in_one_line(name, message, tmp_path
     ("changes", "message"),
     [
         ({"more_rewards": ("image=much",)}, "'image=much' has no number behind '='"),
+        ({"more_rewards": ("length", "length=2")}, "'length' is given twice"),
         ({"more_rewards": ("imgae=1",)}, "'imgae' is none of"),
         ({"more_rewards": ("image=nan",)}, "must be finite"),
         ({"overlong_buffer": 0.0}, "grpo.overlong_buffer=0 must be above 0"),
