@@ -227,7 +227,7 @@ class Signals:
             raise SystemExit(128 + number)
 
     def leave_if_received(self) -> None:
-        """Ends the process if a signal has come, for work in turns.
+        """Ends the process if a signal has come, for work in turns; else the block's end does.
 
         Python swallows the handler's own exit if the signal comes in a callback of its memory
         management, such as that of a weak reference.
@@ -240,11 +240,13 @@ class Signals:
             signal.signal(number, handler)
         self._before = {}
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         self._restore()
         if self._teller:
             self._teller.close()
             self._teller = None
+        if self._leave and kind is None:
+            self.leave_if_received()
 
 
 class _Teller:
