@@ -50,14 +50,18 @@ def test_a_fifth_of_bad_answers_loses_no_question(server, config, tmp_path):
     reasons = " ".join(reason for row in refused for reason in row["reasons"])
     for part in "refused|no choice|cut at|filtered|not a box on|know the".split("|"):
         assert part in reasons
-    # No request was sent again after its answer had arrived. On a busy machine a time limit may end
-    # before the server has seen the request: lost, but not among those it was asked.
+    # No request was sent again after its answer had arrived.
     journal = lines(tmp_path / "out" / "replies.jsonl")
     answered = [row["reply"] for row in journal if "reply" in row]
     assert len(answered) == len(set(answered))
     asked = collections.Counter(key for key, _ in fake.requests())
     lost = collections.Counter(row["lost"] for row in journal if "lost" in row)
-    assert all(1 <= asked[key] <= lost[key] + 1 for key in answered)
+    # On a busy machine the time limit of a request may end before the server has seen it.
+    late = collections.Counter(
+        row["lost"] for row in journal if row.get("reason") == "no answer within 1 s"
+    )
+    assert late  # the server's slow answers
+    assert all(lost[key] + 1 - late[key] <= asked[key] <= lost[key] + 1 for key in answered)
     run(config(fake.url, timeout=1.0), tmp_path / "out", source)
     assert sum(asked.values()) == len(fake.requests())
 
