@@ -18,6 +18,7 @@ from mirg_jax.evaluation import evaluate
 from mirg_jax.experiments import records
 from mirg_jax.experiments.figures import Results, Training, of_training, to_json
 from mirg_jax.experiments.rows import Table, TableData, TableRow
+from mirg_jax.files import lines
 from mirg_jax.files.streams import say
 from mirg_jax.mig_bench import scoring
 from mirg_jax.runs import devices, loading, metrics, run_folder, settings
@@ -162,8 +163,10 @@ def run(table: Table, workdir: pathlib.Path, seeds: Iterable[int]) -> Results:
         folder = workdir / f"seed_{seed}"
         for row, scores in run_seed(table, folder, seed, Clock()):
             results[row.name][seed] = scores
-            if row.data:
-                training[row.name, seed] = of_training(metrics.read(str(folder / row.name)))
+            trained = str(folder / row.name)
+            # The first process writes the metrics, perhaps on a disk of its own.
+            if row.data and lines.exists(metrics.path_in(trained)):
+                training[row.name, seed] = of_training(metrics.read(trained))
             text = json.dumps(to_json(table.title, table.rows, results, training), indent=1)
             (workdir / "table.json").write_text(text + "\n")
             # On a CPU each program of jax 0.11 is hundreds of mappings, and Linux allows 65,530.
